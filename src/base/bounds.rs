@@ -1,0 +1,59 @@
+//! Every bound of the data path, with its reason. A bound that a user may set has its default in `node::config`.
+
+/// Volumes in one group. Handshakes list them all in one 4 KiB frame.
+pub const VOLUMES_MAX: usize = 32;
+
+/// Blocks with payload in one update (128 KiB): small enough that one update never stalls a link or a batch,
+/// large enough that numbering costs nothing on sequential writes. Larger requests become several updates.
+pub const UPDATE_BLOCKS_MAX: usize = 32;
+
+/// Blocks in one `Zero` update (4 MiB); it carries no payload, but each block takes an index entry.
+pub const ZERO_BLOCKS_MAX: usize = 1024;
+
+/// Descriptors in a journal batch: a 4 KiB header less its 256 bytes of fields, by 64 bytes each.
+pub const BATCH_DESCRIPTORS_MAX: usize = 60;
+
+/// Payload blocks in a journal batch (1 MiB): one vectored write stays below the kernel's 1024 segments.
+pub const BATCH_PAYLOAD_BLOCKS_MAX: usize = 256;
+
+/// Blocks of a batch, header included.
+pub const BATCH_BLOCKS_MAX: usize = 1 + BATCH_PAYLOAD_BLOCKS_MAX;
+
+/// Journal batches being written at once: one forms and fills while the disk works on the others.
+pub const BATCHES_IN_FLIGHT_MAX: usize = 8;
+
+/// Slots of the journal disk's page table: batches in flight, recovery and catch-up reads, superblock and flush.
+pub const JOURNAL_IO_SLOTS: usize = 2 * BATCHES_IN_FLIGHT_MAX + 8;
+
+/// Blocks in one volume I/O; the same as an update, so that a read or a destage run is one table slot.
+pub const VOLUME_IO_BLOCKS_MAX: usize = UPDATE_BLOCKS_MAX;
+
+/// Slots of the volume disk's page table: destage writes and host read misses in flight together.
+pub const VOLUME_IO_SLOTS: usize = 512;
+
+/// Updates numbered but not yet settled. At 100k IOPS it covers 160 ms: several flush intervals and round trips.
+pub const WINDOW_UPDATES_MAX: usize = 16_384;
+
+/// Requests one front may have inside the group (its tickets).
+pub const FRONT_TICKETS_MAX: usize = 1024;
+
+/// Fronts (NBD acceptors, in-process load) that one group serves.
+pub const FRONTS_MAX: usize = 4;
+
+/// Updates decoded by the link and not yet taken by the group.
+pub const LINK_INBOUND_SLOTS: usize = 256;
+
+/// Updates read back from the journal for a peer that is catching up, not yet consumed by the link.
+pub const CATCH_UP_SLOTS: usize = 256;
+
+/// Pages a front or a link holds to receive into (8 MiB): a turn's worth at the fastest link measured.
+pub const STAGING_PAGES: usize = 2048;
+
+/// Messages taken from one ring in one turn, so that no edge starves the others.
+pub const TURN_MESSAGES_MAX: usize = 64;
+
+/// Generations kept in a history. Older ones are below every checkpoint that still matters.
+pub const HISTORY_MAX: usize = 64;
+
+/// Bytes in a site's or volume's name.
+pub const NAME_BYTES_MAX: usize = 64;

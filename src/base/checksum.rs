@@ -1,0 +1,26 @@
+//! Block checksums: crc32c (Castagnoli), computed once when a block enters a site and compared wherever it is read.
+
+use crate::base::units::BLOCK_BYTES;
+
+/// A block's crc32c. Zero is kept for "this block reads as zeros", so a real crc of zero is stored as all ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BlockSum(pub u32);
+
+impl BlockSum {
+    /// The block reads as zeros: never written, or zeroed since.
+    pub const ZEROS: BlockSum = BlockSum(0);
+}
+
+/// The checksum of a block with data; a block of zeros may also be given `BlockSum::ZEROS` by who knows it is one.
+pub fn sum_of_block(block: &[u8; BLOCK_BYTES]) -> BlockSum {
+    match crc32c::crc32c(block) {
+        0 => BlockSum(u32::MAX),
+        crc => BlockSum(crc),
+    }
+}
+
+/// The checksum of an update's payload: the crc32c of its blocks' sums (little-endian), so that the one pass over the
+/// data that yields the block sums serves journal, wire and volume alike.
+pub fn sum_of_sums(sums: impl Iterator<Item = BlockSum>) -> u32 {
+    sums.fold(0, |crc, sum| crc32c::crc32c_append(crc, &sum.0.to_le_bytes()))
+}

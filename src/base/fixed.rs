@@ -1,0 +1,179 @@
+//! Containers whose capacity is set at start: nothing here allocates afterwards.
+
+use std::collections::VecDeque;
+
+/// A FIFO that never grows: pushing into a full one is a broken invariant, because admission reserved the place.
+#[derive(Debug)]
+pub struct FixedQueue<T> {
+    items: VecDeque<T>,
+    capacity: usize,
+}
+
+impl<T> FixedQueue<T> {
+    pub fn new(capacity: usize) -> FixedQueue<T> {
+        FixedQueue { items: VecDeque::with_capacity(capacity), capacity }
+    }
+
+    #[track_caller]
+    pub fn push(&mut self, item: T) {
+        assert!(self.items.len() < self.capacity, "a queue of {} is full", self.capacity);
+        self.items.push_back(item);
+    }
+
+    pub fn pop(&mut self) -> Option<T> {
+        self.items.pop_front()
+    }
+
+    pub fn front(&self) -> Option<&T> {
+        self.items.front()
+    }
+
+    pub fn back(&self) -> Option<&T> {
+        self.items.back()
+    }
+
+    pub fn back_mut(&mut self) -> Option<&mut T> {
+        self.items.back_mut()
+    }
+
+    pub fn pop_back(&mut self) -> Option<T> {
+        self.items.pop_back()
+    }
+
+    pub fn get(&self, index: usize) -> Option<&T> {
+        self.items.get(index)
+    }
+
+    pub fn get_mut(&mut self, index: usize) -> Option<&mut T> {
+        self.items.get_mut(index)
+    }
+
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &T> {
+        self.items.iter()
+    }
+
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    pub fn room(&self) -> usize {
+        self.capacity - self.items.len()
+    }
+
+    pub fn clear(&mut self) {
+        self.items.clear();
+    }
+}
+
+/// A set of small integers with a summary level, so that finding the next member skips empty stretches of 4096.
+#[derive(Debug)]
+pub struct Bitmap {
+    words: Box<[u64]>,
+    summary: Box<[u64]>,
+    bits: u64,
+    count: u64,
+}
+
+impl Bitmap {
+    pub fn new(bits: u64) -> Bitmap {
+        let words = bits.div_ceil(64) as usize;
+        Bitmap {
+            words: vec![0; words].into_boxed_slice(),
+            summary: vec![0; words.div_ceil(64)].into_boxed_slice(),
+            bits,
+            count: 0,
+        }
+    }
+
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    pub fn contains(&self, bit: u64) -> bool {
+        assert!(bit < self.bits, "bit {bit} of a bitmap of {}", self.bits);
+        self.words[(bit / 64) as usize] >> (bit % 64) & 1 == 1
+    }
+
+    /// Returns whether the bit was newly set.
+    pub fn insert(&mut self, bit: u64) -> bool {
+        if self.contains(bit) {
+            return false;
+        }
+        let word = (bit / 64) as usize;
+        self.words[word] |= 1 << (bit % 64);
+        self.summary[word / 64] |= 1 << (word % 64);
+        self.count += 1;
+        true
+    }
+
+    /// Returns whether the bit was set before.
+    pub fn remove(&mut self, bit: u64) -> bool {
+        if !self.contains(bit) {
+            return false;
+        }
+        let word = (bit / 64) as usize;
+        self.words[word] &= !(1 << (bit % 64));
+        if self.words[word] == 0 {
+            self.summary[word / 64] &= !(1 << (word % 64));
+        }
+        self.count -= 1;
+        true
+    }
+
+    /// The first set bit at or after `from`.
+    pub fn next_from(&self, from: u64) -> Option<u64> {
+        if from >= self.bits {
+            return None;
+        }
+        let word = (from / 64) as usize;
+        let head = self.words[word] & (u64::MAX << (from % 64));
+        if head != 0 {
+            return Some(word as u64 * 64 + u64::from(head.trailing_zeros()));
+        }
+        let mut word = word + 1;
+        while word < self.words.len() {
+            let rest = self.summary[word / 64] & (u64::MAX << (word % 64));
+            if rest != 0 {
+                let found = word / 64 * 64 + rest.trailing_zeros() as usize;
+                return Some(found as u64 * 64 + u64::from(self.words[found].trailing_zeros()));
+            }
+            word = (word / 64 + 1) * 64;
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn bitmap_agrees_with_a_tree_set(ops in prop::collection::vec((any::<bool>(), 0u64..20_000), 1..300), from in 0u64..20_100) {
+            let mut bitmap = Bitmap::new(20_000);
+            let mut set = std::collections::BTreeSet::new();
+            for (add, bit) in ops {
+                if add { assert_eq!(bitmap.insert(bit), set.insert(bit)); } else { assert_eq!(bitmap.remove(bit), set.remove(&bit)); }
+            }
+            prop_assert_eq!(bitmap.count(), set.len() as u64);
+            prop_assert_eq!(bitmap.next_from(from), set.range(from..).next().copied());
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "is full")]
+    fn a_full_queue_refuses() {
+        let mut queue = FixedQueue::new(1);
+        queue.push(1);
+        queue.push(2);
+    }
+}

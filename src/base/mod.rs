@@ -1,0 +1,13 @@
+//! Floor 0: newtypes with units, named bounds, checksums, fixed containers. No I/O, clock, thread or randomness.
+
+pub mod bounds;
+pub mod checksum;
+pub mod fixed;
+pub mod page;
+pub mod units;
+
+pub use bounds::*;
+pub use checksum::{BlockSum, sum_of_block, sum_of_sums};
+pub use fixed::{Bitmap, FixedQueue};
+pub use page::{Memory, PageId, PageTable, SlotId};
+pub use units::*;

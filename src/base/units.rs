@@ -1,0 +1,97 @@
+//! Newtypes for everything that is counted, so that a block index cannot be passed for a byte offset.
+
+use std::fmt;
+
+/// Bytes in a block: the grain of cache, capture, pointer table, bitmaps and wire.
+pub const BLOCK_BYTES: usize = 4096;
+
+/// A block index inside one volume (not bytes).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lba(pub u64);
+
+impl Lba {
+    pub fn plus(self, blocks: u64) -> Lba {
+        Lba(self.0.checked_add(blocks).expect("Lba beyond u64: range was checked at admission"))
+    }
+}
+
+/// A volume's position in its group's list; both sites list the same volumes in the same order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VolumeId(pub u16);
+
+/// The place of an update in its group's stream: dense, from 1. Zero means "before the first update".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UpdateNumber(pub u64);
+
+impl UpdateNumber {
+    pub const NONE: UpdateNumber = UpdateNumber(0);
+
+    pub fn next(self) -> UpdateNumber {
+        UpdateNumber(self.0.checked_add(1).expect("update numbers exhausted"))
+    }
+
+    /// The number before this one; `NONE` has none before it and stays.
+    pub fn previous(self) -> UpdateNumber {
+        UpdateNumber(self.0.saturating_sub(1))
+    }
+}
+
+impl fmt::Display for UpdateNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{}", self.0)
+    }
+}
+
+/// A timeline of the stream. The high 48 bits count openings in one history, the low 16 name the site that opened it,
+/// so two sites that both open the next generation while cut off never share an id. Zero means "none opened yet".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Generation(pub u64);
+
+impl Generation {
+    pub const NONE: Generation = Generation(0);
+
+    /// The generation that `site` opens after this one.
+    pub fn opened_by(self, site: SiteId) -> Generation {
+        Generation((((self.0 >> 16) + 1) << 16) | u64::from(site.0))
+    }
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "g{}.{}", self.0 >> 16, self.0 & 0xffff)
+    }
+}
+
+/// A site's number in the configuration of its group; unique among the group's sites.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SiteId(pub u16);
+
+/// Identifies a consistency group on every site: the xxh3-128 of its configured name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct GroupId(pub u128);
+
+impl fmt::Display for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// Nanoseconds on a monotonic clock whose zero is the process's start (or the simulation's).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Nanos(pub u64);
+
+impl Nanos {
+    pub const fn from_micros(micros: u64) -> Nanos {
+        Nanos(micros * 1_000)
+    }
+    pub const fn from_millis(millis: u64) -> Nanos {
+        Nanos(millis * 1_000_000)
+    }
+    pub fn plus(self, span: Nanos) -> Nanos {
+        Nanos(self.0.saturating_add(span.0))
+    }
+    /// The span since `earlier`, zero if that is later: stamps of two cores may differ by a few nanoseconds.
+    pub fn since(self, earlier: Nanos) -> Nanos {
+        Nanos(self.0.saturating_sub(earlier.0))
+    }
+}

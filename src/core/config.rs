@@ -1,0 +1,79 @@
+//! What a group is told at start. Checked by `node::config`; the cores assert it.
+
+use crate::base::{GroupId, Nanos, SiteId};
+
+/// Which place in its pair a site has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Role {
+    Primary = 1,
+    Secondary = 2,
+}
+
+/// How far the peer must be before a host's write is acknowledged. Ordered: each level includes those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum AckLevel {
+    /// In the peer's memory; in the local journal.
+    Received = 1,
+    /// In both journals, written (they survive the process).
+    Journaled = 2,
+    /// In both journals, flushed (they survive power loss).
+    Durable = 3,
+    /// In the secondary's volume, differential and management information (US 7,103,713 to the letter); flushed here.
+    Applied = 4,
+}
+
+/// What a primary does when its peer is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum OnPeerLoss {
+    /// Hold writes until the peer returns or their deadline passes.
+    Suspend = 1,
+    /// Make `SoloBegin` durable, then acknowledge alone.
+    Solo = 2,
+}
+
+/// A volume of the group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeSpec {
+    pub name: String,
+    /// Size in blocks.
+    pub blocks: u64,
+}
+
+/// Everything a group needs to know; `Clone` so that a simulated site can restart with it.
+#[derive(Clone, Debug)]
+pub struct GroupConfig {
+    pub group: GroupId,
+    pub site: SiteId,
+    pub role: Role,
+    /// Whether a secondary is configured at all; without one the group acknowledges alone.
+    pub peer: Option<PeerConfig>,
+    pub volumes: Vec<VolumeSpec>,
+    pub journal_blocks: u64,
+    /// Whether the journal's device may lose completed writes at power loss. If not, journaled is durable.
+    pub journal_volatile: bool,
+    /// Pages of the arena, page zero included. Everything the group caches or stages lives in them.
+    pub pages: u32,
+    pub ack: AckLevel,
+    /// Longest a host's operation may wait for the group before it gets an error (INV-11).
+    pub host_deadline: Nanos,
+    /// Longest completed journal writes stay unflushed while no host asks.
+    pub flush_interval: Nanos,
+    /// Journal bytes that start a flush before the interval is over, in blocks.
+    pub flush_blocks: u64,
+    /// Volume writes in flight when destage is in a hurry.
+    pub destage_depth_max: usize,
+    pub fronts: usize,
+}
+
+#[derive(Clone, Debug)]
+pub struct PeerConfig {
+    pub site: SiteId,
+    pub on_peer_loss: OnPeerLoss,
+    /// The peer is lost when an update or heartbeat goes unanswered for this long.
+    pub latency_budget: Nanos,
+    /// A silent link carries a heartbeat this often.
+    pub heartbeat_interval: Nanos,
+}

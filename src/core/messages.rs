@@ -1,0 +1,225 @@
+//! What travels on the rings between a group and its helpers. Every message is `Copy` and fits a cache line; page lists
+//! travel beside it in a [`PageTable`](crate::base::PageTable) row that the message names.
+
+use crate::base::{Lba, Nanos, PageId, SlotId, UpdateNumber, VolumeId};
+use crate::format::update::Update;
+
+// ------------------------------------------------------------------------------------------ hosts: front <-> group
+
+/// One of a front's places inside the group, and the row of its page table. The front owns it from reply to request.
+pub type Ticket = SlotId;
+
+/// A host's operation. Blocks are whole and at most [`crate::base::UPDATE_BLOCKS_MAX`]; the front splits larger requests
+/// and cuts off unaligned ends, which become `WritePartial` and `ZeroPartial` inside one block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostOp {
+    /// The row names `count` open pages of the front's, which are filled and stay the front's.
+    Read { lba: Lba, count: u32 },
+    /// The row names `count` open, filled pages with their sums; they become the group's.
+    Write { lba: Lba, count: u32, fua: bool },
+    /// The row names one open page holding the bytes at `offset..offset + length` of the block; it becomes the group's.
+    WritePartial { lba: Lba, offset: u16, length: u16, fua: bool },
+    /// No pages; at most [`crate::base::ZERO_BLOCKS_MAX`] blocks.
+    Zero { lba: Lba, count: u32, fua: bool },
+    /// No pages.
+    ZeroPartial { lba: Lba, offset: u16, length: u16, fua: bool },
+    /// Everything replied to before this is to be settled; group-wide, whatever the volume.
+    Flush,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostRequest {
+    pub ticket: Ticket,
+    pub volume: VolumeId,
+    pub op: HostOp,
+    /// When the request's last byte was received, for the histogram of the first ring.
+    pub received_at: Nanos,
+}
+
+/// Why a host's operation failed. Fronts map it to their protocol's errors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostError {
+    /// Beyond the volume's end, or more blocks than an operation may have.
+    OutOfRange,
+    /// This site is a secondary, or the volume was opened read-only.
+    ReadOnly,
+    /// The operation's deadline passed before the sites could agree (INV-11). A write may still take effect later.
+    Deadline,
+    /// The site has left the group (a disk failed, or it was told to); it serves nothing.
+    NotServing,
+    /// A disk returned an error, or a block's checksum did not match.
+    Io,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostReply {
+    pub ticket: Ticket,
+    pub result: Result<(), HostError>,
+    /// When the group let the reply go, for the histogram of the last ring.
+    pub replied_at: Nanos,
+}
+
+// -------------------------------------------------------------------------------------------- peer: group <-> link
+
+/// The table whose row holds an outgoing update's pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpdateSource {
+    /// The window's table: row is `number % WINDOW_UPDATES_MAX`.
+    Window,
+    /// The catch-up table, filled by journal reads.
+    CatchUp,
+}
+
+/// A control frame that fits a message. Codec: `format::wire`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// Secondary to primary, cumulative: the stream's prefix it has in memory, in its journal, flushed, and applied to
+    /// its volumes. `journal_ns` is its own latest journal write, submission to completion.
+    Ack {
+        received: UpdateNumber,
+        journaled: UpdateNumber,
+        durable: UpdateNumber,
+        applied: UpdateNumber,
+        journal_ns: u32,
+    },
+    /// Primary to secondary: `settled`, when no update carries it; always answered by an `Ack`. `sequence` is echoed by
+    /// nobody, it only tells frames apart in traces.
+    Heartbeat { settled: UpdateNumber, sequence: u64 },
+    /// Primary to secondary: flush your journal now; a host waits for `number` to settle.
+    FlushRequest { number: UpdateNumber },
+    /// Primary to a secondary that is ahead in the same history: send me these, inclusive, as updates.
+    Fetch { from: UpdateNumber, to: UpdateNumber },
+    /// Primary to secondary: drop every update after `keep`, then continue from there. Answered by an `Ack`.
+    CutTo { keep: UpdateNumber },
+}
+
+/// A control frame too large for a message: its encoded body is in a page. Codec: `format::wire`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageFrame {
+    /// `format::wire::Hello`.
+    Hello,
+    /// `format::wire::Refusal`; the sender closes after it.
+    Refusal,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ToLink {
+    /// The group has seen `Connected { connection }`; what follows is for it. Until then the link discards what it pops,
+    /// while still reporting it `Consumed`.
+    Begin {
+        connection: u32,
+    },
+    Update {
+        update: Update,
+        settled: UpdateNumber,
+        slot: u32,
+        source: UpdateSource,
+    },
+    Control(Control),
+    /// The page goes back by `PageReturned`.
+    Page {
+        frame: PageFrame,
+        page: PageId,
+        length: u16,
+    },
+    /// Close the connection once what was sent before this is acknowledged or a second has passed.
+    Close,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FromLink {
+    /// A peer with the configured identity is connected. `connection` counts up.
+    Connected {
+        connection: u32,
+    },
+    Disconnected {
+        connection: u32,
+    },
+    /// The link's inbound table row `slot` names `update.payload_blocks()` open pages with their sums, already checked
+    /// against `update.sum`; they become the group's, which answers nothing: the row is free once this is popped, so the
+    /// link has twice as many rows as this ring has places.
+    Update {
+        update: Update,
+        settled: UpdateNumber,
+        slot: SlotId,
+    },
+    Control(Control),
+    /// The page becomes the group's.
+    Page {
+        frame: PageFrame,
+        page: PageId,
+        length: u16,
+    },
+    /// The pages of this outgoing update are no longer read by the link. For `Window`, cumulative up to `number`; for
+    /// `CatchUp` the one in row `slot`. `popped_at` and `sent_at` are for the histograms.
+    Consumed {
+        number: UpdateNumber,
+        slot: u32,
+        source: UpdateSource,
+        popped_at: Nanos,
+        sent_at: Nanos,
+    },
+    PageReturned {
+        page: PageId,
+    },
+}
+
+// ------------------------------------------------------------------------------------------ disks: group <-> executor
+
+/// A file or device of the site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum IoTarget {
+    Journal,
+    Volume(VolumeId),
+    /// The volume's checksum file: 1024 little-endian sums a block.
+    Checksums(VolumeId),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoOp {
+    /// Into the row's pages.
+    Read,
+    /// From the row's pages.
+    Write,
+    /// Everything whose completion was delivered before this was submitted is on stable media when it completes.
+    Flush,
+}
+
+/// One block I/O. `slot` is the row of the executor's page table and names the request in its completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IoRequest {
+    pub slot: SlotId,
+    pub target: IoTarget,
+    pub op: IoOp,
+    /// First block in the target; 0 for `Flush`.
+    pub block: u64,
+    /// Blocks, as many as pages in the row; 0 for `Flush`.
+    pub count: u32,
+}
+
+/// Why an I/O failed. Short reads and writes are continued by the executor; one that makes no progress is `Short`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoFault {
+    /// The operating system's error number.
+    Errno(i32),
+    Short,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IoDone {
+    pub slot: SlotId,
+    pub result: Result<(), IoFault>,
+}
+
+/// Which executor an I/O message belongs to: the journal's on the group's core, the volumes' wherever it was placed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Executor {
+    Journal,
+    Volumes,
+}
+
+const _: () = assert!(size_of::<HostRequest>() <= 64);
+const _: () = assert!(size_of::<HostReply>() <= 64);
+const _: () = assert!(size_of::<ToLink>() <= 64);
+const _: () = assert!(size_of::<FromLink>() <= 64);
+const _: () = assert!(size_of::<IoRequest>() <= 64);

@@ -1,0 +1,119 @@
+//! A group's effects, collected in one call and drained by the driver: in production onto rings, in the simulator onto
+//! its event queue. Every queue is as large as the credits of its edge, so pushing cannot fail.
+
+use crate::base::*;
+use crate::core::messages::*;
+
+/// The tables of pages a group shares with its helpers.
+#[derive(Debug)]
+pub struct Tables {
+    /// One a front; rows are its tickets.
+    pub fronts: Vec<PageTable>,
+    /// Rows of updates that the link has received.
+    pub inbound: PageTable,
+    /// The unsettled window: row is `number % WINDOW_UPDATES_MAX`.
+    pub window: PageTable,
+    pub catch_up: PageTable,
+    pub journal_io: PageTable,
+    pub volume_io: PageTable,
+}
+
+impl Tables {
+    pub fn new(fronts: usize) -> Tables {
+        assert!(fronts <= FRONTS_MAX);
+        Tables {
+            fronts: (0..fronts).map(|_| PageTable::new(FRONT_TICKETS_MAX, UPDATE_BLOCKS_MAX)).collect(),
+            inbound: PageTable::new(2 * LINK_INBOUND_SLOTS, UPDATE_BLOCKS_MAX),
+            window: PageTable::new(WINDOW_UPDATES_MAX, UPDATE_BLOCKS_MAX),
+            catch_up: PageTable::new(CATCH_UP_SLOTS, UPDATE_BLOCKS_MAX),
+            journal_io: PageTable::new(JOURNAL_IO_SLOTS, BATCH_BLOCKS_MAX),
+            volume_io: PageTable::new(VOLUME_IO_SLOTS, VOLUME_IO_BLOCKS_MAX),
+        }
+    }
+}
+
+/// Where a write's time went: the stamps of one update's way, for the histograms. Zero means "not on its way".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriteStamps {
+    /// The front had the whole request.
+    pub received_at: Nanos,
+    /// The group took it from the ring.
+    pub taken_at: Nanos,
+    /// It got its number (after admission).
+    pub numbered_at: Nanos,
+    /// Its journal batch was submitted, and completed.
+    pub journal_submitted_at: Nanos,
+    pub journaled_at: Nanos,
+    /// The link popped it, and handed it to QUIC.
+    pub link_popped_at: Nanos,
+    pub sent_at: Nanos,
+    /// The peer's acknowledgement that covers it reached the group, and the peer's journal time that came with it.
+    pub peer_acknowledged_at: Nanos,
+    pub peer_journal_ns: u32,
+    /// The reply was let go.
+    pub replied_at: Nanos,
+}
+
+/// What an operator should hear of; the driver logs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Replay finished: `replayed` updates were after `checkpoint`.
+    Recovered { checkpoint: UpdateNumber, last: UpdateNumber, replayed: u64 },
+    GenerationOpened { generation: Generation, first: UpdateNumber },
+    PeerInSync,
+    PeerCatchingUp { from: UpdateNumber, to: UpdateNumber },
+    PeerLost { reason: LossReason },
+    SoloBegan { at: UpdateNumber },
+    SoloEnded { at: UpdateNumber },
+    TailCut { keep: UpdateNumber, dropped: u64 },
+    /// The peer refused us or we it; the text was in the refusal frame.
+    Refused { by_us: bool, refusal: crate::format::wire::RefusalCode },
+    Failed { target: IoTarget, fault: IoFault, block: u64 },
+    ChecksumMismatch { volume: VolumeId, lba: Lba },
+    Checkpointed { number: UpdateNumber },
+    HostDeadline { oldest_ns: u64 },
+    Stopped,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LossReason {
+    Disconnected,
+    LatencyBudget { unanswered_ns: u64 },
+    Protocol(&'static str),
+}
+
+#[derive(Debug)]
+pub struct Outbox {
+    pub to_front: Vec<FixedQueue<HostReply>>,
+    /// Pages granted to each front's pool, and to the link's.
+    pub front_pages: Vec<FixedQueue<PageId>>,
+    pub link_pages: FixedQueue<PageId>,
+    pub to_link: FixedQueue<ToLink>,
+    pub to_journal: FixedQueue<IoRequest>,
+    pub to_volumes: FixedQueue<IoRequest>,
+    /// Drained every turn; a full queue drops the sample, which only thins the histogram.
+    pub stamps: FixedQueue<WriteStamps>,
+    pub events: FixedQueue<Event>,
+}
+
+/// Stamps and events one turn may leave.
+pub const SAMPLES_A_TURN_MAX: usize = 4096;
+pub const EVENTS_A_TURN_MAX: usize = 256;
+/// Messages to the link that are not updates: acknowledgements, heartbeats, flush requests, handshakes.
+pub const LINK_CONTROL_MAX: usize = 64;
+
+impl Outbox {
+    pub fn new(fronts: usize) -> Outbox {
+        let each = |capacity: usize| (0..fronts).map(move |_| capacity);
+        Outbox {
+            to_front: each(FRONT_TICKETS_MAX).map(FixedQueue::new).collect(),
+            front_pages: each(STAGING_PAGES).map(FixedQueue::new).collect(),
+            link_pages: FixedQueue::new(STAGING_PAGES),
+            to_link: FixedQueue::new(WINDOW_UPDATES_MAX + CATCH_UP_SLOTS + LINK_CONTROL_MAX),
+            to_journal: FixedQueue::new(JOURNAL_IO_SLOTS),
+            to_volumes: FixedQueue::new(VOLUME_IO_SLOTS),
+            stamps: FixedQueue::new(SAMPLES_A_TURN_MAX),
+            events: FixedQueue::new(EVENTS_A_TURN_MAX),
+        }
+    }
+}
