@@ -58,20 +58,53 @@ pub struct WriteStamps {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// Replay finished: `replayed` updates were after `checkpoint`.
-    Recovered { checkpoint: UpdateNumber, last: UpdateNumber, replayed: u64 },
-    GenerationOpened { generation: Generation, first: UpdateNumber },
+    Recovered {
+        checkpoint: UpdateNumber,
+        last: UpdateNumber,
+        replayed: u64,
+    },
+    GenerationOpened {
+        generation: Generation,
+        first: UpdateNumber,
+    },
     PeerInSync,
-    PeerCatchingUp { from: UpdateNumber, to: UpdateNumber },
-    PeerLost { reason: LossReason },
-    SoloBegan { at: UpdateNumber },
-    SoloEnded { at: UpdateNumber },
-    TailCut { keep: UpdateNumber, dropped: u64 },
+    PeerCatchingUp {
+        from: UpdateNumber,
+        to: UpdateNumber,
+    },
+    PeerLost {
+        reason: LossReason,
+    },
+    SoloBegan {
+        at: UpdateNumber,
+    },
+    SoloEnded {
+        at: UpdateNumber,
+    },
+    TailCut {
+        keep: UpdateNumber,
+        dropped: u64,
+    },
     /// The peer refused us or we it; the text was in the refusal frame.
-    Refused { by_us: bool, refusal: crate::format::wire::RefusalCode },
-    Failed { target: IoTarget, fault: IoFault, block: u64 },
-    ChecksumMismatch { volume: VolumeId, lba: Lba },
-    Checkpointed { number: UpdateNumber },
-    HostDeadline { oldest_ns: u64 },
+    Refused {
+        by_us: bool,
+        refusal: crate::format::wire::RefusalCode,
+    },
+    Failed {
+        target: IoTarget,
+        fault: IoFault,
+        block: u64,
+    },
+    ChecksumMismatch {
+        volume: VolumeId,
+        lba: Lba,
+    },
+    Checkpointed {
+        number: UpdateNumber,
+    },
+    HostDeadline {
+        oldest_ns: u64,
+    },
     Stopped,
 }
 

@@ -2,3 +2,4 @@
 //! past this floor sees an unchecked length, version or checksum.
 
 pub mod update;
+pub mod wire;
