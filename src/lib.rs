@@ -4,6 +4,8 @@
 //! [`base`] 0, [`format`] 1, [`core`] 2, [`reactor`] 3, `io` and `sim` 4, `node` 5, `cli` 6.
 
 pub mod base;
+pub mod cli;
 pub mod core;
 pub mod format;
+pub mod node;
 pub mod reactor;

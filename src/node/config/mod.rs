@@ -1,0 +1,252 @@
+//! A site's configuration: one TOML file, read whole and checked whole before anything is opened. Every mistake is
+//! reported at once, each with file, line, key and what to write instead.
+
+mod problems;
+pub mod quantity;
+mod raw;
+mod sample;
+mod validate;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use crate::base::*;
+use crate::core::config::{AckLevel, GroupConfig, OnPeerLoss, PeerConfig, Role, VolumeSpec};
+
+pub use problems::{ConfigError, Problem};
+pub use sample::SAMPLE;
+
+/// Defaults and limits of what a user may set; each is in `docs/OPERATIONS.md`.
+pub mod limits {
+    /// Smallest journal: a catch-up window and several batches beside it.
+    pub const JOURNAL_BYTES_MIN: u64 = 16 << 20;
+    /// Largest journal: its block numbers stay far from overflow, and replaying it stays a matter of minutes.
+    pub const JOURNAL_BYTES_MAX: u64 = 1 << 40;
+    /// Largest volume (16 TiB), which keeps block indexes of a volume below 2^32.
+    pub const VOLUME_BYTES_MAX: u64 = 16 << 40;
+    /// Smallest differential volume.
+    pub const DIFFERENTIAL_BYTES_MIN: u64 = 1 << 20;
+    /// Smallest cache: staging of front and link, the shared tables, and something to cache in.
+    pub const CACHE_BYTES_MIN: u64 = 64 << 20;
+    /// Largest cache (8 TiB): page ids are 32 bits, one value means none.
+    pub const CACHE_BYTES_MAX: u64 = 8 << 40;
+    pub const CACHE_BYTES: u64 = 1 << 30;
+    /// Cores one group can use: group, link, capture and front.
+    pub const CORES_MAX: usize = 4;
+    /// Linux's `CPU_SETSIZE`.
+    pub const CPU_MAX: i64 = 1023;
+    pub const HOST_DEADLINE_NS: u64 = 30_000_000_000;
+    /// Fifty milliseconds are more than four probe timeouts on a route of up to 3 ms, so one lost datagram never counts.
+    pub const LATENCY_BUDGET_NS: u64 = 50_000_000;
+    pub const HEARTBEAT_INTERVAL_NS: u64 = 10_000_000;
+    /// A peer must be able to miss some heartbeats before it counts as lost.
+    pub const HEARTBEATS_A_BUDGET_MIN: u64 = 4;
+    pub const FLUSH_INTERVAL_NS: u64 = 5_000_000;
+    pub const FLUSH_BYTES: u64 = 4 << 20;
+    pub const DESTAGE_DEPTH: i64 = 64;
+    pub const SPIN_NS: u64 = 50_000;
+    /// `sockaddr_un` holds 108 bytes, the last one zero.
+    pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+    /// IPv6's minimum, which QUIC's 1200-byte datagrams need.
+    pub const MTU_MIN: i64 = 1280;
+    pub const MTU_MAX: i64 = 65_535;
+}
+
+/// A whole, checked configuration. All paths are absolute or relative to the working directory, ready to open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where it was read from, for messages.
+    pub file: PathBuf,
+    pub site: Site,
+    pub group: Group,
+    pub volumes: Vec<Volume>,
+    pub journal: Journal,
+    pub differential: Differential,
+    /// The redb file of management information.
+    pub metadata: PathBuf,
+    /// Bytes for cached data, its index, and staging together.
+    pub cache_bytes: u64,
+    pub replication: Option<Replication>,
+    pub nbd: Nbd,
+    pub reactors: Reactors,
+    pub log: Log,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Site {
+    pub name: String,
+    pub id: SiteId,
+    pub role: Role,
+    pub directory: PathBuf,
+    /// The control socket.
+    pub control: PathBuf,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    pub name: String,
+    pub ack: AckLevel,
+    pub on_peer_loss: OnPeerLoss,
+    pub host_deadline: Nanos,
+    pub latency_budget: Nanos,
+    pub heartbeat_interval: Nanos,
+    pub flush_interval: Nanos,
+    pub flush_bytes: u64,
+    pub destage_depth: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    pub name: String,
+    pub bytes: u64,
+    pub path: PathBuf,
+    /// One crc32c (4 bytes) a block.
+    pub checksums: PathBuf,
+}
+
+impl Volume {
+    pub fn blocks(&self) -> u64 {
+        self.bytes / BLOCK_BYTES as u64
+    }
+
+    /// Bytes of the checksum file: whole blocks of 1024 sums.
+    pub fn checksum_bytes(&self) -> u64 {
+        (self.blocks() * 4).next_multiple_of(BLOCK_BYTES as u64)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Journal {
+    pub path: PathBuf,
+    pub bytes: u64,
+    /// Whether the device may lose completed writes at power loss, so that they need a flush to be durable.
+    pub volatile: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Differential {
+    pub path: PathBuf,
+    pub bytes: u64,
+}
+
+/// The other site, and this one's end of the link to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replication {
+    pub peer: Peer,
+    pub link: Link,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    pub name: String,
+    pub id: SiteId,
+    pub address: SocketAddr,
+    /// SHA-256 of the peer's certificate, as `lockstep keygen` prints it: 64 lower-case hex digits.
+    pub fingerprint: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    pub listen: SocketAddr,
+    pub identity: PathBuf,
+    /// Largest IP packet of the route, in bytes; the route's own when not given.
+    pub mtu: Option<u16>,
+    pub congestion: Congestion,
+}
+
+/// Who else uses the path between the sites.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Congestion {
+    /// Nobody: the window never falls below the credits, and nothing is paced.
+    Dedicated,
+    /// Others: Cubic.
+    Shared,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nbd {
+    pub socket: PathBuf,
+    pub tcp: Option<SocketAddr>,
+}
+
+/// Which core runs what, and what an idle core does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reactors {
+    /// CPU numbers; one pinned thread each.
+    pub cores: Vec<usize>,
+    /// CPUs of the group with its journal, the link, the volumes (capture and destage), and the front.
+    pub group: usize,
+    pub link: usize,
+    pub capture: usize,
+    pub front: usize,
+    pub idle: Idle,
+    /// How long an adaptive reactor spins before it parks.
+    pub spin: Nanos,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Idle {
+    Spin,
+    Adaptive,
+    Park,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// A `tracing` filter: `info`, or `info,lockstep::io=debug`.
+    pub level: String,
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Config {
+    /// Reads and checks a file. Relative paths in it start at the site's directory, which starts at the file's folder.
+    pub fn load(file: &Path) -> Result<Config, ConfigError> {
+        let text = std::fs::read_to_string(file)
+            .map_err(|source| ConfigError::new(file, vec![Problem::unreadable(&source)]))?;
+        Config::parse(&text, file)
+    }
+
+    /// Checks a configuration's text; opens nothing. `file` names it in errors and is where relative paths start.
+    pub fn parse(text: &str, file: &Path) -> Result<Config, ConfigError> {
+        validate::config(text, file).map_err(|problems| ConfigError::new(file, problems))
+    }
+
+    /// What the group is told. `pages` is the arena's size, which `cache` bounds; `fronts` counts NBD and any load.
+    pub fn group_config(&self, pages: u32, fronts: usize) -> GroupConfig {
+        GroupConfig {
+            group: self.group_id(),
+            site: self.site.id,
+            role: self.site.role,
+            peer: self.replication.as_ref().map(|replication| PeerConfig {
+                site: replication.peer.id,
+                on_peer_loss: self.group.on_peer_loss,
+                latency_budget: self.group.latency_budget,
+                heartbeat_interval: self.group.heartbeat_interval,
+            }),
+            volumes: self
+                .volumes
+                .iter()
+                .map(|volume| VolumeSpec { name: volume.name.clone(), blocks: volume.blocks() })
+                .collect(),
+            journal_blocks: self.journal.bytes / BLOCK_BYTES as u64,
+            journal_volatile: self.journal.volatile,
+            pages,
+            ack: self.group.ack,
+            host_deadline: self.group.host_deadline,
+            flush_interval: self.group.flush_interval,
+            flush_blocks: self.group.flush_bytes / BLOCK_BYTES as u64,
+            destage_depth_max: self.group.destage_depth,
+            fronts,
+        }
+    }
+
+    pub fn group_id(&self) -> GroupId {
+        GroupId(xxhash_rust::xxh3::xxh3_128(self.group.name.as_bytes()))
+    }
+}

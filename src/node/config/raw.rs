@@ -1,0 +1,130 @@
+//! The file as written: every value optional and still text, so that one reading can report every mistake at once.
+
+use serde::Deserialize;
+use toml::Spanned;
+
+pub(super) type Text = Option<Spanned<String>>;
+pub(super) type Number = Option<Spanned<i64>>;
+pub(super) type Flag = Option<Spanned<bool>>;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct File {
+    pub site: Option<Spanned<Site>>,
+    pub group: Option<Spanned<Group>>,
+    pub volume: Vec<Spanned<Volume>>,
+    pub journal: Option<Spanned<Journal>>,
+    pub differential: Option<Spanned<Differential>>,
+    pub metadata: Option<Spanned<Metadata>>,
+    pub cache: Option<Spanned<Cache>>,
+    pub peer: Option<Spanned<Peer>>,
+    pub link: Option<Spanned<Link>>,
+    pub nbd: Option<Spanned<Nbd>>,
+    pub reactors: Option<Spanned<Reactors>>,
+    pub log: Option<Spanned<Log>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Site {
+    pub name: Text,
+    pub id: Number,
+    pub role: Text,
+    pub directory: Text,
+    pub control: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Group {
+    pub name: Text,
+    pub ack: Text,
+    pub on_peer_loss: Text,
+    pub host_deadline: Text,
+    pub latency_budget: Text,
+    pub heartbeat_interval: Text,
+    pub flush_interval: Text,
+    pub flush_bytes: Text,
+    pub destage_depth: Number,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Volume {
+    pub name: Text,
+    pub size: Text,
+    pub path: Text,
+    pub checksums: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Journal {
+    pub path: Text,
+    pub size: Text,
+    pub volatile: Flag,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Differential {
+    pub path: Text,
+    pub size: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Metadata {
+    pub path: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Cache {
+    pub size: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Peer {
+    pub name: Text,
+    pub id: Number,
+    pub address: Text,
+    pub fingerprint: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Link {
+    pub listen: Text,
+    pub identity: Text,
+    pub mtu: Number,
+    pub congestion: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Nbd {
+    pub socket: Text,
+    pub tcp: Text,
+    pub allow_unauthenticated_tcp: Flag,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Reactors {
+    pub cores: Option<Spanned<Vec<i64>>>,
+    pub group: Number,
+    pub link: Number,
+    pub capture: Number,
+    pub front: Number,
+    pub idle: Text,
+    pub spin: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Log {
+    pub level: Text,
+    pub format: Text,
+}

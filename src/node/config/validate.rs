@@ -1,0 +1,581 @@
+//! From the file as written to a checked configuration. Every rule that needs no disk is here.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use toml::Spanned;
+
+use super::problems::{Problem, Problems, line_of};
+use super::quantity::{parse_duration, parse_size, show_duration, show_size};
+use super::*;
+
+type Span = Option<Range<usize>>;
+
+pub(super) fn config(text: &str, file: &Path) -> Result<Config, Vec<Problem>> {
+    let raw: raw::File = toml::from_str(text).map_err(|error| vec![syntax(text, &error)])?;
+    let mut reader = Reader { problems: Problems::new(text), paths: HashMap::new() };
+    let config = reader.config(raw, file);
+    if !reader.problems.is_empty() {
+        return Err(reader.problems.finish());
+    }
+    Ok(config.expect("a configuration without problems has every value"))
+}
+
+/// What the TOML reader itself refuses: syntax, unknown keys, values of the wrong type.
+fn syntax(text: &str, error: &toml::de::Error) -> Problem {
+    let line = error.span().map(|span| line_of(text, span.start));
+    let key =
+        error.span().and_then(|span| text.lines().nth(line_of(text, span.start) - 1)).unwrap_or_default();
+    let key = key.split('=').next().unwrap_or_default().trim().trim_matches(['[', ']']);
+    Problem { line, key: key.to_owned(), message: error.message().trim().replace('\n', "; ") }
+}
+
+/// A section of the file: where it is, and its keys. A section that is absent has all keys absent.
+struct Section<T> {
+    at: Span,
+    keys: T,
+}
+
+fn section<T: Default>(written: Option<Spanned<T>>) -> Section<T> {
+    let at = written.as_ref().map(Spanned::span);
+    Section { at, keys: written.map(Spanned::into_inner).unwrap_or_default() }
+}
+
+struct Reader<'a> {
+    problems: Problems<'a>,
+    /// Which key already names a path.
+    paths: HashMap<PathBuf, String>,
+}
+
+impl Reader<'_> {
+    fn config(&mut self, raw: raw::File, file: &Path) -> Option<Config> {
+        let home = file.parent().unwrap_or(Path::new(""));
+        let (site, directory) = self.site(section(raw.site), home);
+        let group = self.group(section(raw.group));
+        let volumes = self.volumes(raw.volume, &directory);
+        let journal = self.journal(section(raw.journal), &directory);
+        let differential = self.differential(section(raw.differential), &directory);
+        let metadata = section(raw.metadata);
+        let metadata = self.path("metadata.path", metadata.keys.path, &directory, "metadata.redb");
+        let cache_bytes = self.cache(section(raw.cache));
+        let replication = self.replication(raw.peer, raw.link, site.as_ref(), &directory);
+        let nbd = self.nbd(section(raw.nbd), &directory);
+        let reactors = self.reactors(section(raw.reactors));
+        let log = self.log(section(raw.log));
+        Some(Config {
+            file: file.to_owned(),
+            site: site?,
+            group: group?,
+            volumes: volumes?,
+            journal: journal?,
+            differential: differential?,
+            metadata,
+            cache_bytes: cache_bytes?,
+            replication: replication?,
+            nbd: nbd?,
+            reactors: reactors?,
+            log: log?,
+        })
+    }
+
+    /// The site, and the folder where the relative paths of all sections start.
+    fn site(&mut self, Section { at, keys }: Section<raw::Site>, home: &Path) -> (Option<Site>, PathBuf) {
+        let name = self.name("site.name", keys.name, &at, "a name for this site, like \"left\"");
+        let id = self.id("site.id", keys.id, &at);
+        let roles = [("primary", Role::Primary), ("secondary", Role::Secondary)];
+        let role = self
+            .required("site.role", keys.role, &at, "\"primary\" or \"secondary\"")
+            .and_then(|written| self.choice("site.role", &written, &roles));
+        let directory =
+            self.required("site.directory", keys.directory, &at, "the folder of the site's files");
+        let directory = directory.map_or_else(|| home.to_owned(), |written| home.join(written.into_inner()));
+        let control = self.socket_path("site.control", keys.control, &directory, "control.sock");
+        let site = name.zip(id).zip(role).zip(control).map(|(((name, id), role), control)| Site {
+            name,
+            id,
+            role,
+            directory: directory.clone(),
+            control,
+        });
+        (site, directory)
+    }
+
+    fn group(&mut self, Section { at, keys }: Section<raw::Group>) -> Option<Group> {
+        let name = self.name("group.name", keys.name, &at, "the group's name, the same on both sites");
+        let levels = [
+            ("received", AckLevel::Received),
+            ("journaled", AckLevel::Journaled),
+            ("durable", AckLevel::Durable),
+            ("applied", AckLevel::Applied),
+        ];
+        let ack =
+            keys.ack.map_or(Some(AckLevel::Journaled), |written| self.choice("group.ack", &written, &levels));
+        let policies = [("suspend", OnPeerLoss::Suspend), ("solo", OnPeerLoss::Solo)];
+        let on_peer_loss = keys.on_peer_loss.map_or(Some(OnPeerLoss::Suspend), |written| {
+            self.choice("group.on_peer_loss", &written, &policies)
+        });
+        let second = 1_000_000_000;
+        let host_deadline = self.duration(
+            "group.host_deadline",
+            keys.host_deadline,
+            limits::HOST_DEADLINE_NS,
+            second / 10..=3600 * second,
+        );
+        let heartbeat_interval = self.duration(
+            "group.heartbeat_interval",
+            keys.heartbeat_interval,
+            limits::HEARTBEAT_INTERVAL_NS,
+            1_000_000..=10 * second,
+        );
+        let budget_at = keys.latency_budget.as_ref().map(Spanned::span).or(at);
+        let latency_budget = self.duration(
+            "group.latency_budget",
+            keys.latency_budget,
+            limits::LATENCY_BUDGET_NS,
+            1_000_000..=60 * second,
+        );
+        let flush_interval = self.duration(
+            "group.flush_interval",
+            keys.flush_interval,
+            limits::FLUSH_INTERVAL_NS,
+            100_000..=second,
+        );
+        let flush_bytes = self.size(
+            "group.flush_bytes",
+            keys.flush_bytes,
+            Some(limits::FLUSH_BYTES),
+            &None,
+            4096..=1 << 30,
+        );
+        let destage_depth = self.number(
+            "group.destage_depth",
+            keys.destage_depth,
+            limits::DESTAGE_DEPTH,
+            1..=(VOLUME_IO_SLOTS as i64 / 2),
+        );
+        let (latency_budget, heartbeat_interval) = (latency_budget?, heartbeat_interval?);
+        let floor = heartbeat_interval.0 * limits::HEARTBEATS_A_BUDGET_MIN;
+        if latency_budget.0 < floor {
+            self.problems.add(
+                "group.latency_budget",
+                budget_at,
+                format!(
+                    "{} is less than {} heartbeats of {}, so a single lost datagram would count as a lost peer; \
+                     write at least \"{}\" or a shorter group.heartbeat_interval",
+                    show_duration(latency_budget.0),
+                    limits::HEARTBEATS_A_BUDGET_MIN,
+                    show_duration(heartbeat_interval.0),
+                    show_duration(floor)
+                ),
+            );
+        }
+        Some(Group {
+            name: name?,
+            ack: ack?,
+            on_peer_loss: on_peer_loss?,
+            host_deadline: host_deadline?,
+            latency_budget,
+            heartbeat_interval,
+            flush_interval: flush_interval?,
+            flush_bytes: flush_bytes?,
+            destage_depth: destage_depth? as usize,
+        })
+    }
+
+    fn volumes(&mut self, written: Vec<Spanned<raw::Volume>>, directory: &Path) -> Option<Vec<Volume>> {
+        if written.is_empty() {
+            self.problems.add("volume", None, "is missing; add a [[volume]] section with name and size");
+        }
+        if written.len() > VOLUMES_MAX {
+            let message = format!("there are {} volumes, a group has at most {VOLUMES_MAX}", written.len());
+            self.problems.add("volume", Some(written[VOLUMES_MAX].span()), message);
+            return None;
+        }
+        let mut names = HashSet::new();
+        let mut volumes = Vec::new();
+        let mut whole = true;
+        for entry in written {
+            let at = Some(entry.span());
+            let keys = entry.into_inner();
+            let named_at = keys.name.as_ref().map(Spanned::span);
+            let name = self.name("volume.name", keys.name, &at, "a name for the volume, like \"data\"");
+            let range = BLOCK_BYTES as u64..=limits::VOLUME_BYTES_MAX;
+            let bytes = self.size("volume.size", keys.size, None, &at, range);
+            let (Some(name), Some(bytes)) = (name, bytes) else {
+                whole = false;
+                continue;
+            };
+            if !names.insert(name.clone()) {
+                let message = format!("\"{name}\" is already the name of another volume; give each its own");
+                self.problems.add("volume.name", named_at, message);
+            }
+            let path = self.path("volume.path", keys.path, directory, &format!("{name}.volume"));
+            let checksums =
+                self.path("volume.checksums", keys.checksums, directory, &format!("{name}.checksums"));
+            volumes.push(Volume { name, bytes, path, checksums });
+        }
+        whole.then_some(volumes)
+    }
+
+    fn journal(&mut self, Section { at, keys }: Section<raw::Journal>, directory: &Path) -> Option<Journal> {
+        let path = self.path("journal.path", keys.path, directory, "journal");
+        let bytes = self.size(
+            "journal.size",
+            keys.size,
+            None,
+            &at,
+            limits::JOURNAL_BYTES_MIN..=limits::JOURNAL_BYTES_MAX,
+        );
+        let volatile = keys.volatile.is_none_or(Spanned::into_inner);
+        Some(Journal { path, bytes: bytes?, volatile })
+    }
+
+    fn differential(
+        &mut self,
+        Section { at, keys }: Section<raw::Differential>,
+        directory: &Path,
+    ) -> Option<Differential> {
+        let path = self.path("differential.path", keys.path, directory, "differential");
+        let range = limits::DIFFERENTIAL_BYTES_MIN..=limits::VOLUME_BYTES_MAX;
+        let bytes = self.size("differential.size", keys.size, None, &at, range);
+        Some(Differential { path, bytes: bytes? })
+    }
+
+    fn cache(&mut self, Section { at, keys }: Section<raw::Cache>) -> Option<u64> {
+        let range = limits::CACHE_BYTES_MIN..=limits::CACHE_BYTES_MAX;
+        self.size("cache.size", keys.size, Some(limits::CACHE_BYTES), &at, range)
+    }
+
+    /// Outer `None`: there were problems; inner: no peer is configured.
+    fn replication(
+        &mut self,
+        peer: Option<Spanned<raw::Peer>>,
+        link: Option<Spanned<raw::Link>>,
+        site: Option<&Site>,
+        directory: &Path,
+    ) -> Option<Option<Replication>> {
+        if peer.is_none() {
+            if let Some(link) = link {
+                let message =
+                    "there is no [peer] to link to; add that section, or remove [link] for a site of its own";
+                self.problems.add("link", Some(link.span()), message);
+            }
+            if site.is_some_and(|site| site.role == Role::Secondary) {
+                let message = "a secondary needs a [peer]: the primary that it follows";
+                self.problems.add("peer", None, message);
+            }
+            return Some(None);
+        }
+        let Section { at, keys } = section(peer);
+        let name = self.name("peer.name", keys.name, &at, "the other site's name");
+        let id_at = keys.id.as_ref().map(Spanned::span);
+        let id = self.id("peer.id", keys.id, &at);
+        if let (Some(id), Some(site)) = (id, site)
+            && id == site.id
+        {
+            let message = format!("{} is this site's own id; the two sites need different ones", id.0);
+            self.problems.add("peer.id", id_at, message);
+        }
+        let address = self.address(
+            "peer.address",
+            keys.address,
+            &at,
+            "the other site's link.listen, like \"10.0.0.2:7400\"",
+        );
+        let fingerprint = self.fingerprint(keys.fingerprint, &at);
+        let Section { at, keys } = section(link);
+        let listen = self.address(
+            "link.listen",
+            keys.listen,
+            &at,
+            "the UDP address of this end, like \"10.0.0.1:7400\"",
+        );
+        let identity = self.path("link.identity", keys.identity, directory, "identity.pem");
+        let mtu = match keys.mtu {
+            None => Some(None),
+            Some(written) => self
+                .number("link.mtu", Some(written), 0, limits::MTU_MIN..=limits::MTU_MAX)
+                .map(|mtu| Some(mtu as u16)),
+        };
+        let kinds = [("dedicated", Congestion::Dedicated), ("shared", Congestion::Shared)];
+        let congestion = keys
+            .congestion
+            .map_or(Some(Congestion::Dedicated), |written| self.choice("link.congestion", &written, &kinds));
+        Some(Some(Replication {
+            peer: Peer { name: name?, id: id?, address: address?, fingerprint: fingerprint? },
+            link: Link { listen: listen?, identity, mtu: mtu?, congestion: congestion? },
+        }))
+    }
+
+    fn fingerprint(&mut self, written: raw::Text, at: &Span) -> Option<String> {
+        let remedy = "what `lockstep keygen` printed on the other site";
+        let written = self.required("peer.fingerprint", written, at, remedy)?;
+        let hex: String =
+            written.get_ref().chars().filter(|c| *c != ':').collect::<String>().to_ascii_lowercase();
+        if hex.len() != 64 || !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            let message = format!("\"{}\" is not 64 hex digits; write {remedy}", written.get_ref());
+            self.problems.add("peer.fingerprint", Some(written.span()), message);
+            return None;
+        }
+        Some(hex)
+    }
+
+    fn nbd(&mut self, Section { at: _, keys }: Section<raw::Nbd>, directory: &Path) -> Option<Nbd> {
+        let socket = self.socket_path("nbd.socket", keys.socket, directory, "nbd.sock");
+        let allowed = keys.allow_unauthenticated_tcp.is_some_and(Spanned::into_inner);
+        let tcp = match keys.tcp {
+            None => None,
+            Some(written) => {
+                let at = Some(written.span());
+                let address = self.address("nbd.tcp", Some(written), &at, "")?;
+                if !address.ip().is_loopback() && !allowed {
+                    let message = format!(
+                        "{address} is open to the network, and NBD asks nobody who they are; use a loopback address, or \
+                         say nbd.allow_unauthenticated_tcp = true"
+                    );
+                    self.problems.add("nbd.tcp", at, message);
+                }
+                Some(address)
+            }
+        };
+        Some(Nbd { socket: socket?, tcp })
+    }
+
+    fn reactors(&mut self, Section { at, keys }: Section<raw::Reactors>) -> Option<Reactors> {
+        let cores_at = keys.cores.as_ref().map(Spanned::span).or(at);
+        let cores = keys.cores.map_or_else(|| vec![0], Spanned::into_inner);
+        let mut sorted = cores.clone();
+        sorted.sort_unstable();
+        sorted.dedup();
+        let fits = !cores.is_empty() && cores.len() <= limits::CORES_MAX && sorted.len() == cores.len();
+        if !fits || cores.iter().any(|core| !(0..=limits::CPU_MAX).contains(core)) {
+            let message = format!(
+                "{cores:?} is not a list of one to {} different CPU numbers; `lscpu -e` lists this machine's",
+                limits::CORES_MAX
+            );
+            self.problems.add("reactors.cores", cores_at, message);
+            return None;
+        }
+        let cores: Vec<usize> = cores.into_iter().map(|core| core as usize).collect();
+        // The link leaves first (its crypto is the largest share), then capture, then the front.
+        let mut place = |key: &str, written: raw::Number, from: usize| {
+            let Some(written) = written else {
+                return Some(cores[if cores.len() > from { from } else { 0 }]);
+            };
+            let found = cores.iter().copied().find(|core| *core as i64 == *written.get_ref());
+            if found.is_none() {
+                let message = format!("{} is not one of reactors.cores {cores:?}", written.get_ref());
+                self.problems.add(format!("reactors.{key}"), Some(written.span()), message);
+            }
+            found
+        };
+        let group = place("group", keys.group, 0);
+        let link = place("link", keys.link, 1);
+        let capture = place("capture", keys.capture, 2);
+        let front = place("front", keys.front, 3);
+        let policies = [("spin", Idle::Spin), ("adaptive", Idle::Adaptive), ("park", Idle::Park)];
+        let idle = keys
+            .idle
+            .map_or(Some(Idle::Adaptive), |written| self.choice("reactors.idle", &written, &policies));
+        let spin = self.duration("reactors.spin", keys.spin, limits::SPIN_NS, 1_000..=1_000_000_000);
+        Some(Reactors {
+            group: group?,
+            link: link?,
+            capture: capture?,
+            front: front?,
+            cores,
+            idle: idle?,
+            spin: spin?,
+        })
+    }
+
+    fn log(&mut self, Section { at: _, keys }: Section<raw::Log>) -> Option<Log> {
+        let level = keys.level.map_or_else(
+            || Some("info".to_owned()),
+            |written| {
+                if let Err(error) = tracing_subscriber::EnvFilter::builder().parse(written.get_ref()) {
+                    let message =
+                        format!("{error}; write error, warn, info, debug, trace, or module=level pairs");
+                    self.problems.add("log.level", Some(written.span()), message);
+                    return None;
+                }
+                Some(written.into_inner())
+            },
+        );
+        let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+        let format = keys
+            .format
+            .map_or(Some(LogFormat::Text), |written| self.choice("log.format", &written, &formats));
+        Some(Log { level: level?, format: format? })
+    }
+
+    // Values.
+
+    fn required<T>(&mut self, key: &str, written: Option<T>, at: &Span, remedy: &str) -> Option<T> {
+        if written.is_none() {
+            self.problems.add(key, at.clone(), format!("is missing; write {remedy}"));
+        }
+        written
+    }
+
+    fn name(&mut self, key: &str, written: raw::Text, at: &Span, remedy: &str) -> Option<String> {
+        let written = self.required(key, written, at, remedy)?;
+        let name = written.get_ref();
+        let fits = (1..=NAME_BYTES_MAX).contains(&name.len())
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+            && !name.starts_with('.');
+        if !fits {
+            let message = format!(
+                "{name:?} is not a name; use 1 to {NAME_BYTES_MAX} letters, digits, '.', '_' or '-', not starting with '.'"
+            );
+            self.problems.add(key, Some(written.span()), message);
+            return None;
+        }
+        Some(written.into_inner())
+    }
+
+    fn id(&mut self, key: &str, written: raw::Number, at: &Span) -> Option<SiteId> {
+        let remedy = "a number from 1 to 65535 that no other site of the group has";
+        let written = self.required(key, written, at, remedy)?;
+        match u16::try_from(*written.get_ref()) {
+            Ok(id) if id > 0 => Some(SiteId(id)),
+            _ => {
+                let message = format!("{} cannot be an id; write {remedy}", written.get_ref());
+                self.problems.add(key, Some(written.span()), message);
+                None
+            }
+        }
+    }
+
+    fn choice<T: Copy>(&mut self, key: &str, written: &Spanned<String>, choices: &[(&str, T)]) -> Option<T> {
+        let found = choices.iter().find(|(name, _)| name == written.get_ref());
+        if found.is_none() {
+            let names: Vec<String> = choices.iter().map(|(name, _)| format!("\"{name}\"")).collect();
+            let message = format!("{:?} is not known; write {}", written.get_ref(), names.join(" or "));
+            self.problems.add(key, Some(written.span()), message);
+        }
+        found.map(|(_, value)| *value)
+    }
+
+    fn number(
+        &mut self,
+        key: &str,
+        written: raw::Number,
+        default: i64,
+        range: std::ops::RangeInclusive<i64>,
+    ) -> Option<i64> {
+        let Some(written) = written else { return Some(default) };
+        if !range.contains(written.get_ref()) {
+            let message =
+                format!("{} is out of range; write {} to {}", written.get_ref(), range.start(), range.end());
+            self.problems.add(key, Some(written.span()), message);
+            return None;
+        }
+        Some(written.into_inner())
+    }
+
+    fn duration(
+        &mut self,
+        key: &str,
+        written: raw::Text,
+        default: u64,
+        range: std::ops::RangeInclusive<u64>,
+    ) -> Option<Nanos> {
+        let Some(written) = written else { return Some(Nanos(default)) };
+        let message = match parse_duration(written.get_ref()) {
+            Ok(nanos) if range.contains(&nanos) => return Some(Nanos(nanos)),
+            Ok(_) => format!(
+                "\"{}\" is out of range; write \"{}\" to \"{}\"",
+                written.get_ref(),
+                show_duration(*range.start()),
+                show_duration(*range.end())
+            ),
+            Err(message) => message,
+        };
+        self.problems.add(key, Some(written.span()), message);
+        None
+    }
+
+    /// A size in whole blocks; without a default it must be there.
+    fn size(
+        &mut self,
+        key: &str,
+        written: raw::Text,
+        default: Option<u64>,
+        at: &Span,
+        range: std::ops::RangeInclusive<u64>,
+    ) -> Option<u64> {
+        if let (None, Some(default)) = (&written, default) {
+            return Some(default);
+        }
+        let written = self.required(key, written, at, "a size, like \"1GiB\"")?;
+        let message = match parse_size(written.get_ref()) {
+            Ok(bytes) if !range.contains(&bytes) => format!(
+                "\"{}\" is out of range; write \"{}\" to \"{}\"",
+                written.get_ref(),
+                show_size(*range.start()),
+                show_size(*range.end())
+            ),
+            Ok(bytes) if !bytes.is_multiple_of(BLOCK_BYTES as u64) => {
+                format!(
+                    "\"{}\" is not a whole number of 4 KiB blocks; write a multiple of 4KiB",
+                    written.get_ref()
+                )
+            }
+            Ok(bytes) => return Some(bytes),
+            Err(message) => message,
+        };
+        self.problems.add(key, Some(written.span()), message);
+        None
+    }
+
+    /// A file of the site's own; no two keys may name the same.
+    fn path(&mut self, key: &str, written: raw::Text, directory: &Path, default: &str) -> PathBuf {
+        let at = written.as_ref().map(Spanned::span);
+        let path = directory.join(written.map_or_else(|| default.to_owned(), Spanned::into_inner));
+        if let Some(other) = self.paths.insert(path.clone(), key.to_owned()) {
+            let message = format!("{} is already the file of {other}; give each its own", path.display());
+            self.problems.add(key, at, message);
+        }
+        path
+    }
+
+    fn socket_path(
+        &mut self,
+        key: &str,
+        written: raw::Text,
+        directory: &Path,
+        default: &str,
+    ) -> Option<PathBuf> {
+        let at = written.as_ref().map(Spanned::span);
+        let path = self.path(key, written, directory, default);
+        let length = path.as_os_str().len();
+        if length > limits::SOCKET_PATH_BYTES_MAX {
+            let message = format!(
+                "{} is {length} bytes long, a Unix socket's path has at most {}; write a shorter one, like \"/run/lockstep/x.sock\"",
+                path.display(),
+                limits::SOCKET_PATH_BYTES_MAX
+            );
+            self.problems.add(key, at, message);
+            return None;
+        }
+        Some(path)
+    }
+
+    fn address(&mut self, key: &str, written: raw::Text, at: &Span, remedy: &str) -> Option<SocketAddr> {
+        let written = self.required(key, written, at, remedy)?;
+        match written.get_ref().parse() {
+            Ok(address) => Some(address),
+            Err(_) => {
+                let message = format!(
+                    "{:?} is not an IP address with a port; write one like \"10.0.0.1:7400\" or \"[fd00::1]:7400\"",
+                    written.get_ref()
+                );
+                self.problems.add(key, Some(written.span()), message);
+                None
+            }
+        }
+    }
+}

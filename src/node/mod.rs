@@ -1,0 +1,3 @@
+//! Floor 5: a site as one process: its configuration, files, placement, telemetry and control plane.
+
+pub mod config;

@@ -1,0 +1,202 @@
+//! A site's configuration: what is accepted, what is refused, and that a refusal says where and what to do.
+
+use std::path::Path;
+
+use lockstep::base::Nanos;
+use lockstep::core::config::{AckLevel, OnPeerLoss, Role};
+use lockstep::node::config::{Config, Congestion, Idle, SAMPLE};
+use proptest::prelude::*;
+
+const MINIMAL: &str = r#"
+[site]
+name = "left"
+id = 1
+role = "primary"
+directory = "here"
+[group]
+name = "orders"
+[[volume]]
+name = "data"
+size = "1GiB"
+[journal]
+size = "1GiB"
+[differential]
+size = "256MiB"
+"#;
+
+const PAIR: &str = r#"
+[peer]
+name = "right"
+id = 2
+address = "127.0.0.1:7400"
+fingerprint = "00112233445566778899aabbccddeeff00112233445566778899AABBCCDDEEFF"
+[link]
+listen = "127.0.0.1:7401"
+"#;
+
+fn parse(text: &str) -> Result<Config, String> {
+    Config::parse(text, Path::new("/etc/lockstep/left.toml")).map_err(|error| error.to_string())
+}
+
+#[track_caller]
+fn refused(text: &str, expected: &[&str]) {
+    let shown = parse(text).expect_err("was accepted");
+    for part in expected {
+        assert!(shown.contains(part), "{part:?} is not in:\n{shown}");
+    }
+}
+
+#[test]
+fn the_sample_is_correct_and_its_comments_show_the_defaults() {
+    let written = parse(SAMPLE).expect("the sample is correct");
+    let with_defaults: String = SAMPLE
+        .lines()
+        .map(|line| match line.strip_prefix("# ") {
+            Some(rest) if is_assignment(rest) && !without_default(rest) => format!("{rest}\n"),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    assert_ne!(with_defaults, SAMPLE);
+    let spelled = parse(&with_defaults).expect("every default can be written");
+    assert_eq!(written, spelled, "a comment of the sample shows something else than the default");
+}
+
+fn is_assignment(line: &str) -> bool {
+    line.split_once(" = ")
+        .is_some_and(|(key, _)| key.bytes().all(|byte| byte == b'_' || byte.is_ascii_lowercase()))
+}
+
+fn without_default(line: &str) -> bool {
+    line.starts_with("mtu =") || line.starts_with("tcp =")
+}
+
+#[test]
+fn a_minimal_file_gets_the_defaults() {
+    let config = parse(MINIMAL).expect("correct");
+    assert_eq!(config.site.role, Role::Primary);
+    assert_eq!(config.site.control, Path::new("/etc/lockstep/here/control.sock"));
+    assert_eq!(config.volumes[0].path, Path::new("/etc/lockstep/here/data.volume"));
+    assert_eq!(config.volumes[0].checksum_bytes(), 1 << 20);
+    assert_eq!(config.group.ack, AckLevel::Journaled);
+    assert_eq!(config.reactors.idle, Idle::Adaptive);
+    assert!(config.replication.is_none() && config.journal.volatile && config.nbd.tcp.is_none());
+    let group = config.group_config(5000, 2);
+    assert_eq!((group.volumes[0].blocks, group.journal_blocks, group.flush_blocks), (262_144, 262_144, 1024));
+    assert!(group.peer.is_none());
+}
+
+#[test]
+fn a_pair_reaches_the_group() {
+    let text =
+        format!("{MINIMAL}{PAIR}").replace("[group]", "[group]\non_peer_loss = \"solo\"\nack = \"applied\"");
+    let config = parse(&text).expect("correct");
+    let replication = config.replication.as_ref().expect("a pair");
+    assert_eq!(replication.link.congestion, Congestion::Dedicated);
+    assert!(
+        replication.peer.fingerprint.ends_with("aabbccddeeff"),
+        "fingerprints are compared in lower case"
+    );
+    let group = config.group_config(5000, 1);
+    assert_eq!(group.ack, AckLevel::Applied);
+    let peer = group.peer.expect("a peer");
+    assert_eq!((peer.on_peer_loss, peer.latency_budget), (OnPeerLoss::Solo, Nanos::from_millis(50)));
+}
+
+#[test]
+fn every_mistake_is_reported_at_once_with_its_line() {
+    let text = MINIMAL
+        .replace("role = \"primary\"", "role = \"boss\"")
+        .replace("id = 1", "id = 70000")
+        .replace("size = \"256MiB\"", "size = \"256MB\"");
+    let shown = parse(&text).expect_err("was accepted");
+    let lines: Vec<&str> = shown.lines().collect();
+    assert_eq!(lines.len(), 3, "{shown}");
+    assert!(lines[0].starts_with("/etc/lockstep/left.toml:4: site.id: 70000 "), "{shown}");
+    assert!(
+        lines[1].starts_with("/etc/lockstep/left.toml:5: site.role: \"boss\" is not known; write "),
+        "{shown}"
+    );
+    assert!(
+        lines[2].starts_with("/etc/lockstep/left.toml:15: differential.size: \"256MB\" is not a size"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn what_cannot_work_is_refused() {
+    let with = |section: &str, line: &str| MINIMAL.replacen(section, &format!("{section}\n{line}"), 1);
+    let pair = format!("{MINIMAL}{PAIR}");
+    refused(
+        "",
+        &["site.name: is missing", "group.name", "volume: is missing", "journal.size", "differential.size"],
+    );
+    refused("[site", &["left.toml:1"]);
+    refused(&with("[site]", "rolle = \"primary\""), &["left.toml:3", "rolle", "unknown field", "role"]);
+    refused(&with("[site]", "control = 5"), &["left.toml:3", "control", "string"]);
+    refused(
+        &with("[group]", "latency_budget = \"20ms\""),
+        &["left.toml:8", "group.latency_budget", "\"40ms\""],
+    );
+    refused(&with("[group]", "latency_budget = \"50\""), &["group.latency_budget", "is not a duration"]);
+    refused(&with("[group]", "flush_bytes = \"5000B\""), &["group.flush_bytes", "4 KiB blocks"]);
+    refused(&with("[group]", "destage_depth = 0"), &["group.destage_depth", "1 to 256"]);
+    refused(
+        &with("[journal]", "path = \"data.volume\""),
+        &["journal.path", "already the file of volume.path"],
+    );
+    refused(
+        &MINIMAL.replace("\"1GiB\"\n[diff", "\"1MiB\"\n[diff"),
+        &["journal.size", "out of range", "\"16MiB\""],
+    );
+    refused(&MINIMAL.replace("\"data\"", "\"../data\""), &["volume.name", "is not a name"]);
+    refused(
+        &format!("{MINIMAL}[[volume]]\nname = \"data\"\nsize = \"1GiB\""),
+        &["volume.name", "another volume"],
+    );
+    refused(&MINIMAL.replace("primary", "secondary"), &["peer", "a secondary needs a [peer]"]);
+    refused(&format!("{MINIMAL}[link]\nlisten = \"127.0.0.1:1\""), &["link", "no [peer]"]);
+    refused(&pair.replace("id = 2", "id = 1"), &["peer.id", "own id"]);
+    refused(&pair.replace("aabb", "aab"), &["peer.fingerprint", "64 hex digits", "keygen"]);
+    refused(&pair.replace("\"127.0.0.1:7400\"", "\"right:7400\""), &["peer.address", "not an IP address"]);
+    refused(&pair.replace("[link]", "[link]\nmtu = 100"), &["link.mtu", "1280 to 65535"]);
+    refused(
+        &format!("{MINIMAL}[nbd]\ntcp = \"0.0.0.0:10809\""),
+        &["nbd.tcp", "allow_unauthenticated_tcp = true"],
+    );
+    refused(&format!("{MINIMAL}[cache]\nsize = \"1MiB\""), &["cache.size", "\"64MiB\""]);
+    refused(&format!("{MINIMAL}[reactors]\ncores = [0, 0]"), &["reactors.cores", "different CPU numbers"]);
+    refused(&format!("{MINIMAL}[reactors]\ncores = []"), &["reactors.cores"]);
+    refused(&format!("{MINIMAL}[reactors]\ncores = [0, 1]\nlink = 2"), &["reactors.link", "[0, 1]"]);
+    refused(&format!("{MINIMAL}[log]\nlevel = \"a=b=c\""), &["log.level"]);
+    let long = "d".repeat(120);
+    refused(&MINIMAL.replace("here", &long), &["site.control", "Unix socket", "nbd.socket"]);
+    let many: String =
+        (0..40).map(|index| format!("[[volume]]\nname = \"v{index}\"\nsize = \"4KiB\"\n")).collect();
+    refused(&format!("{MINIMAL}{many}"), &["41 volumes", "at most 32"]);
+}
+
+#[test]
+fn tcp_beyond_loopback_needs_its_key() {
+    let text = format!("{MINIMAL}[nbd]\ntcp = \"0.0.0.0:10809\"\nallow_unauthenticated_tcp = true");
+    assert!(parse(&text).expect("correct").nbd.tcp.is_some());
+}
+
+#[test]
+fn cores_place_the_link_first_then_capture_then_the_front() {
+    let places = |cores: &str| {
+        let reactors = parse(&format!("{MINIMAL}[reactors]\ncores = {cores}")).expect("correct").reactors;
+        [reactors.group, reactors.link, reactors.capture, reactors.front]
+    };
+    assert_eq!(places("[3]"), [3, 3, 3, 3]);
+    assert_eq!(places("[3, 5]"), [3, 5, 3, 3]);
+    assert_eq!(places("[3, 5, 7]"), [3, 5, 7, 3]);
+    assert_eq!(places("[3, 5, 7, 9]"), [3, 5, 7, 9]);
+    assert_eq!(places("[3, 5]\ncapture = 5\nlink = 3"), [3, 3, 5, 3]);
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics(text in "(\\[{0,2}(site|group|volume|peer|nbd|x)\\]{0,2}\n|[a-z_]{1,8} = (\"[^\n]{0,12}\"|-?[0-9]{1,20}|\\[[0-9, ]*\\]|true)\n|.){0,20}") {
+        let _ = parse(&text);
+    }
+}
