@@ -1,28 +1,7 @@
 //! What a group is told at start. Checked by `node::config`; the cores assert it.
 
 use crate::base::{GroupId, Nanos, SiteId};
-
-/// Which place in its pair a site has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Role {
-    Primary = 1,
-    Secondary = 2,
-}
-
-/// How far the peer must be before a host's write is acknowledged. Ordered: each level includes those before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum AckLevel {
-    /// In the peer's memory; in the local journal.
-    Received = 1,
-    /// In both journals, written (they survive the process).
-    Journaled = 2,
-    /// In both journals, flushed (they survive power loss).
-    Durable = 3,
-    /// In the secondary's volume, differential and management information (US 7,103,713 to the letter); flushed here.
-    Applied = 4,
-}
+pub use crate::format::wire::{AckLevel, Role};
 
 /// What a primary does when its peer is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

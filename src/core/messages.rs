@@ -3,6 +3,7 @@
 
 use crate::base::{Lba, Nanos, PageId, SlotId, UpdateNumber, VolumeId};
 use crate::format::update::Update;
+pub use crate::format::wire::{Control, PageFrame};
 
 // ------------------------------------------------------------------------------------------ hosts: front <-> group
 
@@ -68,38 +69,6 @@ pub enum UpdateSource {
     Window,
     /// The catch-up table, filled by journal reads.
     CatchUp,
-}
-
-/// A control frame that fits a message. Codec: `format::wire`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Control {
-    /// Secondary to primary, cumulative: the stream's prefix it has in memory, in its journal, flushed, and applied to
-    /// its volumes. `journal_ns` is its own latest journal write, submission to completion.
-    Ack {
-        received: UpdateNumber,
-        journaled: UpdateNumber,
-        durable: UpdateNumber,
-        applied: UpdateNumber,
-        journal_ns: u32,
-    },
-    /// Primary to secondary: `settled`, when no update carries it; always answered by an `Ack`. `sequence` is echoed by
-    /// nobody, it only tells frames apart in traces.
-    Heartbeat { settled: UpdateNumber, sequence: u64 },
-    /// Primary to secondary: flush your journal now; a host waits for `number` to settle.
-    FlushRequest { number: UpdateNumber },
-    /// Primary to a secondary that is ahead in the same history: send me these, inclusive, as updates.
-    Fetch { from: UpdateNumber, to: UpdateNumber },
-    /// Primary to secondary: drop every update after `keep`, then continue from there. Answered by an `Ack`.
-    CutTo { keep: UpdateNumber },
-}
-
-/// A control frame too large for a message: its encoded body is in a page. Codec: `format::wire`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PageFrame {
-    /// `format::wire::Hello`.
-    Hello,
-    /// `format::wire::Refusal`; the sender closes after it.
-    Refusal,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

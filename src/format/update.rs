@@ -1,6 +1,7 @@
 //! An update's descriptor: the same 64 bytes in a journal batch header and in a wire frame.
 
-use crate::base::{Generation, Lba, UpdateNumber, VolumeId};
+use crate::base::{Generation, Lba, UPDATE_BLOCKS_MAX, UpdateNumber, VOLUMES_MAX, VolumeId, ZERO_BLOCKS_MAX};
+use crate::format::bytes::{nonzero_in, put, u16_at, u32_at, u64_at};
 
 /// Bytes of an encoded descriptor.
 pub const DESCRIPTOR_BYTES: usize = 64;
@@ -23,6 +24,29 @@ pub enum UpdateKind {
     Cut = 10,
 }
 
+impl UpdateKind {
+    fn from_code(code: u8) -> Option<UpdateKind> {
+        match code {
+            1 => Some(UpdateKind::Write),
+            2 => Some(UpdateKind::Zero),
+            7 => Some(UpdateKind::GenerationOpen),
+            8 => Some(UpdateKind::SoloBegin),
+            9 => Some(UpdateKind::SoloEnd),
+            10 => Some(UpdateKind::Cut),
+            _ => None,
+        }
+    }
+
+    /// The fewest and the most blocks an update of this kind has.
+    const fn count_bounds(self) -> (u32, u32) {
+        match self {
+            UpdateKind::Write => (1, UPDATE_BLOCKS_MAX as u32),
+            UpdateKind::Zero => (1, ZERO_BLOCKS_MAX as u32),
+            _ => (0, 0),
+        }
+    }
+}
+
 /// An update without its payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Update {
@@ -37,7 +61,67 @@ pub struct Update {
     pub kind: UpdateKind,
 }
 
+/// Why bytes are not an update's descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DescriptorError {
+    #[error("update kind {found}, expected 1, 2 or 7 to 10")]
+    Kind { found: u8 },
+    #[error("update number 0 in a {kind:?}, expected 1 or higher")]
+    Number { kind: UpdateKind },
+    #[error("{kind:?} {number} of {found} blocks, expected {min} to {max}")]
+    Count { kind: UpdateKind, number: UpdateNumber, min: u32, max: u32, found: u32 },
+    #[error("{number} covers {count} blocks from {lba}, expected its end below 2^64", lba = lba.0)]
+    Range { number: UpdateNumber, lba: Lba, count: u32 },
+    #[error("{number} is for volume {found}, expected below {VOLUMES_MAX}")]
+    Volume { number: UpdateNumber, found: u16 },
+    #[error("{kind:?} {number} has {field} {found}, expected 0")]
+    NotZero { kind: UpdateKind, number: UpdateNumber, field: &'static str, found: u64 },
+    #[error("reserved byte {offset} of a descriptor is {found:#04x}, expected 0")]
+    Reserved { offset: usize, found: u8 },
+}
+
 impl Update {
+    /// Fills arrays that are to hold updates. Not a valid update: its number is zero.
+    pub const EMPTY: Update = Update {
+        number: UpdateNumber::NONE,
+        generation: Generation::NONE,
+        lba: Lba(0),
+        count: 0,
+        sum: 0,
+        volume: VolumeId(0),
+        kind: UpdateKind::GenerationOpen,
+    };
+
+    /// Whether the fields agree with the kind and its bounds. A volume's own size is the group's to check.
+    pub fn check(&self) -> Result<(), DescriptorError> {
+        let Update { number, kind, lba, count, .. } = *self;
+        // A cut may keep nothing at all.
+        if number == UpdateNumber::NONE && kind != UpdateKind::Cut {
+            return Err(DescriptorError::Number { kind });
+        }
+        let (min, max) = kind.count_bounds();
+        if count < min || count > max {
+            return Err(DescriptorError::Count { kind, number, min, max, found: count });
+        }
+        if lba.0.checked_add(u64::from(count)).is_none() {
+            return Err(DescriptorError::Range { number, lba, count });
+        }
+        if usize::from(self.volume.0) >= VOLUMES_MAX {
+            return Err(DescriptorError::Volume { number, found: self.volume.0 });
+        }
+        let not_zero = |field, found| Err(DescriptorError::NotZero { kind, number, field, found });
+        if kind != UpdateKind::Write && self.sum != 0 {
+            return not_zero("payload sum", u64::from(self.sum));
+        }
+        if !self.touches_blocks() && lba.0 != 0 {
+            return not_zero("block", lba.0);
+        }
+        if !self.touches_blocks() && self.volume.0 != 0 {
+            return not_zero("volume", u64::from(self.volume.0));
+        }
+        Ok(())
+    }
+
     /// Payload blocks that travel with the update.
     pub fn payload_blocks(&self) -> usize {
         if self.kind == UpdateKind::Write { self.count as usize } else { 0 }
@@ -46,5 +130,166 @@ impl Update {
     /// Whether the update changes blocks of a volume.
     pub fn touches_blocks(&self) -> bool {
         matches!(self.kind, UpdateKind::Write | UpdateKind::Zero)
+    }
+}
+
+impl Default for Update {
+    fn default() -> Update {
+        Update::EMPTY
+    }
+}
+
+const NUMBER: usize = 0;
+const GENERATION: usize = 8;
+const LBA: usize = 16;
+const COUNT: usize = 24;
+const SUM: usize = 28;
+const VOLUME: usize = 32;
+const KIND: usize = 34;
+const RESERVED: usize = 35;
+
+/// Panics if the update breaks its own bounds ([`Update::check`]): nothing later could be trusted to read it.
+pub fn encode_descriptor(update: &Update, out: &mut [u8; DESCRIPTOR_BYTES]) {
+    if let Err(error) = update.check() {
+        panic!("an update that no site would accept was about to be written: {error}");
+    }
+    put(out, NUMBER, &update.number.0.to_le_bytes());
+    put(out, GENERATION, &update.generation.0.to_le_bytes());
+    put(out, LBA, &update.lba.0.to_le_bytes());
+    put(out, COUNT, &update.count.to_le_bytes());
+    put(out, SUM, &update.sum.to_le_bytes());
+    put(out, VOLUME, &update.volume.0.to_le_bytes());
+    out[KIND] = update.kind as u8;
+    out[RESERVED..].fill(0);
+}
+
+/// The update in a descriptor, with every field within its bounds. Descriptors carry no checksum of their own: the batch
+/// header's or the frame's covers them.
+pub fn decode_descriptor(bytes: &[u8; DESCRIPTOR_BYTES]) -> Result<Update, DescriptorError> {
+    let kind = UpdateKind::from_code(bytes[KIND]).ok_or(DescriptorError::Kind { found: bytes[KIND] })?;
+    if let Some(offset) = nonzero_in(bytes, RESERVED, DESCRIPTOR_BYTES) {
+        return Err(DescriptorError::Reserved { offset, found: bytes[offset] });
+    }
+    let update = Update {
+        number: UpdateNumber(u64_at(bytes, NUMBER)),
+        generation: Generation(u64_at(bytes, GENERATION)),
+        lba: Lba(u64_at(bytes, LBA)),
+        count: u32_at(bytes, COUNT),
+        sum: u32_at(bytes, SUM),
+        volume: VolumeId(u16_at(bytes, VOLUME)),
+        kind,
+    };
+    update.check()?;
+    Ok(update)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    pub(crate) fn any_update() -> impl Strategy<Value = Update> {
+        let kind = prop_oneof![
+            4 => Just(UpdateKind::Write),
+            2 => Just(UpdateKind::Zero),
+            1 => Just(UpdateKind::GenerationOpen),
+            1 => Just(UpdateKind::SoloBegin),
+            1 => Just(UpdateKind::SoloEnd),
+            1 => Just(UpdateKind::Cut),
+        ];
+        let numbers = (1..=u64::MAX, any::<u64>(), any::<u64>());
+        (kind, numbers, any::<u32>(), any::<u32>(), 0..VOLUMES_MAX as u16).prop_map(
+            |(kind, (number, generation, lba), count, sum, volume)| {
+                let (min, max) = kind.count_bounds();
+                let count = min + count % (max - min + 1);
+                let touches = max > 0;
+                Update {
+                    number: UpdateNumber(number),
+                    generation: Generation(generation),
+                    lba: Lba(if touches { lba.min(u64::MAX - u64::from(count)) } else { 0 }),
+                    count,
+                    sum: if kind == UpdateKind::Write { sum } else { 0 },
+                    volume: VolumeId(if touches { volume } else { 0 }),
+                    kind,
+                }
+            },
+        )
+    }
+
+    const WRITE: Update = Update {
+        number: UpdateNumber(7),
+        generation: Generation(1 << 16),
+        lba: Lba(100),
+        count: 3,
+        sum: 0xdead_beef,
+        volume: VolumeId(1),
+        kind: UpdateKind::Write,
+    };
+
+    fn encoded(update: &Update) -> [u8; DESCRIPTOR_BYTES] {
+        let mut bytes = [0xaa; DESCRIPTOR_BYTES];
+        encode_descriptor(update, &mut bytes);
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn encoding_comes_back(update in any_update()) {
+            prop_assert_eq!(decode_descriptor(&encoded(&update)), Ok(update));
+        }
+
+        #[test]
+        fn what_decodes_encodes_to_the_same_bytes(seed in any_update(), at in 0..DESCRIPTOR_BYTES, byte in any::<u8>()) {
+            let mut bytes = encoded(&seed);
+            bytes[at] = byte;
+            if let Ok(update) = decode_descriptor(&bytes) {
+                prop_assert_eq!(encoded(&update), bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn each_bound_is_checked() {
+        let refused = |offset: usize, field: &[u8]| {
+            let mut bytes = encoded(&WRITE);
+            put(&mut bytes, offset, field);
+            decode_descriptor(&bytes).expect_err("the field is out of bounds")
+        };
+        for kind in [0u8, 3, 4, 5, 6, 11, 255] {
+            assert_eq!(refused(KIND, &[kind]), DescriptorError::Kind { found: kind });
+        }
+        assert!(matches!(refused(NUMBER, &[0; 8]), DescriptorError::Number { .. }));
+        assert!(matches!(refused(COUNT, &0u32.to_le_bytes()), DescriptorError::Count { found: 0, .. }));
+        let beyond = UPDATE_BLOCKS_MAX as u32 + 1;
+        assert!(matches!(refused(COUNT, &beyond.to_le_bytes()), DescriptorError::Count { max: 32, .. }));
+        assert!(matches!(refused(LBA, &(u64::MAX - 2).to_le_bytes()), DescriptorError::Range { .. }));
+        let volume = VOLUMES_MAX as u16;
+        assert!(matches!(refused(VOLUME, &volume.to_le_bytes()), DescriptorError::Volume { found: 32, .. }));
+        for offset in RESERVED..DESCRIPTOR_BYTES {
+            assert_eq!(refused(offset, &[1]), DescriptorError::Reserved { offset, found: 1 });
+        }
+        for kind in [UpdateKind::GenerationOpen, UpdateKind::SoloBegin, UpdateKind::SoloEnd, UpdateKind::Cut]
+        {
+            assert!(matches!(refused(KIND, &[kind as u8]), DescriptorError::Count { max: 0, found: 3, .. }));
+        }
+        assert!(matches!(refused(KIND, &[2]), DescriptorError::NotZero { field: "payload sum", .. }));
+    }
+
+    #[test]
+    fn the_last_block_of_the_address_space_can_be_named() {
+        let last = Update { lba: Lba(u64::MAX - 3), ..WRITE };
+        assert_eq!(decode_descriptor(&encoded(&last)), Ok(last));
+    }
+
+    #[test]
+    fn a_cut_may_keep_nothing() {
+        let cut = Update { kind: UpdateKind::Cut, ..Update::EMPTY };
+        assert_eq!(decode_descriptor(&encoded(&cut)), Ok(cut));
+    }
+
+    #[test]
+    #[should_panic(expected = "no site would accept")]
+    fn an_invalid_update_is_not_written() {
+        encoded(&Update { count: 0, ..WRITE });
     }
 }

@@ -1,0 +1,421 @@
+//! The superblock: where replay starts. Two slots, written alternately, so that a torn write leaves the other one.
+
+use crate::base::{BLOCK_BYTES, Generation, GroupId, HISTORY_MAX, SiteId, UpdateNumber, VOLUMES_MAX};
+use crate::format::bytes::{array_at, crc_around, nonzero_in, put, u16_at, u32_at, u64_at, u128_at};
+use crate::format::history::{HISTORY_ENTRY_BYTES, History, HistoryError};
+use crate::format::journal::Digest;
+
+/// Slots, at journal blocks 0 and 1. A superblock goes to slot `sequence % SUPERBLOCK_SLOTS`.
+pub const SUPERBLOCK_SLOTS: u64 = 2;
+
+/// The first block of the ring of batches; it ends where the journal ends.
+pub const RING_FIRST_BLOCK: u64 = SUPERBLOCK_SLOTS;
+
+/// The first eight bytes of a superblock.
+pub const SUPERBLOCK_MAGIC: [u8; 8] = *b"LSTPSUPR";
+pub const SUPERBLOCK_VERSION: u16 = 1;
+
+/// Where a batch is, or will be, in the journal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct JournalPosition {
+    /// The batch's header block, counted from the start of the journal.
+    pub block: u64,
+    /// The batch's sequence.
+    pub sequence: u64,
+    /// Digest of the batch before it.
+    pub previous: Digest,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Superblock {
+    pub group: GroupId,
+    pub site: SiteId,
+    /// Counts superblocks written; the higher of the two slots is in force.
+    pub sequence: u64,
+    /// The journal's size, superblock slots included.
+    pub journal_blocks: u64,
+    /// Blocks of each volume, in the group's order; zero beyond `volume_count`.
+    pub volumes: [u64; VOLUMES_MAX],
+    pub volume_count: usize,
+    /// Everything up to here is durable in the volumes.
+    pub checkpoint: UpdateNumber,
+    /// The generation of the update at `checkpoint`.
+    pub checkpoint_generation: Generation,
+    /// The first batch that replay reads.
+    pub position: JournalPosition,
+    pub known_durable: UpdateNumber,
+    pub settled: UpdateNumber,
+    /// Whether this site acknowledged alone when this was written.
+    pub solo: bool,
+    pub history: History,
+}
+
+/// Why a block is not a superblock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SlotError {
+    #[error("superblock magic {found:02x?}, expected {SUPERBLOCK_MAGIC:02x?}")]
+    Magic { found: [u8; 8] },
+    #[error("superblock version {found}, expected {SUPERBLOCK_VERSION}")]
+    Version { found: u16 },
+    #[error("superblock crc {found:#010x}, expected {expected:#010x}")]
+    Crc { expected: u32, found: u32 },
+    #[error("superblock's solo flag is {found}, expected 0 or 1")]
+    Solo { found: u8 },
+    #[error("superblock lists {found} volumes, expected at most {VOLUMES_MAX}")]
+    VolumeCount { found: usize },
+    #[error("superblock's volume {index} has 0 blocks, expected 1 or more")]
+    VolumeEmpty { index: usize },
+    #[error("superblock's batch position is block {found}, expected {RING_FIRST_BLOCK} to below {end}")]
+    Position { end: u64, found: u64 },
+    #[error("superblock has {lower_name} {lower}, expected at most its {upper_name} {upper}")]
+    Order { lower_name: &'static str, lower: UpdateNumber, upper_name: &'static str, upper: UpdateNumber },
+    #[error("superblock: {0}")]
+    History(#[from] HistoryError),
+    #[error("reserved byte {offset} of a superblock is {found:#04x}, expected 0")]
+    Reserved { offset: usize, found: u8 },
+}
+
+/// Why a journal has no superblock to start from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SuperblockError {
+    #[error("neither superblock slot is valid: the first: {first}; the second: {second}")]
+    NoneValid { first: SlotError, second: SlotError },
+    #[error(
+        "the superblock slots disagree on {field}: {first} and {second}; the journal was formatted over another, \
+         and not to the end"
+    )]
+    Disagree { field: &'static str, first: u128, second: u128 },
+}
+
+const VERSION: usize = 8;
+const SITE: usize = 10;
+const SOLO: usize = 12;
+const VOLUME_COUNT: usize = 13;
+const HISTORY_COUNT: usize = 14;
+const RESERVED_A: usize = 15;
+const GROUP: usize = 16;
+const SEQUENCE: usize = 32;
+const JOURNAL_BLOCKS: usize = 40;
+const CHECKPOINT: usize = 48;
+const CHECKPOINT_GENERATION: usize = 56;
+const POSITION_BLOCK: usize = 64;
+const POSITION_SEQUENCE: usize = 72;
+const POSITION_PREVIOUS: usize = 80;
+const KNOWN_DURABLE: usize = 88;
+const SETTLED: usize = 96;
+const RESERVED_B: usize = 104;
+const CRC: usize = 252;
+const VOLUMES: usize = 256;
+const HISTORY: usize = VOLUMES + 8 * VOLUMES_MAX;
+const RESERVED_C: usize = HISTORY + HISTORY_ENTRY_BYTES * HISTORY_MAX;
+
+const _: () = assert!(RESERVED_C <= BLOCK_BYTES);
+
+impl Superblock {
+    /// The slot this superblock is written to: a block of the journal.
+    pub fn slot(&self) -> u64 {
+        self.sequence % SUPERBLOCK_SLOTS
+    }
+
+    /// Blocks of each volume, in the group's order.
+    pub fn volume_blocks(&self) -> &[u64] {
+        &self.volumes[..self.volume_count]
+    }
+
+    fn check(&self) -> Result<(), SlotError> {
+        if self.volume_count > VOLUMES_MAX {
+            return Err(SlotError::VolumeCount { found: self.volume_count });
+        }
+        if let Some(index) = self.volume_blocks().iter().position(|&blocks| blocks == 0) {
+            return Err(SlotError::VolumeEmpty { index });
+        }
+        if !(RING_FIRST_BLOCK..self.journal_blocks).contains(&self.position.block) {
+            return Err(SlotError::Position { end: self.journal_blocks, found: self.position.block });
+        }
+        // INV-4: only what is settled reaches a volume, and only what is durable here can be settled.
+        for (lower_name, lower, upper_name, upper) in [
+            ("checkpoint", self.checkpoint, "settled number", self.settled),
+            ("settled number", self.settled, "known durable number", self.known_durable),
+        ] {
+            if lower > upper {
+                return Err(SlotError::Order { lower_name, lower, upper_name, upper });
+            }
+        }
+        Ok(())
+    }
+
+    /// Panics if the superblock contradicts itself, since a site that starts from it would refuse it.
+    pub fn encode(&self, out: &mut [u8; BLOCK_BYTES]) {
+        if let Err(error) = self.check() {
+            panic!("a superblock that no start would accept was about to be written: {error}");
+        }
+        out.fill(0);
+        put(out, 0, &SUPERBLOCK_MAGIC);
+        put(out, VERSION, &SUPERBLOCK_VERSION.to_le_bytes());
+        put(out, SITE, &self.site.0.to_le_bytes());
+        out[SOLO] = u8::from(self.solo);
+        out[VOLUME_COUNT] = self.volume_count as u8;
+        out[HISTORY_COUNT] = self.history.len() as u8;
+        put(out, GROUP, &self.group.0.to_le_bytes());
+        put(out, SEQUENCE, &self.sequence.to_le_bytes());
+        put(out, JOURNAL_BLOCKS, &self.journal_blocks.to_le_bytes());
+        put(out, CHECKPOINT, &self.checkpoint.0.to_le_bytes());
+        put(out, CHECKPOINT_GENERATION, &self.checkpoint_generation.0.to_le_bytes());
+        put(out, POSITION_BLOCK, &self.position.block.to_le_bytes());
+        put(out, POSITION_SEQUENCE, &self.position.sequence.to_le_bytes());
+        put(out, POSITION_PREVIOUS, &self.position.previous.0.to_le_bytes());
+        put(out, KNOWN_DURABLE, &self.known_durable.0.to_le_bytes());
+        put(out, SETTLED, &self.settled.0.to_le_bytes());
+        for (index, blocks) in self.volume_blocks().iter().enumerate() {
+            put(out, VOLUMES + 8 * index, &blocks.to_le_bytes());
+        }
+        self.history.encode(&mut out[HISTORY..RESERVED_C]);
+        let crc = crc_around(out, CRC);
+        put(out, CRC, &crc.to_le_bytes());
+    }
+
+    pub fn decode(bytes: &[u8; BLOCK_BYTES]) -> Result<Superblock, SlotError> {
+        let magic = array_at(bytes, 0);
+        if magic != SUPERBLOCK_MAGIC {
+            return Err(SlotError::Magic { found: magic });
+        }
+        let version = u16_at(bytes, VERSION);
+        if version != SUPERBLOCK_VERSION {
+            return Err(SlotError::Version { found: version });
+        }
+        let (expected, found) = (crc_around(bytes, CRC), u32_at(bytes, CRC));
+        if expected != found {
+            return Err(SlotError::Crc { expected, found });
+        }
+        let solo = match bytes[SOLO] {
+            0 => false,
+            1 => true,
+            found => return Err(SlotError::Solo { found }),
+        };
+        let volume_count = usize::from(bytes[VOLUME_COUNT]);
+        if volume_count > VOLUMES_MAX {
+            return Err(SlotError::VolumeCount { found: volume_count });
+        }
+        let generations = usize::from(bytes[HISTORY_COUNT]);
+        let history_end = HISTORY + generations.min(HISTORY_MAX) * HISTORY_ENTRY_BYTES;
+        let history = History::decode(&bytes[HISTORY..history_end], generations)?;
+        for (from, to) in [
+            (RESERVED_A, GROUP),
+            (RESERVED_B, CRC),
+            (VOLUMES + 8 * volume_count, HISTORY),
+            (history_end, BLOCK_BYTES),
+        ] {
+            if let Some(offset) = nonzero_in(bytes, from, to) {
+                return Err(SlotError::Reserved { offset, found: bytes[offset] });
+            }
+        }
+        let superblock = Superblock {
+            group: GroupId(u128_at(bytes, GROUP)),
+            site: SiteId(u16_at(bytes, SITE)),
+            sequence: u64_at(bytes, SEQUENCE),
+            journal_blocks: u64_at(bytes, JOURNAL_BLOCKS),
+            volumes: std::array::from_fn(|index| u64_at(bytes, VOLUMES + 8 * index)),
+            volume_count,
+            checkpoint: UpdateNumber(u64_at(bytes, CHECKPOINT)),
+            checkpoint_generation: Generation(u64_at(bytes, CHECKPOINT_GENERATION)),
+            position: JournalPosition {
+                block: u64_at(bytes, POSITION_BLOCK),
+                sequence: u64_at(bytes, POSITION_SEQUENCE),
+                previous: Digest(u64_at(bytes, POSITION_PREVIOUS)),
+            },
+            known_durable: UpdateNumber(u64_at(bytes, KNOWN_DURABLE)),
+            settled: UpdateNumber(u64_at(bytes, SETTLED)),
+            solo,
+            history,
+        };
+        superblock.check()?;
+        Ok(superblock)
+    }
+}
+
+/// The superblock in force, of the two slots' decodings: the valid one with the higher sequence.
+pub fn newest_of(
+    first: Result<Superblock, SlotError>,
+    second: Result<Superblock, SlotError>,
+) -> Result<Superblock, SuperblockError> {
+    let (first, second) = match (first, second) {
+        (Ok(first), Ok(second)) => (first, second),
+        (Ok(valid), Err(_)) | (Err(_), Ok(valid)) => return Ok(valid),
+        (Err(first), Err(second)) => return Err(SuperblockError::NoneValid { first, second }),
+    };
+    for (field, first, second) in [
+        ("the group", first.group.0, second.group.0),
+        ("the site", u128::from(first.site.0), u128::from(second.site.0)),
+        ("the journal's blocks", u128::from(first.journal_blocks), u128::from(second.journal_blocks)),
+    ] {
+        if first != second {
+            return Err(SuperblockError::Disagree { field, first, second });
+        }
+    }
+    Ok(if second.sequence > first.sequence { second } else { first })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::history::tests::any_history;
+    use proptest::prelude::*;
+
+    fn any_superblock() -> impl Strategy<Value = Superblock> {
+        let volumes = prop::collection::vec(1..=u64::MAX, 0..=VOLUMES_MAX);
+        let ring = (any::<u64>(), 3..=u64::MAX);
+        (any::<(u128, u16, u64, [u64; 3], bool)>(), volumes, ring, any::<[u64; 3]>(), any_history()).prop_map(
+            |(
+                (group, site, sequence, position, solo),
+                sizes,
+                (block, journal_blocks),
+                mut numbers,
+                history,
+            )| {
+                numbers.sort_unstable();
+                let mut volumes = [0; VOLUMES_MAX];
+                volumes[..sizes.len()].copy_from_slice(&sizes);
+                Superblock {
+                    group: GroupId(group),
+                    site: SiteId(site),
+                    sequence,
+                    journal_blocks,
+                    volumes,
+                    volume_count: sizes.len(),
+                    checkpoint: UpdateNumber(numbers[0]),
+                    checkpoint_generation: Generation(position[0]),
+                    position: JournalPosition {
+                        block: RING_FIRST_BLOCK + block % (journal_blocks - RING_FIRST_BLOCK),
+                        sequence: position[1],
+                        previous: Digest(position[2]),
+                    },
+                    settled: UpdateNumber(numbers[1]),
+                    known_durable: UpdateNumber(numbers[2]),
+                    solo,
+                    history,
+                }
+            },
+        )
+    }
+
+    fn encoded(superblock: &Superblock) -> [u8; BLOCK_BYTES] {
+        let mut bytes = [0xaa; BLOCK_BYTES];
+        superblock.encode(&mut bytes);
+        bytes
+    }
+
+    fn with_crc(mut bytes: [u8; BLOCK_BYTES]) -> [u8; BLOCK_BYTES] {
+        let crc = crc_around(&bytes, CRC);
+        put(&mut bytes, CRC, &crc.to_le_bytes());
+        bytes
+    }
+
+    fn small(sequence: u64) -> Superblock {
+        let mut volumes = [0; VOLUMES_MAX];
+        volumes[..2].copy_from_slice(&[1000, 2000]);
+        let mut history = History::EMPTY;
+        history.push(Generation(1 << 16), UpdateNumber(1));
+        Superblock {
+            group: GroupId(11),
+            site: SiteId(1),
+            sequence,
+            journal_blocks: 4096,
+            volumes,
+            volume_count: 2,
+            checkpoint: UpdateNumber(5),
+            checkpoint_generation: Generation(1 << 16),
+            position: JournalPosition { block: 40, sequence: 6, previous: Digest(99) },
+            known_durable: UpdateNumber(9),
+            settled: UpdateNumber(7),
+            solo: false,
+            history,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn encoding_comes_back(superblock in any_superblock()) {
+            prop_assert_eq!(Superblock::decode(&encoded(&superblock)), Ok(superblock));
+        }
+
+        #[test]
+        fn what_decodes_encodes_to_the_same_bytes(
+            superblock in any_superblock(),
+            changes in prop::collection::vec((SITE..BLOCK_BYTES, any::<u8>()), 1..4),
+        ) {
+            let mut bytes = encoded(&superblock);
+            for (at, byte) in changes {
+                bytes[at] = byte;
+            }
+            let bytes = with_crc(bytes);
+            if let Ok(decoded) = Superblock::decode(&bytes) {
+                prop_assert_eq!(encoded(&decoded), bytes);
+            }
+        }
+
+        #[test]
+        fn arbitrary_fields_never_panic(tail in prop::collection::vec(any::<u8>(), BLOCK_BYTES - SITE)) {
+            let mut bytes = encoded(&small(1));
+            put(&mut bytes, SITE, &tail);
+            let _ = Superblock::decode(&bytes);
+            let _ = Superblock::decode(&with_crc(bytes));
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_is_refused() {
+        let bytes = encoded(&small(1));
+        assert!(Superblock::decode(&bytes).is_ok());
+        for bit in 0..BLOCK_BYTES * 8 {
+            let mut flipped = bytes;
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(Superblock::decode(&flipped).is_err(), "bit {bit} of a superblock");
+        }
+    }
+
+    #[test]
+    fn fields_are_checked_though_the_crc_is_right() {
+        let refused = |at: usize, field: &[u8]| {
+            let mut bytes = encoded(&small(1));
+            put(&mut bytes, at, field);
+            Superblock::decode(&with_crc(bytes)).expect_err("the field is out of bounds")
+        };
+        assert_eq!(refused(VERSION, &[2]), SlotError::Version { found: 2 });
+        assert_eq!(refused(SOLO, &[2]), SlotError::Solo { found: 2 });
+        assert_eq!(refused(VOLUME_COUNT, &[33]), SlotError::VolumeCount { found: 33 });
+        assert_eq!(refused(VOLUME_COUNT, &[3]), SlotError::VolumeEmpty { index: 2 });
+        assert!(matches!(refused(VOLUME_COUNT, &[1]), SlotError::Reserved { .. }));
+        assert_eq!(refused(HISTORY_COUNT, &[65]), SlotError::History(HistoryError::TooLong { found: 65 }));
+        assert!(matches!(refused(HISTORY_COUNT, &[2]), SlotError::History(HistoryError::Generation { .. })));
+        assert_eq!(refused(POSITION_BLOCK, &[1]), SlotError::Position { end: 4096, found: 1 });
+        assert_eq!(refused(JOURNAL_BLOCKS, &[40, 0]), SlotError::Position { end: 40, found: 40 });
+        assert!(matches!(refused(CHECKPOINT, &[8]), SlotError::Order { lower_name: "checkpoint", .. }));
+        assert!(matches!(refused(SETTLED, &[10]), SlotError::Order { lower_name: "settled number", .. }));
+        assert_eq!(refused(4095, &[1]), SlotError::Reserved { offset: 4095, found: 1 });
+    }
+
+    #[test]
+    fn the_newer_valid_slot_is_in_force() {
+        let invalid = || Superblock::decode(&[0; BLOCK_BYTES]);
+        let error = invalid().expect_err("a block of zeros");
+        assert_eq!(newest_of(Ok(small(4)), Ok(small(5))), Ok(small(5)));
+        assert_eq!(newest_of(Ok(small(6)), Ok(small(5))), Ok(small(6)));
+        assert_eq!(newest_of(invalid(), Ok(small(5))), Ok(small(5)));
+        assert_eq!(newest_of(Ok(small(4)), invalid()), Ok(small(4)));
+        assert_eq!(
+            newest_of(invalid(), invalid()),
+            Err(SuperblockError::NoneValid { first: error, second: error })
+        );
+        let other = Superblock { group: GroupId(12), ..small(9) };
+        assert_eq!(
+            newest_of(Ok(small(4)), Ok(other)),
+            Err(SuperblockError::Disagree { field: "the group", first: 11, second: 12 })
+        );
+    }
+
+    #[test]
+    #[should_panic(expected = "no start would accept")]
+    fn a_checkpoint_beyond_settled_is_not_written() {
+        encoded(&Superblock { checkpoint: UpdateNumber(8), ..small(1) });
+    }
+}

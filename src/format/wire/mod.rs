@@ -1,0 +1,388 @@
+//! Wire frames between two sites: a header of 32 bytes, a body that depends on the frame's type, and an update's payload
+//! blocks. One crc32c covers header and body; the payload is covered by the update's own sum.
+
+mod handshake;
+mod reader;
+
+pub use handshake::{
+    HELLO_BYTES_MAX, Hello, HelloVolume, REFUSAL_TEXT_BYTES_MAX, Refusal, RefusalCode, VolumeName,
+};
+pub use reader::FrameReader;
+
+use crate::base::{BLOCK_BYTES, UPDATE_BLOCKS_MAX, UpdateNumber};
+use crate::format::bytes::{array_at, nonzero_in, put, u16_at, u32_at, u64_at};
+use crate::format::history::HistoryError;
+use crate::format::text::TextError;
+use crate::format::update::{
+    DESCRIPTOR_BYTES, DescriptorError, Update, UpdateKind, decode_descriptor, encode_descriptor,
+};
+
+/// Versions of the protocol that this build speaks; `Hello` carries them, and the highest common one is used.
+pub const PROTOCOL_MIN: u16 = 1;
+pub const PROTOCOL_MAX: u16 = 1;
+
+/// The first four bytes of a frame.
+pub const FRAME_MAGIC: [u8; 4] = *b"LSTP";
+/// The layout of the header itself, which every protocol version shares.
+pub const FRAME_VERSION: u8 = 1;
+
+/// Bytes of every frame's header.
+pub const FRAME_HEADER_BYTES: usize = 32;
+/// Bytes of an update's frame before its payload.
+pub const UPDATE_FRAME_BYTES: usize = FRAME_HEADER_BYTES + DESCRIPTOR_BYTES;
+/// The longest body: a page's worth, because a handshake frame travels inside the process as a page.
+pub const FRAME_BODY_BYTES_MAX: usize = BLOCK_BYTES;
+/// Bytes of an encoded control frame at most.
+pub const CONTROL_FRAME_BYTES_MAX: usize = FRAME_HEADER_BYTES + ACK_BYTES;
+
+/// Which place in its pair a site has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Role {
+    Primary = 1,
+    Secondary = 2,
+}
+
+/// How far the peer must be before a host's write is acknowledged. Ordered: each level includes those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum AckLevel {
+    /// In the peer's memory; in the local journal.
+    Received = 1,
+    /// In both journals, written (they survive the process).
+    Journaled = 2,
+    /// In both journals, flushed (they survive power loss).
+    Durable = 3,
+    /// In the secondary's volume, differential and management information (US 7,103,713 to the letter); flushed here.
+    Applied = 4,
+}
+
+/// A control frame that fits a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// Secondary to primary, cumulative: the stream's prefix it has in memory, in its journal, flushed, and applied to
+    /// its volumes. `journal_ns` is its own latest journal write, submission to completion.
+    Ack {
+        received: UpdateNumber,
+        journaled: UpdateNumber,
+        durable: UpdateNumber,
+        applied: UpdateNumber,
+        journal_ns: u32,
+    },
+    /// Primary to secondary: `settled`, when no update carries it; always answered by an `Ack`. `sequence` is echoed by
+    /// nobody, it only tells frames apart in traces.
+    Heartbeat { settled: UpdateNumber, sequence: u64 },
+    /// Primary to secondary: flush your journal now; a host waits for `number` to settle.
+    FlushRequest { number: UpdateNumber },
+    /// Primary to a secondary that is ahead in the same history: send me these, inclusive, as updates.
+    Fetch { from: UpdateNumber, to: UpdateNumber },
+    /// Primary to secondary: drop every update after `keep`, then continue from there. Answered by an `Ack`.
+    CutTo { keep: UpdateNumber },
+}
+
+/// A control frame too large for a message: its encoded body is in a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageFrame {
+    /// [`Hello`].
+    Hello,
+    /// [`Refusal`]; the sender closes after it.
+    Refusal,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum FrameType {
+    Update = 1,
+    Ack = 2,
+    Heartbeat = 3,
+    FlushRequest = 4,
+    Fetch = 5,
+    CutTo = 6,
+    Hello = 7,
+    Refusal = 8,
+}
+
+const ACK_BYTES: usize = 36;
+const HEARTBEAT_BYTES: usize = 8;
+const FLUSH_REQUEST_BYTES: usize = 8;
+const FETCH_BYTES: usize = 16;
+const CUT_TO_BYTES: usize = 8;
+
+impl FrameType {
+    fn from_code(code: u8) -> Option<FrameType> {
+        [
+            FrameType::Update,
+            FrameType::Ack,
+            FrameType::Heartbeat,
+            FrameType::FlushRequest,
+            FrameType::Fetch,
+            FrameType::CutTo,
+            FrameType::Hello,
+            FrameType::Refusal,
+        ]
+        .into_iter()
+        .find(|frame| *frame as u8 == code)
+    }
+
+    /// The fewest and the most bytes of this type's body.
+    const fn body_bounds(self) -> (usize, usize) {
+        match self {
+            FrameType::Update => (DESCRIPTOR_BYTES, DESCRIPTOR_BYTES),
+            FrameType::Ack => (ACK_BYTES, ACK_BYTES),
+            FrameType::Heartbeat => (HEARTBEAT_BYTES, HEARTBEAT_BYTES),
+            FrameType::FlushRequest => (FLUSH_REQUEST_BYTES, FLUSH_REQUEST_BYTES),
+            FrameType::Fetch => (FETCH_BYTES, FETCH_BYTES),
+            FrameType::CutTo => (CUT_TO_BYTES, CUT_TO_BYTES),
+            FrameType::Hello | FrameType::Refusal => (0, FRAME_BODY_BYTES_MAX),
+        }
+    }
+}
+
+impl From<PageFrame> for FrameType {
+    fn from(frame: PageFrame) -> FrameType {
+        match frame {
+            PageFrame::Hello => FrameType::Hello,
+            PageFrame::Refusal => FrameType::Refusal,
+        }
+    }
+}
+
+/// A header whose magic, version, type and lengths are good; its checksum is compared once the body is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameHeader {
+    pub frame: FrameType,
+    /// Bytes of the body that follows.
+    pub body_bytes: u16,
+    /// Bytes of payload that follow the body, whole blocks; zero but for updates.
+    pub payload_bytes: u32,
+    /// The sender's settled number; zero but in updates and heartbeats.
+    pub settled: UpdateNumber,
+    crc: u32,
+}
+
+/// A whole frame but for its payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frame<'a> {
+    /// Followed by `update.payload_blocks()` blocks.
+    Update {
+        update: Update,
+        settled: UpdateNumber,
+    },
+    Control(Control),
+    /// The body is for [`Hello::decode`] or [`Refusal::decode`].
+    Page(PageFrame, &'a [u8]),
+}
+
+/// Why bytes from a peer are not a frame. The connection cannot go on after any of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    #[error("frame magic {found:02x?}, expected {FRAME_MAGIC:02x?}")]
+    Magic { found: [u8; 4] },
+    #[error("frame version {found}, expected {FRAME_VERSION}")]
+    Version { found: u8 },
+    #[error("frame type {found}, expected 1 to 8")]
+    Type { found: u8 },
+    #[error("{frame:?} frame with a body of {found} bytes, expected {min} to {max}")]
+    BodyBytes { frame: FrameType, min: usize, max: usize, found: usize },
+    #[error("{frame:?} frame with {found} bytes of payload, expected whole blocks and at most {max} bytes")]
+    PayloadBytes { frame: FrameType, max: usize, found: u32 },
+    #[error("{update} with {found} bytes of payload, expected {expected}")]
+    PayloadOfUpdate { update: UpdateNumber, expected: usize, found: u32 },
+    #[error("{frame:?} frame with settled {found}, expected 0")]
+    Settled { frame: FrameType, found: UpdateNumber },
+    #[error("{frame:?} frame's crc {found:#010x}, expected {expected:#010x}")]
+    Crc { frame: FrameType, expected: u32, found: u32 },
+    #[error("reserved byte {offset} of a {frame} is {found:#04x}, expected 0")]
+    Reserved { frame: &'static str, offset: usize, found: u8 },
+    #[error("update frame: {0}")]
+    Descriptor(#[from] DescriptorError),
+    #[error(
+        "update frame with a Cut after {keep}, expected a kind that is sent; a Cut stays in its own journal"
+    )]
+    CutOnWire { keep: UpdateNumber },
+    #[error("Fetch frame for {from} to {to}, expected a range from 1 or later that is not empty")]
+    FetchRange { from: UpdateNumber, to: UpdateNumber },
+    #[error("{frame} of {found} bytes, expected {expected}")]
+    Length { frame: &'static str, expected: usize, found: usize },
+    #[error("{field} is {found}, expected {expected}")]
+    Field { field: &'static str, expected: &'static str, found: u64 },
+    #[error("Hello's {lower_name} {lower} is above its {upper_name} {upper}, expected it at or below")]
+    Order { lower_name: &'static str, lower: u64, upper_name: &'static str, upper: u64 },
+    #[error("{field}: {error}")]
+    Text { field: &'static str, error: TextError },
+    #[error("Hello: {0}")]
+    History(#[from] HistoryError),
+}
+
+const VERSION: usize = 4;
+const TYPE: usize = 5;
+const BODY_BYTES: usize = 6;
+const PAYLOAD_BYTES: usize = 8;
+const CRC: usize = 12;
+const SETTLED: usize = 16;
+const RESERVED: usize = 24;
+
+/// Completes a frame whose body is already in place behind the header's 32 bytes, and returns its length.
+fn seal(frame: FrameType, payload_bytes: usize, settled: UpdateNumber, out: &mut [u8]) -> usize {
+    let (header_bytes, body) = out.split_at_mut(FRAME_HEADER_BYTES);
+    let (body_bytes, payload_bytes) = (body.len() as u16, payload_bytes as u32);
+    let header = FrameHeader { frame, body_bytes, payload_bytes, settled, crc: 0 };
+    header_bytes.copy_from_slice(&FrameHeader { crc: header.crc_over(body), ..header }.encode());
+    out.len()
+}
+
+/// Writes the frame of an update, [`UPDATE_FRAME_BYTES`] long; its payload blocks follow it on the wire.
+///
+/// Panics if `out` is shorter, the update breaks its bounds, or is a `Cut`, which never leaves its journal.
+pub fn encode_update(update: &Update, settled: UpdateNumber, out: &mut [u8]) -> usize {
+    assert!(update.kind != UpdateKind::Cut, "a cut stays in its own journal: {update:?}");
+    let out = &mut out[..UPDATE_FRAME_BYTES];
+    let (body, _) = out[FRAME_HEADER_BYTES..].as_chunks_mut::<DESCRIPTOR_BYTES>();
+    encode_descriptor(update, &mut body[0]);
+    seal(FrameType::Update, update.payload_blocks() * BLOCK_BYTES, settled, out)
+}
+
+/// Writes a control frame, at most [`CONTROL_FRAME_BYTES_MAX`] long, and returns its length. Panics if it does not fit.
+pub fn encode_control(control: &Control, out: &mut [u8]) -> usize {
+    let (frame, settled) = match *control {
+        Control::Ack { .. } => (FrameType::Ack, UpdateNumber::NONE),
+        Control::Heartbeat { settled, .. } => (FrameType::Heartbeat, settled),
+        Control::FlushRequest { .. } => (FrameType::FlushRequest, UpdateNumber::NONE),
+        Control::Fetch { .. } => (FrameType::Fetch, UpdateNumber::NONE),
+        Control::CutTo { .. } => (FrameType::CutTo, UpdateNumber::NONE),
+    };
+    let (body_bytes, _) = frame.body_bounds();
+    let out = &mut out[..FRAME_HEADER_BYTES + body_bytes];
+    let body = &mut out[FRAME_HEADER_BYTES..];
+    match *control {
+        Control::Ack { received, journaled, durable, applied, journal_ns } => {
+            for (index, number) in [received, journaled, durable, applied].iter().enumerate() {
+                put(body, 8 * index, &number.0.to_le_bytes());
+            }
+            put(body, 32, &journal_ns.to_le_bytes());
+        }
+        Control::Heartbeat { sequence, .. } => put(body, 0, &sequence.to_le_bytes()),
+        Control::FlushRequest { number } => put(body, 0, &number.0.to_le_bytes()),
+        Control::Fetch { from, to } => {
+            assert!(UpdateNumber::NONE < from && from <= to, "a fetch of {from} to {to}");
+            put(body, 0, &from.0.to_le_bytes());
+            put(body, 8, &to.0.to_le_bytes());
+        }
+        Control::CutTo { keep } => put(body, 0, &keep.0.to_le_bytes()),
+    }
+    seal(frame, 0, settled, out)
+}
+
+/// Writes the frame around a body that [`Hello::encode`] or [`Refusal::encode`] wrote, and returns the frame's length.
+///
+/// Panics if `out` does not hold [`FRAME_HEADER_BYTES`] more than `body`, or `body` is above [`FRAME_BODY_BYTES_MAX`].
+pub fn encode_page_frame(frame: PageFrame, body: &[u8], out: &mut [u8]) -> usize {
+    assert!(body.len() <= FRAME_BODY_BYTES_MAX, "a {frame:?} body of {} bytes", body.len());
+    let out = &mut out[..FRAME_HEADER_BYTES + body.len()];
+    put(out, FRAME_HEADER_BYTES, body);
+    seal(frame.into(), 0, UpdateNumber::NONE, out)
+}
+
+/// Checks what a reader must know before it waits for more bytes. The checksum is [`decode_body`]'s to compare.
+pub fn decode_header(bytes: &[u8; FRAME_HEADER_BYTES]) -> Result<FrameHeader, WireError> {
+    let magic = array_at(bytes, 0);
+    if magic != FRAME_MAGIC {
+        return Err(WireError::Magic { found: magic });
+    }
+    if bytes[VERSION] != FRAME_VERSION {
+        return Err(WireError::Version { found: bytes[VERSION] });
+    }
+    let frame = FrameType::from_code(bytes[TYPE]).ok_or(WireError::Type { found: bytes[TYPE] })?;
+    if let Some(offset) = nonzero_in(bytes, RESERVED, FRAME_HEADER_BYTES) {
+        return Err(WireError::Reserved { frame: "frame header", offset, found: bytes[offset] });
+    }
+    let header = FrameHeader {
+        frame,
+        body_bytes: u16_at(bytes, BODY_BYTES),
+        payload_bytes: u32_at(bytes, PAYLOAD_BYTES),
+        settled: UpdateNumber(u64_at(bytes, SETTLED)),
+        crc: u32_at(bytes, CRC),
+    };
+    let (min, max) = frame.body_bounds();
+    let found = usize::from(header.body_bytes);
+    if found < min || found > max {
+        return Err(WireError::BodyBytes { frame, min, max, found });
+    }
+    let max = if frame == FrameType::Update { UPDATE_BLOCKS_MAX * BLOCK_BYTES } else { 0 };
+    let payload = header.payload_bytes as usize;
+    if payload > max || !payload.is_multiple_of(BLOCK_BYTES) {
+        return Err(WireError::PayloadBytes { frame, max, found: header.payload_bytes });
+    }
+    if header.settled != UpdateNumber::NONE && !matches!(frame, FrameType::Update | FrameType::Heartbeat) {
+        return Err(WireError::Settled { frame, found: header.settled });
+    }
+    Ok(header)
+}
+
+/// The frame of a header and its body. Panics if `body` is not `header.body_bytes` long, which the reader sees to.
+pub fn decode_body<'a>(header: &FrameHeader, body: &'a [u8]) -> Result<Frame<'a>, WireError> {
+    assert!(body.len() == usize::from(header.body_bytes), "{} bytes for {header:?}", body.len());
+    let FrameHeader { frame, settled, .. } = *header;
+    let expected = header.crc_over(body);
+    if expected != header.crc {
+        return Err(WireError::Crc { frame, expected, found: header.crc });
+    }
+    let number_at = |at: usize| UpdateNumber(u64_at(body, at));
+    let control = match frame {
+        FrameType::Update => {
+            let update = decode_descriptor(&array_at(body, 0))?;
+            if update.kind == UpdateKind::Cut {
+                return Err(WireError::CutOnWire { keep: update.number });
+            }
+            let expected = update.payload_blocks() * BLOCK_BYTES;
+            if expected != header.payload_bytes as usize {
+                let found = header.payload_bytes;
+                return Err(WireError::PayloadOfUpdate { update: update.number, expected, found });
+            }
+            return Ok(Frame::Update { update, settled });
+        }
+        FrameType::Hello => return Ok(Frame::Page(PageFrame::Hello, body)),
+        FrameType::Refusal => return Ok(Frame::Page(PageFrame::Refusal, body)),
+        FrameType::Ack => Control::Ack {
+            received: number_at(0),
+            journaled: number_at(8),
+            durable: number_at(16),
+            applied: number_at(24),
+            journal_ns: u32_at(body, 32),
+        },
+        FrameType::Heartbeat => Control::Heartbeat { settled, sequence: u64_at(body, 0) },
+        FrameType::FlushRequest => Control::FlushRequest { number: number_at(0) },
+        FrameType::Fetch => {
+            let (from, to) = (number_at(0), number_at(8));
+            if from == UpdateNumber::NONE || from > to {
+                return Err(WireError::FetchRange { from, to });
+            }
+            Control::Fetch { from, to }
+        }
+        FrameType::CutTo => Control::CutTo { keep: number_at(0) },
+    };
+    Ok(Frame::Control(control))
+}
+
+impl FrameHeader {
+    fn encode(&self) -> [u8; FRAME_HEADER_BYTES] {
+        let mut bytes = [0; FRAME_HEADER_BYTES];
+        put(&mut bytes, 0, &FRAME_MAGIC);
+        bytes[VERSION] = FRAME_VERSION;
+        bytes[TYPE] = self.frame as u8;
+        put(&mut bytes, BODY_BYTES, &self.body_bytes.to_le_bytes());
+        put(&mut bytes, PAYLOAD_BYTES, &self.payload_bytes.to_le_bytes());
+        put(&mut bytes, CRC, &self.crc.to_le_bytes());
+        put(&mut bytes, SETTLED, &self.settled.0.to_le_bytes());
+        bytes
+    }
+
+    /// The checksum that this header with `body` should carry. A header has one encoding, so it is made again.
+    fn crc_over(&self, body: &[u8]) -> u32 {
+        let header = FrameHeader { crc: 0, ..*self }.encode();
+        crc32c::crc32c_append(crc32c::crc32c(&header), body)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,474 @@
+use super::*;
+use crate::base::{Generation, GroupId, HISTORY_MAX, Lba, SiteId, VOLUMES_MAX, VolumeId};
+use crate::format::history::History;
+use crate::format::history::tests::any_history;
+use crate::format::text::Text;
+use crate::format::update::tests::any_update;
+use proptest::prelude::*;
+
+const FRAME_BYTES_MAX: usize = FRAME_HEADER_BYTES + FRAME_BODY_BYTES_MAX;
+
+fn any_control() -> impl Strategy<Value = Control> {
+    let number = || any::<u64>().prop_map(UpdateNumber);
+    prop_oneof![
+        (number(), number(), number(), number(), any::<u32>()).prop_map(
+            |(received, journaled, durable, applied, journal_ns)| Control::Ack {
+                received,
+                journaled,
+                durable,
+                applied,
+                journal_ns
+            }
+        ),
+        (number(), any::<u64>()).prop_map(|(settled, sequence)| Control::Heartbeat { settled, sequence }),
+        number().prop_map(|number| Control::FlushRequest { number }),
+        (1..=u64::MAX, 1..=u64::MAX)
+            .prop_map(|(a, b)| Control::Fetch { from: UpdateNumber(a.min(b)), to: UpdateNumber(a.max(b)) }),
+        number().prop_map(|keep| Control::CutTo { keep }),
+    ]
+}
+
+fn any_hello() -> impl Strategy<Value = Hello> {
+    let volume = ("[a-z0-9é-]{1,32}", 1..=u64::MAX)
+        .prop_map(|(name, blocks)| HelloVolume { name: Text::new(&name), blocks });
+    let role = prop_oneof![Just(Role::Primary), Just(Role::Secondary)];
+    let ack = prop_oneof![
+        Just(AckLevel::Received),
+        Just(AckLevel::Journaled),
+        Just(AckLevel::Durable),
+        Just(AckLevel::Applied)
+    ];
+    let numbers = any::<([u64; 4], u64, [u16; 2], u128, u16, u32)>();
+    let volumes = prop::collection::vec(volume, 0..=VOLUMES_MAX);
+    (numbers, volumes, role, ack, any_history(), any::<[bool; 2]>()).prop_map(
+        |(
+            (mut numbers, generation, mut versions, group, site, block_bytes),
+            list,
+            role,
+            ack,
+            history,
+            flags,
+        )| {
+            numbers.sort_unstable();
+            versions.sort_unstable();
+            let mut volumes = [HelloVolume::default(); VOLUMES_MAX];
+            volumes[..list.len()].copy_from_slice(&list);
+            Hello {
+                protocol_min: versions[0],
+                protocol_max: versions[1],
+                group: GroupId(group),
+                site: SiteId(site),
+                role,
+                ack,
+                block_bytes,
+                volumes,
+                volume_count: list.len(),
+                history,
+                checkpoint: UpdateNumber(numbers[0]),
+                settled: UpdateNumber(numbers[1]),
+                durable: UpdateNumber(numbers[2]),
+                last: UpdateNumber(numbers[3]),
+                last_generation: Generation(generation),
+                solo: flags[0],
+                serving: flags[1],
+            }
+        },
+    )
+}
+
+fn full_hello() -> Hello {
+    let mut history = History::EMPTY;
+    for opening in 1..=HISTORY_MAX as u64 {
+        history.push(Generation(opening << 16), UpdateNumber(opening));
+    }
+    Hello {
+        protocol_min: 1,
+        protocol_max: 1,
+        group: GroupId(3),
+        site: SiteId(1),
+        role: Role::Primary,
+        ack: AckLevel::Journaled,
+        block_bytes: BLOCK_BYTES as u32,
+        volumes: [HelloVolume { name: Text::new(&"n".repeat(64)), blocks: 5 }; VOLUMES_MAX],
+        volume_count: VOLUMES_MAX,
+        history,
+        last: UpdateNumber(100),
+        last_generation: Generation(64 << 16),
+        durable: UpdateNumber(99),
+        settled: UpdateNumber(98),
+        checkpoint: UpdateNumber(90),
+        solo: false,
+        serving: true,
+    }
+}
+
+fn update() -> Update {
+    Update {
+        number: UpdateNumber(5),
+        generation: Generation(1 << 16),
+        lba: Lba(8),
+        count: 1,
+        sum: 77,
+        volume: VolumeId(0),
+        kind: UpdateKind::Write,
+    }
+}
+
+fn update_frame(update: &Update, settled: UpdateNumber) -> Vec<u8> {
+    let mut out = [0xaa; UPDATE_FRAME_BYTES];
+    assert_eq!(encode_update(update, settled, &mut out), UPDATE_FRAME_BYTES);
+    out.to_vec()
+}
+
+fn control_frame(control: &Control) -> Vec<u8> {
+    let mut out = [0xaa; CONTROL_FRAME_BYTES_MAX];
+    let length = encode_control(control, &mut out);
+    out[..length].to_vec()
+}
+
+fn hello_body(hello: &Hello) -> Vec<u8> {
+    let mut body = [0xaa; BLOCK_BYTES];
+    let length = hello.encode(&mut body);
+    body[..length].to_vec()
+}
+
+fn page_frame(frame: PageFrame, body: &[u8]) -> Vec<u8> {
+    let mut out = [0xaa; FRAME_BYTES_MAX];
+    let length = encode_page_frame(frame, body, &mut out);
+    out[..length].to_vec()
+}
+
+/// Decodes a whole frame, its handshake body too.
+fn decode(bytes: &[u8]) -> Result<(), WireError> {
+    let header = decode_header(bytes.first_chunk().expect("tests give whole headers"))?;
+    let end = FRAME_HEADER_BYTES + usize::from(header.body_bytes);
+    let Some(body) = bytes.get(FRAME_HEADER_BYTES..end) else {
+        // Lengthened: the reader would wait for bytes that belong to the next frame, whose crc then cannot match.
+        return Err(WireError::Length { frame: "frame", expected: end, found: bytes.len() });
+    };
+    match decode_body(&header, body)? {
+        Frame::Page(PageFrame::Hello, body) => Hello::decode(body).map(|_| ()),
+        Frame::Page(PageFrame::Refusal, body) => Refusal::decode(body).map(|_| ()),
+        Frame::Update { .. } | Frame::Control(_) => Ok(()),
+    }
+}
+
+/// The frame with its checksum made right again after a change.
+fn with_crc(mut bytes: Vec<u8>) -> Vec<u8> {
+    let crc = crate::format::bytes::crc_around(&bytes, CRC);
+    put(&mut bytes, CRC, &crc.to_le_bytes());
+    bytes
+}
+
+fn refused(frame: &[u8], at: usize, field: &[u8]) -> WireError {
+    let mut bytes = frame.to_vec();
+    put(&mut bytes, at, field);
+    decode(&with_crc(bytes)).expect_err("the field is out of bounds")
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Seen {
+    Update(Update, UpdateNumber, Vec<u8>),
+    Control(Control),
+    Page(PageFrame, Vec<u8>),
+}
+
+fn any_seen() -> impl Strategy<Value = Seen> {
+    let update = any_update().prop_filter("cuts are not sent", |update| update.kind != UpdateKind::Cut);
+    prop_oneof![
+        (update, any::<u64>(), any::<u8>()).prop_map(|(update, settled, fill)| {
+            let payload = vec![fill; update.payload_blocks() * BLOCK_BYTES];
+            Seen::Update(update, UpdateNumber(settled), payload)
+        }),
+        any_control().prop_map(Seen::Control),
+        any_hello().prop_map(|hello| Seen::Page(PageFrame::Hello, hello_body(&hello))),
+        prop::collection::vec(any::<u8>(), 0..=600).prop_map(|body| Seen::Page(PageFrame::Refusal, body)),
+    ]
+}
+
+fn stream_of(frames: &[Seen]) -> Vec<u8> {
+    let mut stream = Vec::new();
+    for frame in frames {
+        match frame {
+            Seen::Update(update, settled, payload) => {
+                stream.extend(update_frame(update, *settled));
+                stream.extend(payload);
+            }
+            Seen::Control(control) => stream.extend(control_frame(control)),
+            Seen::Page(frame, body) => stream.extend(page_frame(*frame, body)),
+        }
+    }
+    stream
+}
+
+/// Feeds a stream in pieces and collects what comes out.
+fn read_in_pieces(stream: &[u8], mut piece: impl FnMut() -> usize) -> Result<Vec<Seen>, WireError> {
+    let mut reader = FrameReader::new();
+    let mut seen = Vec::new();
+    let mut rest = stream;
+    while !rest.is_empty() {
+        let (mut input, later) = rest.split_at(piece().clamp(1, rest.len()));
+        rest = later;
+        loop {
+            if reader.payload_left() > 0 {
+                let taken = reader.payload_left().min(input.len());
+                let Some(Seen::Update(_, _, payload)) = seen.last_mut() else {
+                    panic!("payload follows an update");
+                };
+                payload.extend_from_slice(&input[..taken]);
+                input = &input[taken..];
+                reader.take_payload(taken);
+                if reader.payload_left() > 0 {
+                    break;
+                }
+            }
+            match reader.feed(&mut input)? {
+                Some(Frame::Update { update, settled }) => {
+                    seen.push(Seen::Update(update, settled, Vec::new()))
+                }
+                Some(Frame::Control(control)) => seen.push(Seen::Control(control)),
+                Some(Frame::Page(frame, body)) => seen.push(Seen::Page(frame, body.to_vec())),
+                None => break,
+            }
+        }
+        assert!(input.is_empty(), "a reader that waits has taken all there was");
+    }
+    assert!(reader.at_boundary(), "the stream ended inside a frame");
+    Ok(seen)
+}
+
+proptest! {
+    #[test]
+    fn controls_come_back(control in any_control()) {
+        let bytes = control_frame(&control);
+        let header = decode_header(bytes.first_chunk().expect("a whole header")).expect("encoded just now");
+        prop_assert_eq!(decode_body(&header, &bytes[FRAME_HEADER_BYTES..]), Ok(Frame::Control(control)));
+    }
+
+    #[test]
+    fn hellos_come_back(hello in any_hello()) {
+        prop_assert_eq!(Hello::decode(&hello_body(&hello)), Ok(hello));
+    }
+
+    #[test]
+    fn refusals_come_back(text in any::<String>(), code in 1u8..=8) {
+        let mut bytes = [0xaa; BLOCK_BYTES];
+        let codes = [
+            RefusalCode::Version, RefusalCode::Group, RefusalCode::Role, RefusalCode::Volumes,
+            RefusalCode::AckLevel, RefusalCode::SplitBrain, RefusalCode::ResyncRequired, RefusalCode::Protocol,
+        ];
+        let refusal = Refusal { code: codes[usize::from(code) - 1], text: Text::new(&text) };
+        let length = refusal.encode(&mut bytes);
+        prop_assert_eq!(bytes[0], code);
+        prop_assert_eq!(Refusal::decode(&bytes[..length]), Ok(refusal));
+    }
+
+    #[test]
+    fn what_decodes_as_hello_encodes_to_the_same_bytes(
+        hello in any_hello(),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        let mut bytes = hello_body(&hello);
+        for (at, byte) in changes {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        if let Ok(decoded) = Hello::decode(&bytes) {
+            prop_assert_eq!(hello_body(&decoded), bytes);
+        }
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), FRAME_HEADER_BYTES..300), frame in 0u8..10) {
+        let _ = decode(&bytes);
+        let _ = Hello::decode(&bytes);
+        let _ = Refusal::decode(&bytes);
+        let mut bytes = bytes;
+        put(&mut bytes, 0, &FRAME_MAGIC);
+        bytes[VERSION] = FRAME_VERSION;
+        bytes[TYPE] = frame;
+        let body_bytes = (bytes.len() - FRAME_HEADER_BYTES) as u16;
+        put(&mut bytes, BODY_BYTES, &body_bytes.to_le_bytes());
+        put(&mut bytes, RESERVED, &[0; 8]);
+        let _ = decode(&with_crc(bytes));
+    }
+
+    #[test]
+    fn pieces_of_any_size_give_the_same_frames(
+        frames in prop::collection::vec(any_seen(), 1..8),
+        pieces in prop::collection::vec(1usize..9000, 1..32),
+    ) {
+        let stream = stream_of(&frames);
+        let mut sizes = pieces.iter().copied().cycle();
+        prop_assert_eq!(read_in_pieces(&stream, || sizes.next().expect("a cycle")), Ok(frames));
+    }
+
+    #[test]
+    fn a_damaged_stream_never_gives_other_frames(
+        frames in prop::collection::vec(any_seen(), 1..6),
+        at in any::<prop::sample::Index>(),
+        bit in 0..8,
+    ) {
+        let mut stream = stream_of(&frames);
+        let at = at.index(stream.len());
+        stream[at] ^= 1u8 << bit;
+        let mut reader = FrameReader::new();
+        let mut input = &stream[..];
+        let mut seen = 0;
+        loop {
+            if reader.payload_left() > 0 {
+                let taken = reader.payload_left().min(input.len());
+                input = &input[taken..];
+                reader.take_payload(taken);
+            }
+            match (reader.feed(&mut input), frames.get(seen)) {
+                (Ok(Some(Frame::Update { update, settled })), Some(Seen::Update(sent, with, _))) => {
+                    prop_assert_eq!((&update, &settled), (sent, with));
+                }
+                (Ok(Some(Frame::Control(control))), Some(Seen::Control(sent))) => prop_assert_eq!(&control, sent),
+                (Ok(Some(Frame::Page(frame, body))), Some(Seen::Page(kind, sent))) => {
+                    prop_assert_eq!((&frame, body), (kind, &sent[..]));
+                }
+                (Ok(None), _) => break,
+                (Err(error), _) => {
+                    prop_assert_eq!(reader.feed(&mut input), Err(error), "an error is final");
+                    break;
+                }
+                (Ok(Some(frame)), sent) => prop_assert!(false, "{:?} for {:?}", frame, sent),
+            }
+            seen += 1;
+        }
+    }
+}
+
+#[test]
+fn byte_by_byte_gives_the_same_frames() {
+    let frames = [
+        Seen::Update(update(), UpdateNumber(4), vec![7; BLOCK_BYTES]),
+        Seen::Control(Control::CutTo { keep: UpdateNumber(3) }),
+        Seen::Page(PageFrame::Hello, hello_body(&full_hello())),
+        Seen::Update(Update { kind: UpdateKind::Zero, sum: 0, ..update() }, UpdateNumber(5), Vec::new()),
+        Seen::Page(PageFrame::Refusal, Vec::new()),
+    ];
+    let stream = stream_of(&frames);
+    assert_eq!(read_in_pieces(&stream, || 1).as_deref(), Ok(&frames[..]));
+    assert_eq!(read_in_pieces(&stream, || usize::MAX).as_deref(), Ok(&frames[..]));
+}
+
+#[test]
+fn every_flipped_bit_is_refused() {
+    let mut refusal = [0; BLOCK_BYTES];
+    let length = Refusal { code: RefusalCode::Volumes, text: Text::new("sizes differ") }.encode(&mut refusal);
+    let ack = Control::Ack {
+        received: UpdateNumber(4),
+        journaled: UpdateNumber(3),
+        durable: UpdateNumber(2),
+        applied: UpdateNumber(1),
+        journal_ns: 50_000,
+    };
+    for frame in [
+        update_frame(&update(), UpdateNumber(4)),
+        control_frame(&ack),
+        control_frame(&Control::Heartbeat { settled: UpdateNumber(9), sequence: 2 }),
+        control_frame(&Control::FlushRequest { number: UpdateNumber(9) }),
+        control_frame(&Control::Fetch { from: UpdateNumber(1), to: UpdateNumber(9) }),
+        control_frame(&Control::CutTo { keep: UpdateNumber(9) }),
+        page_frame(PageFrame::Hello, &hello_body(&full_hello())),
+        page_frame(PageFrame::Refusal, &refusal[..length]),
+    ] {
+        assert_eq!(decode(&frame), Ok(()));
+        for bit in 0..frame.len() * 8 {
+            let mut flipped = frame.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode(&flipped).is_err(), "bit {bit} of a frame of type {}", frame[TYPE]);
+        }
+    }
+}
+
+#[test]
+fn header_fields_are_checked_before_any_body_is_awaited() {
+    let frame = update_frame(&update(), UpdateNumber(4));
+    assert_eq!(refused(&frame, 0, b"HTTP"), WireError::Magic { found: *b"HTTP" });
+    assert_eq!(refused(&frame, VERSION, &[2]), WireError::Version { found: 2 });
+    for found in [0, 9, 255] {
+        assert_eq!(refused(&frame, TYPE, &[found]), WireError::Type { found });
+    }
+    for body in [0u16, 63, 65, u16::MAX] {
+        assert!(matches!(refused(&frame, BODY_BYTES, &body.to_le_bytes()), WireError::BodyBytes { .. }));
+    }
+    for payload in [1u32, 4095, 33 * 4096, u32::MAX] {
+        assert!(matches!(
+            refused(&frame, PAYLOAD_BYTES, &payload.to_le_bytes()),
+            WireError::PayloadBytes { max: 131_072, .. }
+        ));
+    }
+    assert_eq!(
+        refused(&frame, PAYLOAD_BYTES, &8192u32.to_le_bytes()),
+        WireError::PayloadOfUpdate { update: UpdateNumber(5), expected: 4096, found: 8192 }
+    );
+    assert!(matches!(refused(&frame, RESERVED, &[1]), WireError::Reserved { offset: 24, .. }));
+    let cut_to = control_frame(&Control::CutTo { keep: UpdateNumber(3) });
+    assert!(matches!(refused(&cut_to, SETTLED, &[1]), WireError::Settled { .. }));
+    assert!(matches!(
+        refused(&cut_to, PAYLOAD_BYTES, &4096u32.to_le_bytes()),
+        WireError::PayloadBytes { .. }
+    ));
+    let fetch = control_frame(&Control::Fetch { from: UpdateNumber(2), to: UpdateNumber(3) });
+    for from in [0u64, 4] {
+        assert!(matches!(
+            refused(&fetch, FRAME_HEADER_BYTES, &from.to_le_bytes()),
+            WireError::FetchRange { .. }
+        ));
+    }
+    let zero = Update { kind: UpdateKind::GenerationOpen, sum: 0, count: 0, lba: Lba(0), ..update() };
+    let opening = update_frame(&zero, UpdateNumber(4));
+    assert_eq!(
+        refused(&opening, FRAME_HEADER_BYTES + 34, &[UpdateKind::Cut as u8]),
+        WireError::CutOnWire { keep: UpdateNumber(5) }
+    );
+}
+
+#[test]
+fn the_longest_hello_fits_a_frame() {
+    let body = hello_body(&full_hello());
+    assert_eq!(body.len(), HELLO_BYTES_MAX);
+    assert_eq!(Hello::decode(&body), Ok(full_hello()));
+}
+
+#[test]
+fn hello_fields_are_checked() {
+    let frame = page_frame(PageFrame::Hello, &hello_body(&full_hello()));
+    let refused = |at: usize, field: &[u8]| refused(&frame, FRAME_HEADER_BYTES + at, field);
+    let field_name = |error: WireError| match error {
+        WireError::Field { field, .. } => field,
+        WireError::Order { lower_name, .. } => lower_name,
+        other => panic!("{other}"),
+    };
+    assert_eq!(field_name(refused(6, &[3])), "Hello's role");
+    assert_eq!(field_name(refused(7, &[0])), "Hello's acknowledgement level");
+    assert_eq!(field_name(refused(12, &[2])), "Hello's solo flag");
+    assert_eq!(field_name(refused(13, &[2])), "Hello's serving flag");
+    assert_eq!(field_name(refused(14, &[33])), "Hello's volume count");
+    assert_eq!(field_name(refused(0, &[2])), "lowest protocol version");
+    assert_eq!(field_name(refused(64, &[99])), "checkpoint");
+    assert_eq!(field_name(refused(56, &[100])), "settled number");
+    assert_eq!(field_name(refused(48, &[101])), "durable number");
+    assert_eq!(field_name(refused(96, &[0; 8])), "a volume's blocks in Hello");
+    for length in [0, 65, 255] {
+        assert_eq!(field_name(refused(104, &[length])), "the length of a volume's name in Hello");
+    }
+    assert!(matches!(refused(104, &[63]), WireError::Reserved { offset: 175, .. }));
+    assert!(matches!(refused(105, &[1]), WireError::Reserved { offset: 105, .. }));
+    assert!(matches!(refused(112, &[0x1b]), WireError::Text { .. }));
+    assert!(matches!(refused(14, &[31]), WireError::Length { frame: "Hello", .. }));
+    assert!(matches!(refused(15, &[255]), WireError::Length { frame: "Hello", .. }));
+    for length in 0..HELLO_BYTES_MAX {
+        assert!(Hello::decode(&hello_body(&full_hello())[..length]).is_err(), "a hello of {length} bytes");
+    }
+}
+
+#[test]
+#[should_panic(expected = "stays in its own journal")]
+fn a_cut_is_not_sent() {
+    update_frame(&Update { kind: UpdateKind::Cut, ..Update::EMPTY }, UpdateNumber(1));
+}
