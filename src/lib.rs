@@ -7,5 +7,6 @@ pub mod base;
 pub mod cli;
 pub mod core;
 pub mod format;
+pub mod io;
 pub mod node;
 pub mod reactor;

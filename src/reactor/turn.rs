@@ -1,0 +1,223 @@
+//! The turn: deliver completions, give each actor one slice, wake whom they sent to, then spin or sleep.
+
+use std::sync::Arc;
+
+use crate::base::Nanos;
+use crate::reactor::load::Loads;
+use crate::reactor::ring::Port;
+use crate::reactor::{Actor, Completion};
+
+/// Actors on one reactor; they name their submissions by a small index.
+pub const ACTORS_MAX: usize = 32;
+
+/// Completions delivered before the actors get their slices, so that a flood of them starves no ring.
+pub const COMPLETIONS_A_TURN_MAX: usize = 256;
+
+/// How an actor's submissions reach the system and come back. One per reactor, used by its thread alone.
+pub trait Driver {
+    fn now(&mut self) -> Nanos;
+
+    /// What is submitted from here on belongs to this actor.
+    fn set_actor(&mut self, actor: usize);
+
+    /// Hands over what was submitted and looks for completions, without waiting. Returns whether it did anything.
+    fn poll(&mut self) -> bool;
+
+    /// The next completion and its actor's index. What a completion brings along (a buffer, a descriptor) stays with the
+    /// driver until the next call.
+    fn next_completion(&mut self) -> Option<(usize, Completion)>;
+
+    /// Waits for a completion, the doorbell or `deadline`. May return early. Does not wait if completions are there.
+    fn park(&mut self, deadline: Option<Nanos>);
+}
+
+/// What a reactor does when a round found nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdlePolicy {
+    /// Goes on polling: the lowest latency, a core each.
+    Spin,
+    /// Polls for `spin` after work while work comes often, then sleeps.
+    Adaptive { spin: Nanos },
+    /// Sleeps at once.
+    Park,
+}
+
+impl IdlePolicy {
+    /// Sleeping and waking costs 5 to 10 µs, so spinning a few times that long is the better bet while a disk or a
+    /// network answers in tens of microseconds.
+    pub const ADAPTIVE_SPIN: Nanos = Nanos::from_micros(50);
+}
+
+impl Default for IdlePolicy {
+    fn default() -> IdlePolicy {
+        IdlePolicy::Adaptive { spin: IdlePolicy::ADAPTIVE_SPIN }
+    }
+}
+
+/// Spinning is worth while work is at most this many spins apart on average; beyond it (heartbeats, single requests) the
+/// spin would nearly always end in sleep.
+const SPIN_GAP_FACTOR: u64 = 4;
+
+/// A longer gap counts as this many times the worthwhile one, so that a pause is forgotten after some twenty events.
+const GAP_CAP_FACTOR: u64 = 10;
+
+/// Runs actors over a driver on the calling thread.
+pub struct Reactor<D> {
+    port: Port,
+    driver: D,
+    actors: Vec<Option<Box<dyn Actor<D>>>>,
+    idle: IdlePolicy,
+    loads: Arc<Loads>,
+    stop_told: bool,
+    /// When the last round that found work ended.
+    worked_at: Nanos,
+    /// Moving average of the time between rounds that found work.
+    gap: Nanos,
+}
+
+impl<D: Driver> Reactor<D> {
+    pub fn new(port: Port, mut driver: D, idle: IdlePolicy, loads: Arc<Loads>) -> Reactor<D> {
+        let worked_at = driver.now();
+        Reactor {
+            port,
+            driver,
+            actors: Vec::with_capacity(ACTORS_MAX),
+            idle,
+            loads,
+            stop_told: false,
+            worked_at,
+            gap: Nanos(0),
+        }
+    }
+
+    /// Actors get their slices in the order they were added: put what feeds the longer path first.
+    pub fn add(&mut self, actor: impl Actor<D> + 'static) {
+        assert!(self.actors.len() < ACTORS_MAX, "a reactor has at most {ACTORS_MAX} actors");
+        self.loads.name(self.actors.len(), actor.name());
+        self.actors.push(Some(Box::new(actor)));
+    }
+
+    /// Turns until a stop is requested and every actor has stopped. Gives the driver back.
+    pub fn run(mut self) -> D {
+        while !self.finished() {
+            let began = self.driver.now();
+            if self.round(began) {
+                continue;
+            }
+            let now = self.driver.now();
+            self.loads.spinning(now.since(began));
+            if self.tired(now) {
+                self.park(now);
+            } else {
+                std::hint::spin_loop();
+            }
+        }
+        self.port.flush_wakes();
+        self.driver
+    }
+
+    fn finished(&self) -> bool {
+        self.stop_told && self.actors.iter().all(Option::is_none)
+    }
+
+    /// Returns whether anything was done.
+    fn round(&mut self, began: Nanos) -> bool {
+        let mut worked = self.driver.poll();
+        let mut stamp = self.driver.now();
+        if worked {
+            self.loads.driver(stamp.since(began));
+        }
+        worked |= self.deliver(&mut stamp);
+
+        if !self.stop_told && self.port.stopping() {
+            self.stop_told = true;
+            self.actors.iter_mut().flatten().for_each(|actor| actor.stop(stamp));
+        }
+
+        for index in 0..self.actors.len() {
+            let Some(actor) = &mut self.actors[index] else { continue };
+            self.driver.set_actor(index);
+            let found_work = actor.turn(stamp, &mut self.driver);
+            let gone = self.stop_told && actor.stopped();
+            let now = self.driver.now();
+            if found_work {
+                self.loads.busy(index, now.since(stamp), 1);
+                worked = true;
+            }
+            stamp = now;
+            if gone {
+                self.actors[index] = None;
+                worked = true;
+            }
+        }
+        self.port.flush_wakes();
+
+        if worked {
+            self.learn_gap(stamp);
+        }
+        worked
+    }
+
+    fn deliver(&mut self, stamp: &mut Nanos) -> bool {
+        let mut previous = None;
+        for _ in 0..COMPLETIONS_A_TURN_MAX {
+            let Some((index, completion)) = self.driver.next_completion() else { break };
+            if previous.is_some_and(|previous| previous != index) {
+                self.charge(previous, stamp);
+            }
+            previous = Some(index);
+            // A completion may outlive its actor: a poll that it left behind, cancelled by the driver's end.
+            if let Some(actor) = &mut self.actors[index] {
+                self.driver.set_actor(index);
+                actor.complete(*stamp, &mut self.driver, completion);
+            }
+        }
+        self.charge(previous, stamp);
+        previous.is_some()
+    }
+
+    fn charge(&mut self, actor: Option<usize>, stamp: &mut Nanos) {
+        if let Some(actor) = actor {
+            let now = self.driver.now();
+            self.loads.busy(actor, now.since(*stamp), 0);
+            *stamp = now;
+        }
+    }
+
+    fn learn_gap(&mut self, now: Nanos) {
+        if let IdlePolicy::Adaptive { spin } = self.idle {
+            let cap = spin.0 * SPIN_GAP_FACTOR * GAP_CAP_FACTOR;
+            let gap = now.since(self.worked_at).0.min(cap);
+            self.gap = Nanos(self.gap.0 - self.gap.0 / 8 + gap / 8);
+        }
+        self.worked_at = now;
+    }
+
+    /// Whether it is time to sleep, after a round that found nothing.
+    fn tired(&self, now: Nanos) -> bool {
+        match self.idle {
+            IdlePolicy::Spin => false,
+            IdlePolicy::Park => true,
+            IdlePolicy::Adaptive { spin } => {
+                self.gap.0 > spin.0 * SPIN_GAP_FACTOR || now.since(self.worked_at) >= spin
+            }
+        }
+    }
+
+    fn park(&mut self, now: Nanos) {
+        let deadline = self.actors.iter().flatten().filter_map(|actor| actor.deadline()).min();
+        if deadline.is_some_and(|deadline| deadline <= now) {
+            return;
+        }
+        self.port.doorbell().announce();
+        let stop_told = self.stop_told;
+        let ready = self.actors.iter().flatten().any(|actor| actor.ready() || (stop_told && actor.stopped()))
+            || (self.port.stopping() && !stop_told);
+        if !ready {
+            self.driver.park(deadline);
+        }
+        self.port.doorbell().retract();
+        let woken = self.driver.now();
+        self.loads.parked(woken.since(now));
+    }
+}
