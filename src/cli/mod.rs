@@ -1,5 +1,7 @@
 //! Floor 6: the commands. Each parses its arguments, asks floor 5, and prints.
 
+pub mod histogram;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 

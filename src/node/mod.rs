@@ -1,3 +1,4 @@
 //! Floor 5: a site as one process: its configuration, files, placement, telemetry and control plane.
 
 pub mod config;
+pub mod telemetry;
