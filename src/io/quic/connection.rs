@@ -1,0 +1,529 @@
+//! One connection at a time between two sites: dialed with backoff by one, accepted by the other, replaced when the peer
+//! comes anew. Both directions of one stream are open, and both sites know it, before a connection counts.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use quinn::{ClientConfig, ConnectionError, Endpoint, Incoming, ReadError, RecvStream, SendStream, VarInt};
+use quinn::{ServerConfig, WriteError};
+
+use super::identity::{Fingerprint, Identity, SERVER_NAME};
+use super::runtime::Executor;
+use super::tls::{Credentials, WrongIdentities, WrongIdentity};
+use super::transport::{self, Congestion, PayloadSize};
+use super::udp::Socket;
+use crate::base::Nanos;
+
+/// The first bytes each way: they tell both sites that both took the other's identity, which TLS tells only the listener.
+const GREETING: [u8; 8] = *b"lockstep";
+
+/// Pause before the first redial, doubled by each that fails.
+const REDIAL_MIN: Nanos = Nanos::from_millis(100);
+const REDIAL_MAX: Nanos = Nanos::from_millis(2_000);
+
+/// A connection that lasted this long was good: the next redial's pause is the shortest again.
+const GOOD_CONNECTION: Nanos = Nanos::from_millis(5_000);
+
+/// Connections that are shaking hands at once. More are refused: there is one peer.
+const ATTEMPTS_MAX: usize = 8;
+
+/// From the first datagram to the greeting; a round trip takes at most seconds.
+const ATTEMPT_DEADLINE: Nanos = Nanos::from_millis(5_000);
+
+/// Tasks kept free for connections that drain after they were closed.
+const TASKS_RESERVED: usize = 8;
+
+/// Longest an orderly close waits for the peer's acknowledgement.
+const CLOSE_DEADLINE: Nanos = Nanos::from_millis(1_000);
+
+/// Codes of a closed connection, for traces of the peer's.
+const CODE_CLOSED: VarInt = VarInt::from_u32(0);
+const CODE_REPLACED: VarInt = VarInt::from_u32(1);
+const CODE_GREETING: VarInt = VarInt::from_u32(2);
+const CODE_PROTOCOL: VarInt = VarInt::from_u32(3);
+
+/// What a link is told at start.
+#[derive(Clone, Debug)]
+pub struct LinkConfig {
+    /// UDP address of this site; both the listener's and the one the dialer sends from.
+    pub local: SocketAddr,
+    /// The peer's address, at the site that dials.
+    pub dial: Option<SocketAddr>,
+    pub identity: Identity,
+    pub peer: Fingerprint,
+    pub payload: PayloadSize,
+    pub congestion: Congestion,
+    /// Bytes in flight each way, at most: at least the path's bandwidth times its round trip.
+    pub window_bytes: u32,
+}
+
+/// Why a link could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    #[error("cannot use {address} for the link: {source}; set an address and port of this host that is free")]
+    Bind { address: SocketAddr, source: io::Error },
+    #[error("the link's identity {identity} is unusable: {source}; make one with `lockstep keygen`")]
+    Identity { identity: Fingerprint, source: rustls::Error },
+}
+
+/// Why there is no connection, or no longer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    #[error("{peer} was refused: {wrong}")]
+    WrongPeer { peer: SocketAddr, wrong: WrongIdentity },
+    #[error("{peer} refuses this site's identity {identity}; configure it at the peer")]
+    RefusedByPeer { peer: SocketAddr, identity: Fingerprint },
+    #[error("{peer} speaks another protocol version; run the same version of lockstep on both sites")]
+    Version { peer: SocketAddr },
+    #[error("{peer} did not finish its handshake in {} s", ATTEMPT_DEADLINE.0 / 1_000_000_000)]
+    Handshake { peer: SocketAddr },
+    #[error("the connection to {peer} was lost: {reason}")]
+    Lost { peer: SocketAddr, reason: String },
+    #[error("the connection to {peer} was closed by it")]
+    ClosedByPeer { peer: SocketAddr },
+    #[error("the connection to {peer} was closed as asked")]
+    Closed { peer: SocketAddr },
+    #[error("the connection to {peer} was replaced by a newer one")]
+    Replaced { peer: SocketAddr },
+    #[error("{peer} broke the protocol: {reason}; the connection was closed")]
+    Protocol { peer: SocketAddr, reason: String },
+}
+
+/// What [`Connector::begin`] found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// The connection is up; one before it is gone.
+    Up { replaced: bool },
+    /// The connection is gone.
+    Down(Problem),
+    /// A connection did not come about.
+    Failed(Problem),
+}
+
+type Opened = Result<(SendStream, RecvStream), ConnectionError>;
+type Opening = Pin<Box<dyn Future<Output = Opened> + Send>>;
+type Accepting = Pin<Box<dyn Future<Output = Option<Incoming>> + Send>>;
+
+enum Stage {
+    Connecting(quinn::Connecting),
+    Opening(quinn::Connection, Opening),
+    Greeting(quinn::Connection, SendStream, RecvStream, usize),
+}
+
+/// A connection that does not count yet.
+struct Attempt {
+    peer: SocketAddr,
+    deadline: Nanos,
+    stage: Stage,
+}
+
+/// The connection that counts.
+struct Current {
+    connection: quinn::Connection,
+    send: SendStream,
+    recv: RecvStream,
+    since: Nanos,
+    closing: Option<Closing>,
+}
+
+/// An orderly close under way: our end of the stream is finished, the peer is to acknowledge all of it.
+struct Closing {
+    deadline: Nanos,
+    acknowledged: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+/// The connection, and all that brings one about.
+pub struct Connector {
+    executor: Executor,
+    waker: Waker,
+    socket: Arc<Socket>,
+    endpoint: Endpoint,
+    accepting: Option<Accepting>,
+    dial: Option<(SocketAddr, ClientConfig)>,
+    redial_at: Nanos,
+    redial_pause: Nanos,
+    attempts: Vec<Attempt>,
+    current: Option<Current>,
+    identity: Fingerprint,
+    wrong: WrongIdentities,
+}
+
+impl Connector {
+    pub fn new(config: &LinkConfig) -> Result<Connector, LinkError> {
+        let executor = Executor::new();
+        let bind = |source| LinkError::Bind { address: config.local, source };
+        let payload = config.payload.largest();
+        let socket = Socket::bind(config.local, payload, executor.shared()).map_err(bind)?;
+        let granted = socket.receive_buffer_bytes().map_err(bind)?;
+        if granted < config.window_bytes as usize {
+            tracing::warn!(
+                granted_bytes = granted,
+                window_bytes = config.window_bytes,
+                "the link's receive buffer is smaller than its window, so a busy moment loses datagrams; raise net.core.rmem_max"
+            );
+        }
+
+        let transport = || transport::transport(config.payload, config.congestion, config.window_bytes);
+        let identity = config.identity.fingerprint();
+        let unusable = |source| LinkError::Identity { identity, source };
+        let credentials = Credentials::new(&config.identity, config.peer);
+        let dial = match config.dial {
+            Some(peer) => {
+                let mut client = ClientConfig::new(Arc::new(credentials.client().map_err(unusable)?));
+                client.transport_config(Arc::new(transport()));
+                Some((peer, client))
+            }
+            None => None,
+        };
+        let server = match dial {
+            Some(_) => None,
+            None => {
+                let tls = Arc::new(credentials.server().map_err(unusable)?);
+                let mut server = ServerConfig::with_crypto(tls);
+                server.transport_config(Arc::new(transport())).max_incoming(ATTEMPTS_MAX).migration(false);
+                Some(server)
+            }
+        };
+        let listens = server.is_some();
+        let endpoint = Endpoint::new_with_abstract_socket(
+            transport::endpoint(config.payload, &config.identity),
+            server,
+            socket.clone(),
+            executor.handle(),
+        )
+        .map_err(bind)?;
+        let waker = executor.link_waker();
+        // The first turn looks for incoming connections, and so asks to be woken for the next.
+        waker.wake_by_ref();
+        Ok(Connector {
+            waker,
+            executor,
+            socket,
+            accepting: listens.then(|| accept(&endpoint)),
+            endpoint,
+            dial,
+            redial_at: Nanos(0),
+            redial_pause: REDIAL_MIN,
+            attempts: Vec::with_capacity(ATTEMPTS_MAX),
+            current: None,
+            identity,
+            wrong: credentials.wrong_identities(),
+        })
+    }
+
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        self.endpoint.local_addr()
+    }
+
+    /// Datagrams may have arrived.
+    pub fn set_readable(&self) {
+        self.socket.set_readable();
+    }
+
+    /// Receives, runs quinn's tasks, and moves connections on. Bounded. Returns what changed, one thing a call.
+    pub fn begin(&mut self, now: Nanos) -> (bool, Option<Change>) {
+        self.executor.set_now(now);
+        if self.socket.begin_turn() {
+            self.socket.set_readable();
+        }
+        let mut worked = self.executor.drain();
+        worked |= self.dial(now);
+        let mut change = None;
+        if self.executor.take_link_wake() || self.due(now) {
+            worked = true;
+            self.accept(now);
+            change = self.advance(now);
+            if change.is_some() {
+                // There may be more than one.
+                self.waker.wake_by_ref();
+            }
+        }
+        (worked, change)
+    }
+
+    /// Sends what the turn has written. Bounded.
+    pub fn end(&mut self) -> bool {
+        self.executor.drain()
+    }
+
+    pub fn ready(&self) -> bool {
+        self.executor.ready()
+    }
+
+    pub fn deadline(&self) -> Option<Nanos> {
+        let redial = (self.dial.is_some() && self.idle()).then_some(self.redial_at);
+        let attempts = self.attempts.iter().map(|attempt| attempt.deadline);
+        let closing = self.current.iter().filter_map(|current| Some(current.closing.as_ref()?.deadline));
+        attempts.chain(closing).chain(redial).chain(self.executor.next_deadline()).min()
+    }
+
+    /// Writes what the connection takes of `chunks`, emptying those it took whole. Returns the bytes taken, zero when
+    /// the peer does not keep up or there is no connection.
+    pub fn write(&mut self, chunks: &mut [Bytes]) -> usize {
+        let Some(current) = self.current.as_mut().filter(|current| current.closing.is_none()) else {
+            return 0;
+        };
+        let mut context = Context::from_waker(&self.waker);
+        match pin!(current.send.write_chunks(chunks)).poll(&mut context) {
+            Poll::Ready(Ok(written)) => written.bytes,
+            // A stream that fails is found by the next read, with the reason.
+            Poll::Ready(Err(
+                WriteError::ConnectionLost(_)
+                | WriteError::Stopped(_)
+                | WriteError::ClosedStream
+                | WriteError::ZeroRttRejected,
+            ))
+            | Poll::Pending => 0,
+        }
+    }
+
+    /// Reads what arrived into `chunks`, in order. Returns how many were filled, zero when nothing is there, or why there
+    /// will be nothing more (then the connection is gone).
+    pub fn read(&mut self, now: Nanos, chunks: &mut [Bytes]) -> Result<usize, Problem> {
+        let Some(current) = &mut self.current else { return Ok(0) };
+        let mut context = Context::from_waker(&self.waker);
+        let peer = current.connection.remote_address();
+        let polled = pin!(current.recv.read_chunks(chunks)).poll(&mut context);
+        let problem = match polled {
+            Poll::Pending => return Ok(0),
+            Poll::Ready(Ok(Some(count))) => return Ok(count),
+            Poll::Ready(Ok(None) | Err(ReadError::Reset(_))) => Problem::ClosedByPeer { peer },
+            Poll::Ready(Err(ReadError::ConnectionLost(error))) => self.problem(peer, &error),
+            Poll::Ready(Err(error)) => Problem::Lost { peer, reason: error.to_string() },
+        };
+        self.drop_current(now, CODE_CLOSED);
+        Err(problem)
+    }
+
+    /// Ends the connection because the peer sent what cannot be.
+    pub fn refuse(&mut self, now: Nanos, reason: String) -> Option<Problem> {
+        let peer = self.current.as_ref()?.connection.remote_address();
+        self.drop_current(now, CODE_PROTOCOL);
+        Some(Problem::Protocol { peer, reason })
+    }
+
+    /// Ends the connection once the peer has acknowledged all that was written, or has had a second to.
+    pub fn close(&mut self, now: Nanos) {
+        let Some(current) = self.current.as_mut().filter(|current| current.closing.is_none()) else { return };
+        // Fails only if the stream is gone, and then nothing is left to wait for.
+        let _ = current.send.finish();
+        let stopped = current.send.stopped();
+        current.closing = Some(Closing {
+            deadline: now.plus(CLOSE_DEADLINE),
+            acknowledged: Box::pin(async move { drop(stopped.await) }),
+        });
+        self.waker.wake_by_ref();
+    }
+
+    pub fn is_up(&self) -> bool {
+        self.current.is_some()
+    }
+
+    pub fn statistics(&self) -> Option<quinn::ConnectionStats> {
+        Some(self.current.as_ref()?.connection.stats())
+    }
+
+    fn idle(&self) -> bool {
+        self.current.is_none() && self.attempts.is_empty()
+    }
+
+    /// Whether an attempt or a close has run out of time.
+    fn due(&self, now: Nanos) -> bool {
+        let closing = self.current.iter().filter_map(|current| Some(current.closing.as_ref()?.deadline));
+        self.attempts.iter().map(|attempt| attempt.deadline).chain(closing).any(|deadline| deadline <= now)
+    }
+
+    fn room(&self) -> bool {
+        self.attempts.len() < ATTEMPTS_MAX && self.executor.room() > TASKS_RESERVED
+    }
+
+    fn dial(&mut self, now: Nanos) -> bool {
+        if !self.idle() || now < self.redial_at || !self.room() {
+            return false;
+        }
+        let Some((peer, config)) = &self.dial else { return false };
+        self.redial_at = now.plus(self.redial_pause);
+        self.redial_pause = Nanos((self.redial_pause.0 * 2).min(REDIAL_MAX.0));
+        match self.endpoint.connect_with(config.clone(), *peer, SERVER_NAME) {
+            Ok(connecting) => {
+                self.start(*peer, connecting, now);
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%peer, %error, "cannot dial the peer");
+                false
+            }
+        }
+    }
+
+    fn start(&mut self, peer: SocketAddr, connecting: quinn::Connecting, now: Nanos) {
+        let deadline = now.plus(ATTEMPT_DEADLINE);
+        self.attempts.push(Attempt { peer, deadline, stage: Stage::Connecting(connecting) });
+        self.waker.wake_by_ref();
+    }
+
+    fn accept(&mut self, now: Nanos) {
+        let mut context = Context::from_waker(&self.waker);
+        while let Some(Poll::Ready(incoming)) =
+            self.accepting.as_mut().map(|accepting| accepting.as_mut().poll(&mut context))
+        {
+            self.accepting = Some(accept(&self.endpoint));
+            let Some(incoming) = incoming else { break };
+            let peer = incoming.remote_address();
+            if !self.room() {
+                incoming.refuse();
+            } else if let Ok(connecting) = incoming.accept() {
+                self.start(peer, connecting, now);
+                return;
+            }
+        }
+    }
+
+    /// Moves attempts and an orderly close on until something changes.
+    fn advance(&mut self, now: Nanos) -> Option<Change> {
+        let mut context = Context::from_waker(&self.waker);
+        if let Some(current) = &mut self.current
+            && let Some(closing) = &mut current.closing
+            && (closing.deadline <= now || closing.acknowledged.as_mut().poll(&mut context).is_ready())
+        {
+            let peer = current.connection.remote_address();
+            self.drop_current(now, CODE_CLOSED);
+            return Some(Change::Down(Problem::Closed { peer }));
+        }
+        for index in 0..self.attempts.len() {
+            let Attempt { peer, deadline, stage } = self.attempts.swap_remove(index);
+            let step = match progress(stage, self.dial.is_some(), &mut context) {
+                Ok(Step::Wait(_)) if deadline <= now => Err(Problem::Handshake { peer }),
+                Ok(step) => Ok(step),
+                Err(error) => Err(self.problem(peer, &error)),
+            };
+            match step {
+                Ok(Step::Wait(stage)) => {
+                    self.attempts.push(Attempt { peer, deadline, stage });
+                    let last = self.attempts.len() - 1;
+                    self.attempts.swap(index, last);
+                }
+                Ok(Step::Greeted(connection, send, recv)) => {
+                    let replaced = self.current.is_some();
+                    self.drop_current(now, CODE_REPLACED);
+                    self.current = Some(Current { connection, send, recv, since: now, closing: None });
+                    return Some(Change::Up { replaced });
+                }
+                Err(problem) => return Some(Change::Failed(problem)),
+            }
+        }
+        None
+    }
+
+    fn drop_current(&mut self, now: Nanos, code: VarInt) {
+        if let Some(current) = self.current.take() {
+            current.connection.close(code, b"");
+            if now.since(current.since) >= GOOD_CONNECTION {
+                self.redial_pause = REDIAL_MIN;
+            }
+            self.redial_at = now.plus(self.redial_pause);
+        }
+    }
+
+    /// Names what ended a connection or an attempt.
+    fn problem(&self, peer: SocketAddr, error: &ConnectionError) -> Problem {
+        // RFC 9001, section 4.8: 0x100 and the alert's number (RFC 8446, section 6).
+        const ACCESS_DENIED: u64 = 0x100 + 49;
+        const NO_APPLICATION_PROTOCOL: u64 = 0x100 + 120;
+        if matches!(error, ConnectionError::TransportError(_))
+            && let Some(wrong) = self.wrong.pop()
+        {
+            return Problem::WrongPeer { peer, wrong };
+        }
+        let code = match error {
+            ConnectionError::TransportError(error) => Some(u64::from(error.code)),
+            ConnectionError::ConnectionClosed(close) => Some(u64::from(close.error_code)),
+            _ => None,
+        };
+        match (code, error) {
+            (Some(ACCESS_DENIED), _) => Problem::RefusedByPeer { peer, identity: self.identity },
+            (Some(NO_APPLICATION_PROTOCOL), _) | (_, ConnectionError::VersionMismatch) => {
+                Problem::Version { peer }
+            }
+            (_, ConnectionError::ApplicationClosed(_)) => Problem::ClosedByPeer { peer },
+            // A peer's text may hold anything.
+            _ => Problem::Lost { peer, reason: error.to_string().escape_debug().to_string() },
+        }
+    }
+}
+
+impl AsFd for Connector {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn accept(endpoint: &Endpoint) -> Accepting {
+    let endpoint = endpoint.clone();
+    Box::pin(async move { endpoint.accept().await })
+}
+
+enum Step {
+    Wait(Stage),
+    Greeted(quinn::Connection, SendStream, RecvStream),
+}
+
+/// Takes an attempt as far as it goes.
+fn progress(mut stage: Stage, dials: bool, context: &mut Context<'_>) -> Result<Step, ConnectionError> {
+    loop {
+        stage = match stage {
+            Stage::Connecting(mut connecting) => match Pin::new(&mut connecting).poll(context) {
+                Poll::Pending => return Ok(Step::Wait(Stage::Connecting(connecting))),
+                Poll::Ready(connection) => {
+                    let connection = connection?;
+                    let opening = open(connection.clone(), dials);
+                    Stage::Opening(connection, opening)
+                }
+            },
+            Stage::Opening(connection, mut opening) => match opening.as_mut().poll(context) {
+                Poll::Pending => return Ok(Step::Wait(Stage::Opening(connection, opening))),
+                Poll::Ready(opened) => {
+                    let (mut send, recv) = opened?;
+                    // A new stream takes eight bytes whole; one that failed fails the read below.
+                    let _ = pin!(send.write(&GREETING)).poll(context);
+                    Stage::Greeting(connection, send, recv, 0)
+                }
+            },
+            Stage::Greeting(connection, send, mut recv, had) => {
+                let mut bytes = [0; GREETING.len()];
+                match recv.poll_read(context, &mut bytes[had..]) {
+                    Poll::Pending => return Ok(Step::Wait(Stage::Greeting(connection, send, recv, had))),
+                    Poll::Ready(Ok(count))
+                        if count > 0 && bytes[had..had + count] == GREETING[had..had + count] =>
+                    {
+                        if had + count == GREETING.len() {
+                            return Ok(Step::Greeted(connection, send, recv));
+                        }
+                        Stage::Greeting(connection, send, recv, had + count)
+                    }
+                    Poll::Ready(Err(ReadError::ConnectionLost(error))) => return Err(error),
+                    Poll::Ready(_) => {
+                        connection.close(CODE_GREETING, b"not a greeting");
+                        return Err(ConnectionError::VersionMismatch);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The dialer opens the stream; the listener has it once the dialer's greeting arrives.
+fn open(connection: quinn::Connection, dials: bool) -> Opening {
+    Box::pin(async move {
+        match dials {
+            true => connection.open_bi().await,
+            false => connection.accept_bi().await,
+        }
+    })
+}
