@@ -309,5 +309,9 @@ impl Drop for Ring {
             self.enter(1, EnterFlags::GETEVENTS, Some(deadline.since(now)));
             while self.next_completion().is_some() {}
         }
+        // The kernel would do both in the background, and keep the files locked until it gets to them.
+        let submitter = self.uring.submitter();
+        let _ = submitter.unregister_files();
+        let _ = submitter.unregister_buffers();
     }
 }

@@ -1,0 +1,180 @@
+//! Faults on order, for rehearsals and tests: what a disk may do to us, done when we choose.
+
+use std::collections::BTreeMap;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+
+use crate::base::{BLOCK_BYTES, Memory, Nanos, PageId};
+use crate::core::messages::{IoFault, IoOp, IoRequest, IoTarget};
+
+/// What goes wrong on an executor's disks. The default is nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FaultPlan {
+    pub rules: Vec<FaultRule>,
+    /// The disks keep writes in a volatile cache until a flush, as power loss (here: the end of the process) would show.
+    /// The seed picks blocks that reach the disk early all the same. I/O is then blocking and unbounded in memory.
+    pub discard_unflushed: Option<u64>,
+}
+
+/// One fault, on the requests that match.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FaultRule {
+    /// Every target if none.
+    pub target: Option<IoTarget>,
+    pub op: IoOp,
+    /// Matching requests that go well first.
+    pub after: u64,
+    /// Matching requests that are hit then; `u64::MAX` hits all that follow.
+    pub times: u64,
+    pub effect: FaultEffect,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultEffect {
+    /// The request fails with this error number and does nothing.
+    Errno(i32),
+    /// The request takes this much longer.
+    Delay(Nanos),
+    /// The request moves half its blocks and has to be continued; one of a single block is left alone.
+    Short,
+}
+
+/// The plan's rules with the requests they have seen.
+#[derive(Debug)]
+pub struct Faults(Vec<(FaultRule, u64)>);
+
+impl Faults {
+    pub fn new(rules: Vec<FaultRule>) -> Faults {
+        Faults(rules.into_iter().map(|rule| (rule, 0)).collect())
+    }
+
+    /// The first matching rule's effect on this request; each rule counts it.
+    pub fn on(&mut self, request: &IoRequest) -> Option<FaultEffect> {
+        let mut effect = None;
+        for (rule, seen) in &mut self.0 {
+            if rule.op != request.op || rule.target.is_some_and(|target| target != request.target) {
+                continue;
+            }
+            *seen += 1;
+            let hit = *seen > rule.after && *seen - rule.after <= rule.times;
+            effect = effect.or(hit.then_some(rule.effect));
+        }
+        effect
+    }
+}
+
+/// A block that O_DIRECT takes as it lies.
+#[derive(Clone)]
+#[repr(align(4096))]
+struct Block([u8; BLOCK_BYTES]);
+
+/// A drive's volatile write cache, in front of files that are written only by flushes and by chance.
+#[derive(Debug)]
+pub struct VolatileCache {
+    dirty: BTreeMap<(IoTarget, u64), Box<Block>>,
+    files: BTreeMap<IoTarget, OwnedFd>,
+    random: u64,
+}
+
+impl std::fmt::Debug for Block {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Block")
+    }
+}
+
+/// One block in so many reaches the disk before it is flushed.
+const EARLY_ONE_IN: u64 = 4;
+
+impl VolatileCache {
+    pub fn new(seed: u64) -> VolatileCache {
+        // Xorshift stays at zero once it is there.
+        VolatileCache { dirty: BTreeMap::new(), files: BTreeMap::new(), random: seed | 1 }
+    }
+
+    pub fn add(&mut self, target: IoTarget, file: OwnedFd) {
+        self.files.insert(target, file);
+    }
+
+    /// Does the request, blocking.
+    pub fn perform(
+        &mut self,
+        request: &IoRequest,
+        pages: impl Iterator<Item = PageId>,
+        memory: &mut impl Memory,
+    ) -> Result<(), IoFault> {
+        let done = match request.op {
+            IoOp::Write => self.write(request, pages, memory),
+            IoOp::Read => self.read(request, pages, memory),
+            IoOp::Flush => self.flush(request.target),
+        };
+        done.map_err(|errno| match errno {
+            // A read beyond the end of the file.
+            Errno::NODATA => IoFault::Short,
+            errno => IoFault::Errno(errno.raw_os_error()),
+        })
+    }
+
+    fn file(&self, target: IoTarget) -> BorrowedFd<'_> {
+        use std::os::fd::AsFd;
+        self.files[&target].as_fd()
+    }
+
+    fn write(
+        &mut self,
+        request: &IoRequest,
+        pages: impl Iterator<Item = PageId>,
+        memory: &mut impl Memory,
+    ) -> Result<(), Errno> {
+        for (block, page) in (request.block..).zip(pages) {
+            let data = Box::new(Block(*memory.bytes(page)));
+            self.random ^= self.random << 13;
+            self.random ^= self.random >> 7;
+            self.random ^= self.random << 17;
+            if self.random.is_multiple_of(EARLY_ONE_IN) {
+                self.dirty.remove(&(request.target, block));
+                write_block(self.file(request.target), block, &data)?;
+            } else {
+                self.dirty.insert((request.target, block), data);
+            }
+        }
+        Ok(())
+    }
+
+    fn read(
+        &mut self,
+        request: &IoRequest,
+        pages: impl Iterator<Item = PageId>,
+        memory: &mut impl Memory,
+    ) -> Result<(), Errno> {
+        for (block, page) in (request.block..).zip(pages) {
+            let into = memory.bytes_mut(page);
+            match self.dirty.get(&(request.target, block)) {
+                Some(data) => *into = data.0,
+                None => {
+                    let offset = block * BLOCK_BYTES as u64;
+                    let count = rustix::io::pread(self.file(request.target), into.as_mut_slice(), offset)?;
+                    if count < BLOCK_BYTES {
+                        return Err(Errno::NODATA);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self, target: IoTarget) -> Result<(), Errno> {
+        let theirs = (target, 0)..=(target, u64::MAX);
+        let blocks: Vec<u64> = self.dirty.range(theirs).map(|((_, block), _)| *block).collect();
+        for block in blocks {
+            let data = self.dirty.remove(&(target, block)).expect("just listed");
+            write_block(self.file(target), block, &data)?;
+        }
+        rustix::fs::fdatasync(self.file(target))
+    }
+}
+
+fn write_block(file: BorrowedFd<'_>, block: u64, data: &Block) -> Result<(), Errno> {
+    let count = rustix::io::pwrite(file, &data.0, block * BLOCK_BYTES as u64)?;
+    if count == BLOCK_BYTES { Ok(()) } else { Err(Errno::IO) }
+}
