@@ -3,4 +3,5 @@
 
 pub mod config;
 pub mod messages;
+pub mod nbd;
 pub mod outbox;

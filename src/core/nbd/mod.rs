@@ -1,0 +1,89 @@
+//! NBD without sockets: what one connection's bytes mean ([`Session`]), and the tickets and pages that all connections of
+//! a front share ([`Desk`]). A front moves bytes and messages between sockets, sessions and the group.
+
+mod desk;
+mod handshake;
+mod session;
+
+pub use desk::Desk;
+pub use session::{Farewell, Limits, Session, Stall, Station};
+
+use crate::base::{BLOCK_BYTES, Lba, VolumeId};
+use crate::core::messages::HostError;
+use crate::format::nbd::NbdError;
+
+/// A volume as hosts see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Export {
+    /// What clients ask for; at most [`crate::base::NAME_BYTES_MAX`] bytes.
+    pub name: String,
+    pub volume: VolumeId,
+    /// Size in blocks.
+    pub blocks: u64,
+    pub read_only: bool,
+}
+
+impl Export {
+    /// Size in bytes. Panics if that is beyond u64: no volume was formatted like that.
+    pub fn bytes(&self) -> u64 {
+        self.blocks.checked_mul(BLOCK_BYTES as u64).expect("a volume's size in bytes fits u64")
+    }
+}
+
+/// A run of blocks that are alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// At least 1.
+    pub blocks: u64,
+    /// The blocks are known to read as zeros. When false nothing is known.
+    pub zeros: bool,
+}
+
+/// Which blocks are known to read as zeros, for `base:allocation`. An answer may be stale in one way only: a block that a
+/// write completed to must not be called zeros.
+pub trait AllocationMap {
+    /// The run that begins at `lba`, at most `blocks_max` long. It may be shorter than it could be, so that looking is
+    /// bounded: the session asks again for what follows.
+    fn run(&self, volume: VolumeId, lba: Lba, blocks_max: u64) -> Run;
+}
+
+/// Knows nothing: every block may hold data, which is always a correct answer.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AllAllocated;
+
+impl AllocationMap for AllAllocated {
+    fn run(&self, _volume: VolumeId, _lba: Lba, blocks_max: u64) -> Run {
+        Run { blocks: blocks_max, zeros: false }
+    }
+}
+
+/// Why a request failed, and in words for the client that can read them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Failure {
+    error: NbdError,
+    /// At most [`session::MESSAGE_BYTES_MAX`] bytes.
+    message: &'static str,
+}
+
+impl Failure {
+    const fn new(error: NbdError, message: &'static str) -> Failure {
+        assert!(message.len() <= session::MESSAGE_BYTES_MAX);
+        Failure { error, message }
+    }
+
+    /// NBD has no error for a deadline, so that is `EIO` like a failed disk; the message tells them apart.
+    fn of(error: HostError, writing: bool) -> Failure {
+        match error {
+            HostError::OutOfRange if writing => Failure::new(NbdError::NoSpc, "beyond the end of the volume"),
+            HostError::OutOfRange => Failure::new(NbdError::Inval, "beyond the end of the volume"),
+            HostError::ReadOnly => Failure::new(NbdError::Perm, "the volume is read-only on this site"),
+            HostError::Deadline => {
+                Failure::new(NbdError::Io, "the sites did not agree before the deadline; see lockstep status")
+            }
+            HostError::NotServing => Failure::new(NbdError::Shutdown, "this site does not serve the volume"),
+            HostError::Io => {
+                Failure::new(NbdError::Io, "a disk failed or a checksum did not match; see the log")
+            }
+        }
+    }
+}

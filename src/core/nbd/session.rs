@@ -1,0 +1,837 @@
+//! One connection: bytes in, replies out, and in between pieces for the group.
+//!
+//! A request becomes pieces of whole blocks, with `WritePartial` and `ZeroPartial` for unaligned ends. A piece takes a
+//! ticket, its pages and the room of its reply in the connection's own send buffer before it is issued, all or nothing,
+//! and a write's pages are taken only once its bytes are here. So nothing a client does or leaves undone holds a ticket
+//! or a page for longer than the group takes to answer, and no connection can starve another.
+
+use super::desk::{Desk, Job};
+use super::handshake::{self, ALLOCATION_CONTEXT, Negotiated, OPTION_REPLY_BYTES_MAX, Outcome};
+use super::{AllocationMap, Export, Failure};
+use crate::base::*;
+use crate::core::messages::{HostOp, HostReply, Ticket};
+use crate::format::nbd::*;
+
+/// Requests one connection may have unanswered: a quarter of a front's tickets. More wait in the socket.
+pub const SESSION_REQUESTS_MAX: usize = FRONT_TICKETS_MAX / 4;
+
+/// Pieces one connection may have in the group: the same quarter, so that one client's huge trim leaves tickets.
+pub const SESSION_PIECES_MAX: usize = FRONT_TICKETS_MAX / 4;
+
+/// Pieces of a streamed read in the group at once (1 MiB): enough to keep disks busy.
+pub const STREAM_PIECES_MAX: usize = 8;
+
+/// Steps of one connection in one call, so that a busy one does not starve the others of the turn.
+pub const STEPS_MAX: usize = 2 * TURN_MESSAGES_MAX;
+
+/// Extents in one block status reply; a client asks again for what follows.
+pub const EXTENTS_MAX: usize = 128;
+
+/// Bytes of an error's text.
+pub const MESSAGE_BYTES_MAX: usize = 80;
+
+/// Bytes of the payload of a refused WRITE that are skipped to answer it; beyond, the client is dropped.
+pub const SKIP_BYTES_MAX: u32 = 2 * REQUEST_BYTES_MAX;
+
+/// Room that every reply without data needs: an error chunk with its text and offset.
+const REPLY_BYTES_MAX: usize = CHUNK_HEADER_BYTES + 6 + MESSAGE_BYTES_MAX + 8;
+
+const STATUS_BYTES_MAX: usize = CHUNK_HEADER_BYTES + 4 + 8 * EXTENTS_MAX;
+
+/// The protocol has every server send up to 64 KiB unfragmented; unaligned that touches 17 blocks.
+const PIECE_BLOCKS_MIN: usize = 17;
+
+/// Sizes of a connection's buffers, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Unread input that the front can hold.
+    pub receive_bytes: usize,
+    /// Replies that one send buffer can hold.
+    pub send_bytes: usize,
+}
+
+impl Limits {
+    /// The least a session works with.
+    pub const MIN: Limits = Limits {
+        receive_bytes: PIECE_BLOCKS_MIN * BLOCK_BYTES + REQUEST_BYTES,
+        send_bytes: PIECE_BLOCKS_MIN * BLOCK_BYTES + REPLY_BYTES_MAX,
+    };
+
+    fn piece_blocks(&self) -> u64 {
+        let bytes = (self.receive_bytes - REQUEST_BYTES).min(self.send_bytes - REPLY_BYTES_MAX);
+        ((bytes / BLOCK_BYTES) as u64).min(UPDATE_BLOCKS_MAX as u64)
+    }
+}
+
+const _: () = assert!(Limits::MIN.receive_bytes >= OPTION_HEADER_BYTES + OPTION_BYTES_MAX);
+const _: () = assert!(Limits::MIN.send_bytes >= OPTION_REPLY_BYTES_MAX);
+
+/// What the sessions of a front work with, for the time of one call.
+pub struct Station<'a, M: Memory> {
+    pub now: Nanos,
+    pub exports: &'a [Export],
+    pub allocation: &'a dyn AllocationMap,
+    pub memory: &'a mut M,
+    /// The front's table; rows are its tickets.
+    pub table: &'a PageTable,
+    pub desk: &'a mut Desk,
+}
+
+/// Why a session stopped reading its input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stall {
+    /// More bytes are needed.
+    Input,
+    /// Room in the send buffer is needed: go on when it was sent, or when one of its own pieces completed.
+    Room,
+    /// One of its own pieces must complete first.
+    Completion,
+    /// A ticket, or this many pages, are needed from the desk.
+    Resources { pages: u32 },
+    /// It had its share of the turn and could go on at once.
+    Turn,
+    /// It reads nothing any more: close once [`Session::pieces`] is zero and the send buffer is sent.
+    Leaving(Farewell),
+}
+
+/// Why a session ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Farewell {
+    #[error("the client disconnected")]
+    Disconnected,
+    #[error("the client aborted the handshake")]
+    Aborted,
+    #[error("the client closed the connection without a word")]
+    HungUp,
+    #[error("the connection failed")]
+    Failed,
+    #[error("the site stops")]
+    Stopping,
+    #[error("the client did not finish the handshake in time")]
+    TooSlow,
+    #[error("the client broke the protocol: {0}")]
+    Malformed(#[from] Malformed),
+    #[error("the client asked for an export that does not exist")]
+    UnknownExport,
+    #[error("the client used options without fixed newstyle")]
+    NotFixedNewstyle,
+    #[error("the client sent too many options")]
+    TooManyOptions,
+    #[error("a read failed after a part of its data was sent, which a simple reply cannot say")]
+    ReadFailed,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Greeting,
+    Haggle { client: ClientFlags, options: u32 },
+    SkipOption { client: ClientFlags, options: u32, option: u32, left: u32 },
+    Serve { export: usize, aligned: bool, doing: Doing },
+    Left(Farewell),
+}
+
+/// What the next bytes or resources are for.
+#[derive(Clone, Copy, Debug)]
+enum Doing {
+    Header,
+    /// The payload of a refused write is read and dropped, then the refusal sent.
+    Skip {
+        cookie: Cookie,
+        left: u32,
+        failure: Failure,
+    },
+    /// Pieces from `next` to `end` (bytes in the volume) are still to be issued.
+    Issue {
+        request: u16,
+        verb: Verb,
+        next: u64,
+        end: u64,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verb {
+    Read,
+    /// A simple reply whose data is sent as it comes, in order and alone.
+    Stream,
+    Write {
+        fua: bool,
+    },
+    Zero {
+        fua: bool,
+    },
+    Flush,
+}
+
+impl Verb {
+    fn reads(self) -> bool {
+        matches!(self, Verb::Read | Verb::Stream)
+    }
+}
+
+/// A request whose reply is not yet complete.
+#[derive(Clone, Copy, Debug)]
+struct Active {
+    cookie: Cookie,
+    verb: Verb,
+    length: u32,
+    /// Pieces in the group.
+    pieces: u32,
+    /// No more pieces are to be issued.
+    issued: bool,
+    /// Some pieces never were issued, so the reply is never completed: the session ends, or has already said why.
+    cut: bool,
+    failure: Option<Failure>,
+}
+
+#[derive(Debug)]
+struct StreamPiece {
+    ticket: Ticket,
+    done: bool,
+}
+
+enum Step {
+    Took(usize),
+    Stall(Stall),
+}
+
+/// The protocol state of one connection; nothing in it allocates after `new`.
+#[derive(Debug)]
+pub struct Session {
+    connection: u16,
+    piece_blocks: u64,
+    send_bytes: usize,
+    phase: Phase,
+    negotiated: Negotiated,
+    active: Box<[Option<Active>]>,
+    free: Vec<u16>,
+    /// Pieces in the group.
+    pieces: usize,
+    /// Bytes of the send buffer that replies to come may take.
+    reserved: usize,
+    stream: FixedQueue<StreamPiece>,
+    /// Bytes of the streamed read that were put into send buffers; its header goes with the first.
+    streamed: u64,
+    /// The peer is gone: replies are dropped.
+    muted: bool,
+}
+
+impl Session {
+    /// A session for the front's connection number `connection`. Panics below [`Limits::MIN`].
+    pub fn new(connection: u16, limits: Limits) -> Session {
+        assert!(limits.receive_bytes >= Limits::MIN.receive_bytes, "{limits:?}");
+        assert!(limits.send_bytes >= Limits::MIN.send_bytes, "{limits:?}");
+        Session {
+            connection,
+            piece_blocks: limits.piece_blocks(),
+            send_bytes: limits.send_bytes,
+            phase: Phase::Greeting,
+            negotiated: Negotiated::default(),
+            active: vec![None; SESSION_REQUESTS_MAX].into_boxed_slice(),
+            free: (0..SESSION_REQUESTS_MAX as u16).rev().collect(),
+            pieces: 0,
+            reserved: 0,
+            stream: FixedQueue::new(STREAM_PIECES_MAX),
+            streamed: 0,
+            muted: false,
+        }
+    }
+
+    /// The server speaks first.
+    pub fn greet(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&greeting());
+    }
+
+    /// Pieces in the group. A session is only dropped when there are none.
+    pub fn pieces(&self) -> usize {
+        self.pieces
+    }
+
+    /// Requests read and not fully answered.
+    pub fn requests(&self) -> usize {
+        SESSION_REQUESTS_MAX - self.free.len()
+    }
+
+    pub fn is_haggling(&self) -> bool {
+        matches!(self.phase, Phase::Greeting | Phase::Haggle { .. } | Phase::SkipOption { .. })
+    }
+
+    pub fn farewell(&self) -> Option<Farewell> {
+        match self.phase {
+            Phase::Left(farewell) => Some(farewell),
+            _ => None,
+        }
+    }
+
+    /// Reads nothing more; what is in the group is still answered.
+    pub fn leave(&mut self, farewell: Farewell) {
+        if self.farewell().is_none() {
+            self.cut();
+            self.phase = Phase::Left(farewell);
+        }
+    }
+
+    /// The peer is gone: as [`Session::leave`], and nothing is answered.
+    pub fn abandon(&mut self, farewell: Farewell) {
+        self.leave(farewell);
+        self.muted = true;
+    }
+
+    /// Reads `input`, which begins where the last call stopped, and returns how much of it was taken and why no more.
+    /// Replies are appended to `out`, never beyond `Limits::send_bytes`.
+    pub fn advance<M: Memory>(
+        &mut self,
+        station: &mut Station<'_, M>,
+        input: &[u8],
+        out: &mut Vec<u8>,
+    ) -> (usize, Stall) {
+        let mut taken = 0;
+        for _ in 0..STEPS_MAX {
+            match self.step(station, &input[taken..], out) {
+                Step::Took(bytes) => taken += bytes,
+                Step::Stall(stall) => return (taken, stall),
+            }
+        }
+        (taken, Stall::Turn)
+    }
+
+    /// A piece of this session is answered: its ticket and pages go back to the desk and, when that completes something
+    /// that can be sent, `out` gets it.
+    pub fn complete<M: Memory>(&mut self, station: &mut Station<'_, M>, reply: HostReply, out: &mut Vec<u8>) {
+        let job = station.desk.job(reply.ticket);
+        assert_eq!(job.connection, self.connection, "ticket {} of another session", reply.ticket.0);
+        self.pieces -= 1;
+        let active = self.active[usize::from(job.request)].as_mut();
+        let active = active.expect("a request outlives its pieces");
+        active.pieces -= 1;
+        let failure = reply.result.err().map(|error| Failure::of(error, !active.verb.reads()));
+        active.failure = active.failure.or(failure);
+        let active = *active;
+        let last = active.issued && active.pieces == 0;
+        match active.verb {
+            Verb::Read => {
+                self.reserved -= read_reply_bytes(job.length);
+                if !self.muted {
+                    let done = last && !active.cut;
+                    self.put_read(station, reply.ticket, &active, failure, done, out);
+                }
+                station.desk.release(station.table, reply.ticket);
+            }
+            Verb::Stream => {
+                let places = 0..self.stream.len();
+                let mut pieces =
+                    places.filter(|&at| self.stream.get(at).is_some_and(|it| it.ticket == reply.ticket));
+                let place = pieces.next().and_then(|at| self.stream.get_mut(at));
+                place.expect("a stream knows its pieces").done = true;
+                self.put_stream(station, job.request, out);
+            }
+            Verb::Write { .. } | Verb::Zero { .. } | Verb::Flush => {
+                station.desk.release(station.table, reply.ticket);
+                if last && !active.cut {
+                    self.put_result(active.cookie, active.failure, out);
+                }
+            }
+        }
+        self.retire(job.request);
+        assert!(out.len() + self.reserved <= self.send_bytes, "room for replies was promised twice");
+    }
+
+    /// Frees the request's place if nothing of it is outstanding.
+    fn retire(&mut self, request: u16) {
+        let place = &mut self.active[usize::from(request)];
+        if let Some(active) = place
+            && active.issued
+            && active.pieces == 0
+        {
+            if !active.verb.reads() {
+                self.reserved -= REPLY_BYTES_MAX;
+            }
+            *place = None;
+            self.free.push(request);
+        }
+    }
+
+    /// Issues no more of the request being issued, if one is.
+    fn cut(&mut self) {
+        let Phase::Serve { doing, .. } = &mut self.phase else { return };
+        if let Doing::Issue { request, .. } = *doing {
+            *doing = Doing::Header;
+            let active = self.active[usize::from(request)].as_mut().expect("the request is being issued");
+            (active.issued, active.cut) = (true, true);
+            self.retire(request);
+        }
+    }
+
+    fn room(&self, out: &[u8]) -> usize {
+        self.send_bytes - out.len() - self.reserved
+    }
+
+    /// Answers a request that has no data, or failed.
+    fn put_result(&self, cookie: Cookie, failure: Option<Failure>, out: &mut Vec<u8>) {
+        match failure {
+            _ if self.muted => {}
+            Some(Failure { error, message }) if self.negotiated.structured => {
+                put_error_chunk(out, cookie, true, error, message, None);
+            }
+            failure => put_simple_reply(out, cookie, failure.map_or(Ok(()), |failure| Err(failure.error))),
+        }
+    }
+
+    /// Answers one piece of a read: the whole of it, or the chunk for this piece.
+    fn put_read<M: Memory>(
+        &self,
+        station: &Station<'_, M>,
+        ticket: Ticket,
+        active: &Active,
+        failure: Option<Failure>,
+        done: bool,
+        out: &mut Vec<u8>,
+    ) {
+        let job = station.desk.job(ticket);
+        match failure {
+            Some(Failure { error, message }) if self.negotiated.structured => {
+                // A reply of one piece has one error and no data before it; only then is a place of no use.
+                let offset = (job.length != active.length).then_some(job.offset);
+                put_error_chunk(out, active.cookie, done, error, message, offset);
+            }
+            Some(failure) => put_simple_reply(out, active.cookie, Err(failure.error)),
+            None => {
+                if self.negotiated.structured {
+                    put_data_chunk_header(out, active.cookie, done, job.offset, job.length);
+                } else {
+                    put_simple_reply(out, active.cookie, Ok(()));
+                }
+                put_data(station, ticket, &job, out);
+            }
+        }
+    }
+
+    /// Sends on what is complete of the streamed read, in order.
+    fn put_stream<M: Memory>(&mut self, station: &mut Station<'_, M>, request: u16, out: &mut Vec<u8>) {
+        let active = self.active[usize::from(request)].expect("a stream outlives its pieces");
+        if let Some(failure) = active.failure
+            && !active.cut
+        {
+            if self.streamed == 0 {
+                self.put_result(active.cookie, Some(failure), out);
+            } else {
+                self.leave(Farewell::ReadFailed);
+            }
+            self.cut();
+            if let Some(active) = &mut self.active[usize::from(request)] {
+                active.cut = true;
+            }
+        }
+        while self.stream.front().is_some_and(|piece| piece.done) {
+            let ticket = self.stream.pop().expect("it has a front").ticket;
+            let job = station.desk.job(ticket);
+            self.reserved -= read_reply_bytes(job.length);
+            if active.failure.is_none() && !active.cut && !self.muted {
+                if self.streamed == 0 {
+                    put_simple_reply(out, active.cookie, Ok(()));
+                }
+                put_data(station, ticket, &job, out);
+                self.streamed += u64::from(job.length);
+            }
+            station.desk.release(station.table, ticket);
+        }
+    }
+
+    fn step<M: Memory>(&mut self, station: &mut Station<'_, M>, input: &[u8], out: &mut Vec<u8>) -> Step {
+        match self.phase {
+            Phase::Greeting => {
+                let Some(bytes) = input.first_chunk() else { return Step::Stall(Stall::Input) };
+                match ClientFlags::parse(bytes) {
+                    Ok(client) => self.phase = Phase::Haggle { client, options: 0 },
+                    Err(malformed) => self.leave(malformed.into()),
+                }
+                Step::Took(CLIENT_FLAGS_BYTES)
+            }
+            Phase::Haggle { client, options } => self.option(station, client, options, input, out),
+            Phase::SkipOption { client, options, option, left } => {
+                if left == 0 {
+                    if self.room(out) < OPTION_REPLY_BYTES_MAX {
+                        return Step::Stall(Stall::Room);
+                    }
+                    handshake::refuse_too_big(out, option);
+                    self.phase = Phase::Haggle { client, options };
+                    return Step::Took(0);
+                }
+                let bytes = input.len().min(left as usize);
+                if bytes == 0 {
+                    return Step::Stall(Stall::Input);
+                }
+                self.phase = Phase::SkipOption { client, options, option, left: left - bytes as u32 };
+                Step::Took(bytes)
+            }
+            Phase::Serve { export, aligned, doing } => match doing {
+                Doing::Header => self.header(station, export, aligned, input, out),
+                Doing::Skip { cookie, left, failure } => self.skip(cookie, left, failure, input, out),
+                Doing::Issue { request, verb, next, end } => {
+                    self.issue(station, export, (request, verb, next, end), input, out)
+                }
+            },
+            Phase::Left(farewell) => Step::Stall(Stall::Leaving(farewell)),
+        }
+    }
+
+    fn option<M: Memory>(
+        &mut self,
+        station: &mut Station<'_, M>,
+        client: ClientFlags,
+        options: u32,
+        input: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Step {
+        let Some((header, rest)) = input.split_first_chunk() else { return Step::Stall(Stall::Input) };
+        let header = match OptionHeader::parse(header) {
+            Ok(header) => header,
+            Err(malformed) => return self.end(malformed.into()),
+        };
+        if !client.fixed_newstyle && header.option != option::EXPORT_NAME {
+            return self.end(Farewell::NotFixedNewstyle);
+        }
+        if options == handshake::OPTIONS_MAX {
+            return self.end(Farewell::TooManyOptions);
+        }
+        let length = header.length as usize;
+        if length > OPTION_BYTES_MAX {
+            if header.length > handshake::OPTION_SKIP_BYTES_MAX || header.option == option::EXPORT_NAME {
+                return self.end(Malformed::Oversize { what: "option", length: length as u64 }.into());
+            }
+            let (option, left) = (header.option, header.length);
+            self.phase = Phase::SkipOption { client, options: options + 1, option, left };
+            return Step::Took(OPTION_HEADER_BYTES);
+        }
+        if rest.len() < length {
+            return Step::Stall(Stall::Input);
+        }
+        if self.room(out) < OPTION_REPLY_BYTES_MAX {
+            return Step::Stall(Stall::Room);
+        }
+        let option = (header.option, &rest[..length]);
+        self.phase = match handshake::answer(&mut self.negotiated, station.exports, client, option, out) {
+            Outcome::Haggle => Phase::Haggle { client, options: options + 1 },
+            Outcome::Enter { export, aligned } => Phase::Serve { export, aligned, doing: Doing::Header },
+            Outcome::Abort => Phase::Left(Farewell::Aborted),
+            Outcome::UnknownExport => Phase::Left(Farewell::UnknownExport),
+        };
+        Step::Took(OPTION_HEADER_BYTES + length)
+    }
+
+    fn end(&mut self, farewell: Farewell) -> Step {
+        self.leave(farewell);
+        Step::Stall(Stall::Leaving(farewell))
+    }
+
+    fn doing(&mut self, next: Doing) {
+        match &mut self.phase {
+            Phase::Serve { doing, .. } => *doing = next,
+            phase => unreachable!("in {phase:?} nothing is served"),
+        }
+    }
+
+    fn header<M: Memory>(
+        &mut self,
+        station: &mut Station<'_, M>,
+        export: usize,
+        aligned: bool,
+        input: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Step {
+        let Some(bytes) = input.first_chunk() else { return Step::Stall(Stall::Input) };
+        let request = match Request::parse(bytes) {
+            Ok(request) => request,
+            Err(malformed) => return self.end(malformed.into()),
+        };
+        if request.command == command::DISC {
+            return self.end(Farewell::Disconnected);
+        }
+        if !self.stream.is_empty() {
+            return Step::Stall(Stall::Completion);
+        }
+        if self.room(out) < STATUS_BYTES_MAX {
+            return Step::Stall(Stall::Room);
+        }
+        let context = self.negotiated.context == Some(export);
+        let exported = &station.exports[export];
+        let verb = match self.judge(&request, exported, aligned, context) {
+            Ok(verb) => verb,
+            Err(failure) if request.command == command::WRITE => {
+                if request.length > SKIP_BYTES_MAX {
+                    let length = u64::from(request.length);
+                    return self.end(Malformed::Oversize { what: "write", length }.into());
+                }
+                self.doing(Doing::Skip { cookie: request.cookie, left: request.length, failure });
+                return Step::Took(REQUEST_BYTES);
+            }
+            Err(failure) => {
+                self.put_result(request.cookie, Some(failure), out);
+                return Step::Took(REQUEST_BYTES);
+            }
+        };
+        let Some(verb) = verb else {
+            match request.command {
+                command::BLOCK_STATUS => put_block_status(station, exported, &request, out),
+                _ => self.put_result(request.cookie, None, out),
+            }
+            return Step::Took(REQUEST_BYTES);
+        };
+        if verb == Verb::Stream && self.requests() > 0 {
+            return Step::Stall(Stall::Completion);
+        }
+        let Some(index) = self.free.pop() else { return Step::Stall(Stall::Completion) };
+        if !verb.reads() {
+            self.reserved += REPLY_BYTES_MAX;
+        }
+        self.streamed = 0;
+        let (cookie, offset, length) = (request.cookie, request.offset, request.length);
+        let active = Active { cookie, verb, length, pieces: 0, issued: false, cut: false, failure: None };
+        self.active[usize::from(index)] = Some(active);
+        let end = offset + u64::from(length);
+        self.doing(Doing::Issue { request: index, verb, next: offset, end });
+        Step::Took(REQUEST_BYTES)
+    }
+
+    /// What a request asks of the group; `None` when it is answered here.
+    fn judge(
+        &self,
+        request: &Request,
+        export: &Export,
+        aligned: bool,
+        context: bool,
+    ) -> Result<Option<Verb>, Failure> {
+        use command_flag::*;
+        let refuse = |error, message| Err(Failure::new(error, message));
+        let structured = self.negotiated.structured;
+        let known = match request.command {
+            command::READ if structured => FUA | DF,
+            command::WRITE_ZEROES => FUA | NO_HOLE | FAST_ZERO,
+            command::BLOCK_STATUS => FUA | REQ_ONE,
+            command::READ | command::WRITE | command::FLUSH | command::TRIM | command::CACHE => FUA,
+            _ => return refuse(NbdError::Inval, "this command is not known"),
+        };
+        if request.flags & !known != 0 {
+            return refuse(NbdError::Inval, "a flag does not belong to this command");
+        }
+        if request.command == command::FLUSH {
+            if (request.offset, request.length) != (0, 0) {
+                return refuse(NbdError::Inval, "a flush has neither offset nor length");
+            }
+            return Ok(Some(Verb::Flush));
+        }
+        let writes = matches!(request.command, command::WRITE | command::TRIM | command::WRITE_ZEROES);
+        if writes && export.read_only {
+            return refuse(NbdError::Perm, "the volume is exported read-only");
+        }
+        let moves_bytes = matches!(request.command, command::READ | command::WRITE | command::CACHE);
+        if moves_bytes && request.length > REQUEST_BYTES_MAX {
+            return refuse(NbdError::Inval, "the request is longer than 32 MiB");
+        }
+        if request.length == 0 {
+            return refuse(NbdError::Inval, "the request has no length");
+        }
+        let end = request.offset.checked_add(u64::from(request.length));
+        if end.is_none_or(|end| end > export.bytes()) {
+            let error = if writes { NbdError::NoSpc } else { NbdError::Inval };
+            return refuse(error, "beyond the end of the volume");
+        }
+        let grain = u64::from(BLOCK_SIZE_MIN);
+        if aligned && (request.offset % grain != 0 || u64::from(request.length) % grain != 0) {
+            return refuse(NbdError::Inval, "offset and length must be multiples of 512");
+        }
+        let fua = request.flags & FUA != 0;
+        Ok(match request.command {
+            command::READ if blocks_touched(request.offset, request.length) <= self.piece_blocks => {
+                Some(Verb::Read)
+            }
+            command::READ if request.flags & DF != 0 => {
+                return refuse(NbdError::Overflow, "too long to be read in one fragment");
+            }
+            command::READ => Some(if structured { Verb::Read } else { Verb::Stream }),
+            command::WRITE => Some(Verb::Write { fua }),
+            // Discarded blocks read as zeros on every site: a site that kept old bytes would differ from its peer.
+            // Zeroing takes no payload, so it is always as fast as FAST_ZERO asks, and keeps nothing allocated.
+            command::TRIM | command::WRITE_ZEROES => Some(Verb::Zero { fua }),
+            command::BLOCK_STATUS if !context => {
+                return refuse(NbdError::Inval, "no metadata context was selected for this export");
+            }
+            _ => None,
+        })
+    }
+
+    fn skip(&mut self, cookie: Cookie, left: u32, failure: Failure, input: &[u8], out: &mut Vec<u8>) -> Step {
+        if left > 0 {
+            let bytes = input.len().min(left as usize);
+            if bytes == 0 {
+                return Step::Stall(Stall::Input);
+            }
+            self.doing(Doing::Skip { cookie, left: left - bytes as u32, failure });
+            return Step::Took(bytes);
+        }
+        if self.room(out) < REPLY_BYTES_MAX {
+            return Step::Stall(Stall::Room);
+        }
+        self.put_result(cookie, Some(failure), out);
+        self.doing(Doing::Header);
+        Step::Took(0)
+    }
+
+    /// Issues the next piece of the request being read, once everything it takes is there.
+    fn issue<M: Memory>(
+        &mut self,
+        station: &mut Station<'_, M>,
+        export: usize,
+        (request, verb, next, end): (u16, Verb, u64, u64),
+        input: &[u8],
+        out: &[u8],
+    ) -> Step {
+        if self.pieces == SESSION_PIECES_MAX || (verb == Verb::Stream && self.stream.room() == 0) {
+            return Step::Stall(Stall::Completion);
+        }
+        let stop = match verb {
+            Verb::Flush => end,
+            Verb::Read | Verb::Stream => read_stop(next, end, self.piece_blocks),
+            Verb::Write { .. } => change_stop(next, end, self.piece_blocks),
+            Verb::Zero { .. } => change_stop(next, end, ZERO_BLOCKS_MAX as u64),
+        };
+        let length = (stop - next) as u32;
+        let blocks = if verb == Verb::Flush { 0 } else { blocks_touched(next, length) as u32 };
+        let payload = match verb {
+            Verb::Write { .. } => match input.get(..length as usize) {
+                Some(payload) => payload,
+                None => return Step::Stall(Stall::Input),
+            },
+            _ => &[],
+        };
+        // Writes reserved the room of their one reply when they began; a read's pieces each have their own data.
+        let reply = if verb.reads() { read_reply_bytes(length) } else { 0 };
+        if reply > self.room(out) {
+            return Step::Stall(Stall::Room);
+        }
+        let pages = if matches!(verb, Verb::Zero { .. } | Verb::Flush) { 0 } else { blocks };
+        if !station.desk.affords(pages) {
+            return Step::Stall(Stall::Resources { pages });
+        }
+        let ticket = station.desk.ticket();
+        let lba = Lba(next / BLOCK_BYTES as u64);
+        let (offset, partial) = ((next % BLOCK_BYTES as u64) as u16, length < BLOCK_BYTES as u32);
+        let op = match verb {
+            Verb::Flush => HostOp::Flush,
+            Verb::Read | Verb::Stream => {
+                station.desk.lend(station.table, ticket, pages);
+                HostOp::Read { lba, count: blocks }
+            }
+            Verb::Write { fua } if partial => {
+                let (page, at) = (station.desk.page(), usize::from(offset));
+                station.memory.bytes_mut(page)[at..at + payload.len()].copy_from_slice(payload);
+                station.table.set(ticket, 0, page, BlockSum::ZEROS);
+                HostOp::WritePartial { lba, offset, length: length as u16, fua }
+            }
+            Verb::Write { fua } => {
+                for (index, block) in payload.chunks_exact(BLOCK_BYTES).enumerate() {
+                    let page = station.desk.page();
+                    let bytes = station.memory.bytes_mut(page);
+                    bytes.copy_from_slice(block);
+                    station.table.set(ticket, index, page, sum_of_block(bytes));
+                }
+                HostOp::Write { lba, count: blocks, fua }
+            }
+            Verb::Zero { fua } if partial => HostOp::ZeroPartial { lba, offset, length: length as u16, fua },
+            Verb::Zero { fua } => HostOp::Zero { lba, count: blocks, fua },
+        };
+        let lent = if verb.reads() { pages } else { 0 };
+        let job = Job { connection: self.connection, request, offset: next, length, lent };
+        station.desk.submit(ticket, job, station.exports[export].volume, op, station.now);
+        self.pieces += 1;
+        self.reserved += reply;
+        if verb == Verb::Stream {
+            self.stream.push(StreamPiece { ticket, done: false });
+        }
+        let active = self.active[usize::from(request)].as_mut().expect("the request is being issued");
+        active.pieces += 1;
+        active.issued = stop == end;
+        self.doing(if stop == end { Doing::Header } else { Doing::Issue { request, verb, next: stop, end } });
+        Step::Took(payload.len())
+    }
+}
+
+/// Blocks that `length` bytes at `offset` touch; `length` is not zero.
+fn blocks_touched(offset: u64, length: u32) -> u64 {
+    let block = BLOCK_BYTES as u64;
+    (offset + u64::from(length) - 1) / block - offset / block + 1
+}
+
+/// Where a read's piece that begins at `next` ends: it touches at most `blocks` blocks.
+fn read_stop(next: u64, end: u64, blocks: u64) -> u64 {
+    end.min((next / BLOCK_BYTES as u64 + blocks) * BLOCK_BYTES as u64)
+}
+
+/// Where a changing piece that begins at `next` ends: part of one block, or at most `blocks` whole ones.
+fn change_stop(next: u64, end: u64, blocks: u64) -> u64 {
+    let block = BLOCK_BYTES as u64;
+    if next % block != 0 {
+        return end.min((next / block + 1) * block);
+    }
+    match (end - next) / block {
+        0 => end,
+        whole => next + whole.min(blocks) * block,
+    }
+}
+
+/// Room that the reply to one piece of a read needs.
+fn read_reply_bytes(length: u32) -> usize {
+    (DATA_CHUNK_HEADER_BYTES + length as usize).max(REPLY_BYTES_MAX)
+}
+
+/// Appends the piece's bytes out of the pages lent for it.
+fn put_data<M: Memory>(station: &Station<'_, M>, ticket: Ticket, job: &Job, out: &mut Vec<u8>) {
+    let (mut at, mut left) = ((job.offset % BLOCK_BYTES as u64) as usize, job.length as usize);
+    for index in 0..job.lent as usize {
+        let bytes = left.min(BLOCK_BYTES - at);
+        out.extend_from_slice(&station.memory.bytes(station.table.page(ticket, index))[at..at + bytes]);
+        (at, left) = (0, left - bytes);
+    }
+    assert_eq!(left, 0, "a read lends the pages its bytes need");
+}
+
+/// Answers a block status request with the extents at its beginning, at most [`EXTENTS_MAX`] of them.
+fn put_block_status<M: Memory>(
+    station: &Station<'_, M>,
+    export: &Export,
+    request: &Request,
+    out: &mut Vec<u8>,
+) {
+    let block = BLOCK_BYTES as u64;
+    let mut extents = [(0u32, 0u32); EXTENTS_MAX];
+    let extents_max = if request.flags & command_flag::REQ_ONE != 0 { 1 } else { EXTENTS_MAX };
+    let (mut count, mut at) = (0, request.offset);
+    let end = request.offset + u64::from(request.length);
+    // Runs may be reported in parts, so looking is bounded apart from the extents they merge into.
+    for _ in 0..2 * EXTENTS_MAX {
+        if at == end {
+            break;
+        }
+        let lba = at / block;
+        let run = station.allocation.run(export.volume, Lba(lba), end.div_ceil(block) - lba);
+        assert!(
+            (1..=end.div_ceil(block) - lba).contains(&run.blocks),
+            "an allocation map gave a run of {} blocks",
+            run.blocks
+        );
+        let stop = end.min((lba + run.blocks) * block);
+        let state = if run.zeros { STATE_HOLE | STATE_ZERO } else { 0 };
+        let length = (stop - at) as u32;
+        match extents[..count].last_mut() {
+            Some((so_far, same)) if *same == state => *so_far += length,
+            _ if count == extents_max => break,
+            _ => {
+                extents[count] = (length, state);
+                count += 1;
+            }
+        }
+        at = stop;
+    }
+    put_block_status_header(out, request.cookie, ALLOCATION_CONTEXT, count as u32);
+    extents[..count].iter().for_each(|&(length, state)| put_extent(out, length, state));
+}
