@@ -55,17 +55,22 @@ fn transmission_flags(export: &Export, structured: bool) -> u16 {
     always | writing | if structured { SEND_DF } else { 0 }
 }
 
-fn refuse(out: &mut Vec<u8>, option: u32, reply: OptionReply, why: &str) -> Outcome {
+fn refuse(out: &mut impl Sink, option: u32, reply: OptionReply, why: &str) -> Outcome {
     put_option_reply(out, option, reply, &[why.as_bytes()]);
     Outcome::Haggle
 }
 
-fn unknown_export(out: &mut Vec<u8>, option: u32) -> Outcome {
+fn acknowledge(out: &mut impl Sink, option: u32) -> Outcome {
+    put_option_reply(out, option, OptionReply::Ack, &[]);
+    Outcome::Haggle
+}
+
+fn unknown_export(out: &mut impl Sink, option: u32) -> Outcome {
     refuse(out, option, OptionReply::Unknown, "no volume of that name is exported; LIST names those that are")
 }
 
 /// The option was not read because its data is too long.
-pub(super) fn refuse_too_big(out: &mut Vec<u8>, option: u32) {
+pub(super) fn refuse_too_big(out: &mut impl Sink, option: u32) {
     refuse(out, option, OptionReply::TooBig, "the option's data is longer than 8192 bytes");
 }
 
@@ -75,15 +80,11 @@ pub(super) fn answer(
     exports: &[Export],
     client: ClientFlags,
     (option, data): (u32, &[u8]),
-    out: &mut Vec<u8>,
+    out: &mut impl Sink,
 ) -> Outcome {
     let request = match OptionRequest::parse(option, data) {
         Ok(request) => request,
         Err(why) => return refuse(out, option, OptionReply::Invalid, why),
-    };
-    let acknowledge = |out: &mut Vec<u8>| {
-        put_option_reply(out, option, OptionReply::Ack, &[]);
-        Outcome::Haggle
     };
     match request {
         OptionRequest::ExportName(name) => match find(exports, name) {
@@ -96,12 +97,12 @@ pub(super) fn answer(
             }
         },
         OptionRequest::Abort => {
-            acknowledge(out);
+            acknowledge(out, option);
             Outcome::Abort
         }
         OptionRequest::List => {
             exports.iter().for_each(|export| put_server(out, export.name.as_bytes()));
-            acknowledge(out)
+            acknowledge(out, option)
         }
         OptionRequest::StartTls => refuse(
             out,
@@ -120,12 +121,12 @@ pub(super) fn answer(
             if block_size {
                 put_info_block_size(out, option, BLOCK_SIZE_MIN, BLOCK_SIZE_PREFERRED, REQUEST_BYTES_MAX);
             }
-            acknowledge(out);
+            acknowledge(out, option);
             if go { Outcome::Enter { export: index, aligned: block_size } } else { Outcome::Haggle }
         }
         OptionRequest::StructuredReply => {
             negotiated.structured = true;
-            acknowledge(out)
+            acknowledge(out, option)
         }
         OptionRequest::ListMetaContext { .. } | OptionRequest::SetMetaContext { .. }
             if !negotiated.structured =>
@@ -141,7 +142,7 @@ pub(super) fn answer(
             if queries.is_empty() || queries.iter().any(wanted) {
                 put_meta_context(out, option, 0, BASE_ALLOCATION);
             }
-            acknowledge(out)
+            acknowledge(out, option)
         }
         OptionRequest::SetMetaContext { name, queries } => {
             // Whatever happens now, what was selected before is not any more.
@@ -151,7 +152,7 @@ pub(super) fn answer(
                 negotiated.context = Some(index);
                 put_meta_context(out, option, ALLOCATION_CONTEXT, BASE_ALLOCATION);
             }
-            acknowledge(out)
+            acknowledge(out, option)
         }
         OptionRequest::Unknown(_) => {
             refuse(out, option, OptionReply::Unsupported, "this option is not supported")

@@ -238,8 +238,8 @@ impl Session {
     }
 
     /// The server speaks first.
-    pub fn greet(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&greeting());
+    pub fn greet(&self, out: &mut impl Sink) {
+        out.put(&greeting());
     }
 
     /// Pieces in the group. A session is only dropped when there are none.
@@ -283,7 +283,7 @@ impl Session {
         &mut self,
         station: &mut Station<'_, M>,
         input: &[u8],
-        out: &mut Vec<u8>,
+        out: &mut impl Sink,
     ) -> (usize, Stall) {
         let mut taken = 0;
         for _ in 0..STEPS_MAX {
@@ -297,7 +297,12 @@ impl Session {
 
     /// A piece of this session is answered: its ticket and pages go back to the desk and, when that completes something
     /// that can be sent, `out` gets it.
-    pub fn complete<M: Memory>(&mut self, station: &mut Station<'_, M>, reply: HostReply, out: &mut Vec<u8>) {
+    pub fn complete<M: Memory>(
+        &mut self,
+        station: &mut Station<'_, M>,
+        reply: HostReply,
+        out: &mut impl Sink,
+    ) {
         let job = station.desk.job(reply.ticket);
         assert_eq!(job.connection, self.connection, "ticket {} of another session", reply.ticket.0);
         self.pieces -= 1;
@@ -362,12 +367,12 @@ impl Session {
         }
     }
 
-    fn room(&self, out: &[u8]) -> usize {
+    fn room(&self, out: &impl Sink) -> usize {
         self.send_bytes - out.len() - self.reserved
     }
 
     /// Answers a request that has no data, or failed.
-    fn put_result(&self, cookie: Cookie, failure: Option<Failure>, out: &mut Vec<u8>) {
+    fn put_result(&self, cookie: Cookie, failure: Option<Failure>, out: &mut impl Sink) {
         match failure {
             _ if self.muted => {}
             Some(Failure { error, message }) if self.negotiated.structured => {
@@ -385,7 +390,7 @@ impl Session {
         active: &Active,
         failure: Option<Failure>,
         done: bool,
-        out: &mut Vec<u8>,
+        out: &mut impl Sink,
     ) {
         let job = station.desk.job(ticket);
         match failure {
@@ -407,7 +412,7 @@ impl Session {
     }
 
     /// Sends on what is complete of the streamed read, in order.
-    fn put_stream<M: Memory>(&mut self, station: &mut Station<'_, M>, request: u16, out: &mut Vec<u8>) {
+    fn put_stream<M: Memory>(&mut self, station: &mut Station<'_, M>, request: u16, out: &mut impl Sink) {
         let active = self.active[usize::from(request)].expect("a stream outlives its pieces");
         if let Some(failure) = active.failure
             && !active.cut
@@ -437,7 +442,7 @@ impl Session {
         }
     }
 
-    fn step<M: Memory>(&mut self, station: &mut Station<'_, M>, input: &[u8], out: &mut Vec<u8>) -> Step {
+    fn step<M: Memory>(&mut self, station: &mut Station<'_, M>, input: &[u8], out: &mut impl Sink) -> Step {
         match self.phase {
             Phase::Greeting => {
                 let Some(bytes) = input.first_chunk() else { return Step::Stall(Stall::Input) };
@@ -481,7 +486,7 @@ impl Session {
         client: ClientFlags,
         options: u32,
         input: &[u8],
-        out: &mut Vec<u8>,
+        out: &mut impl Sink,
     ) -> Step {
         let Some((header, rest)) = input.split_first_chunk() else { return Step::Stall(Stall::Input) };
         let header = match OptionHeader::parse(header) {
@@ -537,7 +542,7 @@ impl Session {
         export: usize,
         aligned: bool,
         input: &[u8],
-        out: &mut Vec<u8>,
+        out: &mut impl Sink,
     ) -> Step {
         let Some(bytes) = input.first_chunk() else { return Step::Stall(Stall::Input) };
         let request = match Request::parse(bytes) {
@@ -637,7 +642,8 @@ impl Session {
             return refuse(error, "beyond the end of the volume");
         }
         let grain = u64::from(BLOCK_SIZE_MIN);
-        if aligned && (request.offset % grain != 0 || u64::from(request.length) % grain != 0) {
+        let multiple = |bytes: u64| bytes.is_multiple_of(grain);
+        if aligned && !(multiple(request.offset) && multiple(u64::from(request.length))) {
             return refuse(NbdError::Inval, "offset and length must be multiples of 512");
         }
         let fua = request.flags & FUA != 0;
@@ -660,7 +666,14 @@ impl Session {
         })
     }
 
-    fn skip(&mut self, cookie: Cookie, left: u32, failure: Failure, input: &[u8], out: &mut Vec<u8>) -> Step {
+    fn skip(
+        &mut self,
+        cookie: Cookie,
+        left: u32,
+        failure: Failure,
+        input: &[u8],
+        out: &mut impl Sink,
+    ) -> Step {
         if left > 0 {
             let bytes = input.len().min(left as usize);
             if bytes == 0 {
@@ -684,7 +697,7 @@ impl Session {
         export: usize,
         (request, verb, next, end): (u16, Verb, u64, u64),
         input: &[u8],
-        out: &[u8],
+        out: &impl Sink,
     ) -> Step {
         if self.pieces == SESSION_PIECES_MAX || (verb == Verb::Stream && self.stream.room() == 0) {
             return Step::Stall(Stall::Completion);
@@ -770,7 +783,7 @@ fn read_stop(next: u64, end: u64, blocks: u64) -> u64 {
 /// Where a changing piece that begins at `next` ends: part of one block, or at most `blocks` whole ones.
 fn change_stop(next: u64, end: u64, blocks: u64) -> u64 {
     let block = BLOCK_BYTES as u64;
-    if next % block != 0 {
+    if !next.is_multiple_of(block) {
         return end.min((next / block + 1) * block);
     }
     match (end - next) / block {
@@ -785,11 +798,11 @@ fn read_reply_bytes(length: u32) -> usize {
 }
 
 /// Appends the piece's bytes out of the pages lent for it.
-fn put_data<M: Memory>(station: &Station<'_, M>, ticket: Ticket, job: &Job, out: &mut Vec<u8>) {
+fn put_data<M: Memory>(station: &Station<'_, M>, ticket: Ticket, job: &Job, out: &mut impl Sink) {
     let (mut at, mut left) = ((job.offset % BLOCK_BYTES as u64) as usize, job.length as usize);
     for index in 0..job.lent as usize {
         let bytes = left.min(BLOCK_BYTES - at);
-        out.extend_from_slice(&station.memory.bytes(station.table.page(ticket, index))[at..at + bytes]);
+        out.put(&station.memory.bytes(station.table.page(ticket, index))[at..at + bytes]);
         (at, left) = (0, left - bytes);
     }
     assert_eq!(left, 0, "a read lends the pages its bytes need");
@@ -800,7 +813,7 @@ fn put_block_status<M: Memory>(
     station: &Station<'_, M>,
     export: &Export,
     request: &Request,
-    out: &mut Vec<u8>,
+    out: &mut impl Sink,
 ) {
     let block = BLOCK_BYTES as u64;
     let mut extents = [(0u32, 0u32); EXTENTS_MAX];

@@ -1,6 +1,6 @@
 //! The handshake: greeting, client flags, options and their replies.
 
-use super::{Malformed, OPTION_BYTES_MAX, STRING_BYTES_MAX, u16_at, u32_at, u64_at};
+use super::{Malformed, OPTION_BYTES_MAX, STRING_BYTES_MAX, Sink, u16_at, u32_at, u64_at};
 
 const GREETING_MAGIC: u64 = 0x4e42_444d_4147_4943;
 const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
@@ -262,52 +262,52 @@ impl<'a> OptionRequest<'a> {
 }
 
 /// Appends an option reply whose data is `parts`, one after the other.
-pub fn put_option_reply(out: &mut Vec<u8>, option: u32, reply: OptionReply, parts: &[&[u8]]) {
+pub fn put_option_reply(out: &mut impl Sink, option: u32, reply: OptionReply, parts: &[&[u8]]) {
     let length: usize = parts.iter().map(|part| part.len()).sum();
-    out.extend_from_slice(&OPTION_REPLY_MAGIC.to_be_bytes());
-    out.extend_from_slice(&option.to_be_bytes());
-    out.extend_from_slice(&(reply as u32).to_be_bytes());
-    out.extend_from_slice(&u32::try_from(length).expect("option replies are short").to_be_bytes());
+    out.put(&OPTION_REPLY_MAGIC.to_be_bytes());
+    out.put(&option.to_be_bytes());
+    out.put(&(reply as u32).to_be_bytes());
+    out.put(&u32::try_from(length).expect("option replies are short").to_be_bytes());
     for part in parts {
-        out.extend_from_slice(part);
+        out.put(part);
     }
 }
 
 /// Appends one `NBD_REP_SERVER` of a LIST.
-pub fn put_server(out: &mut Vec<u8>, name: &[u8]) {
+pub fn put_server(out: &mut impl Sink, name: &[u8]) {
     let length = (name.len() as u32).to_be_bytes();
     put_option_reply(out, option::LIST, OptionReply::Server, &[&length, name]);
 }
 
 /// Appends `NBD_INFO_EXPORT`: size in bytes and transmission flags.
-pub fn put_info_export(out: &mut Vec<u8>, option: u32, size: u64, flags: u16) {
+pub fn put_info_export(out: &mut impl Sink, option: u32, size: u64, flags: u16) {
     let parts: [&[u8]; 3] = [&info::EXPORT.to_be_bytes(), &size.to_be_bytes(), &flags.to_be_bytes()];
     put_option_reply(out, option, OptionReply::Info, &parts);
 }
 
 /// Appends `NBD_INFO_NAME`.
-pub fn put_info_name(out: &mut Vec<u8>, option: u32, name: &[u8]) {
+pub fn put_info_name(out: &mut impl Sink, option: u32, name: &[u8]) {
     put_option_reply(out, option, OptionReply::Info, &[&info::NAME.to_be_bytes(), name]);
 }
 
 /// Appends `NBD_INFO_BLOCK_SIZE`.
-pub fn put_info_block_size(out: &mut Vec<u8>, option: u32, min: u32, preferred: u32, max: u32) {
+pub fn put_info_block_size(out: &mut impl Sink, option: u32, min: u32, preferred: u32, max: u32) {
     let parts: [&[u8]; 4] =
         [&info::BLOCK_SIZE.to_be_bytes(), &min.to_be_bytes(), &preferred.to_be_bytes(), &max.to_be_bytes()];
     put_option_reply(out, option, OptionReply::Info, &parts);
 }
 
 /// Appends one `NBD_REP_META_CONTEXT`.
-pub fn put_meta_context(out: &mut Vec<u8>, option: u32, id: u32, name: &[u8]) {
+pub fn put_meta_context(out: &mut impl Sink, option: u32, id: u32, name: &[u8]) {
     put_option_reply(out, option, OptionReply::MetaContext, &[&id.to_be_bytes(), name]);
 }
 
 /// Appends the answer to EXPORT_NAME, the one option that is answered without a reply header.
-pub fn put_export_name_answer(out: &mut Vec<u8>, size: u64, flags: u16, client: ClientFlags) {
-    out.extend_from_slice(&size.to_be_bytes());
-    out.extend_from_slice(&flags.to_be_bytes());
+pub fn put_export_name_answer(out: &mut impl Sink, size: u64, flags: u16, client: ClientFlags) {
+    out.put(&size.to_be_bytes());
+    out.put(&flags.to_be_bytes());
     if !client.no_zeroes {
-        out.extend_from_slice(&[0; 124]);
+        out.put(&[0; 124]);
     }
 }
 

@@ -83,6 +83,29 @@ pub enum Malformed {
     ReplyLength { kind: u32, length: u32 },
 }
 
+/// Where encoded messages are put, one after the other.
+pub trait Sink {
+    /// Appends the bytes. A sink of fixed capacity panics when they do not fit: whoever encodes has asked for room.
+    fn put(&mut self, bytes: &[u8]);
+
+    /// Bytes put and not yet taken away.
+    fn len(&self) -> usize;
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Sink for Vec<u8> {
+    fn put(&mut self, bytes: &[u8]) {
+        self.extend_from_slice(bytes);
+    }
+
+    fn len(&self) -> usize {
+        Vec::len(self)
+    }
+}
+
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }

@@ -1,6 +1,6 @@
 //! The transmission phase: requests, simple replies and structured reply chunks.
 
-use super::{Malformed, NbdError, STRING_BYTES_MAX, u16_at, u32_at, u64_at};
+use super::{Malformed, NbdError, STRING_BYTES_MAX, Sink, u16_at, u32_at, u64_at};
 
 const REQUEST_MAGIC: u32 = 0x2560_9513;
 const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
@@ -94,33 +94,33 @@ impl Request {
 }
 
 /// Appends a simple reply's header; a successful READ's data follows it.
-pub fn put_simple_reply(out: &mut Vec<u8>, cookie: Cookie, result: Result<(), NbdError>) {
+pub fn put_simple_reply(out: &mut impl Sink, cookie: Cookie, result: Result<(), NbdError>) {
     let mut bytes = [0; SIMPLE_REPLY_BYTES];
     bytes[..4].copy_from_slice(&SIMPLE_REPLY_MAGIC.to_be_bytes());
     bytes[4..8].copy_from_slice(&result.err().map_or(0, |error| error as u32).to_be_bytes());
     bytes[8..].copy_from_slice(&cookie.0.to_be_bytes());
-    out.extend_from_slice(&bytes);
+    out.put(&bytes);
 }
 
-fn put_chunk_header(out: &mut Vec<u8>, cookie: Cookie, kind: u16, done: bool, length: u32) {
+fn put_chunk_header(out: &mut impl Sink, cookie: Cookie, kind: u16, done: bool, length: u32) {
     let mut bytes = [0; CHUNK_HEADER_BYTES];
     bytes[..4].copy_from_slice(&CHUNK_MAGIC.to_be_bytes());
     bytes[4..6].copy_from_slice(&(if done { CHUNK_DONE } else { 0 }).to_be_bytes());
     bytes[6..8].copy_from_slice(&kind.to_be_bytes());
     bytes[8..16].copy_from_slice(&cookie.0.to_be_bytes());
     bytes[16..].copy_from_slice(&length.to_be_bytes());
-    out.extend_from_slice(&bytes);
+    out.put(&bytes);
 }
 
 /// Appends the header of an OFFSET_DATA chunk; `length` bytes of data follow it.
-pub fn put_data_chunk_header(out: &mut Vec<u8>, cookie: Cookie, done: bool, offset: u64, length: u32) {
+pub fn put_data_chunk_header(out: &mut impl Sink, cookie: Cookie, done: bool, offset: u64, length: u32) {
     put_chunk_header(out, cookie, chunk::OFFSET_DATA, done, length + 8);
-    out.extend_from_slice(&offset.to_be_bytes());
+    out.put(&offset.to_be_bytes());
 }
 
 /// Appends an ERROR chunk, or an ERROR_OFFSET chunk when an offset is given. `message` is for people.
 pub fn put_error_chunk(
-    out: &mut Vec<u8>,
+    out: &mut impl Sink,
     cookie: Cookie,
     done: bool,
     error: NbdError,
@@ -130,10 +130,10 @@ pub fn put_error_chunk(
     let kind = if offset.is_some() { chunk::ERROR_OFFSET } else { chunk::ERROR };
     let length = error_chunk_bytes(message, offset.is_some()) - CHUNK_HEADER_BYTES;
     put_chunk_header(out, cookie, kind, done, length as u32);
-    out.extend_from_slice(&(error as u32).to_be_bytes());
-    out.extend_from_slice(&(message.len() as u16).to_be_bytes());
-    out.extend_from_slice(message.as_bytes());
-    offset.iter().for_each(|offset| out.extend_from_slice(&offset.to_be_bytes()));
+    out.put(&(error as u32).to_be_bytes());
+    out.put(&(message.len() as u16).to_be_bytes());
+    out.put(message.as_bytes());
+    offset.iter().for_each(|offset| out.put(&offset.to_be_bytes()));
 }
 
 /// Bytes of an error chunk with its header.
@@ -142,15 +142,15 @@ pub const fn error_chunk_bytes(message: &str, with_offset: bool) -> usize {
 }
 
 /// Appends the header of a BLOCK_STATUS chunk that is also the last; `extents` pairs of length and flags follow it.
-pub fn put_block_status_header(out: &mut Vec<u8>, cookie: Cookie, context: u32, extents: u32) {
+pub fn put_block_status_header(out: &mut impl Sink, cookie: Cookie, context: u32, extents: u32) {
     put_chunk_header(out, cookie, chunk::BLOCK_STATUS, true, 4 + 8 * extents);
-    out.extend_from_slice(&context.to_be_bytes());
+    out.put(&context.to_be_bytes());
 }
 
 /// Appends one extent of a BLOCK_STATUS chunk.
-pub fn put_extent(out: &mut Vec<u8>, length: u32, state: u32) {
-    out.extend_from_slice(&length.to_be_bytes());
-    out.extend_from_slice(&state.to_be_bytes());
+pub fn put_extent(out: &mut impl Sink, length: u32, state: u32) {
+    out.put(&length.to_be_bytes());
+    out.put(&state.to_be_bytes());
 }
 
 /// The beginning of a reply, as a client reads it.
