@@ -1,5 +1,6 @@
 //! Pages: the arena's 4 KiB buffers, named by id. Cores see ids; bytes stay behind [`Memory`].
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use crate::base::checksum::BlockSum;
@@ -32,6 +33,12 @@ pub trait Memory {
     fn seal(&mut self, page: PageId);
     /// The page, sealed or open, becomes open again for its next owner.
     fn reopen(&mut self, page: PageId);
+
+    /// Copies the bytes of `range` from one page to the same place in another, which must be open.
+    fn copy(&mut self, from: PageId, to: PageId, range: Range<usize>) {
+        let bytes = *self.bytes(from);
+        self.bytes_mut(to)[range.clone()].copy_from_slice(&bytes[range]);
+    }
 }
 
 /// Page lists shared between two actors: a message names a slot, its row holds up to `width` pages with their sums.

@@ -172,6 +172,10 @@ pub enum IoFault {
     /// The operating system's error number.
     Errno(i32),
     Short,
+    /// Bytes came back that are not what was written; found by the group, never by an executor.
+    Corrupt,
+    /// The disk belongs to another group or site, or was formatted with other sizes; found by the group.
+    Foreign,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,367 @@
+//! Destage: settled blocks go to their volumes in sweeps over the address space, so that neighbours become one write and
+//! a block written often is written once. A sweep's order is volume blocks, their checksums, flush, superblock, flush; then the
+//! checkpoint is what was settled when the sweep began, and the journal before it is free.
+
+use super::storage::VolumeIo;
+use super::{Alone, Group, RESERVED_PAGES, Turn};
+use crate::base::*;
+use crate::core::cache::Value;
+use crate::core::config::{AckLevel, Role};
+use crate::core::messages::*;
+use crate::core::outbox::Event;
+use crate::format::superblock::{JournalPosition, SUPERBLOCK_SLOTS, Superblock};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Idle,
+    /// The next place to look for a dirty block.
+    Sweep {
+        volume: u16,
+        lba: u64,
+    },
+    /// Every block of the sweep is submitted; the next checksum block to write.
+    Sums {
+        volume: u16,
+        block: u64,
+    },
+    /// Volumes and checksum files are being flushed, beginning with this volume.
+    Flush {
+        volume: u16,
+    },
+    Superblock(Ending),
+    SuperblockFlush(Ending),
+}
+
+/// The superblock on its way: its I/O slot, its page, and where it lets replay begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ending {
+    slot: SlotId,
+    page: PageId,
+    position: JournalPosition,
+}
+
+#[derive(Debug)]
+pub(super) struct Destage {
+    step: Step,
+    /// What was settled when the sweep began: the checkpoint at its end.
+    target: UpdateNumber,
+    in_flight: usize,
+    /// The block numbers each destage write carries, by slot.
+    numbers: Box<[[UpdateNumber; VOLUME_IO_BLOCKS_MAX]]>,
+    dirty_since: Option<Nanos>,
+    superblock_sequence: u64,
+    /// Whether replay begins later since the last superblock: there is ring space to gain without any block to write.
+    retention_moved: bool,
+}
+
+/// A dirty block waits this long at most for company when nothing else asks for a sweep.
+const IDLE_SWEEP_AFTER: Nanos = Nanos::from_millis(1000);
+
+/// Sweeps begin when this share of journal or cache is in use, and are at full depth at the second, in percent: late enough
+/// that blocks written twice are destaged once, early enough that admission never waits for a sweep.
+const SWEEP_BEGINS_PERCENT: u64 = 50;
+const SWEEP_HURRIES_PERCENT: u64 = 80;
+
+impl Destage {
+    pub fn new() -> Destage {
+        Destage {
+            step: Step::Idle,
+            target: UpdateNumber::NONE,
+            in_flight: 0,
+            numbers: vec![[UpdateNumber::NONE; VOLUME_IO_BLOCKS_MAX]; VOLUME_IO_SLOTS].into_boxed_slice(),
+            dirty_since: None,
+            superblock_sequence: 0,
+            retention_moved: false,
+        }
+    }
+
+    pub fn note_dirty(&mut self, now: Nanos) {
+        self.dirty_since.get_or_insert(now);
+    }
+
+    pub fn dirty_since(&self) -> Option<Nanos> {
+        self.dirty_since
+    }
+
+    pub fn write_done(&mut self) {
+        self.in_flight -= 1;
+    }
+
+    pub fn is_superblock(&self, slot: SlotId) -> bool {
+        matches!(self.step, Step::Superblock(e) | Step::SuperblockFlush(e) if e.slot == slot)
+    }
+
+    /// The superblock found at start; the next one goes to the other slot.
+    pub fn recovered(&mut self, sequence: u64) {
+        self.superblock_sequence = sequence;
+    }
+}
+
+impl Group {
+    pub(super) fn destage_idle(&self) -> bool {
+        self.destage.step == Step::Idle
+    }
+
+    pub(super) fn destage_deadline(&self) -> Option<Nanos> {
+        let idle = self.destage.step == Step::Idle && self.checkpoint < self.settled;
+        self.destage.dirty_since.filter(|_| idle).map(|since| since.plus(IDLE_SWEEP_AFTER))
+    }
+
+    /// How full the fuller of journal, cache pages and index is, in percent of what updates may use.
+    fn pressure_percent(&self) -> u64 {
+        let journal = self.journal.used_blocks() * 100 / self.journal.ring_blocks();
+        let usable = (self.pages.total() - RESERVED_PAGES) as u64;
+        let staged = (self.front_pages.iter().sum::<usize>() + self.link_pages) as u64;
+        let dirty = (self.cache.dirty_blocks() + staged + self.window.payload_blocks() as u64) * 100 / usable;
+        let entries =
+            (self.cache.dirty_blocks() + self.window.len() as u64) * 100 / self.cache.capacity() as u64;
+        journal.max(dirty).max(entries)
+    }
+
+    /// Volume writes that may be in flight now.
+    fn destage_depth(&self) -> usize {
+        let max = self.config.destage_depth_max.clamp(1, VOLUME_IO_SLOTS / 2);
+        if self.config.ack == AckLevel::Applied || self.stopping {
+            return max;
+        }
+        let above = self.pressure_percent().saturating_sub(SWEEP_BEGINS_PERCENT);
+        let span = SWEEP_HURRIES_PERCENT - SWEEP_BEGINS_PERCENT;
+        (max as u64 * above.min(span) / span).max(2) as usize
+    }
+
+    fn sweep_due(&self, now: Nanos) -> bool {
+        if self.checkpoint >= self.settled {
+            return self.destage.retention_moved && self.pressure_percent() >= SWEEP_BEGINS_PERCENT;
+        }
+        let old = self.destage.dirty_since.is_some_and(|since| now.since(since) >= IDLE_SWEEP_AFTER);
+        old || self.stopping
+            || self.config.ack == AckLevel::Applied
+            || self.pressure_percent() >= SWEEP_BEGINS_PERCENT
+    }
+
+    /// The peer's position moved: the journal's tail may follow at the next checkpoint.
+    pub(super) fn note_retention(&mut self) {
+        self.destage.retention_moved = true;
+    }
+
+    pub(super) fn destage_turn(&mut self, turn: &mut Turn<impl Memory>) {
+        if self.destage.step == Step::Idle && self.sweep_due(turn.now) {
+            self.destage.target = self.settled;
+            self.destage.dirty_since = None;
+            self.destage.retention_moved = false;
+            self.destage.step = Step::Sweep { volume: 0, lba: 0 };
+        }
+        if let Step::Sweep { .. } = self.destage.step {
+            self.sweep(turn);
+        }
+        if let Step::Sums { .. } = self.destage.step {
+            self.write_sums(turn);
+        }
+        if let Step::Flush { .. } = self.destage.step {
+            self.flush_volumes(turn);
+        }
+    }
+
+    fn sweep(&mut self, turn: &mut Turn<impl Memory>) {
+        let depth = self.destage_depth();
+        let Step::Sweep { mut volume, mut lba } = self.destage.step else { return };
+        while self.destage.in_flight < depth && self.volume_slots.len() > VOLUME_IO_SLOTS / 4 {
+            if volume as usize == self.config.volumes.len() {
+                // The checksums are of what has been written, so the writes come first.
+                if self.destage.in_flight == 0 {
+                    self.destage.step = Step::Sums { volume: 0, block: 0 };
+                    return;
+                }
+                break;
+            }
+            let Some(first) = self.cache.next_dirty(VolumeId(volume), Lba(lba)) else {
+                (volume, lba) = (volume + 1, 0);
+                continue;
+            };
+            lba = self.destage_run(turn, VolumeId(volume), first);
+        }
+        self.destage.step = Step::Sweep { volume, lba };
+    }
+
+    /// Writes the run of dirty blocks that begins at `first`; returns where to look next.
+    fn destage_run(&mut self, turn: &mut Turn<impl Memory>, volume: VolumeId, first: Lba) -> u64 {
+        let slot = self.volume_slots.pop().expect("the caller left slots");
+        let mut count = 0;
+        let blocks = self.config.volumes[volume.0 as usize].blocks;
+        while count < VOLUME_IO_BLOCKS_MAX && first.0 + (count as u64) < blocks {
+            let lba = first.plus(count as u64);
+            let Some(value) = self.cache.destage_begin(volume, lba, &mut self.pages) else { break };
+            assert!(
+                value.number <= self.settled,
+                "destaging {} beyond settled {}",
+                value.number,
+                self.settled
+            );
+            turn.tables.volume_io.set(slot, count, value.page, value.sum);
+            self.destage.numbers[slot.0 as usize][count] = value.number;
+            count += 1;
+        }
+        if count == 0 {
+            // Another write of this block is in flight; the version it lacks is for the next sweep.
+            self.volume_slots.push(slot);
+            return first.0 + 1;
+        }
+        self.destage.in_flight += 1;
+        let count = count as u32;
+        self.counters.destage_writes += 1;
+        self.counters.destage_blocks += u64::from(count);
+        let request =
+            IoRequest { slot, target: IoTarget::Volume(volume), op: IoOp::Write, block: first.0, count };
+        self.submit_volume(turn, slot, VolumeIo::Destage { volume, lba: first, count }, request);
+        first.0 + u64::from(count)
+    }
+
+    /// A destage write is complete: the local write pending indicators of its blocks are reset, unless newer data came.
+    pub(super) fn destaged(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        slot: SlotId,
+        volume: VolumeId,
+        lba: Lba,
+        count: u32,
+    ) {
+        for index in 0..count as usize {
+            let value = Value {
+                page: turn.tables.volume_io.page(slot, index),
+                sum: turn.tables.volume_io.sum(slot, index),
+                number: self.destage.numbers[slot.0 as usize][index],
+            };
+            let block = lba.plus(index as u64);
+            self.sums[volume.0 as usize].set(block, value.sum);
+            self.cache.destage_end(volume, block, value, &mut self.pages, turn.memory);
+        }
+        self.destage.write_done();
+    }
+
+    fn write_sums(&mut self, turn: &mut Turn<impl Memory>) {
+        let Step::Sums { mut volume, mut block } = self.destage.step else { return };
+        while self.destage.in_flight < self.config.destage_depth_max.max(1) {
+            if volume as usize == self.config.volumes.len() {
+                if self.destage.in_flight == 0 {
+                    self.destage.step = Step::Flush { volume: 0 };
+                    return;
+                }
+                break;
+            }
+            if self.volume_slots.is_empty() || self.pages.free() == 0 {
+                break;
+            }
+            let Some(changed) = self.sums[volume as usize].take_changed(block) else {
+                (volume, block) = (volume + 1, 0);
+                continue;
+            };
+            let slot = self.volume_slots.pop().expect("checked above");
+            let page = self.pages.take().expect("checked above");
+            self.sums[volume as usize].store(changed, turn.memory.bytes_mut(page));
+            turn.memory.seal(page);
+            turn.tables.volume_io.set(slot, 0, page, BlockSum::ZEROS);
+            self.destage.in_flight += 1;
+            let volume = VolumeId(volume);
+            let target = IoTarget::Checksums(volume);
+            let request = IoRequest { slot, target, op: IoOp::Write, block: changed, count: 1 };
+            self.submit_volume(turn, slot, VolumeIo::SumsWrite { volume }, request);
+            block = changed + 1;
+        }
+        self.destage.step = Step::Sums { volume, block };
+    }
+
+    fn flush_volumes(&mut self, turn: &mut Turn<impl Memory>) {
+        let Step::Flush { mut volume } = self.destage.step else { return };
+        while (volume as usize) < self.config.volumes.len() && self.volume_slots.len() >= 2 {
+            for target in [IoTarget::Volume(VolumeId(volume)), IoTarget::Checksums(VolumeId(volume))] {
+                let slot = self.volume_slots.pop().expect("checked above");
+                self.destage.in_flight += 1;
+                let request = IoRequest { slot, target, op: IoOp::Flush, block: 0, count: 0 };
+                self.submit_volume(turn, slot, VolumeIo::Flush { target }, request);
+            }
+            volume += 1;
+        }
+        self.destage.step = Step::Flush { volume };
+        if volume as usize == self.config.volumes.len() && self.destage.in_flight == 0 {
+            self.write_superblock(turn);
+        }
+    }
+
+    fn write_superblock(&mut self, turn: &mut Turn<impl Memory>) {
+        if self.pages.free() == 0 || !self.journal.has_slot() {
+            return;
+        }
+        let slot = self.journal.take_slot().expect("checked above");
+        let page = self.pages.take().expect("checked above");
+        let floor = self.destage.target.min(self.retention_floor());
+        let position = self.journal.position_after(floor);
+        self.destage.superblock_sequence += 1;
+        let superblock = self.superblock(position);
+        superblock.encode(turn.memory.bytes_mut(page));
+        turn.memory.seal(page);
+        turn.tables.journal_io.set(slot, 0, page, BlockSum::ZEROS);
+        let block = self.destage.superblock_sequence % SUPERBLOCK_SLOTS;
+        self.destage.step = Step::Superblock(Ending { slot, page, position });
+        turn.out.to_journal.push(IoRequest {
+            slot,
+            target: IoTarget::Journal,
+            op: IoOp::Write,
+            block,
+            count: 1,
+        });
+    }
+
+    fn superblock(&self, position: JournalPosition) -> Superblock {
+        let mut superblock = Superblock {
+            group: self.config.group,
+            site: self.config.site,
+            sequence: self.destage.superblock_sequence,
+            journal_blocks: self.config.journal_blocks,
+            checkpoint: self.destage.target,
+            checkpoint_generation: self.generation,
+            position,
+            known_durable: self.journal.durable(),
+            settled: self.settled,
+            solo: self.alone == Alone::Yes,
+            history: self.history,
+            volumes: [0; VOLUMES_MAX],
+            volume_count: self.config.volumes.len(),
+        };
+        for (index, volume) in self.config.volumes.iter().enumerate() {
+            superblock.volumes[index] = volume.blocks;
+        }
+        superblock
+    }
+
+    /// The journal keeps what a peer may still have to be sent.
+    fn retention_floor(&self) -> UpdateNumber {
+        match self.config.role {
+            Role::Primary if self.config.peer.is_some() => self.peer.durable,
+            _ => UpdateNumber(u64::MAX),
+        }
+    }
+
+    pub(super) fn superblock_done(&mut self, turn: &mut Turn<impl Memory>, slot: SlotId) {
+        match self.destage.step {
+            Step::Superblock(ending) => {
+                self.destage.step = Step::SuperblockFlush(ending);
+                turn.out.to_journal.push(IoRequest {
+                    slot,
+                    target: IoTarget::Journal,
+                    op: IoOp::Flush,
+                    block: 0,
+                    count: 0,
+                });
+            }
+            Step::SuperblockFlush(Ending { page, position, .. }) => {
+                self.journal.return_slot(slot);
+                self.pages.release(page, turn.memory);
+                self.journal.release_before(position);
+                self.checkpoint = self.destage.target;
+                self.destage.step = Step::Idle;
+                turn.event(Event::Checkpointed { number: self.checkpoint });
+            }
+            _ => unreachable!("is_superblock matched"),
+        }
+    }
+}

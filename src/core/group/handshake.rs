@@ -1,0 +1,222 @@
+//! Meeting the peer: hellos, what is refused, where the two streams part, and what each side must do before updates flow.
+
+use super::peering::{Talk, refusal};
+use super::{Alone, Group, Turn};
+use crate::base::*;
+use crate::core::config::Role;
+use crate::core::history::common_point;
+use crate::core::messages::*;
+use crate::core::outbox::{Event, LossReason};
+use crate::format::update::UpdateKind;
+use crate::format::wire::{Hello, HelloVolume, PROTOCOL_MAX, PROTOCOL_MIN, Refusal, RefusalCode, VolumeName};
+
+/// A peer that connects but does not greet is dropped after this.
+pub(super) const GREETING_MAX: Nanos = Nanos::from_millis(3_000);
+
+impl Group {
+    fn send_page(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        frame: PageFrame,
+        encode: impl FnOnce(&mut [u8; BLOCK_BYTES]) -> usize,
+    ) -> bool {
+        let Some(page) = self.pages.take() else { return false };
+        let length = encode(turn.memory.bytes_mut(page)) as u16;
+        turn.memory.seal(page);
+        turn.out.to_link.push(ToLink::Page { frame, page, length });
+        true
+    }
+
+    fn our_hello(&self) -> Hello {
+        let mut volumes = [HelloVolume::default(); VOLUMES_MAX];
+        for (place, volume) in volumes.iter_mut().zip(&self.config.volumes) {
+            *place = HelloVolume { name: VolumeName::new(&volume.name), blocks: volume.blocks };
+        }
+        Hello {
+            protocol_min: PROTOCOL_MIN,
+            protocol_max: PROTOCOL_MAX,
+            group: self.config.group,
+            site: self.config.site,
+            role: self.config.role,
+            ack: self.config.ack,
+            block_bytes: BLOCK_BYTES as u32,
+            volumes,
+            volume_count: self.config.volumes.len(),
+            history: self.history,
+            last: self.window.last(),
+            last_generation: self.generation,
+            durable: self.journal.durable(),
+            settled: self.settled,
+            checkpoint: self.checkpoint,
+            solo: self.alone == Alone::Yes,
+            serving: self.serving,
+        }
+    }
+
+    pub(super) fn refuse(&mut self, turn: &mut Turn<impl Memory>, refusal: Refusal) {
+        self.send_page(turn, PageFrame::Refusal, |out| refusal.encode(out));
+        turn.event(Event::Refused { by_us: true, refusal: refusal.code });
+        self.lose_peer(turn, LossReason::Protocol("refused by us"));
+    }
+
+    pub(super) fn greet(&mut self, turn: &mut Turn<impl Memory>) {
+        let Talk::Greeting { since, hello_sent } = self.peer.talk else { return };
+        // What the link still reads belongs to the last connection's stream; numbers begin anew only after it.
+        let quiet =
+            self.peer.consumed >= self.peer.sent && self.catch_up.idle() && self.peer.inbound.is_empty();
+        if !hello_sent && quiet {
+            let hello = self.our_hello();
+            let sent = self.send_page(turn, PageFrame::Hello, |out| hello.encode(out));
+            self.peer.talk = Talk::Greeting { since, hello_sent: sent };
+        }
+        if let Talk::Greeting { hello_sent: true, .. } = self.peer.talk
+            && let Some(hello) = self.peer.hello.take()
+        {
+            return self.on_hello(turn, &hello);
+        }
+        if turn.now.since(since) >= GREETING_MAX {
+            self.lose_peer(turn, LossReason::Protocol("no hello in time"));
+        }
+    }
+
+    fn on_hello(&mut self, turn: &mut Turn<impl Memory>, hello: &Hello) {
+        if let Some(objection) = self.objection(hello) {
+            return self.refuse(turn, objection);
+        }
+        if self.config.role == Role::Secondary {
+            self.peer.talk = Talk::Following;
+            self.peer.send_to = UpdateNumber::NONE;
+            self.peer.ack_owed = true;
+            return;
+        }
+        let last = self.window.last();
+        let common = common_point(&self.history, last, &hello.history, hello.last);
+        self.peer.received = hello.last.min(common);
+        self.peer.journaled = hello.last.min(common);
+        self.peer.durable = hello.durable.min(common);
+        self.peer.applied = hello.checkpoint.min(common);
+        self.peer.waiting_since = None;
+        self.peer.heartbeat_unanswered = false;
+        self.peer.flush_asked = UpdateNumber::NONE;
+        self.note_retention();
+        let held = self.journal.oldest().map_or(last.next(), |oldest| oldest);
+        if hello.last > common && !self.serving && common == last && !hello.solo {
+            // Ahead in the same history: it has what our disk lost.
+            self.peer.talk = Talk::Fetching { to: hello.last };
+            self.peer.waiting_since = Some(turn.now);
+            turn.out.to_link.push(ToLink::Control(Control::Fetch { from: last.next(), to: hello.last }));
+        } else if hello.last > common && (common < hello.settled || hello.solo) {
+            let refusal = refusal(
+                RefusalCode::SplitBrain,
+                format_args!(
+                    "the histories part after {common}: this site has {last} in {}, yours has {} in {} of which {} was settled",
+                    self.generation, hello.last, hello.last_generation, hello.settled
+                ),
+            );
+            self.refuse(turn, refusal);
+        } else if common.next() < held && common < last {
+            let refusal = refusal(
+                RefusalCode::ResyncRequired,
+                format_args!(
+                    "your site has the stream to {common}, this site's journal begins at {held}: a resync is needed"
+                ),
+            );
+            self.refuse(turn, refusal);
+        } else if hello.last > common {
+            self.peer.talk = Talk::Cutting { keep: common };
+            self.peer.waiting_since = Some(turn.now);
+            turn.out.to_link.push(ToLink::Control(Control::CutTo { keep: common }));
+        } else {
+            self.begin_streaming(turn, common.next());
+        }
+    }
+
+    /// Both sites must mean the same thing by the same numbers.
+    fn objection(&self, hello: &Hello) -> Option<Refusal> {
+        let object = |code, text: std::fmt::Arguments| Some(refusal(code, text));
+        if hello.protocol_min > PROTOCOL_MAX || hello.protocol_max < PROTOCOL_MIN {
+            return object(
+                RefusalCode::Version,
+                format_args!(
+                    "this site speaks protocol {PROTOCOL_MIN} to {PROTOCOL_MAX}, yours {} to {}",
+                    hello.protocol_min, hello.protocol_max
+                ),
+            );
+        }
+        if hello.group != self.config.group {
+            let (ours, theirs) = (self.config.group, hello.group);
+            return object(
+                RefusalCode::Group,
+                format_args!("this site is of group {ours}, yours of {theirs}"),
+            );
+        }
+        let peer = self.peer_config().site;
+        if hello.site != peer {
+            return object(
+                RefusalCode::Group,
+                format_args!("this site's peer is site {}, yours is site {}", peer.0, hello.site.0),
+            );
+        }
+        if hello.role == self.config.role {
+            return object(RefusalCode::Role, format_args!("both sites are configured as {:?}", hello.role));
+        }
+        if hello.ack != self.config.ack {
+            let (ours, theirs) = (self.config.ack, hello.ack);
+            return object(RefusalCode::AckLevel, format_args!("ack is {ours:?} here and {theirs:?} there"));
+        }
+        if hello.block_bytes != BLOCK_BYTES as u32 {
+            let theirs = hello.block_bytes;
+            return object(
+                RefusalCode::Volumes,
+                format_args!("blocks are {BLOCK_BYTES} bytes here and {theirs} there"),
+            );
+        }
+        if hello.volumes().len() != self.config.volumes.len() {
+            let (ours, theirs) = (self.config.volumes.len(), hello.volumes().len());
+            return object(RefusalCode::Volumes, format_args!("{ours} volumes here and {theirs} there"));
+        }
+        for (ours, theirs) in self.config.volumes.iter().zip(hello.volumes()) {
+            if ours.name != theirs.name.as_str() || ours.blocks != theirs.blocks {
+                return object(
+                    RefusalCode::Volumes,
+                    format_args!(
+                        "volume {} of {} blocks here is {} of {} blocks there",
+                        ours.name,
+                        ours.blocks,
+                        theirs.name.as_str(),
+                        theirs.blocks
+                    ),
+                );
+            }
+        }
+        None
+    }
+
+    pub(super) fn begin_streaming(&mut self, turn: &mut Turn<impl Memory>, from: UpdateNumber) {
+        self.peer.talk = Talk::Streaming;
+        self.peer.next_to_send = from;
+        self.peer.send_to = UpdateNumber(u64::MAX);
+        self.peer.sent = from.previous();
+        self.peer.consumed = from.previous();
+        self.peer.said_settled = UpdateNumber::NONE;
+        self.peer.received = self.peer.received.max(from.previous());
+        self.peer.waiting_since = None;
+        // A heartbeat goes out at once, so that its answer tells where the peer is now.
+        self.peer.said_at = Nanos(0);
+        if from <= self.window.last() {
+            turn.event(Event::PeerCatchingUp { from, to: self.window.last() });
+        }
+        self.serve_if_allowed(turn);
+    }
+
+    /// The restart rule: a primary opens its generation, and serves, once its secondary has answered, or alone.
+    pub(super) fn serve_if_allowed(&mut self, turn: &mut Turn<impl Memory>) {
+        let answered =
+            self.config.peer.is_none() || self.alone == Alone::Yes || self.peer.talk == Talk::Streaming;
+        if self.config.role == Role::Primary && !self.serving && !self.stopping && answered {
+            let generation = self.generation.opened_by(self.config.site);
+            self.append_control(turn, UpdateKind::GenerationOpen, generation);
+            self.serving = true;
+        }
+    }
+}

@@ -1,0 +1,589 @@
+//! Hosts' operations: admission, reads, read-modify-write of partial blocks, flushes, deadlines.
+
+use std::cmp::Reverse;
+
+use super::storage::VolumeIo;
+use super::{Group, Phase, RESERVED_PAGES, Turn};
+use crate::base::*;
+use crate::core::cache::Value;
+use crate::core::config::Role;
+use crate::core::messages::*;
+use crate::core::outbox::{Event, WriteStamps};
+use crate::core::window::Waiter;
+use crate::format::update::{Update, UpdateKind};
+
+/// Where an operation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OpState {
+    Free,
+    /// In `queued` or `stalled`.
+    Waiting,
+    /// Blocks are being read from the volume; `visible_at` is the newest update among those already copied (INV-5).
+    Fetching {
+        remaining: u32,
+        visible_at: UpdateNumber,
+        failed: bool,
+    },
+    /// Its update is numbered.
+    Numbered(UpdateNumber),
+    /// A read or flush that waits for a watermark.
+    Watching,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Op {
+    pub request: HostRequest,
+    pub state: OpState,
+    pub taken_at: Nanos,
+    /// Counts the operations of this ticket, so that what was begun for one is never finished for the next.
+    pub serial: u32,
+}
+
+impl Op {
+    pub const FREE: Op = Op {
+        request: HostRequest {
+            ticket: SlotId(0),
+            volume: VolumeId(0),
+            op: HostOp::Flush,
+            received_at: Nanos(0),
+        },
+        state: OpState::Free,
+        taken_at: Nanos(0),
+        serial: 0,
+    };
+}
+
+/// Deadlines are looked at this many times in a deadline's span: an operation is late by a sixteenth at most.
+const DEADLINE_SCANS: u64 = 16;
+
+impl Group {
+    pub fn on_host(&mut self, turn: &mut Turn<impl Memory>, front: usize, request: HostRequest) {
+        let op = &mut self.ops[front][request.ticket.0 as usize];
+        assert_eq!(
+            op.state,
+            OpState::Free,
+            "front {front} reused ticket {:?} before its reply",
+            request.ticket
+        );
+        *op = Op { request, state: OpState::Waiting, taken_at: turn.now, serial: op.serial.wrapping_add(1) };
+        if self.ops_live == 0 {
+            self.deadline_scan_at = turn.now.plus(self.deadline_scan_span());
+        }
+        self.ops_live += 1;
+        self.front_pages[front] -= handed_over(&request.op);
+        let at = (front as u8, request.ticket);
+        if let Err(error) = self.judge(&request) {
+            self.drop_payload(turn, at);
+            return self.answer(turn, at, Err(error));
+        }
+        let is_write = !matches!(request.op, HostOp::Read { .. } | HostOp::Flush);
+        if !self.serving() || (is_write && !self.queued.is_empty()) {
+            return self.queued.push(at);
+        }
+        self.attempt(turn, at);
+    }
+
+    fn judge(&self, request: &HostRequest) -> Result<(), HostError> {
+        if matches!(self.phase, Phase::Failed | Phase::Stopped) || self.stopping {
+            return Err(HostError::NotServing);
+        }
+        if request.op == HostOp::Flush {
+            return Ok(());
+        }
+        let spec = self.config.volumes.get(request.volume.0 as usize).ok_or(HostError::OutOfRange)?;
+        let (lba, count, bound, within) = match request.op {
+            HostOp::Read { lba, count } | HostOp::Write { lba, count, .. } => {
+                (lba, count, UPDATE_BLOCKS_MAX, true)
+            }
+            HostOp::Zero { lba, count, .. } => (lba, count, ZERO_BLOCKS_MAX, true),
+            HostOp::WritePartial { lba, offset, length, .. }
+            | HostOp::ZeroPartial { lba, offset, length, .. } => {
+                (lba, 1, 1, length > 0 && usize::from(offset) + usize::from(length) <= BLOCK_BYTES)
+            }
+            HostOp::Flush => unreachable!("answered above"),
+        };
+        let end = lba.0.checked_add(u64::from(count));
+        if count == 0 || count as usize > bound || !within || end.is_none_or(|end| end > spec.blocks) {
+            return Err(HostError::OutOfRange);
+        }
+        if self.config.role == Role::Secondary && !matches!(request.op, HostOp::Read { .. }) {
+            return Err(HostError::ReadOnly);
+        }
+        Ok(())
+    }
+
+    /// Carries an operation as far as it goes now, queueing it if it lacks room.
+    fn attempt(&mut self, turn: &mut Turn<impl Memory>, at: (u8, Ticket)) {
+        let request = self.op(at).request;
+        match request.op {
+            HostOp::Read { lba, count } => {
+                if !self.start_read(turn, at, request.volume, lba, count) {
+                    self.op_mut(at).state = OpState::Waiting;
+                    self.stalled.push(at);
+                }
+            }
+            HostOp::Flush => self.start_flush(turn, at),
+            _ => {
+                if !self.start_write(turn, at) {
+                    self.op_mut(at).state = OpState::Waiting;
+                    self.queued.push(at);
+                }
+            }
+        }
+    }
+
+    /// Gives waiting operations another try, oldest first, until one still lacks room.
+    pub(super) fn retry_waiting(&mut self, turn: &mut Turn<impl Memory>) {
+        if !self.serving() {
+            return;
+        }
+        while let Some(&at) = self.queued.front() {
+            if self.op(at).state == OpState::Waiting {
+                let request = self.op(at).request;
+                match request.op {
+                    HostOp::Read { .. } | HostOp::Flush => self.attempt(turn, at),
+                    _ if !self.start_write(turn, at) => break,
+                    _ => {}
+                }
+            }
+            self.queued.pop();
+        }
+        while let Some(&at) = self.stalled.front() {
+            if self.op(at).state == OpState::Waiting
+                && let HostOp::Read { lba, count } = self.op(at).request.op
+            {
+                let volume = self.op(at).request.volume;
+                if !self.start_read(turn, at, volume, lba, count) {
+                    break;
+                }
+            }
+            self.stalled.pop();
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------------- reads
+
+    /// What a reader of this site sees of a block in the cache.
+    fn readable(&mut self, volume: VolumeId, lba: Lba) -> Option<Value> {
+        match self.config.role {
+            Role::Primary => self.cache.newest(volume, lba),
+            Role::Secondary => self.cache.settled(volume, lba),
+        }
+    }
+
+    /// Copies what is cached, fetches the rest; false when pages, entries or I/O slots are short.
+    fn start_read(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        at: (u8, Ticket),
+        volume: VolumeId,
+        lba: Lba,
+        count: u32,
+    ) -> bool {
+        let missing = (0..count).filter(|&i| self.readable(volume, lba.plus(u64::from(i))).is_none()).count();
+        // Each run of missing blocks takes a slot; there are at most as many runs as missing blocks.
+        if missing > 0 && !self.room_to_fetch(turn, missing) {
+            return false;
+        }
+        let mut visible_at = UpdateNumber::NONE;
+        let mut remaining = 0;
+        let mut run: Option<(u32, u32)> = None;
+        for index in 0..count {
+            match self.readable(volume, lba.plus(u64::from(index))) {
+                Some(value) => {
+                    visible_at = visible_at.max(value.number);
+                    let to = turn.tables.fronts[at.0 as usize].page(at.1, index as usize);
+                    turn.memory.copy(value.page, to, 0..BLOCK_BYTES);
+                    if let Some((first, length)) = run.take() {
+                        self.fetch(turn, at, volume, lba.plus(u64::from(first)), length, first);
+                        remaining += 1;
+                    }
+                }
+                None => run = Some(run.map_or((index, 1), |(first, length)| (first, length + 1))),
+            }
+        }
+        if let Some((first, length)) = run {
+            self.fetch(turn, at, volume, lba.plus(u64::from(first)), length, first);
+            remaining += 1;
+        }
+        if remaining > 0 {
+            self.op_mut(at).state = OpState::Fetching { remaining, visible_at, failed: false };
+        } else {
+            self.finish_read(turn, at, visible_at);
+        }
+        true
+    }
+
+    fn room_to_fetch(&mut self, turn: &mut Turn<impl Memory>, blocks: usize) -> bool {
+        let pages = blocks + BATCH_BLOCKS_MAX;
+        if self.pages.free() < pages || self.cache.free_entries() < blocks {
+            self.cache.evict(pages, blocks, 4 * UPDATE_BLOCKS_MAX, &mut self.pages, turn.memory);
+        }
+        self.pages.free() >= pages && self.cache.free_entries() >= blocks && self.volume_slots.len() >= blocks
+    }
+
+    fn fetch(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        at: (u8, Ticket),
+        volume: VolumeId,
+        lba: Lba,
+        count: u32,
+        first: u32,
+    ) {
+        let slot = self.volume_slots.pop().expect("room was checked");
+        for index in 0..count {
+            let began = self.cache.fetch_begin(volume, lba.plus(u64::from(index)));
+            assert!(began, "room was checked");
+            let page = self.pages.take().expect("room was checked");
+            turn.tables.volume_io.set(slot, index as usize, page, BlockSum::ZEROS);
+        }
+        let serial = self.op(at).serial;
+        self.volume_io[slot.0 as usize] =
+            VolumeIo::Fetch { front: at.0, ticket: at.1, serial, volume, lba, count, first };
+        turn.out.to_volumes.push(IoRequest {
+            slot,
+            target: IoTarget::Volume(volume),
+            op: IoOp::Read,
+            block: lba.0,
+            count,
+        });
+        self.counters.volume_reads += 1;
+    }
+
+    /// A fetch completed: its blocks enter the cache, and what its operation waited for is given to it.
+    pub(super) fn fetched(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        slot: SlotId,
+        io: VolumeIo,
+        result: Result<(), IoFault>,
+    ) {
+        let VolumeIo::Fetch { front, ticket, serial, volume, lba, count, first } = io else {
+            unreachable!("the caller matched a fetch")
+        };
+        let at = (front, ticket);
+        let current = self.op(at).serial == serial && matches!(self.op(at).state, OpState::Fetching { .. });
+        if let Err(fault) = result {
+            turn.event(Event::Failed { target: IoTarget::Volume(volume), fault, block: lba.0 });
+        }
+        let mut good = true;
+        let mut visible_at = UpdateNumber::NONE;
+        for index in 0..count {
+            let block = lba.plus(u64::from(index));
+            let page = turn.tables.volume_io.page(slot, index as usize);
+            let value = self.verified(turn, volume, block, page, result.is_ok());
+            if value.is_none() {
+                self.pages.release(page, turn.memory);
+            }
+            self.cache.fetch_end(volume, block, value, &mut self.pages, turn.memory);
+            match self.readable(volume, block) {
+                Some(value) => {
+                    visible_at = visible_at.max(value.number);
+                    if current && let HostOp::Read { .. } = self.op(at).request.op {
+                        let to = turn.tables.fronts[front as usize].page(ticket, (first + index) as usize);
+                        turn.memory.copy(value.page, to, 0..BLOCK_BYTES);
+                    }
+                }
+                None => good = false,
+            }
+        }
+        if !current {
+            return;
+        }
+        let OpState::Fetching { remaining, visible_at: before, failed } = self.op(at).state else {
+            unreachable!("checked above")
+        };
+        let (visible_at, failed) = (visible_at.max(before), failed || !good);
+        if remaining > 1 {
+            self.op_mut(at).state = OpState::Fetching { remaining: remaining - 1, visible_at, failed };
+        } else if failed {
+            self.drop_payload(turn, at);
+            self.answer(turn, at, Err(HostError::Io));
+        } else if let HostOp::Read { .. } = self.op(at).request.op {
+            self.finish_read(turn, at, visible_at);
+        } else {
+            self.op_mut(at).state = OpState::Waiting;
+            self.attempt(turn, at);
+        }
+    }
+
+    /// The page as the index may keep it, or `None` if the disk failed or returned other bytes than were written. A block of
+    /// zeros needs no page of its own.
+    fn verified(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        volume: VolumeId,
+        lba: Lba,
+        page: PageId,
+        read: bool,
+    ) -> Option<(PageId, BlockSum)> {
+        if !read {
+            return None;
+        }
+        let expected = self.sums[volume.0 as usize].get(lba);
+        let bytes = turn.memory.bytes(page);
+        if expected == BlockSum::ZEROS {
+            if bytes.iter().all(|&byte| byte == 0) {
+                self.pages.release(page, turn.memory);
+                return Some((PageId::ZERO, BlockSum::ZEROS));
+            }
+        } else if sum_of_block(bytes) == expected {
+            turn.memory.seal(page);
+            return Some((page, expected));
+        }
+        // A destage of this block may have been under way: then the cache has the block and the disk does not count.
+        if self.cache.newest(volume, lba).is_none() {
+            turn.event(Event::ChecksumMismatch { volume, lba });
+        }
+        None
+    }
+
+    fn finish_read(&mut self, turn: &mut Turn<impl Memory>, at: (u8, Ticket), visible_at: UpdateNumber) {
+        if self.config.role == Role::Secondary || visible_at <= self.acknowledged {
+            return self.answer(turn, at, Ok(()));
+        }
+        let op = self.op_mut(at);
+        op.state = OpState::Watching;
+        let wakeup = Reverse((visible_at, at.0, at.1.0, op.serial));
+        self.on_acknowledged.push(wakeup);
+    }
+
+    fn start_flush(&mut self, turn: &mut Turn<impl Memory>, at: (u8, Ticket)) {
+        if self.config.role == Role::Secondary || self.acknowledged <= self.settled {
+            return self.answer(turn, at, Ok(()));
+        }
+        self.flush_wanted = self.flush_wanted.max(self.acknowledged);
+        let op = self.op_mut(at);
+        op.state = OpState::Watching;
+        let wakeup = Reverse((self.acknowledged, at.0, at.1.0, self.op(at).serial));
+        self.on_settled.push(wakeup);
+    }
+
+    // ------------------------------------------------------------------------------------------------ writes
+
+    /// Numbers a write or zero; false when it lacks room, or is waiting for the rest of its block.
+    fn start_write(&mut self, turn: &mut Turn<impl Memory>, at: (u8, Ticket)) -> bool {
+        let request = self.op(at).request;
+        let (lba, count, payload) = match request.op {
+            HostOp::Write { lba, count, .. } => (lba, count, count as usize),
+            HostOp::Zero { lba, count, .. } => (lba, count, 0),
+            HostOp::WritePartial { lba, .. } | HostOp::ZeroPartial { lba, .. } => (lba, 1, 1),
+            HostOp::Read { .. } | HostOp::Flush => unreachable!("not a write"),
+        };
+        if !self.room_to_number(turn, count as usize, payload) {
+            return false;
+        }
+        let row = &turn.tables.fronts[at.0 as usize];
+        let (kind, fua) = match request.op {
+            HostOp::Write { fua, .. } => (UpdateKind::Write, fua),
+            HostOp::Zero { fua, .. } => (UpdateKind::Zero, fua),
+            HostOp::WritePartial { offset, length, fua, .. } => {
+                let Some(base) = self.cache.newest(request.volume, lba) else {
+                    return self.fetch_base(turn, at, request.volume, lba);
+                };
+                let page = row.page(at.1, 0);
+                let (start, end) = (usize::from(offset), usize::from(offset) + usize::from(length));
+                turn.memory.copy(base.page, page, 0..start);
+                turn.memory.copy(base.page, page, end..BLOCK_BYTES);
+                row.set(at.1, 0, page, sum_of_block(turn.memory.bytes(page)));
+                (UpdateKind::Write, fua)
+            }
+            HostOp::ZeroPartial { offset, length, fua, .. } => {
+                let Some(base) = self.cache.newest(request.volume, lba) else {
+                    return self.fetch_base(turn, at, request.volume, lba);
+                };
+                let Some(page) = self.pages.take() else { return false };
+                turn.memory.copy(base.page, page, 0..BLOCK_BYTES);
+                let (start, end) = (usize::from(offset), usize::from(offset) + usize::from(length));
+                turn.memory.bytes_mut(page)[start..end].fill(0);
+                row.set(at.1, 0, page, sum_of_block(turn.memory.bytes(page)));
+                (UpdateKind::Write, fua)
+            }
+            HostOp::Read { .. } | HostOp::Flush => unreachable!("not a write"),
+        };
+        let update = Update {
+            number: self.window.last().next(),
+            generation: self.generation,
+            lba,
+            count,
+            sum: match kind {
+                UpdateKind::Write => sum_of_sums((0..count as usize).map(|i| row.sum(at.1, i))),
+                _ => 0,
+            },
+            volume: request.volume,
+            kind,
+        };
+        let stamps = WriteStamps {
+            received_at: request.received_at,
+            taken_at: self.op(at).taken_at,
+            numbered_at: turn.now,
+            ..WriteStamps::default()
+        };
+        let waiter = Waiter { front: at.0, ticket: at.1, fua };
+        self.op_mut(at).state = OpState::Numbered(update.number);
+        if fua {
+            self.flush_wanted = self.flush_wanted.max(update.number);
+        }
+        self.counters.writes += 1;
+        self.counters.write_bytes += u64::from(count) * BLOCK_BYTES as u64;
+        self.append(turn, update, Some(waiter), stamps, |index| {
+            (row.page(at.1, index), row.sum(at.1, index))
+        });
+        true
+    }
+
+    /// Reads the block that a partial write changes; the write tries again when it is there. Returns whether it left the
+    /// queue: a fetch without room keeps it there.
+    fn fetch_base(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        at: (u8, Ticket),
+        volume: VolumeId,
+        lba: Lba,
+    ) -> bool {
+        if !self.room_to_fetch(turn, 1) {
+            return false;
+        }
+        self.op_mut(at).state =
+            OpState::Fetching { remaining: 1, visible_at: UpdateNumber::NONE, failed: false };
+        self.fetch(turn, at, volume, lba, 1, 0);
+        true
+    }
+
+    /// Whether an update of `blocks`, `payload` of them with data, can be numbered, journaled and sent without waiting.
+    fn room_to_number(&mut self, turn: &mut Turn<impl Memory>, blocks: usize, payload: usize) -> bool {
+        if self.cache.free_entries() < blocks {
+            self.cache.evict(0, blocks, 4 * ZERO_BLOCKS_MAX, &mut self.pages, turn.memory);
+        }
+        self.cache.free_entries() >= blocks
+            && self.window.room() > super::stream::CONTROL_UPDATES
+            && self.journal_has_room(payload)
+            && self.pages.free() > BATCH_BLOCKS_MAX.min(RESERVED_PAGES)
+    }
+
+    // ------------------------------------------------------------------------------------------ replies, deadlines
+
+    pub(super) fn op(&self, at: (u8, Ticket)) -> &Op {
+        &self.ops[at.0 as usize][at.1.0 as usize]
+    }
+
+    pub(super) fn op_mut(&mut self, at: (u8, Ticket)) -> &mut Op {
+        &mut self.ops[at.0 as usize][at.1.0 as usize]
+    }
+
+    pub(super) fn answer(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        at: (u8, Ticket),
+        result: Result<(), HostError>,
+    ) {
+        let op = self.op_mut(at);
+        assert_ne!(op.state, OpState::Free, "ticket {:?} of front {} answered twice", at.1, at.0);
+        op.state = OpState::Free;
+        if result.is_ok() && matches!(op.request.op, HostOp::Read { .. }) {
+            self.counters.reads += 1;
+        }
+        self.ops_live -= 1;
+        turn.out.to_front[at.0 as usize].push(HostReply { ticket: at.1, result, replied_at: turn.now });
+    }
+
+    /// Lets go of the pages a write brought that will not be numbered.
+    fn drop_payload(&mut self, turn: &mut Turn<impl Memory>, at: (u8, Ticket)) {
+        for index in 0..handed_over(&self.op(at).request.op) {
+            let page = turn.tables.fronts[at.0 as usize].page(at.1, index);
+            self.pages.release(page, turn.memory);
+        }
+    }
+
+    /// Wakes what waited for a watermark that has been reached. A read or flush answered by its deadline, or a ticket used
+    /// anew since, is passed over.
+    pub(super) fn wake_watchers(&mut self, turn: &mut Turn<impl Memory>) {
+        loop {
+            let acknowledged = self.on_acknowledged.peek().is_some_and(|Reverse(w)| w.0 <= self.acknowledged);
+            let settled = self.on_settled.peek().is_some_and(|Reverse(w)| w.0 <= self.settled);
+            let heap = match (acknowledged, settled) {
+                (true, _) => &mut self.on_acknowledged,
+                (_, true) => &mut self.on_settled,
+                _ => return,
+            };
+            let Reverse((_, front, ticket, serial)) = heap.pop().expect("peeked");
+            let at = (front, SlotId(ticket));
+            if self.op(at).serial == serial && self.op(at).state == OpState::Watching {
+                self.answer(turn, at, Ok(()));
+            }
+        }
+    }
+
+    fn deadline_scan_span(&self) -> Nanos {
+        Nanos((self.config.host_deadline.0 / DEADLINE_SCANS).max(1))
+    }
+
+    /// INV-11: an operation past its deadline gets an error. A numbered write stays in the stream: it may still take effect.
+    pub(super) fn expire_operations(&mut self, turn: &mut Turn<impl Memory>) {
+        if self.ops_live == 0 || turn.now < self.deadline_scan_at {
+            return;
+        }
+        self.deadline_scan_at = turn.now.plus(self.deadline_scan_span());
+        let mut oldest_ns = 0;
+        for front in 0..self.ops.len() {
+            for ticket in 0..FRONT_TICKETS_MAX {
+                let op = self.ops[front][ticket];
+                let age = turn.now.since(op.taken_at);
+                if op.state != OpState::Free && age >= self.config.host_deadline {
+                    oldest_ns = oldest_ns.max(age.0);
+                    self.give_up(turn, (front as u8, SlotId(ticket as u32)), HostError::Deadline);
+                }
+            }
+        }
+        if oldest_ns > 0 {
+            turn.event(Event::HostDeadline { oldest_ns });
+        }
+    }
+
+    pub(super) fn answer_all(&mut self, turn: &mut Turn<impl Memory>, error: HostError) {
+        for front in 0..self.ops.len() {
+            for ticket in 0..FRONT_TICKETS_MAX {
+                if self.ops[front][ticket].state != OpState::Free {
+                    self.give_up(turn, (front as u8, SlotId(ticket as u32)), error);
+                }
+            }
+        }
+    }
+
+    fn give_up(&mut self, turn: &mut Turn<impl Memory>, at: (u8, Ticket), error: HostError) {
+        match self.op(at).state {
+            OpState::Free => return,
+            OpState::Numbered(number) => {
+                if self.window.contains(number) {
+                    self.window.get_mut(number).waiter = None;
+                }
+            }
+            OpState::Waiting | OpState::Fetching { .. } => self.drop_payload(turn, at),
+            OpState::Watching => {}
+        }
+        // The ticket may come back before its queue entry is reached, so the entry goes now.
+        remove(&mut self.queued, at);
+        remove(&mut self.stalled, at);
+        self.counters.expired += 1;
+        self.answer(turn, at, Err(error));
+    }
+}
+
+/// Pages that pass from front to group with the operation.
+fn handed_over(op: &HostOp) -> usize {
+    match op {
+        HostOp::Write { count, .. } => *count as usize,
+        HostOp::WritePartial { .. } => 1,
+        HostOp::Read { .. } | HostOp::Zero { .. } | HostOp::ZeroPartial { .. } | HostOp::Flush => 0,
+    }
+}
+
+fn remove(queue: &mut FixedQueue<(u8, Ticket)>, at: (u8, Ticket)) {
+    for _ in 0..queue.len() {
+        let item = queue.pop().expect("counted");
+        if item != at {
+            queue.push(item);
+        }
+    }
+}

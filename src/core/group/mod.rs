@@ -1,0 +1,402 @@
+//! A consistency group: one owner of the cache index, numbering, write-pending indicators, journal positions, destage and
+//! peer state. The rooms: `host` (operations), `stream` (numbering and watermarks), `storage` (completions), `destage`,
+//! `handshake`, `peering` (streaming, loss, solo), `catch_up` (the journal read back), `recovery`, `status`.
+
+mod catch_up;
+mod destage;
+mod handshake;
+mod host;
+mod peering;
+mod recovery;
+pub mod status;
+mod storage;
+mod stream;
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use crate::base::*;
+use crate::core::cache::Cache;
+use crate::core::config::{AckLevel, GroupConfig, Role};
+use crate::core::journal::Journal;
+use crate::core::messages::*;
+use crate::core::outbox::{Event, Outbox, Tables};
+use crate::core::pages::Pages;
+use crate::core::sums::Sums;
+use crate::core::window::Window;
+use crate::format::history::History;
+
+/// Pages kept back from fronts and link, so that journal headers, read-backs, checksum writes and read misses never wait for
+/// pages that only they could free.
+pub const RESERVED_PAGES: usize = 2 * BATCH_BLOCKS_MAX + BATCHES_IN_FLIGHT_MAX + 64;
+
+/// The smallest arena that works: the reserve twice over, so that staging and dirty blocks have as much again.
+pub const PAGES_MIN: u32 = 2 * RESERVED_PAGES as u32;
+
+/// Index entries beyond one a page: blocks of a `Zero` need an entry but no page.
+const ENTRIES_WITHOUT_PAGE: usize = 8 * ZERO_BLOCKS_MAX;
+
+/// Eviction steps a turn: at most a few microseconds.
+const EVICT_STEPS_A_TURN: usize = 512;
+
+/// How long operations in flight may go on after `stop` before they are answered `NotServing`: half of the ten seconds in
+/// which a site promises to end.
+const STOP_GRACE: Nanos = Nanos::from_millis(5_000);
+
+/// One call's surroundings.
+pub struct Turn<'a, M: Memory> {
+    pub now: Nanos,
+    pub memory: &'a mut M,
+    pub tables: &'a Tables,
+    pub out: &'a mut Outbox,
+}
+
+impl<M: Memory> Turn<'_, M> {
+    fn event(&mut self, event: Event) {
+        // A burst of events beyond the queue is a burst of the same news.
+        if self.out.events.room() > 0 {
+            self.out.events.push(event);
+        }
+    }
+}
+
+/// What the group is doing as a whole.
+#[derive(Debug)]
+enum Phase {
+    Recovering(recovery::Recovery),
+    Running,
+    /// A disk failed, or what was found on it cannot be trusted; nothing is served until an operator acts.
+    Failed,
+    Stopped,
+}
+
+/// Whether the primary acknowledges without its peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Alone {
+    No,
+    /// `SoloBegin` has this number and is not durable yet: acknowledgements still need the peer.
+    Beginning(UpdateNumber),
+    Yes,
+}
+
+/// A heap entry: wake this operation when a watermark reaches the number.
+type Wakeup = Reverse<(UpdateNumber, u8, u32, u32)>;
+
+#[derive(Debug)]
+pub struct Group {
+    config: GroupConfig,
+    phase: Phase,
+    stopping: bool,
+    /// A primary that has opened its generation; or one without need to.
+    serving: bool,
+
+    history: History,
+    generation: Generation,
+    pages: Pages,
+    cache: Cache,
+    sums: Vec<Sums>,
+    window: Window,
+    journal: Journal,
+
+    acknowledged: UpdateNumber,
+    settled: UpdateNumber,
+    checkpoint: UpdateNumber,
+
+    alone: Alone,
+    /// Updates before this one need no peer: they were made solo, or there is no peer.
+    joint_from: UpdateNumber,
+    peer: peering::Peer,
+    catch_up: catch_up::CatchUp,
+
+    ops: Vec<Box<[host::Op]>>,
+    ops_live: usize,
+    /// Writes waiting for room, oldest first.
+    queued: FixedQueue<(u8, Ticket)>,
+    /// Reads waiting for pages or I/O slots, oldest first.
+    stalled: FixedQueue<(u8, Ticket)>,
+    on_acknowledged: BinaryHeap<Wakeup>,
+    on_settled: BinaryHeap<Wakeup>,
+    /// The highest number a host waits to see settled.
+    flush_wanted: UpdateNumber,
+    deadline_scan_at: Nanos,
+
+    volume_io: Box<[storage::VolumeIo]>,
+    volume_slots: FixedQueue<SlotId>,
+    destage: destage::Destage,
+
+    front_pages: Vec<usize>,
+    link_pages: usize,
+    staging_target: usize,
+    counters: status::Counters,
+    /// Payload blocks numbered but not in a journal batch yet.
+    unappended_blocks: u64,
+    /// The last update whose journal submission was stamped.
+    stamped_through: UpdateNumber,
+    /// The latest journal batch, submission to completion.
+    journal_latency_ns: u32,
+    /// When `stop` was first called.
+    stop_begun_at: Option<Nanos>,
+}
+
+impl Group {
+    /// Panics if the configuration is not one that `node::config` would pass.
+    pub fn new(config: GroupConfig) -> Group {
+        assert!(config.pages >= PAGES_MIN, "{} pages are fewer than {PAGES_MIN}", config.pages);
+        assert!(!config.volumes.is_empty() && config.volumes.len() <= VOLUMES_MAX);
+        assert!(config.fronts <= FRONTS_MAX);
+        assert!(config.role == Role::Primary || config.peer.is_some(), "a secondary has a peer");
+        let entries = config.pages as usize + ENTRIES_WITHOUT_PAGE;
+        let tickets = config.fronts * FRONT_TICKETS_MAX;
+        let mut volume_slots = FixedQueue::new(VOLUME_IO_SLOTS);
+        (0..VOLUME_IO_SLOTS as u32).for_each(|slot| volume_slots.push(SlotId(slot)));
+        let consumers = config.fronts + usize::from(config.peer.is_some());
+        let spare = config.pages as usize - RESERVED_PAGES;
+        Group {
+            phase: Phase::Recovering(recovery::Recovery::new()),
+            stopping: false,
+            serving: false,
+            history: History::default(),
+            generation: Generation::NONE,
+            pages: Pages::new(config.pages),
+            cache: Cache::new(entries, config.volumes.iter().map(|v| v.blocks)),
+            sums: config.volumes.iter().map(|v| Sums::new(v.blocks)).collect(),
+            window: Window::new(UpdateNumber::NONE),
+            journal: Journal::new(config.journal_blocks, config.journal_volatile),
+            acknowledged: UpdateNumber::NONE,
+            settled: UpdateNumber::NONE,
+            checkpoint: UpdateNumber::NONE,
+            alone: Alone::No,
+            joint_from: UpdateNumber(1),
+            peer: peering::Peer::new(),
+            catch_up: catch_up::CatchUp::new(),
+            ops: (0..config.fronts)
+                .map(|_| vec![host::Op::FREE; FRONT_TICKETS_MAX].into_boxed_slice())
+                .collect(),
+            ops_live: 0,
+            queued: FixedQueue::new(tickets.max(1)),
+            stalled: FixedQueue::new(tickets.max(1)),
+            // An operation that was answered by its deadline leaves its entry behind until the watermark passes it.
+            on_acknowledged: BinaryHeap::with_capacity(4 * tickets),
+            on_settled: BinaryHeap::with_capacity(4 * tickets),
+            flush_wanted: UpdateNumber::NONE,
+            deadline_scan_at: Nanos(0),
+            volume_io: vec![storage::VolumeIo::Free; VOLUME_IO_SLOTS].into_boxed_slice(),
+            volume_slots,
+            destage: destage::Destage::new(),
+            front_pages: vec![0; config.fronts],
+            link_pages: 0,
+            // Half of what is not reserved may be staged; the rest holds dirty blocks on their way to the volume.
+            staging_target: (spare / 2 / consumers.max(1)).clamp(UPDATE_BLOCKS_MAX, STAGING_PAGES),
+            counters: status::Counters::default(),
+            unappended_blocks: 0,
+            stamped_through: UpdateNumber::NONE,
+            journal_latency_ns: 0,
+            stop_begun_at: None,
+            config,
+        }
+    }
+
+    /// Bytes that a group of this configuration takes beside its pages: index, window, tables and checksums. `cache` in
+    /// the configuration counts them.
+    pub fn overhead_bytes(pages: u32, fronts: usize, journal_blocks: u64, volume_blocks: u64) -> u64 {
+        let entries = pages as usize + ENTRIES_WITHOUT_PAGE;
+        let tables = fronts * PageTable::bytes(FRONT_TICKETS_MAX, UPDATE_BLOCKS_MAX)
+            + PageTable::bytes(WINDOW_UPDATES_MAX, UPDATE_BLOCKS_MAX)
+            + PageTable::bytes(2 * LINK_INBOUND_SLOTS + CATCH_UP_SLOTS, UPDATE_BLOCKS_MAX)
+            + PageTable::bytes(JOURNAL_IO_SLOTS, BATCH_BLOCKS_MAX)
+            + PageTable::bytes(VOLUME_IO_SLOTS, VOLUME_IO_BLOCKS_MAX);
+        let window = WINDOW_UPDATES_MAX * 192;
+        (Cache::bytes(entries) + tables + window) as u64
+            + journal_blocks * 64
+            + volume_blocks * 4
+            + volume_blocks / 8
+    }
+
+    /// Reads the superblock and replays the journal; `end_turn` carries it on.
+    pub fn start(&mut self, turn: &mut Turn<impl Memory>) {
+        self.recovery_start(turn);
+    }
+
+    /// Messages the driver may pop from the link's ring: updates wait in the group when the journal or cache is full.
+    pub fn link_room(&self) -> usize {
+        self.peer.inbound.room()
+    }
+
+    /// Submits, acknowledges, destages, grants pages; once after each slice of messages.
+    pub fn end_turn(&mut self, turn: &mut Turn<impl Memory>) {
+        match self.phase {
+            Phase::Failed | Phase::Stopped => return,
+            Phase::Recovering(_) => self.recovery_turn(turn),
+            Phase::Running => {
+                self.ingest_inbound(turn);
+                self.advance(turn);
+                self.retry_waiting(turn);
+                self.peer_turn(turn);
+            }
+        }
+        if matches!(self.phase, Phase::Failed | Phase::Stopped) {
+            return;
+        }
+        self.append_batches(turn);
+        self.advance(turn);
+        self.flush_if_due(turn);
+        self.destage_turn(turn);
+        self.retire(turn);
+        self.cache.evict(
+            RESERVED_PAGES + self.pages.total() / 16,
+            ZERO_BLOCKS_MAX + UPDATE_BLOCKS_MAX,
+            EVICT_STEPS_A_TURN,
+            &mut self.pages,
+            turn.memory,
+        );
+        self.grant_pages(turn);
+        self.expire_operations(turn);
+        self.stop_if_drained(turn);
+        self.assert_invariants();
+    }
+
+    /// When `end_turn` has work although nothing arrives.
+    pub fn next_deadline(&self) -> Option<Nanos> {
+        if matches!(self.phase, Phase::Failed | Phase::Stopped) {
+            return None;
+        }
+        let flush = self.journal.unflushed_since().map(|since| since.plus(self.config.flush_interval));
+        let scan = (self.ops_live > 0).then_some(self.deadline_scan_at);
+        let stop = self.stop_begun_at.filter(|_| self.ops_live > 0).map(|begun| begun.plus(STOP_GRACE));
+        [flush, scan, stop, self.peer_deadline(), self.destage_deadline()].into_iter().flatten().min()
+    }
+
+    /// Takes no more operations, destages what is settled, writes a checkpoint. Idempotent.
+    pub fn stop(&mut self, turn: &mut Turn<impl Memory>) {
+        self.stopping = true;
+        self.stop_begun_at.get_or_insert(turn.now);
+        if matches!(self.phase, Phase::Recovering(_)) {
+            self.phase = Phase::Stopped;
+            turn.event(Event::Stopped);
+        }
+    }
+
+    pub fn stopped(&self) -> bool {
+        matches!(self.phase, Phase::Failed | Phase::Stopped)
+    }
+
+    pub fn failed(&self) -> bool {
+        matches!(self.phase, Phase::Failed)
+    }
+
+    /// Whether a primary answers its hosts, or a secondary its readers.
+    pub fn serving(&self) -> bool {
+        matches!(self.phase, Phase::Running) && (self.serving || self.config.role == Role::Secondary)
+    }
+
+    fn stop_if_drained(&mut self, turn: &mut Turn<impl Memory>) {
+        if self.stop_begun_at.is_some_and(|begun| turn.now.since(begun) >= STOP_GRACE) && self.ops_live > 0 {
+            self.answer_all(turn, HostError::NotServing);
+        }
+        let drained = self.stopping
+            && matches!(self.phase, Phase::Running)
+            && self.ops_live == 0
+            && self.journal.appended() == self.window.last()
+            && self.journal.writes_in_flight() == 0
+            && self.journal.durable() == self.window.last()
+            && self.checkpoint == self.settled
+            && self.destage_idle();
+        if drained {
+            self.phase = Phase::Stopped;
+            turn.event(Event::Stopped);
+        }
+    }
+
+    /// The site leaves the group: no reply from here on claims anything (INV-1), no disk is written.
+    fn fail(&mut self, turn: &mut Turn<impl Memory>) {
+        self.phase = Phase::Failed;
+        self.serving = false;
+        self.answer_all(turn, HostError::NotServing);
+        if self.peer.connection.is_some() {
+            turn.out.to_link.push(ToLink::Close);
+        }
+    }
+
+    fn fail_on_disk(&mut self, turn: &mut Turn<impl Memory>, target: IoTarget, fault: IoFault, block: u64) {
+        turn.event(Event::Failed { target, fault, block });
+        self.fail(turn);
+    }
+
+    /// Tops up the receivers' pools while enough remains for what must not wait.
+    fn grant_pages(&mut self, turn: &mut Turn<impl Memory>) {
+        for front in 0..self.front_pages.len() {
+            while self.front_pages[front] < self.staging_target
+                && self.pages.free() > RESERVED_PAGES
+                && turn.out.front_pages[front].room() > 0
+            {
+                let page = self.pages.take().expect("counted above");
+                turn.out.front_pages[front].push(page);
+                self.front_pages[front] += 1;
+            }
+        }
+        while self.config.peer.is_some()
+            && self.link_pages < self.staging_target
+            && self.pages.free() > RESERVED_PAGES
+            && turn.out.link_pages.room() > 0
+        {
+            let page = self.pages.take().expect("counted above");
+            turn.out.link_pages.push(page);
+            self.link_pages += 1;
+        }
+    }
+
+    /// The peer's position at the configured level, as far as acknowledgements are concerned.
+    fn peer_level(&self) -> UpdateNumber {
+        match self.config.ack {
+            AckLevel::Received => self.peer.received,
+            AckLevel::Journaled => self.peer.journaled,
+            AckLevel::Durable => self.peer.durable,
+            AckLevel::Applied => self.peer.applied,
+        }
+    }
+
+    fn in_set(&self) -> bool {
+        self.config.peer.is_some() && self.alone != Alone::Yes
+    }
+
+    fn assert_invariants(&self) {
+        let at = || format!("group {} {} last {}", self.config.group, self.generation, self.window.last());
+        assert!(
+            self.checkpoint <= self.settled,
+            "checkpoint {} > settled {}: {}",
+            self.checkpoint,
+            self.settled,
+            at()
+        );
+        assert!(
+            self.settled <= self.journal.durable(),
+            "settled {} > durable {}: {}",
+            self.settled,
+            self.journal.durable(),
+            at()
+        );
+        assert!(
+            self.journal.durable() <= self.journal.journaled(),
+            "durable {} > journaled {}: {}",
+            self.journal.durable(),
+            self.journal.journaled(),
+            at()
+        );
+        assert!(self.journal.journaled() <= self.journal.appended(), "journaled beyond appended: {}", at());
+        let replaying = matches!(self.phase, Phase::Recovering(_));
+        assert!(
+            replaying || self.journal.appended() <= self.window.last(),
+            "appended beyond the last number: {}",
+            at()
+        );
+        assert!(
+            self.window.retired() <= self.settled,
+            "retired {} > settled: {}",
+            self.window.retired(),
+            at()
+        );
+        if self.config.role == Role::Primary {
+            assert!(self.acknowledged <= self.window.last(), "acknowledged beyond the last number: {}", at());
+        }
+    }
+}

@@ -1,0 +1,686 @@
+//! The peer: handshake, streaming, catching up, loss and solo on the primary; taking, cutting and acknowledging on the
+//! secondary.
+
+use std::fmt::Write;
+
+use super::catch_up::Found;
+use super::handshake::GREETING_MAX;
+use super::{Alone, Group, Phase, Turn};
+use crate::base::*;
+use crate::core::config::{AckLevel, OnPeerLoss, PeerConfig, Role};
+use crate::core::journal::Forming;
+use crate::core::messages::*;
+use crate::core::outbox::{Event, LossReason, WriteStamps};
+use crate::core::window::Window;
+use crate::format::update::{Update, UpdateKind};
+use crate::format::wire::{Hello, Refusal, RefusalCode};
+
+/// Where the conversation with the peer stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Talk {
+    /// Not connected, or refused.
+    Absent,
+    /// Hellos are being exchanged since then.
+    Greeting { since: Nanos, hello_sent: bool },
+    /// Primary: the peer was told to drop what is after `keep`.
+    Cutting { keep: UpdateNumber },
+    /// Primary: the peer was asked for what we lack, through `to`.
+    Fetching { to: UpdateNumber },
+    /// Primary: updates flow.
+    Streaming,
+    /// Secondary: taking what comes.
+    Following,
+    /// Secondary: will drop what is after `keep` once the journal writes before it are done.
+    CutPending { keep: UpdateNumber },
+}
+
+/// An update received and waiting for room; its pages are the group's.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Inbound {
+    update: Update,
+    pages: [(PageId, BlockSum); UPDATE_BLOCKS_MAX],
+}
+
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub connection: Option<u32>,
+    pub talk: Talk,
+    pub hello: Option<Box<Hello>>,
+
+    // Primary: the peer's position, from its acknowledgements.
+    pub received: UpdateNumber,
+    pub journaled: UpdateNumber,
+    pub durable: UpdateNumber,
+    pub applied: UpdateNumber,
+
+    /// Secondary: what the primary said is settled.
+    pub told_settled: UpdateNumber,
+    /// Secondary: a host of the primary waits for this number to be durable.
+    pub flush_requested: UpdateNumber,
+
+    // The window's updates given to the link, and those it has read.
+    pub sent: UpdateNumber,
+    pub consumed: UpdateNumber,
+    pub next_to_send: UpdateNumber,
+    /// Secondary answering a fetch: the last one to send.
+    pub send_to: UpdateNumber,
+
+    pub inbound: FixedQueue<Inbound>,
+
+    pub said_settled: UpdateNumber,
+    pub flush_asked: UpdateNumber,
+    pub said_at: Nanos,
+    pub heartbeats: u64,
+    pub heartbeat_unanswered: bool,
+    /// Since when an answer is owed; moves with every sign of progress.
+    pub waiting_since: Option<Nanos>,
+    pub last_ack: [UpdateNumber; 4],
+    pub ack_owed: bool,
+}
+
+/// A settled watermark that no update carries is told this long after the last frame.
+const SETTLED_NEWS_AFTER: Nanos = Nanos::from_millis(1);
+
+/// A solo primary ends solo when the peer lacks at most this many updates.
+const REJOIN_WITHIN: u64 = 256;
+
+/// A peer that makes progress, but whose oldest unanswered update is this many budgets old, is lost as well.
+const SLOW_BUDGETS: u64 = 8;
+
+/// Places of the link's ring that only handshakes and refusals use.
+const LINK_SPARE: usize = 32;
+
+impl Peer {
+    pub fn new() -> Peer {
+        Peer {
+            connection: None,
+            talk: Talk::Absent,
+            hello: None,
+            received: UpdateNumber::NONE,
+            journaled: UpdateNumber::NONE,
+            durable: UpdateNumber::NONE,
+            applied: UpdateNumber::NONE,
+            told_settled: UpdateNumber::NONE,
+            flush_requested: UpdateNumber::NONE,
+            sent: UpdateNumber::NONE,
+            consumed: UpdateNumber::NONE,
+            next_to_send: UpdateNumber(1),
+            send_to: UpdateNumber::NONE,
+            inbound: FixedQueue::new(2 * LINK_INBOUND_SLOTS),
+            said_settled: UpdateNumber::NONE,
+            flush_asked: UpdateNumber::NONE,
+            said_at: Nanos(0),
+            heartbeats: 0,
+            heartbeat_unanswered: false,
+            waiting_since: None,
+            last_ack: [UpdateNumber::NONE; 4],
+            ack_owed: false,
+        }
+    }
+}
+
+impl Group {
+    pub(super) fn peer_config(&self) -> &PeerConfig {
+        self.config.peer.as_ref().expect("a link exists only for a configured peer")
+    }
+
+    pub fn on_link(&mut self, turn: &mut Turn<impl Memory>, message: FromLink) {
+        match message {
+            FromLink::Connected { connection } => {
+                self.lose_peer(turn, LossReason::Disconnected);
+                self.peer.connection = Some(connection);
+                self.peer.talk = Talk::Greeting { since: turn.now, hello_sent: false };
+                self.peer.hello = None;
+                self.peer.told_settled = self.settled;
+                turn.out.to_link.push(ToLink::Begin { connection });
+                if self.failed() {
+                    turn.out.to_link.push(ToLink::Close);
+                }
+            }
+            FromLink::Disconnected { connection } if self.peer.connection == Some(connection) => {
+                self.peer.connection = None;
+                self.lose_peer(turn, LossReason::Disconnected);
+            }
+            FromLink::Disconnected { .. } => {}
+            FromLink::Update { update, settled, slot } => self.on_update(turn, update, settled, slot),
+            FromLink::Control(control) => self.on_control(turn, control),
+            FromLink::Page { frame, page, length } => {
+                self.link_pages -= 1;
+                self.on_page(turn, frame, page, length);
+                self.pages.release(page, turn.memory);
+            }
+            FromLink::Consumed { number, source: UpdateSource::Window, popped_at, sent_at, .. } => {
+                for covered in self.peer.consumed.0 + 1..=number.0 {
+                    if self.window.contains(UpdateNumber(covered)) {
+                        let stamps = &mut self.window.get_mut(UpdateNumber(covered)).stamps;
+                        (stamps.link_popped_at, stamps.sent_at) = (popped_at, sent_at);
+                    }
+                }
+                self.peer.consumed = self.peer.consumed.max(number);
+            }
+            FromLink::Consumed { slot, source: UpdateSource::CatchUp, .. } => {
+                self.catch_up_consumed(turn, slot)
+            }
+            FromLink::PageReturned { page } => self.pages.release(page, turn.memory),
+        }
+    }
+
+    fn engaged(&self) -> bool {
+        self.peer.connection.is_some()
+            && !matches!(self.peer.talk, Talk::Absent | Talk::Greeting { .. })
+            && matches!(self.phase, Phase::Running)
+    }
+
+    // ---------------------------------------------------------------------------------------------------- receiving
+
+    fn on_update(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        update: Update,
+        settled: UpdateNumber,
+        slot: SlotId,
+    ) {
+        let blocks = update.payload_blocks();
+        self.link_pages -= blocks;
+        let mut inbound = Inbound { update, pages: [(PageId::NONE, BlockSum::ZEROS); UPDATE_BLOCKS_MAX] };
+        for (index, place) in inbound.pages[..blocks].iter_mut().enumerate() {
+            *place = (turn.tables.inbound.page(slot, index), turn.tables.inbound.sum(slot, index));
+        }
+        let wanted = self.engaged() && matches!(self.peer.talk, Talk::Following | Talk::Fetching { .. });
+        if !wanted {
+            // What was on its way when the connection was given up.
+            return self.drop_inbound(turn, &inbound);
+        }
+        if self.config.role == Role::Secondary {
+            self.peer.told_settled = self.peer.told_settled.max(settled);
+        }
+        self.peer.inbound.push(inbound);
+    }
+
+    fn drop_inbound(&mut self, turn: &mut Turn<impl Memory>, inbound: &Inbound) {
+        for (page, _) in &inbound.pages[..inbound.update.payload_blocks()] {
+            self.pages.release(*page, turn.memory);
+        }
+    }
+
+    /// Takes received updates into the stream while there is room.
+    pub(super) fn ingest_inbound(&mut self, turn: &mut Turn<impl Memory>) {
+        while let Some(inbound) = self.peer.inbound.front() {
+            let update = inbound.update;
+            if let Err(why) = self.judge_update(&update) {
+                return self.lose_peer(turn, LossReason::Protocol(why));
+            }
+            if !self.room_to_take(turn, &update) {
+                return;
+            }
+            let inbound = self.peer.inbound.pop().expect("looked at it");
+            let stamps = WriteStamps { numbered_at: turn.now, ..WriteStamps::default() };
+            self.append(turn, update, None, stamps, |index| inbound.pages[index]);
+            self.peer.ack_owed = true;
+            if let Talk::Fetching { to } = self.peer.talk {
+                self.peer.waiting_since = Some(turn.now);
+                if update.number == to {
+                    self.begin_streaming(turn, to.next());
+                }
+            }
+        }
+    }
+
+    fn judge_update(&self, update: &Update) -> Result<(), &'static str> {
+        if update.number != self.window.last().next() {
+            return Err("an update out of order");
+        }
+        let known = match update.kind {
+            UpdateKind::GenerationOpen => update.generation > self.generation,
+            UpdateKind::Cut => return Err("a cut record in the stream"),
+            _ => update.generation == self.generation,
+        };
+        if !known {
+            return Err("an update of a generation that was not opened");
+        }
+        if update.touches_blocks() {
+            let Some(volume) = self.config.volumes.get(update.volume.0 as usize) else {
+                return Err("an update of a volume that does not exist");
+            };
+            let end = update.lba.0.checked_add(u64::from(update.count));
+            if end.is_none_or(|end| end > volume.blocks) {
+                return Err("an update beyond its volume's end");
+            }
+        }
+        Ok(())
+    }
+
+    fn room_to_take(&mut self, turn: &mut Turn<impl Memory>, update: &Update) -> bool {
+        let blocks = update.count as usize;
+        if self.cache.free_entries() < blocks {
+            self.cache.evict(0, blocks, 4 * ZERO_BLOCKS_MAX, &mut self.pages, turn.memory);
+        }
+        let pending = self.window.last().0 - self.journal.appended().0 + self.unappended_blocks;
+        self.window.room() > 0
+            && self.cache.free_entries() >= blocks
+            && self.journal.free_blocks() > pending + update.payload_blocks() as u64
+    }
+
+    fn on_control(&mut self, turn: &mut Turn<impl Memory>, control: Control) {
+        if !self.engaged() {
+            return;
+        }
+        let primary = self.config.role == Role::Primary;
+        match control {
+            Control::Ack { received, journaled, durable, applied, journal_ns } if primary => {
+                self.on_ack(turn, [received, journaled, durable, applied], journal_ns);
+            }
+            Control::Heartbeat { settled, .. } if !primary => {
+                self.peer.told_settled = self.peer.told_settled.max(settled);
+                self.peer.ack_owed = true;
+            }
+            Control::FlushRequest { number } if !primary => {
+                self.peer.flush_requested = self.peer.flush_requested.max(number);
+            }
+            Control::Fetch { from, to } if !primary => {
+                let servable = from > UpdateNumber::NONE
+                    && from <= to
+                    && to <= self.window.last()
+                    && self.journal.oldest().is_some_and(|oldest| oldest <= from);
+                if !servable {
+                    let why = refusal(
+                        RefusalCode::ResyncRequired,
+                        format_args!("{from} to {to} are no longer in this site's journal"),
+                    );
+                    return self.refuse(turn, why);
+                }
+                (self.peer.next_to_send, self.peer.send_to) = (from, to);
+            }
+            Control::CutTo { keep } if !primary => self.on_cut_to(turn, keep),
+            _ => self.lose_peer(turn, LossReason::Protocol("a frame that its role does not send")),
+        }
+    }
+
+    fn on_page(&mut self, turn: &mut Turn<impl Memory>, frame: PageFrame, page: PageId, length: u16) {
+        let body = &turn.memory.bytes(page)[..usize::from(length).min(BLOCK_BYTES)];
+        match frame {
+            PageFrame::Hello => match Hello::decode(body) {
+                Ok(hello) if matches!(self.peer.talk, Talk::Greeting { .. }) => {
+                    self.peer.hello = Some(Box::new(hello));
+                }
+                Ok(_) => self.lose_peer(turn, LossReason::Protocol("a second hello")),
+                Err(_) => self.lose_peer(turn, LossReason::Protocol("a hello that does not decode")),
+            },
+            PageFrame::Refusal => {
+                let refusal = Refusal::decode(body).map_or(RefusalCode::Protocol, |refusal| refusal.code);
+                turn.event(Event::Refused { by_us: false, refusal });
+                self.lose_peer(turn, LossReason::Protocol("refused by the peer"));
+            }
+        }
+    }
+
+    // --------------------------------------------------------------------------------------------------------- losing
+
+    /// The conversation is over; a primary whose policy is solo goes on alone.
+    pub(super) fn lose_peer(&mut self, turn: &mut Turn<impl Memory>, reason: LossReason) {
+        let was = std::mem::replace(&mut self.peer.talk, Talk::Absent);
+        if was == Talk::Absent {
+            return;
+        }
+        if reason != LossReason::Disconnected && self.peer.connection.is_some() {
+            turn.out.to_link.push(ToLink::Close);
+        }
+        self.peer.hello = None;
+        self.peer.waiting_since = None;
+        self.peer.send_to = UpdateNumber::NONE;
+        while let Some(inbound) = self.peer.inbound.pop() {
+            self.drop_inbound(turn, &inbound);
+        }
+        self.read_back_end(turn);
+        if !matches!(self.phase, Phase::Running) {
+            return;
+        }
+        turn.event(Event::PeerLost { reason });
+    }
+
+    fn begin_solo_if_allowed(&mut self, turn: &mut Turn<impl Memory>) {
+        let lost = matches!(self.peer.talk, Talk::Absent | Talk::Greeting { .. });
+        let solo = self.config.peer.as_ref().is_some_and(|peer| peer.on_peer_loss == OnPeerLoss::Solo);
+        if lost && solo && self.serving && self.alone == Alone::No && !self.stopping {
+            let at = self.append_control(turn, UpdateKind::SoloBegin, self.generation);
+            self.alone = Alone::Beginning(at);
+        }
+    }
+
+    fn end_solo_if_caught_up(&mut self, turn: &mut Turn<impl Memory>) {
+        let close = self.window.last().0 - self.peer_level().0.min(self.window.last().0) <= REJOIN_WITHIN;
+        if self.alone == Alone::Yes && self.peer.talk == Talk::Streaming && close && !self.stopping {
+            let at = self.append_control(turn, UpdateKind::SoloEnd, self.generation);
+            self.alone = Alone::No;
+            self.joint_from = at;
+            turn.event(Event::SoloEnded { at });
+            turn.event(Event::PeerInSync);
+        }
+    }
+
+    fn overdue(&self, now: Nanos) -> Option<u64> {
+        let budget = self.peer_config().latency_budget;
+        let waited = self.peer.waiting_since.map_or(Nanos(0), |since| now.since(since));
+        if waited >= budget {
+            return Some(waited.0);
+        }
+        let oldest = self.peer_level().next();
+        let joint = self.in_set()
+            && oldest >= self.joint_from
+            && self.window.contains(oldest)
+            && oldest <= self.peer.sent;
+        if self.peer.talk == Talk::Streaming && joint {
+            let age = now.since(self.window.get(oldest).given_to_link_at);
+            if age.0 >= budget.0 * SLOW_BUDGETS {
+                return Some(age.0);
+            }
+        }
+        None
+    }
+
+    // ------------------------------------------------------------------------------------------------------ each turn
+
+    pub(super) fn peer_turn(&mut self, turn: &mut Turn<impl Memory>) {
+        if self.config.peer.is_none() {
+            return self.serve_if_allowed(turn);
+        }
+        self.greet(turn);
+        match self.config.role {
+            Role::Primary => {
+                self.serve_if_allowed(turn);
+                self.begin_solo_if_allowed(turn);
+                self.end_solo_if_caught_up(turn);
+                if self.engaged() {
+                    self.send_updates(turn);
+                    self.send_news(turn);
+                    if let Some(unanswered_ns) = self.overdue(turn.now) {
+                        self.lose_peer(turn, LossReason::LatencyBudget { unanswered_ns });
+                    }
+                }
+            }
+            Role::Secondary => {
+                self.cut_if_pending(turn);
+                if self.engaged() {
+                    self.send_updates(turn);
+                    self.send_ack(turn);
+                }
+            }
+        }
+    }
+
+    /// Gives the link what comes next, from the window or read back from the journal.
+    fn send_updates(&mut self, turn: &mut Turn<impl Memory>) {
+        if !matches!(self.peer.talk, Talk::Streaming | Talk::Following) {
+            return;
+        }
+        while self.peer.next_to_send <= self.window.last().min(self.peer.send_to) {
+            let number = self.peer.next_to_send;
+            if turn.out.to_link.room() <= LINK_SPARE {
+                return;
+            }
+            if self.window.contains(number) {
+                let pending = self.window.get_mut(number);
+                pending.given_to_link_at = turn.now;
+                let update = pending.update;
+                let slot = Window::slot_of(number).0;
+                turn.out.to_link.push(ToLink::Update {
+                    update,
+                    settled: self.settled,
+                    slot,
+                    source: UpdateSource::Window,
+                });
+                // Everything read back was consumed in order before it, so the window's run begins here.
+                if self.peer.sent < number.previous() {
+                    self.peer.consumed = self.peer.consumed.max(number.previous());
+                }
+                self.peer.sent = number;
+            } else if !self.send_from_journal(turn, number) {
+                return;
+            }
+            self.said(turn.now, self.settled);
+            self.peer.next_to_send = number.next();
+        }
+        if self.window.contains(self.peer.next_to_send) || self.peer.next_to_send > self.window.last() {
+            self.read_back_end(turn);
+        }
+    }
+
+    fn send_from_journal(&mut self, turn: &mut Turn<impl Memory>, number: UpdateNumber) -> bool {
+        if !self.catch_up.has_row() {
+            return false;
+        }
+        let (update, slot, page) = match self.read_back(turn, number) {
+            Found::Update { update, slot, page } => (update, slot, page),
+            Found::Later => return false,
+            Found::Gone => {
+                let refusal = refusal(
+                    RefusalCode::ResyncRequired,
+                    format_args!("{number} is no longer in this site's journal"),
+                );
+                self.refuse(turn, refusal);
+                return false;
+            }
+        };
+        let row = self.catch_up.take_row(update.payload_blocks()).expect("checked above");
+        for index in 0..update.payload_blocks() {
+            let from = turn.tables.journal_io.page(slot, page + index);
+            let sum = turn.tables.journal_io.sum(slot, page + index);
+            turn.memory.seal(from);
+            turn.tables.catch_up.set(SlotId(row), index, from, sum);
+        }
+        self.read_back_taken(turn, &update);
+        turn.out.to_link.push(ToLink::Update {
+            update,
+            settled: self.settled,
+            slot: row,
+            source: UpdateSource::CatchUp,
+        });
+        self.counters.catch_up_updates += 1;
+        true
+    }
+
+    fn said(&mut self, now: Nanos, settled: UpdateNumber) {
+        self.peer.said_at = now;
+        self.peer.said_settled = settled;
+        self.peer.waiting_since.get_or_insert(now);
+    }
+
+    /// Heartbeats and flush requests.
+    fn send_news(&mut self, turn: &mut Turn<impl Memory>) {
+        if self.peer.talk != Talk::Streaming || turn.out.to_link.room() <= LINK_SPARE {
+            return;
+        }
+        if self.flush_wanted > self.peer.durable
+            && self.peer.flush_asked < self.flush_wanted
+            && self.peer.next_to_send > self.flush_wanted
+            && self.config.ack < AckLevel::Durable
+        {
+            let number = self.flush_wanted;
+            turn.out.to_link.push(ToLink::Control(Control::FlushRequest { number }));
+            self.peer.flush_asked = number;
+            self.said(turn.now, self.peer.said_settled);
+        }
+        let silence = turn.now.since(self.peer.said_at);
+        let news = self.settled > self.peer.said_settled
+            && (silence >= SETTLED_NEWS_AFTER || self.config.ack == AckLevel::Applied);
+        if news || (silence >= self.peer_config().heartbeat_interval && !self.peer.heartbeat_unanswered) {
+            self.peer.heartbeats += 1;
+            let heartbeat = Control::Heartbeat { settled: self.settled, sequence: self.peer.heartbeats };
+            turn.out.to_link.push(ToLink::Control(heartbeat));
+            self.peer.heartbeat_unanswered = true;
+            self.said(turn.now, self.settled);
+        }
+    }
+
+    fn on_ack(&mut self, turn: &mut Turn<impl Memory>, levels: [UpdateNumber; 4], journal_ns: u32) {
+        let [received, journaled, durable, applied] = levels;
+        if let Talk::Cutting { keep } = self.peer.talk {
+            if received == keep {
+                self.peer.journaled = journaled;
+                self.peer.durable = durable;
+                self.begin_streaming(turn, keep.next());
+            }
+            return;
+        }
+        if self.peer.talk != Talk::Streaming {
+            return;
+        }
+        let before = [self.peer.received, self.peer.journaled, self.peer.durable, self.peer.applied];
+        let ordered = applied <= durable && durable <= journaled && journaled <= received;
+        if !ordered || received > self.peer.next_to_send.previous() {
+            return self.lose_peer(turn, LossReason::Protocol("an acknowledgement of what was not sent"));
+        }
+        let level = self.peer_level();
+        self.peer.received = before[0].max(received);
+        self.peer.journaled = before[1].max(journaled);
+        self.peer.durable = before[2].max(durable);
+        self.peer.applied = before[3].max(applied);
+        for number in level.0 + 1..=self.peer_level().0 {
+            if self.window.contains(UpdateNumber(number)) {
+                let stamps = &mut self.window.get_mut(UpdateNumber(number)).stamps;
+                (stamps.peer_acknowledged_at, stamps.peer_journal_ns) = (turn.now, journal_ns);
+            }
+        }
+        if durable > before[2] {
+            self.note_retention();
+        }
+        self.peer.heartbeat_unanswered = false;
+        let answered = self.peer_level() >= self.peer.next_to_send.previous();
+        self.peer.waiting_since = match self.peer.waiting_since {
+            _ if answered => None,
+            Some(_) if levels != before => Some(turn.now),
+            unchanged => unchanged,
+        };
+        self.advance(turn);
+    }
+
+    pub(super) fn peer_deadline(&self) -> Option<Nanos> {
+        let peer = self.config.peer.as_ref()?;
+        match self.peer.talk {
+            Talk::Greeting { since, .. } => Some(since.plus(GREETING_MAX)),
+            Talk::Absent | Talk::Following | Talk::CutPending { .. } => None,
+            Talk::Cutting { .. } | Talk::Fetching { .. } | Talk::Streaming => {
+                let silence = if self.settled > self.peer.said_settled {
+                    SETTLED_NEWS_AFTER
+                } else if self.peer.heartbeat_unanswered {
+                    peer.latency_budget
+                } else {
+                    peer.heartbeat_interval
+                };
+                let answer = self.peer.waiting_since.map(|since| since.plus(peer.latency_budget));
+                Some(answer.unwrap_or(Nanos(u64::MAX)).min(self.peer.said_at.plus(silence)))
+            }
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------------- the secondary
+
+    fn send_ack(&mut self, turn: &mut Turn<impl Memory>) {
+        if self.peer.talk != Talk::Following || turn.out.to_link.room() <= LINK_SPARE {
+            return;
+        }
+        let levels = [self.window.last(), self.journal.journaled(), self.journal.durable(), self.checkpoint];
+        if levels == self.peer.last_ack && !self.peer.ack_owed {
+            return;
+        }
+        let [received, journaled, durable, applied] = levels;
+        // A number is only ever journaled after it was received; `received` alone is news at its own level only.
+        let news = self.config.ack == AckLevel::Received || levels[1..] != self.peer.last_ack[1..];
+        if !news && !self.peer.ack_owed {
+            return;
+        }
+        turn.out.to_link.push(ToLink::Control(Control::Ack {
+            received,
+            journaled,
+            durable,
+            applied,
+            journal_ns: self.journal_latency_ns,
+        }));
+        self.peer.last_ack = levels;
+        self.peer.ack_owed = false;
+    }
+
+    fn on_cut_to(&mut self, turn: &mut Turn<impl Memory>, keep: UpdateNumber) {
+        if keep < self.settled || keep > self.window.last() {
+            let refusal = refusal(
+                RefusalCode::SplitBrain,
+                format_args!(
+                    "asked to drop everything after {keep}, but this site settled {} (split brain)",
+                    self.settled
+                ),
+            );
+            return self.refuse(turn, refusal);
+        }
+        self.peer.talk = Talk::CutPending { keep };
+    }
+
+    /// INV-7: drops the tail after the last common point, here and in the journal, once no write of it is in flight.
+    fn cut_if_pending(&mut self, turn: &mut Turn<impl Memory>) {
+        let Talk::CutPending { keep } = self.peer.talk else { return };
+        let quiet = self.journal.appended() == self.window.last()
+            && self.journal.writes_in_flight() == 0
+            && !self.journal.flush_in_flight();
+        if !quiet || !self.journal.has_slot() || self.journal.free_blocks() == 0 {
+            return;
+        }
+        let Some(header) = self.pages.take() else { return };
+        let dropped = self.window.last().0 - keep.0;
+        while self.window.last() > keep {
+            let update = self.window.cut_last().update;
+            for index in 0..if update.touches_blocks() { update.count } else { 0 } {
+                let lba = update.lba.plus(u64::from(index));
+                self.cache.unnumber(update.volume, lba, update.number);
+            }
+            for index in 0..update.payload_blocks() {
+                let (page, _) = Window::block(&turn.tables.window, &update, index);
+                self.pages.release(page, turn.memory);
+            }
+        }
+        for number in self.settled.0 + 1..=keep.0 {
+            let update = self.window.get(UpdateNumber(number)).update;
+            for index in 0..if update.touches_blocks() { update.count } else { 0 } {
+                let (page, sum) = Window::block(&turn.tables.window, &update, index as usize);
+                let value = crate::core::cache::Value { page, sum, number: update.number };
+                self.cache.renumber(update.volume, update.lba.plus(u64::from(index)), value);
+            }
+        }
+        self.history.truncate_after(keep);
+        self.generation = self.history.last().map_or(Generation::NONE, |(generation, _)| generation);
+        let write = self.journal.form_cut(
+            Forming { group: self.config.group, settled: self.settled, header, now: turn.now },
+            keep,
+            self.generation,
+            &turn.tables.journal_io,
+            turn.memory,
+        );
+        turn.out.to_journal.push(IoRequest {
+            slot: write.slot,
+            target: IoTarget::Journal,
+            op: IoOp::Write,
+            block: write.block,
+            count: write.count,
+        });
+        self.stamped_through = keep;
+        self.peer.told_settled = self.peer.told_settled.min(keep);
+        self.peer.flush_requested = UpdateNumber::NONE;
+        self.peer.sent = self.peer.sent.min(keep);
+        self.peer.consumed = self.peer.consumed.min(keep);
+        self.peer.talk = Talk::Following;
+        self.peer.ack_owed = true;
+        turn.event(Event::TailCut { keep, dropped });
+    }
+
+    /// Whether the peer's journal is sure to take `blocks` more: it keeps what it has not applied (INV-12).
+    pub(super) fn peer_has_room(&self, blocks: u64) -> bool {
+        if !self.in_set() || self.peer.talk != Talk::Streaming {
+            return true;
+        }
+        self.journal.cost_since(self.peer.applied) + blocks <= self.journal.usable_blocks()
+    }
+}
+
+pub(super) fn refusal(code: RefusalCode, text: std::fmt::Arguments) -> Refusal {
+    let mut refusal = Refusal { code, text: Default::default() };
+    refusal.text.write_fmt(text).expect("a text takes what fits and drops the rest");
+    refusal
+}

@@ -1,0 +1,426 @@
+//! Replay: superblock, checksums, the journal's chain, and then its updates after the checkpoint, through the same window
+//! and cache as live ones, so that destage makes room while it goes.
+
+use super::catch_up::Found;
+use super::storage::VolumeIo;
+use super::{Alone, Group, Phase, Turn};
+use crate::base::*;
+use crate::core::config::Role;
+use crate::core::messages::*;
+use crate::core::outbox::{Event, WriteStamps};
+use crate::core::sums::Sums;
+use crate::format::journal::{decode_batch, digest_of};
+use crate::format::superblock::{RING_FIRST_BLOCK, Superblock, newest_of};
+use crate::format::update::{Update, UpdateKind};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Superblock {
+        slot: SlotId,
+    },
+    /// The next checksum block to load, and the loads in flight.
+    Sums {
+        volume: usize,
+        block: u64,
+        in_flight: usize,
+    },
+    /// Reading at `block` what may be the next batches; `wrapped` if the ring's start is being tried in place of the head.
+    Scan {
+        slot: SlotId,
+        block: u64,
+        count: u32,
+        wrapped: bool,
+    },
+    /// The chain has ended; looking for a later batch that proves it should not have.
+    RotScan {
+        slot: SlotId,
+        block: u64,
+        count: u32,
+        left: u64,
+    },
+    Flush,
+    Ingest {
+        next: UpdateNumber,
+    },
+}
+
+#[derive(Debug)]
+pub(super) struct Recovery {
+    step: Step,
+    superblock_settled: UpdateNumber,
+    known_durable: UpdateNumber,
+    checkpoint: UpdateNumber,
+    /// The highest number seen in the chain, cut or not.
+    seen: UpdateNumber,
+    settled_bound: UpdateNumber,
+    solo: bool,
+    replayed: u64,
+    descriptors: Box<[Update; BATCH_DESCRIPTORS_MAX]>,
+}
+
+/// Checksum reads in flight at start.
+const SUMS_READS: usize = 8;
+
+impl Recovery {
+    pub fn new() -> Recovery {
+        Recovery {
+            step: Step::Flush,
+            superblock_settled: UpdateNumber::NONE,
+            known_durable: UpdateNumber::NONE,
+            checkpoint: UpdateNumber::NONE,
+            seen: UpdateNumber::NONE,
+            settled_bound: UpdateNumber::NONE,
+            solo: false,
+            replayed: 0,
+            descriptors: Box::new([Update::EMPTY; BATCH_DESCRIPTORS_MAX]),
+        }
+    }
+}
+
+impl Group {
+    fn recovery(&mut self) -> &mut Recovery {
+        let Phase::Recovering(recovery) = &mut self.phase else { panic!("not recovering") };
+        recovery
+    }
+
+    pub(super) fn recovery_start(&mut self, turn: &mut Turn<impl Memory>) {
+        let slot = self.recovery_read(turn, 0, 2);
+        self.recovery().step = Step::Superblock { slot };
+    }
+
+    fn recovery_read(&mut self, turn: &mut Turn<impl Memory>, block: u64, count: u32) -> SlotId {
+        let slot = self.journal.take_slot().expect("recovery reads alone");
+        for index in 0..count as usize {
+            let page = self.pages.take().expect("pages are reserved for recovery's reads");
+            turn.tables.journal_io.set(slot, index, page, BlockSum::ZEROS);
+        }
+        turn.out.to_journal.push(IoRequest { slot, target: IoTarget::Journal, op: IoOp::Read, block, count });
+        slot
+    }
+
+    fn recovery_release(&mut self, turn: &mut Turn<impl Memory>, slot: SlotId, count: u32) {
+        for index in 0..count as usize {
+            self.pages.release(turn.tables.journal_io.page(slot, index), turn.memory);
+        }
+        self.journal.return_slot(slot);
+    }
+
+    pub(super) fn recovery_journal_done(&mut self, turn: &mut Turn<impl Memory>, slot: SlotId) {
+        let Phase::Recovering(recovery) = &self.phase else {
+            panic!("completion of journal I/O {slot:?}, which is not in flight")
+        };
+        match recovery.step {
+            Step::Superblock { .. } => self.superblock_read(turn, slot),
+            Step::Scan { block, count, wrapped, .. } => self.scanned(turn, slot, block, count, wrapped),
+            Step::RotScan { block, count, left, .. } => self.rot_scanned(turn, slot, block, count, left),
+            Step::Flush => {
+                self.journal.return_slot(slot);
+                self.flushed_after_scan(turn);
+            }
+            Step::Sums { .. } | Step::Ingest { .. } => {
+                panic!("journal I/O {slot:?} completed in {:?}", recovery.step)
+            }
+        }
+    }
+
+    fn superblock_read(&mut self, turn: &mut Turn<impl Memory>, slot: SlotId) {
+        let page = |index| turn.tables.journal_io.page(slot, index);
+        let slots = [0, 1].map(|index| Superblock::decode(turn.memory.bytes(page(index))));
+        let [a, b] = slots;
+        let newest = newest_of(a, b);
+        self.recovery_release(turn, slot, 2);
+        let Ok(superblock) = newest else {
+            return self.fail_on_disk(turn, IoTarget::Journal, IoFault::Corrupt, 0);
+        };
+        let sizes: bool = superblock.volume_blocks().len() == self.config.volumes.len()
+            && superblock
+                .volume_blocks()
+                .iter()
+                .zip(&self.config.volumes)
+                .all(|(have, want)| *have == want.blocks);
+        let ours = superblock.group == self.config.group && superblock.site == self.config.site;
+        if !ours || !sizes || superblock.journal_blocks != self.config.journal_blocks {
+            return self.fail_on_disk(turn, IoTarget::Journal, IoFault::Foreign, 0);
+        }
+        self.journal.recover_begin(superblock.position);
+        self.destage.recovered(superblock.sequence);
+        self.history = superblock.history;
+        self.generation = superblock.history.last().map_or(Generation::NONE, |(generation, _)| generation);
+        self.checkpoint = superblock.checkpoint;
+        self.settled = superblock.checkpoint;
+        self.acknowledged = superblock.checkpoint;
+        self.window.restart(superblock.checkpoint);
+        let recovery = self.recovery();
+        recovery.checkpoint = superblock.checkpoint;
+        recovery.superblock_settled = superblock.settled;
+        recovery.known_durable = superblock.known_durable;
+        recovery.solo = superblock.solo;
+        recovery.step = Step::Sums { volume: 0, block: 0, in_flight: 0 };
+    }
+
+    pub(super) fn recovery_sums_loaded(&mut self) {
+        if let Step::Sums { in_flight, .. } = &mut self.recovery().step {
+            *in_flight -= 1;
+        }
+    }
+
+    /// What recovery does without a completion to drive it.
+    pub(super) fn recovery_turn(&mut self, turn: &mut Turn<impl Memory>) {
+        match self.recovery().step {
+            Step::Sums { .. } => self.load_sums(turn),
+            Step::Ingest { next } => self.replay(turn, next),
+            _ => {}
+        }
+        if matches!(self.phase, Phase::Recovering(_)) {
+            self.advance(turn);
+        }
+    }
+
+    fn load_sums(&mut self, turn: &mut Turn<impl Memory>) {
+        let Step::Sums { mut volume, mut block, mut in_flight } = self.recovery().step else { return };
+        while in_flight < SUMS_READS && volume < self.config.volumes.len() {
+            let blocks = Sums::file_blocks(self.config.volumes[volume].blocks);
+            if block >= blocks {
+                (volume, block) = (volume + 1, 0);
+                continue;
+            }
+            let count = (blocks - block).min(VOLUME_IO_BLOCKS_MAX as u64) as u32;
+            let slot = self.volume_slots.pop().expect("nothing else uses volume slots yet");
+            for index in 0..count as usize {
+                let page = self.pages.take().expect("pages are reserved for recovery's reads");
+                turn.tables.volume_io.set(slot, index, page, BlockSum::ZEROS);
+            }
+            let id = VolumeId(volume as u16);
+            let request = IoRequest { slot, target: IoTarget::Checksums(id), op: IoOp::Read, block, count };
+            self.submit_volume(turn, slot, VolumeIo::SumsLoad { volume: id, block, count }, request);
+            block += u64::from(count);
+            in_flight += 1;
+        }
+        self.recovery().step = Step::Sums { volume, block, in_flight };
+        if volume == self.config.volumes.len() && in_flight == 0 {
+            self.scan_at_head(turn);
+        }
+    }
+
+    // -------------------------------------------------------------------------------------------------- the chain
+
+    fn scan_at_head(&mut self, turn: &mut Turn<impl Memory>) {
+        let block = self.journal.head().block;
+        self.scan_at(turn, block, false);
+    }
+
+    fn scan_at(&mut self, turn: &mut Turn<impl Memory>, block: u64, wrapped: bool) {
+        let count = (self.journal.ring_end() - block).min(BATCH_BLOCKS_MAX as u64) as u32;
+        let slot = self.recovery_read(turn, block, count);
+        self.recovery().step = Step::Scan { slot, block, count, wrapped };
+    }
+
+    fn scanned(&mut self, turn: &mut Turn<impl Memory>, slot: SlotId, block: u64, count: u32, wrapped: bool) {
+        let mut offset = 0;
+        while offset < count {
+            match self.accept_batch(turn, slot, block, offset, count) {
+                Some(blocks) => offset += blocks,
+                None => break,
+            }
+        }
+        self.recovery_release(turn, slot, count);
+        if offset > 0 {
+            self.scan_at_head(turn);
+        } else if !wrapped && block != RING_FIRST_BLOCK {
+            self.scan_at(turn, RING_FIRST_BLOCK, true);
+        } else {
+            self.chain_ended(turn);
+        }
+    }
+
+    /// Takes the batch at `offset` of the pages read if it continues the chain and is whole; returns its blocks.
+    fn accept_batch(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        slot: SlotId,
+        block: u64,
+        offset: u32,
+        count: u32,
+    ) -> Option<u32> {
+        let group = self.config.group;
+        let Phase::Recovering(recovery) = &mut self.phase else { return None };
+        let page = |index: u32| turn.tables.journal_io.page(slot, index as usize);
+        let bytes = turn.memory.bytes(page(offset));
+        let header = decode_batch(bytes, &mut recovery.descriptors).ok()?;
+        let blocks = 1 + u32::from(header.payload_blocks);
+        if header.group != group || !self.journal.recover_continues(&header) || offset + blocks > count {
+            return None;
+        }
+        let updates = &recovery.descriptors[..header.count as usize];
+        let mut at = offset + 1;
+        for update in updates {
+            let after = at + update.payload_blocks() as u32;
+            let sums = (at..after).map(|index| sum_of_block(turn.memory.bytes(page(index))));
+            if update.payload_blocks() > 0 && sum_of_sums(sums) != update.sum {
+                return None;
+            }
+            at = after;
+        }
+        let (first, last) = match updates {
+            [cut] if cut.kind == UpdateKind::Cut => (cut.number.next(), cut.number),
+            _ => (updates.first()?.number, updates.last()?.number),
+        };
+        for update in updates {
+            match update.kind {
+                UpdateKind::GenerationOpen if update.generation > self.generation => {
+                    self.generation = update.generation;
+                    self.history.push(update.generation, update.number);
+                }
+                UpdateKind::SoloBegin => recovery.solo = true,
+                UpdateKind::SoloEnd => recovery.solo = false,
+                UpdateKind::Cut => {
+                    self.history.truncate_after(update.number);
+                    self.generation =
+                        self.history.last().map_or(Generation::NONE, |(generation, _)| generation);
+                }
+                _ => {}
+            }
+        }
+        recovery.seen = recovery.seen.max(last);
+        recovery.settled_bound = recovery.settled_bound.max(header.settled);
+        recovery.known_durable = recovery.known_durable.max(header.known_durable);
+        let digest = digest_of(bytes);
+        self.journal.recover_batch(block + u64::from(offset), blocks, digest, first, last);
+        Some(blocks)
+    }
+
+    /// A torn tail has nothing valid after it that was built when the missing batch was already durable.
+    fn chain_ended(&mut self, turn: &mut Turn<impl Memory>) {
+        let recovery = self.recovery();
+        if recovery.known_durable > recovery.seen.max(recovery.checkpoint) {
+            return self.rot(turn);
+        }
+        let left = (BATCHES_IN_FLIGHT_MAX * BATCH_BLOCKS_MAX) as u64;
+        let block = self.journal.head().block;
+        self.rot_scan_at(turn, block, left.min(self.journal.ring_blocks()));
+    }
+
+    fn rot(&mut self, turn: &mut Turn<impl Memory>) {
+        let block = self.journal.head().block;
+        self.fail_on_disk(turn, IoTarget::Journal, IoFault::Corrupt, block);
+    }
+
+    fn rot_scan_at(&mut self, turn: &mut Turn<impl Memory>, block: u64, left: u64) {
+        let count = (self.journal.ring_end() - block).min(BATCH_BLOCKS_MAX as u64).min(left) as u32;
+        let slot = self.recovery_read(turn, block, count);
+        self.recovery().step = Step::RotScan { slot, block, count, left };
+    }
+
+    fn rot_scanned(&mut self, turn: &mut Turn<impl Memory>, slot: SlotId, block: u64, count: u32, left: u64) {
+        let head = self.journal.head();
+        let group = self.config.group;
+        let Phase::Recovering(recovery) = &mut self.phase else { return };
+        let last = recovery.seen.max(recovery.checkpoint);
+        let rotten = (0..count as usize).any(|index| {
+            let page = turn.tables.journal_io.page(slot, index);
+            decode_batch(turn.memory.bytes(page), &mut recovery.descriptors).is_ok_and(|header| {
+                header.group == group
+                    && header.sequence > head.sequence
+                    && header.sequence <= head.sequence + BATCHES_IN_FLIGHT_MAX as u64
+                    && header.known_durable > last
+            })
+        });
+        self.recovery_release(turn, slot, count);
+        if rotten {
+            return self.rot(turn);
+        }
+        let left = left - u64::from(count);
+        if left > 0 {
+            let next = block + u64::from(count);
+            let next = if next == self.journal.ring_end() { RING_FIRST_BLOCK } else { next };
+            return self.rot_scan_at(turn, next, left);
+        }
+        // What the scan found may still be in a volatile cache; from here on it is relied on.
+        let slot = self.journal.take_slot().expect("recovery's I/O is one at a time");
+        self.recovery().step = Step::Flush;
+        turn.out.to_journal.push(IoRequest {
+            slot,
+            target: IoTarget::Journal,
+            op: IoOp::Flush,
+            block: 0,
+            count: 0,
+        });
+    }
+
+    fn flushed_after_scan(&mut self, turn: &mut Turn<impl Memory>) {
+        let checkpoint = self.checkpoint;
+        self.journal.recover_end(checkpoint);
+        let last = self.journal.appended();
+        // The joint prefix a restarting site may rely on: all of it if no peer has a say.
+        let alone = self.config.peer.is_none() || (self.config.role == Role::Primary && self.recovery().solo);
+        let recovery = self.recovery();
+        let bound =
+            if alone { last } else { recovery.settled_bound.max(recovery.superblock_settled).min(last) };
+        recovery.settled_bound = bound;
+        recovery.step = Step::Ingest { next: checkpoint.next() };
+        self.peer.told_settled = bound;
+        self.replay(turn, checkpoint.next());
+    }
+
+    // ------------------------------------------------------------------------------------------------- its updates
+
+    fn replay(&mut self, turn: &mut Turn<impl Memory>, mut next: UpdateNumber) {
+        let last = self.journal.appended();
+        let mut budget = TURN_MESSAGES_MAX;
+        while next <= last && budget > 0 {
+            budget -= 1;
+            if !self.replay_has_room(turn) {
+                break;
+            }
+            let (update, slot, page) = match self.read_back(turn, next) {
+                Found::Update { update, slot, page } => (update, slot, page),
+                Found::Later => break,
+                Found::Gone => return self.rot(turn),
+            };
+            let tables = turn.tables;
+            let row = &tables.journal_io;
+            self.append(turn, update, None, WriteStamps::default(), |index| {
+                (row.page(slot, page + index), row.sum(slot, page + index))
+            });
+            // It came from the journal, so it is not appended again.
+            self.unappended_blocks = 0;
+            self.stamped_through = update.number;
+            self.read_back_taken(turn, &update);
+            self.recovery().replayed += 1;
+            next = next.next();
+        }
+        if matches!(self.phase, Phase::Failed) {
+            return;
+        }
+        self.recovery().step = Step::Ingest { next };
+        if next > last {
+            self.replay_done(turn);
+        }
+    }
+
+    fn replay_has_room(&mut self, turn: &mut Turn<impl Memory>) -> bool {
+        let (entries, pages) = (ZERO_BLOCKS_MAX, UPDATE_BLOCKS_MAX);
+        if self.cache.free_entries() < entries {
+            self.cache.evict(pages, entries, 4 * ZERO_BLOCKS_MAX, &mut self.pages, turn.memory);
+        }
+        self.window.room() > 0 && self.cache.free_entries() >= entries
+    }
+
+    fn replay_done(&mut self, turn: &mut Turn<impl Memory>) {
+        self.read_back_end(turn);
+        let recovery = self.recovery();
+        let (checkpoint, replayed, solo, settled) =
+            (recovery.checkpoint, recovery.replayed, recovery.solo, recovery.settled_bound);
+        let last = self.window.last();
+        self.advance(turn);
+        self.phase = Phase::Running;
+        self.acknowledged = self.settled;
+        self.alone = if solo && self.config.role == Role::Primary { Alone::Yes } else { Alone::No };
+        // Until the peer says where it is, the journal keeps all it still has for it.
+        self.peer.durable = self.journal.oldest().map_or(last, UpdateNumber::previous);
+        self.peer.told_settled = settled;
+        self.peer.consumed = last;
+        self.peer.sent = last;
+        turn.event(Event::Recovered { checkpoint, last, replayed });
+    }
+}

@@ -1,0 +1,182 @@
+//! What a group tells of itself.
+
+use super::peering::Talk;
+use super::{Alone, Group, Phase};
+use crate::base::*;
+use crate::core::config::Role;
+
+/// Counts since start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    pub reads: u64,
+    pub writes: u64,
+    pub write_bytes: u64,
+    /// Operations answered with an error by their deadline or the site's failure.
+    pub expired: u64,
+    pub volume_reads: u64,
+    pub journal_batches: u64,
+    pub journal_blocks: u64,
+    pub journal_flushes: u64,
+    pub destage_writes: u64,
+    pub destage_blocks: u64,
+    /// Updates sent to the peer from the journal instead of memory.
+    pub catch_up_updates: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupState {
+    Recovering,
+    /// A primary whose secondary has not answered since it started.
+    AwaitingPeer,
+    Serving,
+    Failed,
+    Stopped,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerState {
+    NotConfigured,
+    Disconnected,
+    Greeting,
+    /// Tail cut or fetch under way.
+    Reconciling,
+    CatchingUp,
+    InSync,
+}
+
+/// Pending work of one indicator.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PendingWork {
+    pub count: u64,
+    pub bytes: u64,
+    pub oldest_ns: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct GroupStatus {
+    pub role: Role,
+    pub state: GroupState,
+    pub peer: PeerState,
+    pub solo: bool,
+    pub generation: Generation,
+    pub last: UpdateNumber,
+    pub journaled: UpdateNumber,
+    pub durable: UpdateNumber,
+    pub acknowledged: UpdateNumber,
+    pub settled: UpdateNumber,
+    pub checkpoint: UpdateNumber,
+    pub peer_received: UpdateNumber,
+    pub peer_journaled: UpdateNumber,
+    pub peer_durable: UpdateNumber,
+    pub peer_applied: UpdateNumber,
+    /// Blocks not yet in the volume (US 6,647,474's first indicator).
+    pub local_pending: PendingWork,
+    /// Updates the peer has not acknowledged (its second indicator).
+    pub remote_pending: PendingWork,
+    pub pages_total: u64,
+    pub pages_free: u64,
+    /// Pages lent to fronts and link to receive into.
+    pub pages_staged: u64,
+    pub journal_blocks: u64,
+    pub journal_used_blocks: u64,
+    pub operations: u64,
+    pub operations_waiting: u64,
+    pub counters: Counters,
+}
+
+impl Group {
+    pub fn status(&self, now: Nanos) -> GroupStatus {
+        let state = match self.phase {
+            Phase::Recovering(_) => GroupState::Recovering,
+            Phase::Running if self.serving() => GroupState::Serving,
+            Phase::Running => GroupState::AwaitingPeer,
+            Phase::Failed => GroupState::Failed,
+            Phase::Stopped => GroupState::Stopped,
+        };
+        GroupStatus {
+            role: self.config.role,
+            state,
+            peer: self.peer_state(),
+            solo: self.alone == Alone::Yes,
+            generation: self.generation,
+            last: self.window.last(),
+            journaled: self.journal.journaled(),
+            durable: self.journal.durable(),
+            acknowledged: if self.config.role == Role::Primary { self.acknowledged } else { self.settled },
+            settled: self.settled,
+            checkpoint: self.checkpoint,
+            peer_received: self.peer.received,
+            peer_journaled: self.peer.journaled,
+            peer_durable: self.peer.durable,
+            peer_applied: self.peer.applied,
+            local_pending: self.local_pending(now),
+            remote_pending: self.remote_pending(now),
+            pages_total: self.pages.total() as u64,
+            pages_free: self.pages.free() as u64,
+            pages_staged: (self.front_pages.iter().sum::<usize>() + self.link_pages) as u64,
+            journal_blocks: self.journal.ring_blocks(),
+            journal_used_blocks: self.journal.used_blocks(),
+            operations: self.ops_live as u64,
+            operations_waiting: (self.queued.len() + self.stalled.len()) as u64,
+            counters: self.counters,
+        }
+    }
+
+    fn peer_state(&self) -> PeerState {
+        match self.peer.talk {
+            _ if self.config.peer.is_none() => PeerState::NotConfigured,
+            Talk::Absent => PeerState::Disconnected,
+            Talk::Greeting { .. } => PeerState::Greeting,
+            Talk::Cutting { .. } | Talk::Fetching { .. } | Talk::CutPending { .. } => PeerState::Reconciling,
+            Talk::Streaming if self.in_set() && self.peer_level() >= self.joint_from.previous() => {
+                if self.peer_level().0 + WINDOW_UPDATES_MAX as u64 / 2 >= self.window.last().0 {
+                    PeerState::InSync
+                } else {
+                    PeerState::CatchingUp
+                }
+            }
+            Talk::Streaming => PeerState::CatchingUp,
+            Talk::Following if self.peer.told_settled <= self.window.last() => PeerState::InSync,
+            Talk::Following => PeerState::CatchingUp,
+        }
+    }
+
+    fn local_pending(&self, now: Nanos) -> PendingWork {
+        let count = self.cache.dirty_blocks() + self.window.last().0 - self.settled.0;
+        PendingWork {
+            count,
+            bytes: self.cache.dirty_blocks() * BLOCK_BYTES as u64
+                + self.window.payload_blocks() as u64 * BLOCK_BYTES as u64,
+            oldest_ns: self.destage.dirty_since().map_or(0, |since| now.since(since).0),
+        }
+    }
+
+    fn remote_pending(&self, now: Nanos) -> PendingWork {
+        if self.config.role == Role::Secondary || self.config.peer.is_none() {
+            return PendingWork::default();
+        }
+        let level = self.peer_level().min(self.window.last());
+        let oldest = level.next();
+        let mut bytes = 0;
+        for number in oldest.0..=self.window.last().0 {
+            let number = UpdateNumber(number);
+            if self.window.contains(number) {
+                bytes += (self.window.get(number).update.payload_blocks() * BLOCK_BYTES) as u64;
+            }
+        }
+        PendingWork {
+            count: self.window.last().0 - level.0,
+            bytes,
+            oldest_ns: if self.window.contains(oldest) {
+                now.since(self.window.get(oldest).stamps.numbered_at).0
+            } else {
+                0
+            },
+        }
+    }
+
+    /// Free pages, and pages that somebody holds: what an audit adds up.
+    pub fn pages(&self) -> (usize, usize) {
+        (self.pages.free(), self.pages.used())
+    }
+}

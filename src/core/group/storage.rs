@@ -1,0 +1,135 @@
+//! Completions from the disks.
+
+use super::{Group, Phase, Turn};
+use crate::base::*;
+use crate::core::messages::*;
+
+/// What a volume I/O slot is in use for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum VolumeIo {
+    Free,
+    /// Blocks a host's operation lacks; `first` is the first one's place in the operation.
+    Fetch {
+        front: u8,
+        ticket: Ticket,
+        serial: u32,
+        volume: VolumeId,
+        lba: Lba,
+        count: u32,
+        first: u32,
+    },
+    /// Settled blocks on their way to the volume.
+    Destage {
+        volume: VolumeId,
+        lba: Lba,
+        count: u32,
+    },
+    /// A block of the checksum file, being written.
+    SumsWrite {
+        volume: VolumeId,
+    },
+    /// Blocks of the checksum file, being loaded.
+    SumsLoad {
+        volume: VolumeId,
+        block: u64,
+        count: u32,
+    },
+    Flush {
+        target: IoTarget,
+    },
+}
+
+impl Group {
+    pub fn on_io(&mut self, turn: &mut Turn<impl Memory>, executor: Executor, done: IoDone) {
+        if matches!(self.phase, Phase::Failed | Phase::Stopped) {
+            return;
+        }
+        match executor {
+            Executor::Journal => self.on_journal_io(turn, done),
+            Executor::Volumes => self.on_volume_io(turn, done),
+        }
+    }
+
+    fn on_journal_io(&mut self, turn: &mut Turn<impl Memory>, done: IoDone) {
+        let slot = done.slot;
+        if let Err(fault) = done.result {
+            return self.fail_on_disk(turn, IoTarget::Journal, fault, 0);
+        }
+        if self.journal.is_batch(slot) {
+            let before = self.journal.journaled();
+            let header = self.journal.batch_done(slot);
+            self.pages.release(header, turn.memory);
+            for number in before.0 + 1..=self.journal.journaled().0 {
+                self.window.get_mut(UpdateNumber(number)).stamps.journaled_at = turn.now;
+            }
+            let first = UpdateNumber(before.0 + 1);
+            if self.journal.journaled() >= first && self.window.contains(first) {
+                let stamps = self.window.get(first).stamps;
+                self.journal_latency_ns =
+                    turn.now.since(stamps.journal_submitted_at).0.min(u64::from(u32::MAX)) as u32;
+            }
+        } else if self.journal.is_flush(slot) {
+            self.journal.flush_done(turn.now);
+        } else if self.destage.is_superblock(slot) {
+            self.superblock_done(turn, slot);
+        } else if self.catch_up.is_read(slot) {
+            self.catch_up_read_done(turn);
+        } else {
+            self.recovery_journal_done(turn, slot);
+        }
+        self.advance(turn);
+    }
+
+    fn on_volume_io(&mut self, turn: &mut Turn<impl Memory>, done: IoDone) {
+        let slot = done.slot;
+        let io = std::mem::replace(&mut self.volume_io[slot.0 as usize], VolumeIo::Free);
+        match (io, done.result) {
+            (VolumeIo::Free, _) => panic!("completion of volume I/O {slot:?}, which is not in flight"),
+            (VolumeIo::Fetch { .. }, result) => {
+                // The row is read by `fetched`, so the slot is free only after it.
+                self.fetched(turn, slot, io, result);
+                self.volume_slots.push(slot);
+                return;
+            }
+            (VolumeIo::Destage { volume, lba, .. }, Err(fault)) => {
+                return self.fail_on_disk(turn, IoTarget::Volume(volume), fault, lba.0);
+            }
+            (VolumeIo::SumsWrite { volume }, Err(fault)) => {
+                return self.fail_on_disk(turn, IoTarget::Checksums(volume), fault, 0);
+            }
+            (VolumeIo::SumsLoad { volume, block, .. }, Err(fault)) => {
+                return self.fail_on_disk(turn, IoTarget::Checksums(volume), fault, block);
+            }
+            (VolumeIo::Flush { target }, Err(fault)) => return self.fail_on_disk(turn, target, fault, 0),
+            (VolumeIo::Destage { volume, lba, count }, Ok(())) => {
+                self.destaged(turn, slot, volume, lba, count);
+            }
+            (VolumeIo::SumsWrite { .. }, Ok(())) => {
+                self.pages.release(turn.tables.volume_io.page(slot, 0), turn.memory);
+                self.destage.write_done();
+            }
+            (VolumeIo::SumsLoad { volume, block, count }, Ok(())) => {
+                for index in 0..count {
+                    let page = turn.tables.volume_io.page(slot, index as usize);
+                    self.sums[volume.0 as usize].load(block + u64::from(index), turn.memory.bytes(page));
+                    self.pages.release(page, turn.memory);
+                }
+                self.recovery_sums_loaded();
+            }
+            (VolumeIo::Flush { .. }, Ok(())) => self.destage.write_done(),
+        }
+        self.volume_slots.push(slot);
+    }
+
+    /// Submits a volume I/O whose row is filled.
+    pub(super) fn submit_volume(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        slot: SlotId,
+        io: VolumeIo,
+        request: IoRequest,
+    ) {
+        self.volume_io[slot.0 as usize] = io;
+        turn.out.to_volumes.push(request);
+    }
+}

@@ -1,0 +1,250 @@
+//! The stream: numbering, journal batches, and the watermarks that gate replies, destage and reuse.
+
+use super::{Alone, Group, Phase, Turn};
+use crate::base::*;
+use crate::core::config::{AckLevel, Role};
+use crate::core::journal::Forming;
+use crate::core::messages::*;
+use crate::core::outbox::{Event, WriteStamps};
+use crate::core::window::{Pending, Waiter, Window};
+use crate::format::update::{Update, UpdateKind};
+
+/// Window places kept for updates that no host asks for: generation, solo begin and end.
+pub(super) const CONTROL_UPDATES: usize = 8;
+
+impl Group {
+    /// Gives `update` its place in the stream: window, index, and (by `end_turn`) link and journal. `block` names the page
+    /// and sum of each payload block; the pages become the window's.
+    pub(super) fn append(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        update: Update,
+        waiter: Option<Waiter>,
+        stamps: WriteStamps,
+        block: impl Fn(usize) -> (PageId, BlockSum),
+    ) {
+        let slot = Window::slot_of(update.number);
+        for index in 0..update.payload_blocks() {
+            let (page, sum) = block(index);
+            turn.memory.seal(page);
+            turn.tables.window.set(slot, index, page, sum);
+        }
+        self.window.push(Pending { update, waiter, stamps, given_to_link_at: turn.now });
+        self.unappended_blocks += update.payload_blocks() as u64;
+        self.index(turn, &update);
+        self.note_control(turn, &update);
+    }
+
+    fn index(&mut self, turn: &mut Turn<impl Memory>, update: &Update) {
+        if !update.touches_blocks() {
+            return;
+        }
+        for index in 0..update.count {
+            let (page, sum) = Window::block(&turn.tables.window, update, index as usize);
+            let value = crate::core::cache::Value { page, sum, number: update.number };
+            self.cache.number(update.volume, update.lba.plus(u64::from(index)), value);
+        }
+    }
+
+    /// What generation and solo records change in the group itself, on every site that takes them.
+    fn note_control(&mut self, turn: &mut Turn<impl Memory>, update: &Update) {
+        match update.kind {
+            UpdateKind::GenerationOpen if update.generation > self.generation => {
+                self.generation = update.generation;
+                self.history.push(update.generation, update.number);
+                turn.event(Event::GenerationOpened { generation: update.generation, first: update.number });
+            }
+            _ => {}
+        }
+    }
+
+    /// Numbers an update of the group's own.
+    pub(super) fn append_control(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        kind: UpdateKind,
+        generation: Generation,
+    ) -> UpdateNumber {
+        let number = self.window.last().next();
+        let update = Update { number, generation, kind, ..Update::EMPTY };
+        let stamps = WriteStamps { numbered_at: turn.now, ..WriteStamps::default() };
+        self.append(turn, update, None, stamps, |_| unreachable!("control updates have no payload"));
+        number
+    }
+
+    /// Whether `payload` more blocks, and a header for them, are sure to fit the journal behind all that is numbered but
+    /// not appended, here and at the peer (INV-12).
+    pub(super) fn journal_has_room(&self, payload: usize) -> bool {
+        let pending: u64 = self.window.last().0 - self.journal.appended().0;
+        let pending_blocks = pending + self.unappended_blocks + payload as u64 + 1;
+        self.journal.free_blocks() >= pending_blocks && self.peer_has_room(pending_blocks)
+    }
+
+    /// Submits as many batches as there are updates and places for.
+    pub(super) fn append_batches(&mut self, turn: &mut Turn<impl Memory>) {
+        while self.journal.appended() < self.window.last() {
+            // While the disk is busy with others, a batch waits to fill: fewer, larger writes at high queue depth.
+            let waiting = self.window.last().0 - self.journal.appended().0;
+            if self.journal.writes_in_flight() >= EAGER_BATCHES && waiting < BATCH_DESCRIPTORS_MAX as u64 {
+                return;
+            }
+            let Some(header) = self.pages.take() else { return };
+            let (window, tables) = (&self.window, turn.tables);
+            let written = self.journal.form_batch(
+                Forming { group: self.config.group, settled: self.settled, header, now: turn.now },
+                &tables.journal_io,
+                turn.memory,
+                |number| window.contains(number).then(|| (window.get(number).update, &tables.window)),
+            );
+            let Some(write) = written else {
+                self.pages.release(header, turn.memory);
+                return;
+            };
+            turn.out.to_journal.push(IoRequest {
+                slot: write.slot,
+                target: IoTarget::Journal,
+                op: IoOp::Write,
+                block: write.block,
+                count: write.count,
+            });
+            self.unappended_blocks -= u64::from(write.count) - 1;
+            self.counters.journal_batches += 1;
+            self.counters.journal_blocks += u64::from(write.count);
+            for number in self.stamped_through.0 + 1..=write.last.0 {
+                self.window.get_mut(UpdateNumber(number)).stamps.journal_submitted_at = turn.now;
+            }
+            self.stamped_through = self.stamped_through.max(write.last);
+        }
+    }
+
+    /// Moves `acknowledged` and `settled` as far as journals and peer allow, and tells those who wait.
+    pub(super) fn advance(&mut self, turn: &mut Turn<impl Memory>) {
+        if let Alone::Beginning(at) = self.alone
+            && self.journal.durable() >= at
+        {
+            self.alone = Alone::Yes;
+            turn.event(Event::SoloBegan { at });
+        }
+        if self.config.role == Role::Primary && matches!(self.phase, Phase::Running) {
+            let acknowledged = self.may_acknowledge();
+            while self.acknowledged < acknowledged {
+                self.acknowledged = self.acknowledged.next();
+                self.release_reply(turn, self.acknowledged);
+            }
+        }
+        let settled = self.may_settle();
+        while self.settled < settled {
+            let number = self.settled.next();
+            self.settle(turn, number);
+            self.settled = number;
+        }
+        self.wake_watchers(turn);
+    }
+
+    /// The prefix that is held at the configured level by every site of the synchronous set (INV-1).
+    fn may_acknowledge(&self) -> UpdateNumber {
+        let local = match self.config.ack {
+            AckLevel::Received | AckLevel::Journaled => self.journal.journaled(),
+            AckLevel::Durable | AckLevel::Applied => self.journal.durable(),
+        };
+        if self.in_set() { local.min(self.peer_level().max(self.joint_from.previous())) } else { local }
+    }
+
+    /// The prefix that is durable on every site of the synchronous set (INV-4).
+    fn may_settle(&self) -> UpdateNumber {
+        let bound = match self.config.role {
+            Role::Secondary => self.peer.told_settled,
+            Role::Primary if matches!(self.phase, Phase::Recovering(_)) => self.peer.told_settled,
+            Role::Primary if self.in_set() => self.peer.durable.max(self.joint_from.previous()),
+            Role::Primary => UpdateNumber(u64::MAX),
+        };
+        self.journal.durable().min(bound).min(self.window.last())
+    }
+
+    /// The remote write pending indicator of this update is reset: its host may have its reply.
+    fn release_reply(&mut self, turn: &mut Turn<impl Memory>, number: UpdateNumber) {
+        if !self.window.contains(number) {
+            return;
+        }
+        let pending = self.window.get_mut(number);
+        pending.stamps.replied_at = turn.now;
+        let Some(waiter) = pending.waiter.filter(|waiter| !waiter.fua || number <= self.settled) else {
+            return;
+        };
+        pending.waiter = None;
+        let stamps = pending.stamps;
+        self.answer(turn, (waiter.front, waiter.ticket), Ok(()));
+        if turn.out.stamps.room() > 0 {
+            turn.out.stamps.push(stamps);
+        }
+    }
+
+    /// The update is durable wherever it must be: destage may have it, and a forced write its reply.
+    fn settle(&mut self, turn: &mut Turn<impl Memory>, number: UpdateNumber) {
+        let pending = *self.window.get(number);
+        let update = pending.update;
+        if update.touches_blocks() {
+            for index in 0..update.count {
+                let (page, sum) = Window::block(&turn.tables.window, &update, index as usize);
+                let value = crate::core::cache::Value { page, sum, number };
+                let lba = update.lba.plus(u64::from(index));
+                self.cache.settle(update.volume, lba, value, &mut self.pages, turn.memory);
+            }
+            self.destage.note_dirty(turn.now);
+        }
+        if let Some(waiter) = pending.waiter.filter(|waiter| waiter.fua && number <= self.acknowledged) {
+            self.window.get_mut(number).waiter = None;
+            self.answer(turn, (waiter.front, waiter.ticket), Ok(()));
+        }
+    }
+
+    /// Drops from the window what is settled and no longer read by the link.
+    pub(super) fn retire(&mut self, turn: &mut Turn<impl Memory>) {
+        let mut limit = self.settled;
+        if self.peer.consumed < self.peer.sent {
+            limit = limit.min(self.peer.consumed);
+        }
+        if self.config.role == Role::Primary && matches!(self.phase, Phase::Running) {
+            limit = limit.min(self.acknowledged);
+        }
+        while self.window.retired() < limit.min(self.journal.journaled()) {
+            let pending = self.window.retire();
+            assert!(pending.waiter.is_none(), "{} retired with its host waiting", pending.update.number);
+            for index in 0..pending.update.payload_blocks() {
+                let (page, _) = Window::block(&turn.tables.window, &pending.update, index);
+                self.pages.release(page, turn.memory);
+            }
+        }
+    }
+
+    /// Flushes the journal when a host waits, the level asks for it, or enough time or data has gone by.
+    pub(super) fn flush_if_due(&mut self, turn: &mut Turn<impl Memory>) {
+        let journal = &self.journal;
+        if journal.flush_in_flight() || journal.durable() >= journal.journaled() {
+            return;
+        }
+        let wanted = self.flush_wanted.max(self.peer.flush_requested) > journal.durable();
+        let level = self.config.ack >= AckLevel::Durable;
+        let control = matches!(self.alone, Alone::Beginning(_)) || self.stopping;
+        let old = journal
+            .unflushed_since()
+            .is_some_and(|since| turn.now.since(since) >= self.config.flush_interval);
+        let large = journal.unflushed_blocks() >= self.config.flush_blocks;
+        if !(wanted || level || control || old || large) {
+            return;
+        }
+        if let Some(slot) = self.journal.flush_begin() {
+            turn.out.to_journal.push(IoRequest {
+                slot,
+                target: IoTarget::Journal,
+                op: IoOp::Flush,
+                block: 0,
+                count: 0,
+            });
+            self.counters.journal_flushes += 1;
+        }
+    }
+}
+
+/// Batches written at once before the next one waits to fill.
+const EAGER_BATCHES: usize = 2;
