@@ -4,7 +4,8 @@ use std::path::Path;
 
 use lockstep::base::Nanos;
 use lockstep::core::config::{AckLevel, OnPeerLoss, Role};
-use lockstep::node::config::{Config, Congestion, Idle, SAMPLE};
+use lockstep::io::quic::transport::Congestion;
+use lockstep::node::config::{Config, Idle, SAMPLE};
 use proptest::prelude::*;
 
 const MINIMAL: &str = r#"
@@ -29,7 +30,7 @@ const PAIR: &str = r#"
 name = "right"
 id = 2
 address = "127.0.0.1:7400"
-fingerprint = "00112233445566778899aabbccddeeff00112233445566778899AABBCCDDEEFF"
+fingerprint = "sha256:00112233445566778899aabbccddeeff00112233445566778899AABBCCDDEEFF"
 [link]
 listen = "127.0.0.1:7401"
 "#;
@@ -92,10 +93,7 @@ fn a_pair_reaches_the_group() {
     let config = parse(&text).expect("correct");
     let replication = config.replication.as_ref().expect("a pair");
     assert_eq!(replication.link.congestion, Congestion::Dedicated);
-    assert!(
-        replication.peer.fingerprint.ends_with("aabbccddeeff"),
-        "fingerprints are compared in lower case"
-    );
+    assert!(replication.peer.fingerprint.to_string().ends_with("8899aabbccddeeff"));
     let group = config.group_config(5000, 1);
     assert_eq!(group.ack, AckLevel::Applied);
     let peer = group.peer.expect("a peer");
@@ -156,9 +154,9 @@ fn what_cannot_work_is_refused() {
     refused(&MINIMAL.replace("primary", "secondary"), &["peer", "a secondary needs a [peer]"]);
     refused(&format!("{MINIMAL}[link]\nlisten = \"127.0.0.1:1\""), &["link", "no [peer]"]);
     refused(&pair.replace("id = 2", "id = 1"), &["peer.id", "own id"]);
-    refused(&pair.replace("aabb", "aab"), &["peer.fingerprint", "64 hex digits", "keygen"]);
+    refused(&pair.replace("aabb", "aab"), &["peer.fingerprint", "64 hexadecimal digits", "keygen"]);
     refused(&pair.replace("\"127.0.0.1:7400\"", "\"right:7400\""), &["peer.address", "not an IP address"]);
-    refused(&pair.replace("[link]", "[link]\nmtu = 100"), &["link.mtu", "1280 to 65535"]);
+    refused(&pair.replace("[link]", "[link]\nmtu = 100"), &["link.mtu", "1280 to 16048"]);
     refused(
         &format!("{MINIMAL}[nbd]\ntcp = \"0.0.0.0:10809\""),
         &["nbd.tcp", "allow_unauthenticated_tcp = true"],

@@ -1,13 +1,17 @@
 //! Floor 6: the commands. Each parses its arguments, asks floor 5, and prints.
 
 pub mod histogram;
+mod site;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::io::disk::DiskError;
+use crate::io::metadata::MetadataError;
 use crate::node::config::{Config, ConfigError, SAMPLE};
+use crate::node::format::FormatError;
 
 /// Exit codes, the same for every command; `docs/OPERATIONS.md` lists them.
 pub mod exit {
@@ -17,6 +21,8 @@ pub mod exit {
     pub const USAGE: u8 = 2;
     /// The configuration was refused.
     pub const CONFIG: u8 = 3;
+    /// The site's files are missing, in use, not what the configuration says, or not to be overwritten.
+    pub const FILES: u8 = 4;
 }
 
 #[derive(Parser)]
@@ -32,11 +38,15 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Check a site's configuration and say everything that is wrong with it
-    Check(ConfigArgument),
     /// Show what a configuration looks like
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Check a site's configuration and say everything that is wrong with it
+    Check(ConfigArgument),
+    /// Make the identity that this site shows its peer, and print its fingerprint
+    Keygen(site::Keygen),
+    /// Make a site's volumes, checksums, differential volume, journal and metadata
+    Format(site::Format),
 }
 
 #[derive(Subcommand)]
@@ -52,6 +62,12 @@ struct ConfigArgument {
     config: PathBuf,
 }
 
+impl ConfigArgument {
+    fn load(&self) -> Result<Config, ConfigError> {
+        Config::load(&self.config)
+    }
+}
+
 pub fn main() -> ExitCode {
     match run(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -63,16 +79,21 @@ pub fn main() -> ExitCode {
 }
 
 fn code_of(error: &anyhow::Error) -> u8 {
-    if error.is::<ConfigError>() { exit::CONFIG } else { exit::FAILED }
+    if error.is::<ConfigError>() {
+        exit::CONFIG
+    } else if error.is::<FormatError>() || error.is::<DiskError>() || error.is::<MetadataError>() {
+        exit::FILES
+    } else {
+        exit::FAILED
+    }
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Check(ConfigArgument { config }) => {
-            let config = Config::load(&config)?;
-            println!("{}: correct", config.file.display());
-        }
         Command::Config(ConfigCommand::Example) => print!("{SAMPLE}"),
+        Command::Check(argument) => site::check(&argument.load()?),
+        Command::Keygen(arguments) => arguments.run()?,
+        Command::Format(arguments) => arguments.run()?,
     }
     Ok(())
 }

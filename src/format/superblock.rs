@@ -112,6 +112,33 @@ const RESERVED_C: usize = HISTORY + HISTORY_ENTRY_BYTES * HISTORY_MAX;
 const _: () = assert!(RESERVED_C <= BLOCK_BYTES);
 
 impl Superblock {
+    /// A site that holds nothing yet; `sequence` picks its slot. At most `VOLUMES_MAX` volumes, none of them empty.
+    pub fn formatted(
+        group: GroupId,
+        site: SiteId,
+        sequence: u64,
+        journal_blocks: u64,
+        volume_blocks: &[u64],
+    ) -> Superblock {
+        let mut volumes = [0; VOLUMES_MAX];
+        volumes[..volume_blocks.len()].copy_from_slice(volume_blocks);
+        Superblock {
+            group,
+            site,
+            sequence,
+            journal_blocks,
+            volumes,
+            volume_count: volume_blocks.len(),
+            checkpoint: UpdateNumber::NONE,
+            checkpoint_generation: Generation::NONE,
+            position: JournalPosition { block: RING_FIRST_BLOCK, sequence: 1, previous: Digest::NONE },
+            known_durable: UpdateNumber::NONE,
+            settled: UpdateNumber::NONE,
+            solo: false,
+            history: History::EMPTY,
+        }
+    }
+
     /// The slot this superblock is written to: a block of the journal.
     pub fn slot(&self) -> u64 {
         self.sequence % SUPERBLOCK_SLOTS

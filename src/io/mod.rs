@@ -2,5 +2,6 @@
 
 pub mod arena;
 pub mod disk;
+pub mod metadata;
 pub mod quic;
 pub mod ring;

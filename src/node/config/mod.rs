@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 
 use crate::base::*;
 use crate::core::config::{AckLevel, GroupConfig, OnPeerLoss, PeerConfig, Role, VolumeSpec};
+use crate::io::quic::identity::Fingerprint;
+use crate::io::quic::transport::{Congestion, PAYLOAD_BYTES_MAX};
 
 pub use problems::{ConfigError, Problem};
 pub use sample::SAMPLE;
@@ -49,7 +51,8 @@ pub mod limits {
     pub const SOCKET_PATH_BYTES_MAX: usize = 107;
     /// IPv6's minimum, which QUIC's 1200-byte datagrams need.
     pub const MTU_MIN: i64 = 1280;
-    pub const MTU_MAX: i64 = 65_535;
+    /// What the link's largest datagram needs with IPv6 and UDP headers.
+    pub const MTU_MAX: i64 = super::PAYLOAD_BYTES_MAX as i64 + 48;
 }
 
 /// A whole, checked configuration. All paths are absolute or relative to the working directory, ready to open.
@@ -141,8 +144,8 @@ pub struct Peer {
     pub name: String,
     pub id: SiteId,
     pub address: SocketAddr,
-    /// SHA-256 of the peer's certificate, as `lockstep keygen` prints it: 64 lower-case hex digits.
-    pub fingerprint: String,
+    /// Of the peer's certificate, as `lockstep keygen` printed it there.
+    pub fingerprint: Fingerprint,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,15 +155,6 @@ pub struct Link {
     /// Largest IP packet of the route, in bytes; the route's own when not given.
     pub mtu: Option<u16>,
     pub congestion: Congestion,
-}
-
-/// Who else uses the path between the sites.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Congestion {
-    /// Nobody: the window never falls below the credits, and nothing is paced.
-    Dedicated,
-    /// Others: Cubic.
-    Shared,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -309,17 +309,14 @@ impl Reader<'_> {
         }))
     }
 
-    fn fingerprint(&mut self, written: raw::Text, at: &Span) -> Option<String> {
+    fn fingerprint(&mut self, written: raw::Text, at: &Span) -> Option<Fingerprint> {
         let remedy = "what `lockstep keygen` printed on the other site";
         let written = self.required("peer.fingerprint", written, at, remedy)?;
-        let hex: String =
-            written.get_ref().chars().filter(|c| *c != ':').collect::<String>().to_ascii_lowercase();
-        if hex.len() != 64 || !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            let message = format!("\"{}\" is not 64 hex digits; write {remedy}", written.get_ref());
-            self.problems.add("peer.fingerprint", Some(written.span()), message);
-            return None;
+        let parsed = written.get_ref().parse();
+        if let Err(error) = &parsed {
+            self.problems.add("peer.fingerprint", Some(written.span()), format!("{error}; write {remedy}"));
         }
-        Some(hex)
+        parsed.ok()
     }
 
     fn nbd(&mut self, Section { at: _, keys }: Section<raw::Nbd>, directory: &Path) -> Option<Nbd> {

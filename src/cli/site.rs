@@ -1,0 +1,109 @@
+//! The commands that prepare a site: `check`, `keygen`, `format`.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::ConfigArgument;
+use crate::core::config::Role;
+use crate::io::quic::identity::Identity;
+use crate::node::config::Config;
+use crate::node::config::quantity::show_size;
+use crate::node::format::{self, Progress};
+
+/// Says what a correct configuration amounts to.
+pub fn check(config: &Config) {
+    let role = match config.site.role {
+        Role::Primary => "primary",
+        Role::Secondary => "secondary",
+    };
+    println!("{}: correct", config.file.display());
+    println!("site {} (id {}), {role} of group {}", config.site.name, config.site.id.0, config.group.name);
+    for volume in &config.volumes {
+        println!("volume {}: {} in {}", volume.name, show_size(volume.bytes), volume.path.display());
+    }
+    println!("journal: {} in {}", show_size(config.journal.bytes), config.journal.path.display());
+    match &config.replication {
+        Some(pair) => println!("peer {} (id {}) at {}", pair.peer.name, pair.peer.id.0, pair.peer.address),
+        None => println!("no peer: writes are held by this site alone"),
+    }
+    let reactors = &config.reactors;
+    println!(
+        "CPUs {:?}: group {}, link {}, capture and destage {}, front {}",
+        reactors.cores, reactors.group, reactors.link, reactors.capture, reactors.front
+    );
+}
+
+#[derive(clap::Args)]
+pub struct Keygen {
+    /// The identity file: the configuration's link.identity
+    #[arg(long, value_name = "FILE")]
+    identity: PathBuf,
+    /// The site's name, which goes into the certificate
+    #[arg(long, value_name = "NAME", required_unless_present = "show")]
+    site: Option<String>,
+    /// Print the fingerprint of an identity that is there, and make nothing
+    #[arg(long, conflicts_with = "site")]
+    show: bool,
+}
+
+impl Keygen {
+    pub fn run(&self) -> anyhow::Result<()> {
+        let identity = match &self.site {
+            Some(site) => {
+                let identity = Identity::generate(site)?;
+                identity.save(&self.identity)?;
+                identity
+            }
+            None => Identity::load(&self.identity)?,
+        };
+        println!("{}", identity.fingerprint());
+        Ok(())
+    }
+}
+
+#[derive(clap::Args)]
+pub struct Format {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// Destroy what the site's files and devices hold
+    #[arg(long)]
+    force: bool,
+}
+
+impl Format {
+    pub fn run(&self) -> anyhow::Result<()> {
+        let config = self.config.load()?;
+        format_site(&config, self.force)?;
+        println!(
+            "site {} is formatted; `lockstep run --config {}` starts it",
+            config.site.name,
+            config.file.display()
+        );
+        Ok(())
+    }
+}
+
+/// Formats with a progress bar a file that is written through.
+pub fn format_site(config: &Config, force: bool) -> anyhow::Result<()> {
+    let style =
+        ProgressStyle::with_template("{msg:<14} {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
+            .context("the progress bar's template")?;
+    let mut bar: Option<(PathBuf, ProgressBar)> = None;
+    let mut show = |progress: Progress<'_>| {
+        if bar.as_ref().is_none_or(|(path, _)| path != progress.path) {
+            let next = ProgressBar::new(progress.total).with_style(style.clone());
+            let name = progress.path.file_name().unwrap_or(progress.path.as_os_str());
+            next.set_message(name.to_string_lossy().into_owned());
+            bar = Some((progress.path.to_owned(), next));
+        }
+        if let Some((_, bar)) = &bar {
+            bar.set_position(progress.done);
+            if progress.done == progress.total {
+                bar.finish();
+            }
+        }
+    };
+    Ok(format::format(config, force, &mut show)?)
+}

@@ -1,0 +1,251 @@
+//! A site's management information, in redb: what the site was formatted as. Only plain threads come here.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+
+use crate::base::SiteId;
+use crate::core::config::VolumeSpec;
+
+/// Version of everything below; a site formatted by another one is refused.
+pub const METADATA_VERSION: u64 = 1;
+
+const NUMBERS: TableDefinition<&str, u64> = TableDefinition::new("numbers");
+const NAMES: TableDefinition<&str, &str> = TableDefinition::new("names");
+/// Position in the group's list, to name and blocks.
+const VOLUMES: TableDefinition<u16, (&str, u64)> = TableDefinition::new("volumes");
+
+/// What a site is: recorded when it is formatted, compared with its configuration whenever it starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SiteRecord {
+    pub group: String,
+    pub site: String,
+    pub id: SiteId,
+    pub journal_blocks: u64,
+    pub differential_blocks: u64,
+    pub volumes: Vec<VolumeSpec>,
+}
+
+/// One thing in which a configuration differs from what its site was formatted as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    pub what: String,
+    pub formatted: String,
+    pub configured: String,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} was formatted as {}, the configuration says {}",
+            self.what, self.formatted, self.configured
+        )
+    }
+}
+
+impl SiteRecord {
+    pub fn differences(&self, configured: &SiteRecord) -> Vec<Difference> {
+        let mut differences = Vec::new();
+        let mut compare = |what: &str, formatted: &dyn fmt::Display, configured: &dyn fmt::Display| {
+            let (formatted, configured) = (formatted.to_string(), configured.to_string());
+            if formatted != configured {
+                differences.push(Difference { what: what.to_owned(), formatted, configured });
+            }
+        };
+        compare("the group's name", &self.group, &configured.group);
+        compare("the site's name", &self.site, &configured.site);
+        compare("the site's id", &self.id.0, &configured.id.0);
+        compare("the journal's blocks", &self.journal_blocks, &configured.journal_blocks);
+        compare(
+            "the differential volume's blocks",
+            &self.differential_blocks,
+            &configured.differential_blocks,
+        );
+        for index in 0..self.volumes.len().max(configured.volumes.len()) {
+            let show = |volumes: &[VolumeSpec]| match volumes.get(index) {
+                Some(volume) => format!("\"{}\" of {} blocks", volume.name, volume.blocks),
+                None => "nothing".to_owned(),
+            };
+            compare(&format!("volume {}", index + 1), &show(&self.volumes), &show(&configured.volumes));
+        }
+        differences
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum MetadataError {
+    #[error("{path}: in use by another process; a site runs once")]
+    Locked { path: PathBuf },
+    #[error("{path}: {source}")]
+    Database { path: PathBuf, source: Box<redb::Error> },
+    #[error("{path}: metadata version {found}, this lockstep reads {METADATA_VERSION}")]
+    Version { path: PathBuf, found: u64 },
+    #[error("{path}: holds no site; run `lockstep format` again with --force")]
+    Incomplete { path: PathBuf },
+}
+
+/// The open file; redb keeps it locked against other processes.
+#[derive(Debug)]
+pub struct Metadata {
+    path: PathBuf,
+    database: Database,
+}
+
+impl Metadata {
+    /// Makes the file, which must not exist, and makes the record durable.
+    pub fn create(path: &Path, record: &SiteRecord) -> Result<Metadata, MetadataError> {
+        let failed = |source: redb::Error| Metadata::failed(path, source);
+        let file = std::fs::OpenOptions::new().read(true).write(true).create_new(true).open(path);
+        let file = file.map_err(|error| failed(redb::Error::Io(error)))?;
+        let database = redb::Builder::new().create_file(file).map_err(|error| failed(error.into()))?;
+        write(&database, record).map_err(failed)?;
+        Ok(Metadata { path: path.to_owned(), database })
+    }
+
+    pub fn open(path: &Path) -> Result<Metadata, MetadataError> {
+        let database = Database::open(path).map_err(|error| Metadata::failed(path, error.into()))?;
+        Ok(Metadata { path: path.to_owned(), database })
+    }
+
+    pub fn record(&self) -> Result<SiteRecord, MetadataError> {
+        let incomplete = || MetadataError::Incomplete { path: self.path.clone() };
+        let (version, record) = read(&self.database).map_err(|error| match error {
+            redb::Error::TableDoesNotExist(_) => incomplete(),
+            error => Metadata::failed(&self.path, error),
+        })?;
+        match version {
+            None => Err(incomplete()),
+            Some(METADATA_VERSION) => record.ok_or_else(incomplete),
+            Some(found) => Err(MetadataError::Version { path: self.path.clone(), found }),
+        }
+    }
+
+    fn failed(path: &Path, source: redb::Error) -> MetadataError {
+        let path = path.to_owned();
+        match source {
+            redb::Error::DatabaseAlreadyOpen => MetadataError::Locked { path },
+            source => MetadataError::Database { path, source: Box::new(source) },
+        }
+    }
+}
+
+fn write(database: &Database, record: &SiteRecord) -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?;
+    {
+        let mut numbers = transaction.open_table(NUMBERS)?;
+        numbers.insert("version", METADATA_VERSION)?;
+        numbers.insert("site_id", u64::from(record.id.0))?;
+        numbers.insert("journal_blocks", record.journal_blocks)?;
+        numbers.insert("differential_blocks", record.differential_blocks)?;
+        let mut names = transaction.open_table(NAMES)?;
+        names.insert("group", record.group.as_str())?;
+        names.insert("site", record.site.as_str())?;
+        let mut volumes = transaction.open_table(VOLUMES)?;
+        for (index, volume) in (0u16..).zip(&record.volumes) {
+            volumes.insert(index, (volume.name.as_str(), volume.blocks))?;
+        }
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+/// The version, and the record if it is whole.
+fn read(database: &Database) -> Result<(Option<u64>, Option<SiteRecord>), redb::Error> {
+    let transaction = database.begin_read()?;
+    let numbers = transaction.open_table(NUMBERS)?;
+    let number = |key| Ok::<_, redb::Error>(numbers.get(key)?.map(|value| value.value()));
+    let version = number("version")?;
+    if version != Some(METADATA_VERSION) {
+        return Ok((version, None));
+    }
+    let names = transaction.open_table(NAMES)?;
+    let name = |key| Ok::<_, redb::Error>(names.get(key)?.map(|value| value.value().to_owned()));
+    let mut volumes = Vec::new();
+    for entry in transaction.open_table(VOLUMES)?.iter()? {
+        let (_, value) = entry?;
+        let (name, blocks) = value.value();
+        volumes.push(VolumeSpec { name: name.to_owned(), blocks });
+    }
+    let id = number("site_id")?.and_then(|id| u16::try_from(id).ok()).map(SiteId);
+    let (group, site) = (name("group")?, name("site")?);
+    let (journal_blocks, differential_blocks) = (number("journal_blocks")?, number("differential_blocks")?);
+    let record = group.zip(site).zip(id).zip(journal_blocks).zip(differential_blocks).map(
+        |((((group, site), id), journal_blocks), differential_blocks)| SiteRecord {
+            group,
+            site,
+            id,
+            journal_blocks,
+            differential_blocks,
+            volumes,
+        },
+    );
+    Ok((version, record))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> SiteRecord {
+        let volume = |name: &str, blocks| VolumeSpec { name: name.to_owned(), blocks };
+        SiteRecord {
+            group: "orders".to_owned(),
+            site: "left".to_owned(),
+            id: SiteId(1),
+            journal_blocks: 4096,
+            differential_blocks: 256,
+            volumes: vec![volume("data", 1000), volume("log", 20)],
+        }
+    }
+
+    #[test]
+    fn a_site_is_found_as_it_was_formatted_and_opened_once() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("metadata.redb");
+        let created = Metadata::create(&path, &record()).expect("created");
+        assert!(matches!(Metadata::open(&path), Err(MetadataError::Locked { .. })));
+        drop(created);
+        assert!(Metadata::create(&path, &record()).is_err(), "an existing file was overwritten");
+        let opened = Metadata::open(&path).expect("opened");
+        assert_eq!(opened.record().expect("whole"), record());
+    }
+
+    #[test]
+    fn what_is_not_a_site_is_refused() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("metadata.redb");
+        assert!(matches!(Metadata::open(&path), Err(MetadataError::Database { .. })));
+        drop(Database::create(&path).expect("created"));
+        let empty = Metadata::open(&path).expect("opened").record();
+        assert!(matches!(empty, Err(MetadataError::Incomplete { .. })));
+        std::fs::write(&path, [7; 8192]).expect("written");
+        assert!(matches!(Metadata::open(&path), Err(MetadataError::Database { .. })));
+        std::fs::remove_file(&path).expect("removed");
+        let newer = Metadata::create(&path, &record()).expect("created");
+        let transaction = newer.database.begin_write().expect("begun");
+        transaction.open_table(NUMBERS).expect("opened").insert("version", 9).expect("inserted");
+        transaction.commit().expect("committed");
+        assert!(matches!(newer.record(), Err(MetadataError::Version { found: 9, .. })));
+    }
+
+    #[test]
+    fn every_difference_is_named_with_both_values() {
+        assert!(record().differences(&record()).is_empty());
+        let mut configured = record();
+        configured.id = SiteId(2);
+        configured.volumes[0].blocks = 999;
+        configured.volumes.pop();
+        let shown: Vec<String> =
+            record().differences(&configured).iter().map(Difference::to_string).collect();
+        assert_eq!(
+            shown,
+            [
+                "the site's id was formatted as 1, the configuration says 2",
+                "volume 1 was formatted as \"data\" of 1000 blocks, the configuration says \"data\" of 999 blocks",
+                "volume 2 was formatted as \"log\" of 20 blocks, the configuration says nothing",
+            ]
+        );
+    }
+}
