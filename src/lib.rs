@@ -10,3 +10,5 @@ pub mod format;
 pub mod io;
 pub mod node;
 pub mod reactor;
+#[cfg(feature = "sim")]
+pub mod sim;

@@ -1,0 +1,92 @@
+//! The auditor's own reading of a journal, from docs/FORMATS.md: it shares no code with the codecs it watches over.
+
+use crate::sim::content::Block;
+
+const BATCH_MAGIC: &[u8; 8] = b"LSTPBTCH";
+const SUPERBLOCK_MAGIC: &[u8; 8] = b"LSTPSUPR";
+
+pub const KIND_WRITE: u8 = 1;
+pub const KIND_ZERO: u8 = 2;
+pub const KIND_GENERATION_OPEN: u8 = 7;
+pub const KIND_SOLO_BEGIN: u8 = 8;
+pub const KIND_SOLO_END: u8 = 9;
+pub const KIND_CUT: u8 = 10;
+
+/// One update as a journal or a frame describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    pub number: u64,
+    pub generation: u64,
+    pub kind: u8,
+    pub volume: u16,
+    pub lba: u64,
+    pub count: u32,
+}
+
+impl Seen {
+    /// Blocks that follow it in a journal or frame.
+    pub fn payload(&self) -> usize {
+        if self.kind == KIND_WRITE { self.count as usize } else { 0 }
+    }
+
+    /// Blocks of the volume that it changes.
+    pub fn touches(&self) -> usize {
+        if self.kind == KIND_WRITE || self.kind == KIND_ZERO { self.count as usize } else { 0 }
+    }
+}
+
+/// The header of a batch.
+#[derive(Clone, Debug)]
+pub struct BatchSeen {
+    pub sequence: u64,
+    pub known_durable: u64,
+    pub settled: u64,
+    pub updates: Vec<Seen>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct SuperblockSeen {
+    pub sequence: u64,
+    pub checkpoint: u64,
+    pub position_sequence: u64,
+    pub settled: u64,
+}
+
+fn number_at<const BYTES: usize>(block: &Block, at: usize) -> u64 {
+    (0..BYTES).rev().fold(0, |value, index| value << 8 | u64::from(block[at + index]))
+}
+
+/// The batch that starts with this block, if one does.
+pub fn batch(block: &Block) -> Option<BatchSeen> {
+    if &block[..8] != BATCH_MAGIC {
+        return None;
+    }
+    let count = number_at::<2>(block, 10) as usize;
+    let update = |index: usize| {
+        let at = 256 + 64 * index;
+        Seen {
+            number: number_at::<8>(block, at),
+            generation: number_at::<8>(block, at + 8),
+            lba: number_at::<8>(block, at + 16),
+            count: number_at::<4>(block, at + 24) as u32,
+            volume: number_at::<2>(block, at + 32) as u16,
+            kind: block[at + 34],
+        }
+    };
+    Some(BatchSeen {
+        sequence: number_at::<8>(block, 32),
+        known_durable: number_at::<8>(block, 48),
+        settled: number_at::<8>(block, 56),
+        updates: (0..count).map(update).collect(),
+    })
+}
+
+/// The superblock in this block, if there is one.
+pub fn superblock(block: &Block) -> Option<SuperblockSeen> {
+    (&block[..8] == SUPERBLOCK_MAGIC).then(|| SuperblockSeen {
+        sequence: number_at::<8>(block, 32),
+        checkpoint: number_at::<8>(block, 48),
+        position_sequence: number_at::<8>(block, 72),
+        settled: number_at::<8>(block, 96),
+    })
+}

@@ -1,0 +1,359 @@
+//! A site's files and devices: what a write, a flush, a process crash and a power loss leave behind.
+//!
+//! A completed write is visible at once and survives the process; only a flush submitted after its completion was
+//! delivered makes it survive power loss, unless the device has no volatile cache. Blocks of 4 KiB are atomic and nothing
+//! larger is: at a crash each block of a write in flight, and at power loss each unflushed block, fares for itself.
+
+use std::rc::Rc;
+
+use crate::base::VolumeId;
+use crate::core::messages::IoTarget;
+use crate::sim::audit::{Media, Place};
+use crate::sim::content::{Block, Print};
+use crate::sim::rng::Rng;
+
+/// Names one I/O of a site, over all its incarnations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct IoId(pub u64);
+
+/// One block as it lies on a disk.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    pub data: Rc<Block>,
+    pub print: Print,
+    /// The write that put it there.
+    pub io: IoId,
+}
+
+#[derive(Debug)]
+struct Written {
+    io: IoId,
+    block: u64,
+    blocks: Vec<Stored>,
+    delivered: bool,
+}
+
+#[derive(Debug)]
+enum Doing {
+    Read { block: u64, count: u64 },
+    Write(Written),
+    Flush { covers: Vec<IoId> },
+}
+
+#[derive(Debug)]
+struct InFlight {
+    io: IoId,
+    target: usize,
+    doing: Doing,
+}
+
+#[derive(Debug)]
+struct Target {
+    volatile: bool,
+    visible: Vec<Option<Stored>>,
+    durable: Vec<Option<Stored>>,
+    /// Completed and not flushed, in order of completion. Empty on a device without a volatile cache.
+    unflushed: Vec<Written>,
+}
+
+impl Target {
+    fn make_durable(&mut self, written: &Written) {
+        for (index, stored) in written.blocks.iter().enumerate() {
+            self.durable[written.block as usize + index] = Some(stored.clone());
+        }
+    }
+
+    fn make_visible(&mut self, written: &Written) {
+        for (index, stored) in written.blocks.iter().enumerate() {
+            self.visible[written.block as usize + index] = Some(stored.clone());
+        }
+    }
+}
+
+#[derive(Debug)]
+pub struct Disk {
+    targets: Vec<Target>,
+    in_flight: Vec<InFlight>,
+    next_io: u64,
+    zeros: Rc<Block>,
+}
+
+fn index_of(target: IoTarget) -> usize {
+    match target {
+        IoTarget::Journal => 0,
+        IoTarget::Volume(VolumeId(volume)) => 1 + 2 * usize::from(volume),
+        IoTarget::Checksums(VolumeId(volume)) => 2 + 2 * usize::from(volume),
+    }
+}
+
+impl Disk {
+    /// `volumes` are sizes in blocks; each has a checksum file of a block for 1024 of its own.
+    pub fn new(journal_blocks: u64, journal_volatile: bool, volumes: &[u64]) -> Disk {
+        let target = |blocks: u64, volatile: bool| Target {
+            volatile,
+            visible: vec![None; blocks as usize],
+            durable: vec![None; blocks as usize],
+            unflushed: Vec::new(),
+        };
+        let mut targets = vec![target(journal_blocks, journal_volatile)];
+        for &blocks in volumes {
+            targets.push(target(blocks, true));
+            targets.push(target(blocks.div_ceil(1024), true));
+        }
+        Disk { targets, in_flight: Vec::new(), next_io: 1, zeros: Rc::new([0; 4096]) }
+    }
+
+    fn begin(&mut self, target: IoTarget, doing: impl FnOnce(IoId) -> Doing) -> IoId {
+        let io = IoId(self.next_io);
+        self.next_io += 1;
+        self.in_flight.push(InFlight { io, target: index_of(target), doing: doing(io) });
+        io
+    }
+
+    fn end(&mut self, io: IoId) -> InFlight {
+        let index = self.in_flight.iter().position(|doing| doing.io == io).expect("an I/O ends once");
+        self.in_flight.swap_remove(index)
+    }
+
+    /// Whether `count` blocks at `block` lie inside the target; nothing outside may be asked for (INV-13).
+    pub fn has(&self, target: IoTarget, block: u64, count: u64) -> bool {
+        block.checked_add(count).is_some_and(|end| end <= self.targets[index_of(target)].visible.len() as u64)
+    }
+
+    pub fn write(
+        &mut self,
+        target: IoTarget,
+        block: u64,
+        blocks: impl Iterator<Item = (Rc<Block>, Print)>,
+    ) -> IoId {
+        self.begin(target, |io| {
+            let blocks: Vec<Stored> = blocks.map(|(data, print)| Stored { data, print, io }).collect();
+            Doing::Write(Written { io, block, blocks, delivered: false })
+        })
+    }
+
+    pub fn read(&mut self, target: IoTarget, block: u64, count: u64) -> IoId {
+        self.begin(target, |_| Doing::Read { block, count })
+    }
+
+    pub fn flush(&mut self, target: IoTarget) -> IoId {
+        let unflushed = &self.targets[index_of(target)].unflushed;
+        let covers = unflushed.iter().filter(|written| written.delivered).map(|written| written.io).collect();
+        self.begin(target, |_| Doing::Flush { covers })
+    }
+
+    pub fn complete_write(&mut self, io: IoId) {
+        let InFlight { target, doing: Doing::Write(written), .. } = self.end(io) else {
+            panic!("{io:?} is not a write")
+        };
+        let target = &mut self.targets[target];
+        target.make_visible(&written);
+        if target.volatile {
+            target.unflushed.push(written);
+        } else {
+            target.make_durable(&written);
+        }
+    }
+
+    /// The write failed: each of its blocks may nevertheless be there.
+    pub fn fail_write(&mut self, io: IoId, rng: &mut Rng) {
+        let InFlight { target, doing: Doing::Write(written), .. } = self.end(io) else {
+            panic!("{io:?} is not a write")
+        };
+        self.keep_some(target, written, rng);
+    }
+
+    fn keep_some(&mut self, target: usize, written: Written, rng: &mut Rng) {
+        let target = &mut self.targets[target];
+        let share = rng.below(101);
+        for (index, stored) in written.blocks.into_iter().enumerate() {
+            if rng.percent(share) {
+                let part = Written {
+                    io: written.io,
+                    block: written.block + index as u64,
+                    blocks: vec![stored],
+                    delivered: false,
+                };
+                target.make_visible(&part);
+                if target.volatile {
+                    target.unflushed.push(part);
+                } else {
+                    target.make_durable(&part);
+                }
+            }
+        }
+    }
+
+    pub fn complete_read(&mut self, io: IoId, mut into: impl FnMut(usize, &Block)) {
+        let InFlight { target, doing: Doing::Read { block, count }, .. } = self.end(io) else {
+            panic!("{io:?} is not a read")
+        };
+        let stored = &self.targets[target].visible[block as usize..(block + count) as usize];
+        for (index, stored) in stored.iter().enumerate() {
+            into(index, stored.as_ref().map_or(&self.zeros, |stored| &stored.data));
+        }
+    }
+
+    /// The writes that are now on stable media.
+    pub fn complete_flush(&mut self, io: IoId) -> Vec<IoId> {
+        let InFlight { target, doing: Doing::Flush { covers }, .. } = self.end(io) else {
+            panic!("{io:?} is not a flush")
+        };
+        let target = &mut self.targets[target];
+        for written in std::mem::take(&mut target.unflushed) {
+            if covers.binary_search(&written.io).is_ok() || covers.contains(&written.io) {
+                target.make_durable(&written);
+            } else {
+                target.unflushed.push(written);
+            }
+        }
+        covers
+    }
+
+    /// A read or flush failed.
+    pub fn fail(&mut self, io: IoId) {
+        self.end(io);
+    }
+
+    /// The group has heard of the completion, so the next flush covers the write.
+    pub fn delivered(&mut self, target: IoTarget, io: IoId) {
+        let unflushed = &mut self.targets[index_of(target)].unflushed;
+        for written in unflushed.iter_mut().filter(|written| written.io == io) {
+            written.delivered = true;
+        }
+    }
+
+    /// The process dies; what it had completed stays where it is.
+    pub fn crash_process(&mut self, rng: &mut Rng) {
+        for InFlight { target, doing, .. } in std::mem::take(&mut self.in_flight) {
+            if let Doing::Write(written) = doing {
+                self.keep_some(target, written, rng);
+            }
+        }
+        // Whoever starts next has no completions of its own, so its first flush covers everything.
+        for target in &mut self.targets {
+            target.unflushed.iter_mut().for_each(|written| written.delivered = true);
+        }
+    }
+
+    /// The site loses power.
+    pub fn crash_power(&mut self, rng: &mut Rng) {
+        self.crash_process(rng);
+        for target in &mut self.targets {
+            let share = rng.pick(&[0, 0, 10, 50, 90, 100]);
+            for written in std::mem::take(&mut target.unflushed) {
+                for (index, stored) in written.blocks.into_iter().enumerate() {
+                    if rng.percent(share) {
+                        target.durable[written.block as usize + index] = Some(stored);
+                    }
+                }
+            }
+            target.visible.clone_from(&target.durable);
+        }
+    }
+
+    /// Before the first start: what `format` wrote.
+    pub fn put(&mut self, target: IoTarget, block: u64, data: &Block) {
+        let stored = Stored { data: Rc::new(*data), print: Print::of(data), io: IoId(0) };
+        let target = &mut self.targets[index_of(target)];
+        target.visible[block as usize] = Some(stored.clone());
+        target.durable[block as usize] = Some(stored);
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+}
+
+pub fn place_of(target: IoTarget) -> Place {
+    match target {
+        IoTarget::Journal => Place::Journal,
+        IoTarget::Volume(VolumeId(volume)) => Place::Volume(volume),
+        IoTarget::Checksums(VolumeId(volume)) => Place::Checksums(volume),
+    }
+}
+
+fn target_of(place: Place) -> IoTarget {
+    match place {
+        Place::Journal => IoTarget::Journal,
+        Place::Volume(volume) => IoTarget::Volume(VolumeId(volume)),
+        Place::Checksums(volume) => IoTarget::Checksums(VolumeId(volume)),
+    }
+}
+
+impl Media for Disk {
+    fn visible(&self, place: Place, block: u64) -> Option<&Stored> {
+        self.targets[index_of(target_of(place))].visible[block as usize].as_ref()
+    }
+
+    fn durable(&self, place: Place, block: u64) -> Option<&Stored> {
+        self.targets[index_of(target_of(place))].durable[block as usize].as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VOLUME: IoTarget = IoTarget::Volume(VolumeId(0));
+
+    fn blocks(op: u64, count: u64) -> Vec<(Rc<Block>, Print)> {
+        (0..count)
+            .map(|lba| {
+                let mut block = [0; 4096];
+                let print = Print::of_write(0, lba, op);
+                print.fill(&mut block);
+                (Rc::new(block), print)
+            })
+            .collect()
+    }
+
+    fn op_at(disk: &Disk, block: u64) -> Option<u64> {
+        disk.visible(Place::Volume(0), block).and_then(|stored| stored.print.op())
+    }
+
+    #[test]
+    fn flushed_writes_survive_power_loss_and_others_may_not() {
+        let mut lost = 0;
+        let mut torn = 0;
+        for seed in 0..200 {
+            let mut rng = Rng::new(seed);
+            let mut disk = Disk::new(16, true, &[8]);
+            let flushed = disk.write(VOLUME, 0, blocks(1, 4).into_iter());
+            disk.complete_write(flushed);
+            disk.delivered(VOLUME, flushed);
+            let flush = disk.flush(VOLUME);
+            let after = disk.write(VOLUME, 4, blocks(2, 4).into_iter());
+            disk.complete_write(after);
+            disk.delivered(VOLUME, after);
+            assert_eq!(disk.complete_flush(flush), [flushed]);
+            disk.crash_process(&mut rng);
+            assert_eq!((op_at(&disk, 0), op_at(&disk, 4)), (Some(1), Some(2)));
+            disk.crash_power(&mut rng);
+            assert!((0..4).all(|block| op_at(&disk, block) == Some(1)));
+            let kept = (4..8).filter(|&block| op_at(&disk, block).is_some()).count();
+            lost += usize::from(kept == 0);
+            torn += usize::from((1..4).contains(&kept));
+        }
+        assert!(lost > 20 && torn > 20, "{lost} {torn}");
+    }
+
+    #[test]
+    fn a_flush_covers_what_was_delivered_before_it() {
+        let mut disk = Disk::new(16, true, &[8]);
+        let write = disk.write(VOLUME, 0, blocks(1, 1).into_iter());
+        disk.complete_write(write);
+        let flush = disk.flush(VOLUME);
+        assert_eq!(disk.complete_flush(flush), []);
+        assert!(disk.durable(Place::Volume(0), 0).is_none());
+    }
+
+    #[test]
+    fn a_device_without_a_cache_keeps_what_completed() {
+        let mut disk = Disk::new(16, false, &[8]);
+        let write = disk.write(IoTarget::Journal, 3, blocks(1, 2).into_iter());
+        disk.complete_write(write);
+        disk.crash_power(&mut Rng::new(1));
+        assert!(disk.visible(Place::Journal, 4).is_some());
+    }
+}
