@@ -48,8 +48,11 @@ pub struct BatchWrite {
     pub last: UpdateNumber,
 }
 
-/// Ring blocks kept free for what is written without admission: the waste before a wrap, generation, solo and cut records.
+/// Blocks kept free for generation, solo and cut records, which are written without admission.
 const CONTROL_BLOCKS: u64 = 16;
+
+/// Ring blocks that updates never take: the waste before a wrap, and the control records.
+const SPARE_BLOCKS: u64 = BATCH_BLOCKS_MAX as u64 + CONTROL_BLOCKS;
 
 #[derive(Debug)]
 pub struct Journal {
@@ -126,6 +129,10 @@ impl Journal {
     pub fn unflushed_since(&self) -> Option<Nanos> {
         self.unflushed_since
     }
+    /// Since when a flush could do something and none is under way.
+    pub fn flushable_since(&self) -> Option<Nanos> {
+        self.unflushed_since.filter(|_| self.flushing.is_none() && self.durable < self.journaled)
+    }
     pub fn unflushed_blocks(&self) -> u64 {
         self.unflushed_blocks
     }
@@ -143,13 +150,12 @@ impl Journal {
 
     /// Ring blocks left for updates not yet appended; each may need a header of its own.
     pub fn free_blocks(&self) -> u64 {
-        let spare = BATCH_BLOCKS_MAX as u64 + CONTROL_BLOCKS;
-        self.ring_blocks().saturating_sub(self.used + spare)
+        Journal::usable_blocks(self.ring_blocks()).saturating_sub(self.used)
     }
 
-    /// Ring blocks that updates may take when the ring holds nothing else.
-    pub fn usable_blocks(&self) -> u64 {
-        self.ring_blocks() - BATCH_BLOCKS_MAX as u64 - CONTROL_BLOCKS
+    /// Blocks that updates may take in a ring of `ring_blocks` that holds nothing else.
+    pub fn usable_blocks(ring_blocks: u64) -> u64 {
+        ring_blocks.saturating_sub(SPARE_BLOCKS)
     }
 
     /// Ring blocks that the updates after `number` take at worst in any journal, however they are batched there.

@@ -48,6 +48,7 @@ impl Group {
             durable: self.journal.durable(),
             settled: self.settled,
             checkpoint: self.checkpoint,
+            ring_blocks: self.journal.ring_blocks(),
             solo: self.alone == Alone::Yes,
             serving: self.serving,
         }
@@ -95,6 +96,7 @@ impl Group {
         self.peer.journaled = hello.last.min(common);
         self.peer.durable = hello.durable.min(common);
         self.peer.applied = hello.checkpoint.min(common);
+        self.peer.ring_blocks = hello.ring_blocks;
         self.peer.waiting_since = None;
         self.peer.heartbeat_unanswered = false;
         self.peer.flush_asked = UpdateNumber::NONE;

@@ -260,7 +260,7 @@ impl Group {
         if matches!(self.phase, Phase::Failed | Phase::Stopped) {
             return None;
         }
-        let flush = self.journal.unflushed_since().map(|since| since.plus(self.config.flush_interval));
+        let flush = self.journal.flushable_since().map(|since| since.plus(self.config.flush_interval));
         let scan = (self.ops_live > 0).then_some(self.deadline_scan_at);
         let stop = self.stop_begun_at.filter(|_| self.ops_live > 0).map(|begun| begun.plus(STOP_GRACE));
         [flush, scan, stop, self.peer_deadline(), self.destage_deadline()].into_iter().flatten().min()

@@ -8,7 +8,7 @@ use super::handshake::GREETING_MAX;
 use super::{Alone, Group, Phase, Turn};
 use crate::base::*;
 use crate::core::config::{AckLevel, OnPeerLoss, PeerConfig, Role};
-use crate::core::journal::Forming;
+use crate::core::journal::{Forming, Journal};
 use crate::core::messages::*;
 use crate::core::outbox::{Event, LossReason, WriteStamps};
 use crate::core::window::Window;
@@ -52,6 +52,8 @@ pub(super) struct Peer {
     pub journaled: UpdateNumber,
     pub durable: UpdateNumber,
     pub applied: UpdateNumber,
+    /// Blocks in its journal ring.
+    pub ring_blocks: u64,
 
     /// Secondary: what the primary said is settled.
     pub told_settled: UpdateNumber,
@@ -100,6 +102,7 @@ impl Peer {
             journaled: UpdateNumber::NONE,
             durable: UpdateNumber::NONE,
             applied: UpdateNumber::NONE,
+            ring_blocks: 0,
             told_settled: UpdateNumber::NONE,
             flush_requested: UpdateNumber::NONE,
             sent: UpdateNumber::NONE,
@@ -675,7 +678,7 @@ impl Group {
         if !self.in_set() || self.peer.talk != Talk::Streaming {
             return true;
         }
-        self.journal.cost_since(self.peer.applied) + blocks <= self.journal.usable_blocks()
+        self.journal.cost_since(self.peer.applied) + blocks <= Journal::usable_blocks(self.peer.ring_blocks)
     }
 }
 

@@ -39,6 +39,8 @@ pub struct Hello {
     pub durable: UpdateNumber,
     pub settled: UpdateNumber,
     pub checkpoint: UpdateNumber,
+    /// Blocks in the sender's journal ring: admission reserves space against the smaller site's (INV-12).
+    pub ring_blocks: u64,
     /// Whether the sender acknowledged alone, and its peer has not caught up since.
     pub solo: bool,
     /// Whether the sender serves hosts.
@@ -61,7 +63,8 @@ const LAST_GENERATION: usize = 40;
 const DURABLE: usize = 48;
 const SETTLED: usize = 56;
 const CHECKPOINT: usize = 64;
-const RESERVED: usize = 72;
+const RING_BLOCKS: usize = 72;
+const RESERVED: usize = 80;
 const VOLUMES: usize = 96;
 
 /// Of one volume's entry: blocks, length of the name, reserved, name.
@@ -103,6 +106,7 @@ impl Hello {
         put(out, DURABLE, &self.durable.0.to_le_bytes());
         put(out, SETTLED, &self.settled.0.to_le_bytes());
         put(out, CHECKPOINT, &self.checkpoint.0.to_le_bytes());
+        put(out, RING_BLOCKS, &self.ring_blocks.to_le_bytes());
         for (volume, entry) in self.volumes().iter().zip(out[VOLUMES..].chunks_exact_mut(VOLUME_BYTES)) {
             put(entry, 0, &volume.blocks.to_le_bytes());
             entry[NAME_LENGTH] = volume.name.len() as u8;
@@ -162,6 +166,7 @@ impl Hello {
             durable: UpdateNumber(u64_at(bytes, DURABLE)),
             settled: UpdateNumber(u64_at(bytes, SETTLED)),
             checkpoint: UpdateNumber(u64_at(bytes, CHECKPOINT)),
+            ring_blocks: u64_at(bytes, RING_BLOCKS),
             solo: flag("Hello's solo flag", bytes[SOLO])?,
             serving: flag("Hello's serving flag", bytes[SERVING])?,
         };

@@ -65,6 +65,7 @@ fn any_hello() -> impl Strategy<Value = Hello> {
                 volume_count: list.len(),
                 history,
                 checkpoint: UpdateNumber(numbers[0]),
+                ring_blocks: numbers[1],
                 settled: UpdateNumber(numbers[1]),
                 durable: UpdateNumber(numbers[2]),
                 last: UpdateNumber(numbers[3]),
@@ -97,6 +98,7 @@ fn full_hello() -> Hello {
         durable: UpdateNumber(99),
         settled: UpdateNumber(98),
         checkpoint: UpdateNumber(90),
+        ring_blocks: 16_382,
         solo: false,
         serving: true,
     }
