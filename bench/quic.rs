@@ -41,7 +41,8 @@ impl Site {
     fn turn(&mut self, act: impl FnOnce(&mut Connector, usize)) -> Result<(), Box<dyn Error + Send + Sync>> {
         let now = self.now();
         self.connector.set_readable();
-        if let (_, Some(change @ (Change::Down(_) | Change::Failed(_)))) = self.connector.begin(now) {
+        self.connector.begin(now);
+        if let Some(change @ (Change::Down(_) | Change::Failed(_))) = self.connector.change(now) {
             return Err(format!("{change:?}").into());
         }
         let mut arrived = 0;
@@ -53,7 +54,7 @@ impl Site {
             }
         }
         act(&mut self.connector, arrived);
-        self.connector.end();
+        self.connector.end(self.now());
         Ok(())
     }
 
@@ -163,7 +164,11 @@ fn stream(
             let block = Bytes::from(vec![3; 64 << 10]);
             let (began, mut bytes) = (Instant::now(), 0);
             while began.elapsed() < seconds {
-                site.turn(|connector, _| bytes += connector.write(&mut [block.clone()]))?;
+                site.turn(|connector, _| {
+                    let mut rest = [block.clone()];
+                    connector.write(&mut rest);
+                    bytes += block.len() - rest[0].len();
+                })?;
             }
             rate = bytes as f64 / began.elapsed().as_secs_f64();
             lost = site.connector.statistics().map_or(0, |statistics| statistics.path.lost_packets);

@@ -33,8 +33,8 @@ const GOOD_CONNECTION: Nanos = Nanos::from_millis(5_000);
 /// Connections that are shaking hands at once. More are refused: there is one peer.
 const ATTEMPTS_MAX: usize = 8;
 
-/// From the first datagram to the greeting; a round trip takes at most seconds.
-const ATTEMPT_DEADLINE: Nanos = Nanos::from_millis(5_000);
+/// From the first datagram to the greeting: some round trips, and a lost datagram or two.
+const ATTEMPT_DEADLINE: Nanos = Nanos::from_millis(3_000);
 
 /// Tasks kept free for connections that drain after they were closed.
 const TASKS_RESERVED: usize = 8;
@@ -95,11 +95,11 @@ pub enum Problem {
     Protocol { peer: SocketAddr, reason: String },
 }
 
-/// What [`Connector::begin`] found.
+/// What [`Connector::change`] found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// The connection is up; one before it is gone.
-    Up { replaced: bool },
+    Up { peer: SocketAddr, replaced: bool },
     /// The connection is gone.
     Down(Problem),
     /// A connection did not come about.
@@ -135,7 +135,8 @@ struct Current {
 /// An orderly close under way: our end of the stream is finished, the peer is to acknowledge all of it.
 struct Closing {
     deadline: Nanos,
-    acknowledged: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// Once our end is finished.
+    acknowledged: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 /// The connection, and all that brings one about.
@@ -150,6 +151,9 @@ pub struct Connector {
     redial_pause: Nanos,
     attempts: Vec<Attempt>,
     current: Option<Current>,
+    /// Whether reading and writing may find something to do: cleared when quinn says no, set when it wakes the link.
+    readable: bool,
+    writable: bool,
     identity: Fingerprint,
     wrong: WrongIdentities,
 }
@@ -212,6 +216,8 @@ impl Connector {
             redial_pause: REDIAL_MIN,
             attempts: Vec::with_capacity(ATTEMPTS_MAX),
             current: None,
+            readable: false,
+            writable: false,
             identity,
             wrong: credentials.wrong_identities(),
         })
@@ -226,34 +232,46 @@ impl Connector {
         self.socket.set_readable();
     }
 
-    /// Receives, runs quinn's tasks, and moves connections on. Bounded. Returns what changed, one thing a call.
-    pub fn begin(&mut self, now: Nanos) -> (bool, Option<Change>) {
+    /// Receives, runs quinn's tasks, and dials when it is time. Bounded. Returns whether anything was done.
+    pub fn begin(&mut self, now: Nanos) -> bool {
         self.executor.set_now(now);
         if self.socket.begin_turn() {
             self.socket.set_readable();
         }
-        let mut worked = self.executor.drain();
-        worked |= self.dial(now);
-        let mut change = None;
-        if self.executor.take_link_wake() || self.due(now) {
-            worked = true;
-            self.accept(now);
-            change = self.advance(now);
-            if change.is_some() {
-                // There may be more than one.
-                self.waker.wake_by_ref();
-            }
-        }
-        (worked, change)
+        let worked = self.executor.drain();
+        self.dial(now) || worked
     }
 
-    /// Sends what the turn has written. Bounded.
-    pub fn end(&mut self) -> bool {
+    /// What has become of connections, one thing a call.
+    pub fn change(&mut self, now: Nanos) -> Option<Change> {
+        if !self.executor.take_link_wake() && !self.due(now) {
+            return None;
+        }
+        self.readable = true;
+        self.writable = true;
+        self.accept(now);
+        let change = self.advance(now);
+        if change.is_some() {
+            // There may be more than one.
+            self.wake();
+        }
+        change
+    }
+
+    /// There is something to do next turn.
+    pub fn wake(&self) {
+        self.waker.wake_by_ref();
+    }
+
+    /// Sends what the turn has written. Bounded. Returns whether anything was done.
+    pub fn end(&mut self, now: Nanos) -> bool {
+        self.executor.set_now(now);
         self.executor.drain()
     }
 
+    /// Whether `begin` or `change` would find work.
     pub fn ready(&self) -> bool {
-        self.executor.ready()
+        self.executor.ready() || self.socket.turn_is_over()
     }
 
     pub fn deadline(&self) -> Option<Nanos> {
@@ -263,37 +281,48 @@ impl Connector {
         attempts.chain(closing).chain(redial).chain(self.executor.next_deadline()).min()
     }
 
-    /// Writes what the connection takes of `chunks`, emptying those it took whole. Returns the bytes taken, zero when
-    /// the peer does not keep up or there is no connection.
-    pub fn write(&mut self, chunks: &mut [Bytes]) -> usize {
-        let Some(current) = self.current.as_mut().filter(|current| current.closing.is_none()) else {
-            return 0;
-        };
+    /// Writes what the connection takes of `chunks`, emptying them from the front. It takes nothing while the peer does
+    /// not keep up or there is no connection.
+    pub fn write(&mut self, chunks: &mut [Bytes]) {
+        let Some(current) = self.current.as_mut().filter(|_| self.writable) else { return };
         let mut context = Context::from_waker(&self.waker);
-        match pin!(current.send.write_chunks(chunks)).poll(&mut context) {
-            Poll::Ready(Ok(written)) => written.bytes,
-            // A stream that fails is found by the next read, with the reason.
-            Poll::Ready(Err(
-                WriteError::ConnectionLost(_)
-                | WriteError::Stopped(_)
-                | WriteError::ClosedStream
-                | WriteError::ZeroRttRejected,
-            ))
-            | Poll::Pending => 0,
+        let mut taken = 0;
+        while taken < chunks.len() {
+            let polled = pin!(current.send.write_chunks(&mut chunks[taken..])).poll(&mut context);
+            match polled {
+                Poll::Ready(Ok(written)) => taken += written.chunks,
+                Poll::Pending => {
+                    self.writable = false;
+                    return;
+                }
+                // The next read finds a stream that fails, with the reason.
+                Poll::Ready(Err(
+                    WriteError::ConnectionLost(_)
+                    | WriteError::Stopped(_)
+                    | WriteError::ClosedStream
+                    | WriteError::ZeroRttRejected,
+                )) => return,
+            }
         }
     }
 
     /// Reads what arrived into `chunks`, in order. Returns how many were filled, zero when nothing is there, or why there
     /// will be nothing more (then the connection is gone).
     pub fn read(&mut self, now: Nanos, chunks: &mut [Bytes]) -> Result<usize, Problem> {
-        let Some(current) = &mut self.current else { return Ok(0) };
+        let Some(current) = self.current.as_mut().filter(|_| self.readable) else { return Ok(0) };
         let mut context = Context::from_waker(&self.waker);
         let peer = current.connection.remote_address();
         let polled = pin!(current.recv.read_chunks(chunks)).poll(&mut context);
         let problem = match polled {
-            Poll::Pending => return Ok(0),
+            Poll::Pending => {
+                self.readable = false;
+                return Ok(0);
+            }
             Poll::Ready(Ok(Some(count))) => return Ok(count),
-            Poll::Ready(Ok(None) | Err(ReadError::Reset(_))) => Problem::ClosedByPeer { peer },
+            Poll::Ready(Ok(None) | Err(ReadError::Reset(_))) => match current.closing {
+                Some(_) => Problem::Closed { peer },
+                None => Problem::ClosedByPeer { peer },
+            },
             Poll::Ready(Err(ReadError::ConnectionLost(error))) => self.problem(peer, &error),
             Poll::Ready(Err(error)) => Problem::Lost { peer, reason: error.to_string() },
         };
@@ -308,17 +337,30 @@ impl Connector {
         Some(Problem::Protocol { peer, reason })
     }
 
-    /// Ends the connection once the peer has acknowledged all that was written, or has had a second to.
+    /// Ends the connection once all that is still to be written was, and the peer has acknowledged it; or in a second.
     pub fn close(&mut self, now: Nanos) {
         let Some(current) = self.current.as_mut().filter(|current| current.closing.is_none()) else { return };
-        // Fails only if the stream is gone, and then nothing is left to wait for.
-        let _ = current.send.finish();
-        let stopped = current.send.stopped();
-        current.closing = Some(Closing {
-            deadline: now.plus(CLOSE_DEADLINE),
-            acknowledged: Box::pin(async move { drop(stopped.await) }),
-        });
-        self.waker.wake_by_ref();
+        current.closing = Some(Closing { deadline: now.plus(CLOSE_DEADLINE), acknowledged: None });
+        self.wake();
+    }
+
+    /// Nothing is left to be written: a close goes on.
+    pub fn written(&mut self) {
+        let Some(Current { send, closing: Some(closing), .. }) = &mut self.current else { return };
+        if closing.acknowledged.is_none() {
+            // Fails only if the stream is gone, and then nothing is left to wait for.
+            let _ = send.finish();
+            let stopped = send.stopped();
+            closing.acknowledged = Some(Box::pin(async move { drop(stopped.await) }));
+            self.wake();
+        }
+    }
+
+    /// No new connections from here on.
+    pub fn stop(&mut self) {
+        self.dial = None;
+        self.accepting = None;
+        self.attempts.clear();
     }
 
     pub fn is_up(&self) -> bool {
@@ -390,7 +432,11 @@ impl Connector {
         let mut context = Context::from_waker(&self.waker);
         if let Some(current) = &mut self.current
             && let Some(closing) = &mut current.closing
-            && (closing.deadline <= now || closing.acknowledged.as_mut().poll(&mut context).is_ready())
+            && (closing.deadline <= now
+                || closing
+                    .acknowledged
+                    .as_mut()
+                    .is_some_and(|acknowledged| acknowledged.as_mut().poll(&mut context).is_ready()))
         {
             let peer = current.connection.remote_address();
             self.drop_current(now, CODE_CLOSED);
@@ -413,7 +459,7 @@ impl Connector {
                     let replaced = self.current.is_some();
                     self.drop_current(now, CODE_REPLACED);
                     self.current = Some(Current { connection, send, recv, since: now, closing: None });
-                    return Some(Change::Up { replaced });
+                    return Some(Change::Up { peer, replaced });
                 }
                 Err(problem) => return Some(Change::Failed(problem)),
             }

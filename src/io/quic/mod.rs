@@ -2,9 +2,12 @@
 
 pub mod connection;
 pub mod identity;
+pub mod link;
 mod runtime;
+mod stats;
 mod tls;
 pub mod transport;
 mod udp;
 
+pub use stats::LinkStats;
 pub use tls::WrongIdentity;

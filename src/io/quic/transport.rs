@@ -31,7 +31,7 @@ const ACK_THRESHOLD: u32 = 64;
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
 
 /// A path that was silent for this long is gone. The group's latency budget decides about the peer long before.
-const IDLE_TIMEOUT_MS: u32 = 5_000;
+const IDLE_TIMEOUT_MS: u32 = 3_000;
 
 /// How datagrams share the path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

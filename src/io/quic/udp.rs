@@ -76,6 +76,11 @@ impl Socket {
         self.received.swap(0, Relaxed) >= RECEIVE_BYTES_A_TURN_MAX
     }
 
+    /// Whether the turn's bound is reached.
+    pub(super) fn turn_is_over(&self) -> bool {
+        self.received.load(Relaxed) >= RECEIVE_BYTES_A_TURN_MAX
+    }
+
     /// Bytes the kernel granted for receiving (it reports twice what may be asked for).
     pub(super) fn receive_buffer_bytes(&self) -> io::Result<usize> {
         self.state.recv_buffer_size(UdpSockRef::from(&self.io)).map(|bytes| bytes / 2)
@@ -109,8 +114,7 @@ impl AsyncUdpSocket for Socket {
         metas: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         self.receiver.store(self.shared.polling(), Relaxed);
-        let spent = self.received.load(Relaxed) >= RECEIVE_BYTES_A_TURN_MAX;
-        if spent || !self.readable.load(Relaxed) {
+        if self.turn_is_over() || !self.readable.load(Relaxed) {
             return Poll::Pending;
         }
         match self.state.recv(UdpSockRef::from(&self.io), buffers, metas) {

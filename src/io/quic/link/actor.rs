@@ -1,0 +1,66 @@
+//! The link on a reactor: told of datagrams by a multishot poll.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use crate::base::Nanos;
+use crate::io::arena::ArenaView;
+use crate::io::quic::link::Link;
+use crate::io::ring::{FileId, Ring};
+use crate::reactor::{Actor, Completion};
+
+/// The only operation's token.
+const POLL: u64 = 1;
+
+/// A [`Link`] with its place on a ring.
+pub struct LinkActor {
+    link: Link<ArenaView>,
+    socket: FileId,
+    polling: bool,
+}
+
+impl LinkActor {
+    /// Fails when the process or the ring has no room for another file.
+    pub fn new(link: Link<ArenaView>, ring: &mut Ring) -> io::Result<LinkActor> {
+        let socket = link.as_fd().try_clone_to_owned()?;
+        let Some(socket) = ring.add_file(socket) else {
+            return Err(io::Error::other("the ring has no room for the link's socket"));
+        };
+        Ok(LinkActor { link, socket, polling: false })
+    }
+}
+
+impl Actor<Ring> for LinkActor {
+    fn name(&self) -> &'static str {
+        "link"
+    }
+
+    fn turn(&mut self, now: Nanos, ring: &mut Ring) -> bool {
+        if !self.polling {
+            self.polling = true;
+            ring.poll_multishot(POLL, self.socket);
+        }
+        self.link.turn(now)
+    }
+
+    fn complete(&mut self, _: Nanos, _: &mut Ring, completion: Completion) {
+        self.link.set_readable();
+        self.polling = completion.more();
+    }
+
+    fn ready(&self) -> bool {
+        self.link.ready()
+    }
+
+    fn deadline(&self) -> Option<Nanos> {
+        self.link.deadline()
+    }
+
+    fn stop(&mut self, _: Nanos) {
+        self.link.stop();
+    }
+
+    fn stopped(&self) -> bool {
+        self.link.stopped()
+    }
+}

@@ -1,0 +1,767 @@
+//! The link between two sites on loopback: what goes in comes out, once, in order, and to nobody else.
+
+#[path = "common/relay.rs"]
+mod relay;
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use lockstep::base::*;
+use lockstep::core::messages::{Control, FromLink, PageFrame, ToLink, UpdateSource};
+use lockstep::core::outbox::{LINK_CONTROL_MAX, Tables};
+use lockstep::format::update::{Update, UpdateKind};
+use lockstep::format::wire;
+use lockstep::io::arena::{Arena, ArenaView};
+use lockstep::io::quic::connection::{Connector, LinkConfig, Problem};
+use lockstep::io::quic::identity::{Fingerprint, Identity};
+use lockstep::io::quic::link::{Link, LinkActor, LinkEdges};
+use lockstep::io::quic::transport::{Congestion, PayloadSize};
+use lockstep::io::ring::{Ring, RingConfig};
+use lockstep::reactor::{Clock, IdlePolicy, Loads, Port, Reactor, Receiver, Sender, edge, mesh};
+use relay::Relay;
+
+/// Longest any test waits for what must come; a loaded machine takes a fraction.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const PAGES: u32 = 4096;
+
+/// The group's end of a link.
+struct Group {
+    to_link: Sender<ToLink>,
+    from_link: Receiver<FromLink>,
+    pages: Sender<PageId>,
+    view: ArenaView,
+    tables: Arc<Tables>,
+    free: Vec<PageId>,
+    /// Numbers and pages of updates whose pages the link may still read.
+    lent: VecDeque<(UpdateNumber, Vec<PageId>)>,
+}
+
+struct Site {
+    port: Port,
+    link: Link<ArenaView>,
+    group: Group,
+    clock: Clock,
+    /// Whether the group takes what the link sends.
+    takes: bool,
+    /// What the link sent, but for updates, which are in `updates` with their first and last bytes checked.
+    seen: Vec<FromLink>,
+    updates: Vec<(Update, UpdateNumber)>,
+}
+
+fn loopback() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
+fn config(identity: &Identity, peer: Fingerprint) -> LinkConfig {
+    LinkConfig {
+        local: loopback(),
+        dial: None,
+        identity: identity.clone(),
+        peer,
+        payload: PayloadSize::Discover,
+        congestion: Congestion::Dedicated,
+        window_bytes: 2 << 20,
+    }
+}
+
+/// Configurations of a dialer and a listener that know each other; the dialer's address is to be set.
+fn pair() -> (LinkConfig, LinkConfig) {
+    let (a, b) = (Identity::generate("a").unwrap(), Identity::generate("b").unwrap());
+    (config(&a, b.fingerprint()), config(&b, a.fingerprint()))
+}
+
+fn edges(to_group: usize, group: &Port, link: &Port) -> (LinkEdges, Group) {
+    let arena = Arena::new(PAGES).unwrap();
+    let (to_link, from_group) = edge(WINDOW_UPDATES_MAX + CATCH_UP_SLOTS + LINK_CONTROL_MAX, group, link);
+    let (to_group, from_link) = edge(to_group, link, group);
+    let (pages, open_pages) = edge(STAGING_PAGES, group, link);
+    let group = Group {
+        to_link,
+        from_link,
+        pages,
+        view: arena.view(),
+        tables: Arc::new(Tables::new(1)),
+        free: (1..PAGES).map(PageId).collect(),
+        lent: VecDeque::new(),
+    };
+    (LinkEdges { from_group, to_group, pages: open_pages }, group)
+}
+
+/// The contents of an update's block: any two blocks of any two updates differ everywhere.
+fn contents(number: UpdateNumber, index: usize) -> [u8; BLOCK_BYTES] {
+    let mut state = (number.0 << 8 | index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut block = [0; BLOCK_BYTES];
+    for word in block.as_chunks_mut::<8>().0 {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        *word = state.to_le_bytes();
+    }
+    block
+}
+
+fn update(number: u64, kind: UpdateKind, count: u32) -> Update {
+    let number = UpdateNumber(number);
+    let blocks = if kind == UpdateKind::Write { count as usize } else { 0 };
+    let sum = match blocks {
+        0 => 0,
+        _ => sum_of_sums((0..blocks).map(|index| sum_of_block(&contents(number, index)))),
+    };
+    let (generation, lba, volume) = (Generation(1 << 16), Lba(number.0 * 64), VolumeId(0));
+    Update { number, generation, lba, count, sum, volume, kind }
+}
+
+impl Group {
+    fn grant(&mut self, pages: usize) {
+        for _ in 0..pages {
+            self.pages.push(self.free.pop().expect("the test's arena is large enough"));
+        }
+    }
+
+    /// Sends a write or, with a count of zero, something without payload. Returns the update.
+    fn send(&mut self, number: u64, count: u32) -> Update {
+        let update = match count {
+            0 => update(number, UpdateKind::Zero, 64),
+            _ => update(number, UpdateKind::Write, count),
+        };
+        let slot = SlotId((number % WINDOW_UPDATES_MAX as u64) as u32);
+        let mut pages = Vec::new();
+        for index in 0..update.payload_blocks() {
+            let page = self.free.pop().expect("the test's arena is large enough");
+            *self.view.bytes_mut(page) = contents(update.number, index);
+            self.view.seal(page);
+            self.tables.window.set(slot, index, page, sum_of_block(self.view.bytes(page)));
+            pages.push(page);
+        }
+        self.lent.push_back((update.number, pages));
+        let settled = UpdateNumber(number / 2);
+        self.to_link.push(ToLink::Update { update, settled, slot: slot.0, source: UpdateSource::Window });
+        update
+    }
+
+    /// Takes one message; checks and gives back what came with it.
+    fn take(&mut self) -> Option<FromLink> {
+        let message = self.from_link.pop()?;
+        match message {
+            FromLink::Update { update, slot, .. } => {
+                for index in 0..update.payload_blocks() {
+                    let page = self.tables.inbound.page(slot, index);
+                    assert_eq!(self.view.bytes(page), &contents(update.number, index), "{update:?}");
+                    assert_eq!(self.tables.inbound.sum(slot, index), sum_of_block(self.view.bytes(page)));
+                    self.free.push(page);
+                }
+            }
+            FromLink::Consumed { number, source: UpdateSource::Window, popped_at, sent_at, .. } => {
+                assert!(popped_at <= sent_at);
+                while self.lent.front().is_some_and(|(lent, _)| *lent <= number) {
+                    let (_, pages) = self.lent.pop_front().expect("just seen");
+                    for page in pages {
+                        self.view.reopen(page);
+                        self.view.bytes_mut(page).fill(0xee);
+                        self.free.push(page);
+                    }
+                }
+            }
+            FromLink::Page { page, .. } => self.free.push(page),
+            _ => (),
+        }
+        Some(message)
+    }
+}
+
+impl Site {
+    fn new(config: &LinkConfig) -> Site {
+        let port = mesh(1).unwrap().remove(0);
+        let (edges, group) = edges(LINK_INBOUND_SLOTS, &port, &port);
+        let clock = Clock::new();
+        let view = group.view.arena().view();
+        let link = Link::new(config, edges, view, group.tables.clone(), clock.clone()).unwrap();
+        Site { port, link, group, clock, takes: true, seen: Vec::new(), updates: Vec::new() }
+    }
+
+    fn turn(&mut self) {
+        self.link.set_readable();
+        self.link.turn(self.clock.now());
+        while self.takes
+            && let Some(message) = self.group.take()
+        {
+            match message {
+                FromLink::Update { update, settled, .. } => self.updates.push((update, settled)),
+                other => self.seen.push(other),
+            }
+        }
+    }
+
+    /// The number of the connection that is up.
+    fn connected(&self) -> Option<u32> {
+        self.seen.iter().fold(None, |up, message| match message {
+            FromLink::Connected { connection } => Some(*connection),
+            FromLink::Disconnected { .. } => None,
+            _ => up,
+        })
+    }
+
+    fn begin(&mut self) {
+        let connection = self.connected().expect("begun when connected");
+        self.group.to_link.push(ToLink::Begin { connection });
+    }
+
+    fn consumed(&self) -> UpdateNumber {
+        let mut numbers = self.seen.iter().filter_map(|message| match message {
+            FromLink::Consumed { number, source: UpdateSource::Window, .. } => Some(*number),
+            _ => None,
+        });
+        numbers.next_back().unwrap_or(UpdateNumber::NONE)
+    }
+
+    fn count(&self, wanted: impl Fn(&FromLink) -> bool) -> usize {
+        self.seen.iter().filter(|message| wanted(message)).count()
+    }
+}
+
+/// Turns both until `done`.
+#[track_caller]
+fn run(a: &mut Site, b: &mut Site, what: &str, mut done: impl FnMut(&mut Site, &mut Site) -> bool) {
+    let began = Instant::now();
+    while !done(a, b) {
+        a.turn();
+        b.turn();
+        if began.elapsed() > PATIENCE {
+            panic!("waited in vain until {what}; a saw {:?}, b saw {:?}", a.seen, b.seen);
+        }
+    }
+}
+
+fn both_up(a: &mut Site, b: &mut Site) -> bool {
+    a.connected().is_some() && b.connected().is_some()
+}
+
+/// A dialer and a listener that are connected and have begun, with pages to receive into.
+fn connected() -> (Site, Site) {
+    let (mut dials, listens) = pair();
+    let listener = Site::new(&listens);
+    dials.dial = Some(listener.link.local_address().unwrap());
+    connect(Site::new(&dials), listener)
+}
+
+#[track_caller]
+fn connect(mut dialer: Site, mut listener: Site) -> (Site, Site) {
+    dialer.group.grant(64);
+    listener.group.grant(STAGING_PAGES);
+    run(&mut dialer, &mut listener, "connected", both_up);
+    dialer.begin();
+    listener.begin();
+    (dialer, listener)
+}
+
+const COUNTS: [u32; 8] = [1, 32, 0, 2, 7, 0, 16, 1];
+
+/// Sends that many updates of mixed sizes while turning both, granting back what arrives, until all are there.
+#[track_caller]
+fn stream(a: &mut Site, b: &mut Site, numbers: std::ops::Range<u64>) {
+    let mut expected: Vec<(Update, UpdateNumber)> = Vec::new();
+    let (mut next, first) = (numbers.start, b.updates.len());
+    run(a, b, "all updates arrived", |a, b| {
+        while next < numbers.end && a.group.free.len() > 64 {
+            let update = a.group.send(next, COUNTS[next as usize % COUNTS.len()]);
+            expected.push((update, UpdateNumber(next / 2)));
+            next += 1;
+        }
+        let grant = b.group.pages.room().min(b.group.free.len());
+        b.group.grant(grant);
+        next == numbers.end && b.updates.len() - first >= expected.len()
+    });
+    assert_eq!(b.updates[first..], expected);
+    run(a, b, "all pages came back", |a, _| a.consumed() == UpdateNumber(numbers.end - 1));
+    assert!(a.group.lent.is_empty());
+}
+
+#[test]
+fn updates_arrive_intact_and_in_order() {
+    let (mut dialer, mut listener) = connected();
+    stream(&mut dialer, &mut listener, 1..800);
+    stream(&mut listener, &mut dialer, 1..200);
+    stream(&mut dialer, &mut listener, 800..900);
+    assert_eq!((dialer.connected(), listener.connected()), (Some(1), Some(1)));
+}
+
+#[test]
+fn every_kind_of_message_crosses() {
+    let (mut dialer, mut listener) = connected();
+    let number = UpdateNumber(7);
+    let controls = [
+        Control::Ack { received: number, journaled: number, durable: number, applied: number, journal_ns: 9 },
+        Control::Heartbeat { settled: number, sequence: 3 },
+        Control::FlushRequest { number },
+        Control::Fetch { from: number, to: number },
+        Control::CutTo { keep: number },
+    ];
+    let page = dialer.group.free.pop().unwrap();
+    dialer.group.view.bytes_mut(page).fill(0x5a);
+    dialer.group.view.seal(page);
+    for control in controls {
+        dialer.group.to_link.push(ToLink::Control(control));
+    }
+    for (frame, length) in [(PageFrame::Hello, 4096), (PageFrame::Refusal, 0), (PageFrame::Refusal, 17)] {
+        dialer.group.to_link.push(ToLink::Page { frame, page, length });
+    }
+    let catch_up = update(40, UpdateKind::Write, 2);
+    for index in 0..2 {
+        let page = dialer.group.free.pop().unwrap();
+        *dialer.group.view.bytes_mut(page) = contents(catch_up.number, index);
+        dialer.group.tables.catch_up.set(SlotId(5), index, page, BlockSum::ZEROS);
+    }
+    let source = UpdateSource::CatchUp;
+    dialer.group.to_link.push(ToLink::Update { update: catch_up, settled: number, slot: 5, source });
+
+    run(&mut dialer, &mut listener, "the update came", |_, b| !b.updates.is_empty());
+    let crossed: Vec<_> = listener.seen.iter().filter(|m| matches!(m, FromLink::Control(_))).collect();
+    assert_eq!(crossed, controls.map(FromLink::Control).iter().collect::<Vec<_>>());
+    let pages = listener.seen.iter().filter_map(|message| match message {
+        FromLink::Page { frame, page, length } => {
+            assert!(
+                listener.group.view.bytes(*page)[..usize::from(*length)].iter().all(|byte| *byte == 0x5a)
+            );
+            Some((*frame, *length))
+        }
+        _ => None,
+    });
+    assert_eq!(
+        pages.collect::<Vec<_>>(),
+        [(PageFrame::Hello, 4096), (PageFrame::Refusal, 0), (PageFrame::Refusal, 17)]
+    );
+    assert_eq!(listener.updates, [(catch_up, number)]);
+    run(&mut dialer, &mut listener, "all came back", |a, _| {
+        a.count(|m| {
+            matches!(
+                m,
+                FromLink::Consumed { slot: 5, source: UpdateSource::CatchUp, number: UpdateNumber(40), .. }
+            )
+        }) == 1
+            && a.count(|m| *m == FromLink::PageReturned { page }) == 3
+    });
+}
+
+#[test]
+fn before_begin_all_is_discarded_and_given_back() {
+    let (mut dials, listens) = pair();
+    let mut listener = Site::new(&listens);
+    dials.dial = Some(listener.link.local_address().unwrap());
+    let mut dialer = Site::new(&dials);
+    listener.group.grant(256);
+
+    // Nobody is connected yet.
+    dialer.group.send(1, 3);
+    dialer.turn();
+    assert_eq!(dialer.consumed(), UpdateNumber(1));
+    run(&mut dialer, &mut listener, "connected", both_up);
+    listener.begin();
+
+    // Connected, but the group has not seen it; then it begins with a connection that is not.
+    dialer.group.send(2, 3);
+    let page = dialer.group.free.pop().unwrap();
+    dialer.group.to_link.push(ToLink::Page { frame: PageFrame::Hello, page, length: 9 });
+    dialer.group.to_link.push(ToLink::Control(Control::Heartbeat { settled: UpdateNumber(0), sequence: 1 }));
+    dialer.group.to_link.push(ToLink::Begin { connection: 0 });
+    dialer.group.send(3, 1);
+    dialer.group.to_link.push(ToLink::Close);
+    dialer.begin();
+    let sent = dialer.group.send(4, 2);
+    run(&mut dialer, &mut listener, "the update came", |_, b| !b.updates.is_empty());
+    assert_eq!(listener.updates, [(sent, UpdateNumber(2))]);
+    assert!(
+        !listener.seen.iter().any(|message| matches!(message, FromLink::Control(_) | FromLink::Page { .. }))
+    );
+    assert_eq!(dialer.consumed(), UpdateNumber(4));
+    assert_eq!(dialer.count(|message| *message == FromLink::PageReturned { page }), 1);
+    assert_eq!((dialer.connected(), listener.connected()), (Some(1), Some(1)), "a stale Close closed it");
+}
+
+/// Waits until a problem of this kind is reported.
+#[track_caller]
+fn problem(a: &mut Site, b: &mut Site, at_a: bool, wanted: impl Fn(&Problem) -> bool) -> Problem {
+    let mut found = None;
+    run(a, b, "the problem was reported", |a, b| {
+        let site = if at_a { a } else { b };
+        found = site.link.stats().take_problem().filter(|problem| wanted(problem));
+        found.is_some()
+    });
+    found.expect("just found")
+}
+
+#[test]
+fn a_wrong_identity_is_refused_and_named() {
+    let stranger = Identity::generate("stranger").unwrap();
+    for dialer_is_strange in [true, false] {
+        let (mut dials, mut listens) = pair();
+        let expected =
+            if dialer_is_strange { dials.identity.fingerprint() } else { listens.identity.fingerprint() };
+        if dialer_is_strange {
+            dials.identity = stranger.clone();
+        } else {
+            listens.identity = stranger.clone();
+        }
+        let mut listener = Site::new(&listens);
+        dials.dial = Some(listener.link.local_address().unwrap());
+        let mut dialer = Site::new(&dials);
+
+        let wrong = |problem: &Problem| matches!(problem, Problem::WrongPeer { .. });
+        let refusal = problem(&mut dialer, &mut listener, !dialer_is_strange, wrong);
+        let Problem::WrongPeer { wrong, .. } = &refusal else { panic!("{refusal}") };
+        assert_eq!((wrong.expected, wrong.presented), (expected, stranger.fingerprint()));
+        let text = refusal.to_string();
+        assert!(
+            text.contains(&expected.to_string()) && text.contains(&stranger.fingerprint().to_string()),
+            "{text}"
+        );
+
+        let refused = |problem: &Problem| matches!(problem, Problem::RefusedByPeer { .. });
+        let told = problem(&mut dialer, &mut listener, dialer_is_strange, refused);
+        assert!(told.to_string().contains(&stranger.fingerprint().to_string()), "{told}");
+        assert_eq!((&dialer.seen, &listener.seen), (&vec![], &vec![]), "neither group hears of strangers");
+    }
+}
+
+/// A peer that has the right identity and says what it likes.
+struct Rogue {
+    connector: Connector,
+    clock: Clock,
+}
+
+impl Rogue {
+    fn connect(config: &LinkConfig, site: &mut Site) -> Rogue {
+        let mut rogue = Rogue { connector: Connector::new(config).unwrap(), clock: Clock::new() };
+        let (began, before) = (Instant::now(), site.connected());
+        while !rogue.connector.is_up() || site.connected() == before {
+            rogue.turn(&mut []);
+            site.turn();
+            assert!(began.elapsed() < PATIENCE, "the rogue did not connect");
+        }
+        rogue
+    }
+
+    fn turn(&mut self, bytes: &mut [Bytes]) {
+        let now = self.clock.now();
+        self.connector.set_readable();
+        self.connector.begin(now);
+        self.connector.change(now);
+        self.connector.write(bytes);
+        self.connector.end(now);
+    }
+}
+
+fn frame_of(update: &Update) -> Vec<u8> {
+    let mut frame = vec![0; wire::UPDATE_FRAME_BYTES];
+    wire::encode_update(update, UpdateNumber(0), &mut frame);
+    (0..update.payload_blocks()).for_each(|index| frame.extend(contents(update.number, index)));
+    frame
+}
+
+#[test]
+fn a_corrupt_stream_closes_the_connection_and_costs_no_page() {
+    let (mut dials, listens) = pair();
+    let mut site = Site::new(&listens);
+    dials.dial = Some(site.link.local_address().unwrap());
+    // As many pages as the largest update needs: one that leaked would be missed.
+    site.group.grant(UPDATE_BLOCKS_MAX);
+    let whole = frame_of(&update(1, UpdateKind::Write, 32));
+    let flips = [0, 4, 7, 12, 20, 40, 95, 96, 4096, whole.len() - 1];
+    for (round, at) in flips.into_iter().enumerate() {
+        let mut rogue = Rogue::connect(&dials, &mut site);
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x10;
+        // What follows the damage makes up for a length that it changed.
+        bytes.extend(&whole);
+        let mut bytes = [Bytes::from(bytes)];
+        let began = Instant::now();
+        while site.connected().is_some() {
+            rogue.turn(&mut bytes);
+            site.turn();
+            assert!(began.elapsed() < PATIENCE, "byte {at} was taken: {:?}", site.updates);
+        }
+        assert!(site.updates.is_empty(), "byte {at} got through: {:?}", site.updates);
+        assert_eq!(site.seen.last(), Some(&FromLink::Disconnected { connection: round as u32 + 1 }));
+        let problem = site.link.stats().take_problem();
+        assert!(matches!(problem, Some(Problem::Protocol { .. })), "{problem:?}");
+    }
+
+    // A connection that ends inside an update.
+    let mut rogue = Rogue::connect(&dials, &mut site);
+    let mut part = [Bytes::copy_from_slice(&whole[..whole.len() - 1])];
+    let began = Instant::now();
+    while !part[0].is_empty() || site.link.stats().bytes_received.load(Relaxed) < whole.len() as u64 {
+        rogue.turn(&mut part);
+        site.turn();
+        assert!(began.elapsed() < PATIENCE, "the part did not arrive");
+    }
+    drop(rogue);
+
+    let mut rogue = Rogue::connect(&dials, &mut site);
+    let mut bytes = [Bytes::from(whole)];
+    let began = Instant::now();
+    while site.updates.is_empty() {
+        rogue.turn(&mut bytes);
+        site.turn();
+        assert!(began.elapsed() < PATIENCE, "pages were lost on the way: {:?}", site.seen);
+    }
+}
+
+#[test]
+fn a_newer_connection_of_the_peer_replaces_the_old() {
+    let (mut dials, listens) = pair();
+    let mut site = Site::new(&listens);
+    dials.dial = Some(site.link.local_address().unwrap());
+    let first = Rogue::connect(&dials, &mut site);
+    let _second = Rogue::connect(&dials, &mut site);
+    let up = |connection| FromLink::Connected { connection };
+    assert_eq!(site.seen, [up(1), FromLink::Disconnected { connection: 1 }, up(2)]);
+    drop(first);
+}
+
+#[test]
+fn a_receiver_without_pages_stops_the_sender_and_goes_on_with_them() {
+    let (mut dials, listens) = pair();
+    let mut listener = Site::new(&listens);
+    dials.dial = Some(listener.link.local_address().unwrap());
+    let mut dialer = Site::new(&dials);
+    run(&mut dialer, &mut listener, "connected", both_up);
+    dialer.begin();
+    listener.begin();
+    listener.group.grant(40);
+    // Three windows' worth, so that it must stop.
+    for number in 1..=100 {
+        dialer.group.send(number, 32);
+    }
+    run(&mut dialer, &mut listener, "the pages were used up", |_, b| b.updates.len() == 1);
+    let mut stable = 0;
+    let mut last = UpdateNumber(0);
+    run(&mut dialer, &mut listener, "the sender stopped", |a, _| {
+        std::thread::sleep(Duration::from_millis(1));
+        stable = if a.consumed() == last { stable + 1 } else { 0 };
+        last = a.consumed();
+        stable > 200
+    });
+    assert!(last > UpdateNumber(0) && last < UpdateNumber(100), "the sender was not stopped: {last}");
+    assert_eq!(listener.updates.len(), 1, "40 pages hold one update and a part");
+
+    // Messages without payload that come later wait their turn.
+    dialer.group.to_link.push(ToLink::Control(Control::FlushRequest { number: UpdateNumber(100) }));
+    run(&mut dialer, &mut listener, "all arrived", |_, b| {
+        let grant = b.group.pages.room().min(b.group.free.len()).min(33);
+        b.group.grant(grant);
+        b.updates.len() == 100 && b.count(|message| matches!(message, FromLink::Control(_))) == 1
+    });
+    assert_eq!(dialer.connected(), Some(1));
+}
+
+#[test]
+fn a_group_that_does_not_pop_stops_the_peer_and_loses_nothing() {
+    let (mut dialer, mut listener) = connected();
+    dialer.group.grant(200);
+    listener.takes = false;
+    let mut sent = 0;
+    run(&mut dialer, &mut listener, "the ring was full and more was sent", |a, b| {
+        while sent < 2 * LINK_INBOUND_SLOTS as u64 {
+            sent += 1;
+            a.group.send(sent, 1);
+        }
+        b.group.from_link.len() == LINK_INBOUND_SLOTS && a.consumed() == UpdateNumber(sent)
+    });
+    // What the listener's own group asks of it meanwhile waits too, rather than overflow.
+    for number in 1..=200 {
+        listener.group.send(number, 1);
+    }
+    for _ in 0..1000 {
+        listener.turn();
+    }
+    assert_eq!(listener.group.from_link.len(), LINK_INBOUND_SLOTS);
+    assert!(listener.link.deadline().is_some(), "a full ring is tried again");
+    listener.takes = true;
+    run(&mut dialer, &mut listener, "all arrived", |_, b| b.updates.len() as u64 == sent);
+    assert!(listener.updates.iter().map(|(update, _)| update.number.0).eq(1..=sent));
+    run(&mut dialer, &mut listener, "the other way too", |a, b| {
+        a.updates.len() == 200 && b.consumed() == UpdateNumber(200)
+    });
+}
+
+#[test]
+fn a_close_lets_everything_before_it_through_and_the_dialer_comes_again() {
+    let (mut dialer, mut listener) = connected();
+    let sent: Vec<_> =
+        (1..=60).map(|number| (dialer.group.send(number, 16), UpdateNumber(number / 2))).collect();
+    dialer.group.to_link.push(ToLink::Close);
+    let late = dialer.group.send(61, 1);
+    run(&mut dialer, &mut listener, "both are down", |a, b| {
+        let down = |m: &FromLink| *m == FromLink::Disconnected { connection: 1 };
+        a.count(down) == 1 && b.count(down) == 1
+    });
+    assert_eq!(listener.updates, sent);
+    assert_eq!(dialer.consumed(), late.number, "what came after is discarded and given back");
+    run(&mut dialer, &mut listener, "connected again", both_up);
+    assert_eq!((dialer.connected(), listener.connected()), (Some(2), Some(2)));
+    dialer.begin();
+    stream(&mut dialer, &mut listener, 61..100);
+}
+
+#[test]
+fn a_site_that_restarts_is_found_again() {
+    let (mut dials, mut listens) = pair();
+    let listener = Site::new(&listens);
+    let address = listener.link.local_address().unwrap();
+    (listens.local, dials.dial) = (address, Some(address));
+    let (mut dialer, mut listener) = connect(Site::new(&dials), listener);
+    stream(&mut dialer, &mut listener, 1..50);
+    // A crash: the peer is told nothing.
+    drop(listener);
+    let mut listener = Site::new(&listens);
+    listener.group.grant(STAGING_PAGES);
+    dialer.group.to_link.push(ToLink::Control(Control::Heartbeat { settled: UpdateNumber(0), sequence: 1 }));
+    run(&mut dialer, &mut listener, "the dialer noticed", |a, _| a.connected().is_none());
+    let lost = dialer.link.stats().take_problem().unwrap();
+    assert!(lost.to_string().contains("reset by peer"), "not by the reset: {lost}");
+    run(&mut dialer, &mut listener, "connected again", both_up);
+    assert_eq!((dialer.connected(), listener.connected()), (Some(2), Some(1)));
+    dialer.begin();
+    stream(&mut dialer, &mut listener, 50..100);
+}
+
+#[test]
+fn stopping_waits_for_the_group_and_for_what_it_sent() {
+    let (mut dialer, mut listener) = connected();
+    let sent: Vec<_> =
+        (1..=20).map(|number| (dialer.group.send(number, 32), UpdateNumber(number / 2))).collect();
+    dialer.link.stop();
+    for _ in 0..100 {
+        dialer.turn();
+        assert!(!dialer.link.stopped(), "its group may still send");
+    }
+    let (unused, _) = edge(1, &dialer.port, &dialer.port);
+    drop(std::mem::replace(&mut dialer.group.to_link, unused));
+    run(&mut dialer, &mut listener, "stopped", |a, _| a.link.stopped());
+    run(&mut dialer, &mut listener, "the peer saw it", |_, b| b.connected().is_none());
+    assert_eq!(listener.updates, sent);
+    assert!(!listener.link.stopped());
+}
+
+#[test]
+fn a_bad_network_delays_but_loses_and_reorders_nothing() {
+    for (seed, congestion) in [(1, Congestion::Dedicated), (2, Congestion::Shared)] {
+        let (mut dials, mut listens) = pair();
+        (dials.congestion, listens.congestion) = (congestion, congestion);
+        let listener = Site::new(&listens);
+        let relay = Relay::start(listener.link.local_address().unwrap(), seed).unwrap();
+        for way in relay.both() {
+            way.lost_ppm.store(10_000, Relaxed);
+            way.delay_us.store(300, Relaxed);
+            way.jitter_us.store(400, Relaxed);
+        }
+        dials.dial = Some(relay.address());
+        let (mut dialer, mut listener) = connect(Site::new(&dials), listener);
+        stream(&mut dialer, &mut listener, 1..400);
+        stream(&mut listener, &mut dialer, 1..50);
+        assert_eq!((dialer.connected(), listener.connected()), (Some(1), Some(1)));
+        assert!(relay.to_listener().dropped.load(Relaxed) > 0, "the relay was to lose something");
+        assert!(dialer.link.stats().datagrams_sent.load(Relaxed) > 1000);
+    }
+}
+
+#[test]
+fn a_path_cut_one_way_is_lost_to_both_and_comes_back() {
+    for to_listener in [true, false] {
+        let (mut dials, listens) = pair();
+        let listener = Site::new(&listens);
+        let relay = Relay::start(listener.link.local_address().unwrap(), 3).unwrap();
+        dials.dial = Some(relay.address());
+        let (mut dialer, mut listener) = connect(Site::new(&dials), listener);
+        let way = if to_listener { relay.to_listener() } else { relay.to_dialer() };
+        way.cut.store(true, Relaxed);
+        run(&mut dialer, &mut listener, "both noticed", |a, b| {
+            a.connected().is_none() && b.connected().is_none()
+        });
+        way.cut.store(false, Relaxed);
+        run(&mut dialer, &mut listener, "connected again", both_up);
+        dialer.begin();
+        stream(&mut dialer, &mut listener, 1..50);
+    }
+}
+
+/// A reactor on its own thread with a link on it, and the group's end of that link.
+struct Machine {
+    group: Group,
+    port: Port,
+    thread: std::thread::JoinHandle<()>,
+}
+
+fn machine(config: &LinkConfig, idle: IdlePolicy) -> (Machine, SocketAddr) {
+    let [reactor, here] = mesh(2).unwrap().try_into().unwrap();
+    let (edges, group) = edges(LINK_INBOUND_SLOTS, &here, &reactor);
+    let (clock, view, tables) = (Clock::new(), group.view.arena().view(), group.tables.clone());
+    let link = Link::new(config, edges, view, tables, clock.clone()).unwrap();
+    let address = link.local_address().unwrap();
+    let thread = std::thread::spawn(move || {
+        let mut ring = Ring::new(RingConfig::new(vec![]), clock, reactor.clone()).unwrap();
+        let actor = LinkActor::new(link, &mut ring).unwrap();
+        let mut reactor = Reactor::new(reactor, ring, idle, Arc::new(Loads::default()));
+        reactor.add(actor);
+        reactor.run();
+    });
+    (Machine { group, port: here, thread }, address)
+}
+
+impl Machine {
+    /// Takes messages, asleep in between, until one is what is looked for.
+    #[track_caller]
+    fn until(&mut self, what: &str, mut wanted: impl FnMut(&FromLink) -> bool) {
+        let began = Instant::now();
+        loop {
+            match self.group.take() {
+                Some(message) if wanted(&message) => return,
+                Some(_) => continue,
+                None => (),
+            }
+            let waiting = &self.group.from_link;
+            self.port.park(|| !waiting.is_empty(), Some(Nanos::from_millis(100))).unwrap();
+            assert!(began.elapsed() < PATIENCE, "waited in vain for {what}");
+        }
+    }
+
+    fn end(self) {
+        let Machine { group, port, thread } = self;
+        port.request_stop();
+        drop(group);
+        thread.join().unwrap();
+    }
+}
+
+#[test]
+fn links_run_on_reactors_spinning_and_parked() {
+    for idle in [IdlePolicy::default(), IdlePolicy::Park] {
+        let (mut dials, listens) = pair();
+        let (mut listener, address) = machine(&listens, idle);
+        dials.dial = Some(address);
+        let (mut dialer, _) = machine(&dials, idle);
+        listener.group.grant(STAGING_PAGES);
+        listener.port.flush_wakes();
+        let up = |message: &FromLink| *message == FromLink::Connected { connection: 1 };
+        dialer.until("the connection", up);
+        listener.until("the connection", up);
+        dialer.group.to_link.push(ToLink::Begin { connection: 1 });
+        for number in 1..=300 {
+            let sent = dialer.group.send(number, 1 + number as u32 % 4);
+            dialer.port.flush_wakes();
+            let arrived =
+                |message: &FromLink| matches!(message, FromLink::Update { update, .. } if *update == sent);
+            listener.until("the update", arrived);
+            while dialer.group.take().is_some() {}
+            listener.group.grant(sent.payload_blocks());
+            listener.port.flush_wakes();
+        }
+        assert!(dialer.group.lent.len() <= 1, "pages were kept: {:?}", dialer.group.lent);
+        dialer.end();
+        listener.until("the end", |message| matches!(message, FromLink::Disconnected { .. }));
+        listener.end();
+    }
+}
