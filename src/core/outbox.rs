@@ -3,6 +3,7 @@
 
 use crate::base::*;
 use crate::core::messages::*;
+use crate::format::wire::Refusal;
 
 /// The tables of pages a group shares with its helpers.
 #[derive(Debug)]
@@ -56,6 +57,10 @@ pub struct WriteStamps {
 
 /// What an operator should hear of; the driver logs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a refusal brings its text; a box would be allocated in the group"
+)]
 pub enum Event {
     /// Replay finished: `replayed` updates were after `checkpoint`.
     Recovered {
@@ -85,10 +90,10 @@ pub enum Event {
         keep: UpdateNumber,
         dropped: u64,
     },
-    /// The peer refused us or we it; the text was in the refusal frame.
+    /// The peer refused us or we it. None if the peer's refusal could not be read.
     Refused {
         by_us: bool,
-        refusal: crate::format::wire::RefusalCode,
+        refusal: Option<Refusal>,
     },
     Failed {
         target: IoTarget,

@@ -56,7 +56,7 @@ impl Group {
 
     pub(super) fn refuse(&mut self, turn: &mut Turn<impl Memory>, refusal: Refusal) {
         self.send_page(turn, PageFrame::Refusal, |out| refusal.encode(out));
-        turn.event(Event::Refused { by_us: true, refusal: refusal.code });
+        turn.event(Event::Refused { by_us: true, refusal: Some(refusal) });
         self.lose_peer(turn, LossReason::Protocol("refused by us"));
     }
 

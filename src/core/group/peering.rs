@@ -310,7 +310,7 @@ impl Group {
                 Err(_) => self.lose_peer(turn, LossReason::Protocol("a hello that does not decode")),
             },
             PageFrame::Refusal => {
-                let refusal = Refusal::decode(body).map_or(RefusalCode::Protocol, |refusal| refusal.code);
+                let refusal = Refusal::decode(body).ok();
                 turn.event(Event::Refused { by_us: false, refusal });
                 self.lose_peer(turn, LossReason::Protocol("refused by the peer"));
             }

@@ -1,0 +1,211 @@
+//! A group's events as sentences: what happened, to which volume or peer, and what to do.
+
+use crate::core::messages::{IoFault, IoTarget};
+use crate::core::outbox::{Event, LossReason};
+use crate::node::config::Config;
+
+/// The names that sentences use.
+#[derive(Clone, Debug)]
+pub struct Names {
+    pub group: String,
+    pub peer: String,
+    pub journal: String,
+    /// Name and path of each volume, and the path of its checksums.
+    pub volumes: Vec<(String, String, String)>,
+}
+
+/// How loud a sentence is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    Debug,
+    Info,
+    Warn,
+    Error,
+}
+
+impl Names {
+    pub fn of(config: &Config) -> Names {
+        let peer = config.replication.as_ref().map_or("(none)", |pair| &pair.peer.name);
+        let volumes = config.volumes.iter().map(|volume| {
+            let (path, sums) = (volume.path.display().to_string(), volume.checksums.display().to_string());
+            (volume.name.clone(), path, sums)
+        });
+        Names {
+            group: config.group.name.clone(),
+            peer: peer.to_owned(),
+            journal: config.journal.path.display().to_string(),
+            volumes: volumes.collect(),
+        }
+    }
+
+    fn target(&self, target: IoTarget) -> String {
+        match target {
+            IoTarget::Journal => format!("the journal {}", self.journal),
+            IoTarget::Volume(volume) => {
+                let (name, path, _) = &self.volumes[volume.0 as usize];
+                format!("volume {name} ({path})")
+            }
+            IoTarget::Checksums(volume) => {
+                let (name, _, sums) = &self.volumes[volume.0 as usize];
+                format!("the checksums of volume {name} ({sums})")
+            }
+        }
+    }
+
+    pub fn sentence(&self, event: &Event) -> (Level, String) {
+        let peer = &self.peer;
+        match *event {
+            Event::Recovered { checkpoint, last, replayed } => (
+                Level::Info,
+                format!(
+                    "recovered: checkpoint {checkpoint}, {replayed} updates replayed from the journal, last {last}"
+                ),
+            ),
+            Event::GenerationOpened { generation, first } => {
+                (Level::Info, format!("generation {generation} is open from {first}; hosts are served"))
+            }
+            Event::PeerInSync => (Level::Info, format!("in lockstep with {peer}")),
+            Event::PeerCatchingUp { from, to } => {
+                (Level::Info, format!("{peer} catches up from the journal, {from} to {to}"))
+            }
+            Event::PeerLost { reason } => (Level::Warn, self.loss(reason)),
+            Event::SoloBegan { at } => (
+                Level::Warn,
+                format!("solo from {at}: writes are acknowledged by this site alone until {peer} is back"),
+            ),
+            Event::SoloEnded { at } => {
+                (Level::Info, format!("solo ended at {at}: {peer} holds every update again"))
+            }
+            Event::TailCut { keep, dropped } => (
+                Level::Warn,
+                format!(
+                    "{dropped} updates after {keep} were dropped: {peer} never had them, nor any host an answer"
+                ),
+            ),
+            Event::Refused { by_us, refusal } => {
+                let who =
+                    if by_us { format!("{peer} was refused") } else { format!("{peer} refuses this site") };
+                match refusal {
+                    Some(refusal) => (Level::Error, format!("{who}: {} ({:?})", refusal.text, refusal.code)),
+                    None => (Level::Error, format!("{who} without a reason that this version understands")),
+                }
+            }
+            Event::Failed { target, fault, block } => {
+                let target = self.target(target);
+                let (what, remedy) = fault_words(fault);
+                (
+                    Level::Error,
+                    format!(
+                        "{target} failed at block {block}: {what}. This site has left the group; {remedy}"
+                    ),
+                )
+            }
+            Event::ChecksumMismatch { volume, lba } => (
+                Level::Error,
+                format!(
+                    "{} block {} is not what was written there (checksum mismatch); the read was answered with an error. \
+                     Check the drive; the other site's copy is unaffected",
+                    self.target(IoTarget::Volume(volume)),
+                    lba.0
+                ),
+            ),
+            Event::Checkpointed { number } => (Level::Debug, format!("checkpoint {number}")),
+            Event::HostDeadline { oldest_ns } => (
+                Level::Warn,
+                format!(
+                    "operations that waited up to {} ms were answered with an error: group.host_deadline passed before \
+                     the sites agreed; look at `lockstep status`",
+                    oldest_ns / 1_000_000
+                ),
+            ),
+            Event::Stopped => {
+                (Level::Info, format!("group {} is drained, and its checkpoint is written", self.group))
+            }
+        }
+    }
+
+    fn loss(&self, reason: LossReason) -> String {
+        let peer = &self.peer;
+        match reason {
+            LossReason::Disconnected => format!("{peer} is lost: the connection is gone"),
+            LossReason::LatencyBudget { unanswered_ns } => format!(
+                "{peer} is lost: it left {} ms unanswered, which is beyond group.latency_budget",
+                unanswered_ns / 1_000_000
+            ),
+            LossReason::Protocol(what) => format!("{peer} is lost: {what}"),
+        }
+    }
+
+    /// Logs an event at its level.
+    pub fn log(&self, event: &Event) {
+        let (level, sentence) = self.sentence(event);
+        match level {
+            Level::Debug => tracing::debug!("{sentence}"),
+            Level::Info => tracing::info!("{sentence}"),
+            Level::Warn => tracing::warn!("{sentence}"),
+            Level::Error => tracing::error!("{sentence}"),
+        }
+    }
+}
+
+/// What a fault is, and what to do about it.
+fn fault_words(fault: IoFault) -> (String, &'static str) {
+    let restart = "see to the disk, then restart the site";
+    match fault {
+        IoFault::Errno(errno) if errno == libc::ENOSPC => (
+            std::io::Error::from_raw_os_error(errno).to_string(),
+            "make room on its filesystem, then restart the site",
+        ),
+        IoFault::Errno(errno) => (std::io::Error::from_raw_os_error(errno).to_string(), restart),
+        IoFault::Short => ("the transfer stopped short".to_owned(), restart),
+        IoFault::Corrupt => (
+            "what was read is not what was written".to_owned(),
+            "do not overwrite it; see docs/OPERATIONS.md on damaged journals",
+        ),
+        IoFault::Foreign => (
+            "it belongs to another group or site, or was formatted with other sizes".to_owned(),
+            "correct the configuration, or format the site anew",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{Lba, UpdateNumber, VolumeId};
+
+    fn names() -> Names {
+        Names {
+            group: "orders".to_owned(),
+            peer: "right".to_owned(),
+            journal: "/j".to_owned(),
+            volumes: vec![("data".to_owned(), "/v".to_owned(), "/s".to_owned())],
+        }
+    }
+
+    #[test]
+    fn failures_name_the_disk_and_what_to_do() {
+        let failed = |target, fault| names().sentence(&Event::Failed { target, fault, block: 7 });
+        let (level, full) = failed(IoTarget::Journal, IoFault::Errno(libc::ENOSPC));
+        assert_eq!(level, Level::Error);
+        assert!(full.contains("/j") && full.contains("block 7") && full.contains("make room"), "{full}");
+        let (_, foreign) = failed(IoTarget::Checksums(VolumeId(0)), IoFault::Foreign);
+        assert!(foreign.contains("/s") && foreign.contains("another group"), "{foreign}");
+        let rot = Event::ChecksumMismatch { volume: VolumeId(0), lba: Lba(5) };
+        let (_, rot) = names().sentence(&rot);
+        assert!(rot.contains("volume data (/v) block 5"), "{rot}");
+    }
+
+    #[test]
+    fn the_peer_is_named() {
+        for event in [
+            Event::PeerInSync,
+            Event::PeerLost { reason: LossReason::LatencyBudget { unanswered_ns: 60_000_000 } },
+            Event::SoloBegan { at: UpdateNumber(1) },
+            Event::Refused { by_us: true, refusal: None },
+        ] {
+            let (_, sentence) = names().sentence(&event);
+            assert!(sentence.contains("right"), "{sentence}");
+        }
+    }
+}
