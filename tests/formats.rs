@@ -1,0 +1,291 @@
+//! The formats as bytes: encodings that may never change unnoticed, and every input the fuzzers found worth keeping.
+//!
+//! The fixed encodings lie in the fuzzers' corpora, as their first inputs. After a deliberate change of format (which
+//! takes a new version number), `LOCKSTEP_BLESS=1 cargo test --test formats` writes them anew.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use lockstep::base::*;
+use lockstep::format::history::History;
+use lockstep::format::journal::{BatchHeader, Digest, decode_batch, encode_batch};
+use lockstep::format::nbd::{self, ClientFlags, Cookie, OptionHeader, Request, Sink, command, option};
+use lockstep::format::superblock::{JournalPosition, Superblock};
+use lockstep::format::text::Text;
+use lockstep::format::update::{Update, UpdateKind};
+use lockstep::format::wire::*;
+
+#[path = "../fuzz/exercise.rs"]
+mod exercise;
+
+fn fuzz_folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz")
+}
+
+fn generation(opening: u64) -> Generation {
+    Generation(opening << 16 | 1)
+}
+
+fn history() -> History {
+    let mut history = History::EMPTY;
+    history.push(generation(1), UpdateNumber(1));
+    history.push(generation(2), UpdateNumber(0x0102_0304));
+    history
+}
+
+fn updates() -> [Update; 5] {
+    let update = |number: u64, kind: UpdateKind| Update {
+        number: UpdateNumber(0x0102_0304 + number),
+        generation: generation(2),
+        kind,
+        ..Update::EMPTY
+    };
+    let write = Update { lba: Lba(0x1112_1314), count: 3, sum: 0x2122_2324, ..update(1, UpdateKind::Write) };
+    [
+        update(0, UpdateKind::GenerationOpen),
+        Update { volume: VolumeId(1), ..write },
+        Update { lba: Lba(7), count: 1024, ..update(2, UpdateKind::Zero) },
+        update(3, UpdateKind::SoloBegin),
+        update(4, UpdateKind::SoloEnd),
+    ]
+}
+
+fn batch() -> Vec<u8> {
+    let header = BatchHeader {
+        group: GroupId(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10),
+        sequence: 0x3132_3334,
+        previous: Digest(0x4142_4344_4546_4748),
+        known_durable: UpdateNumber(0x0102_0302),
+        settled: UpdateNumber(0x0102_0301),
+        count: 5,
+        payload_blocks: 3,
+    };
+    let mut block = [0; BLOCK_BYTES];
+    encode_batch(&header, &updates(), &mut block);
+    block.to_vec()
+}
+
+fn superblock(sequence: u64) -> Vec<u8> {
+    let mut volumes = [0; VOLUMES_MAX];
+    volumes[..2].copy_from_slice(&[0x0004_0000, 0x0101]);
+    let superblock = Superblock {
+        group: GroupId(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10),
+        site: SiteId(2),
+        sequence,
+        journal_blocks: 0x0004_0000,
+        volumes,
+        volume_count: 2,
+        checkpoint: UpdateNumber(0x0102_0300),
+        checkpoint_generation: generation(1),
+        position: JournalPosition {
+            block: 0x5152,
+            sequence: 0x3132_3334,
+            previous: Digest(0x4142_4344_4546_4748),
+        },
+        known_durable: UpdateNumber(0x0102_0302),
+        settled: UpdateNumber(0x0102_0301),
+        solo: true,
+        history: history(),
+    };
+    let mut block = [0; BLOCK_BYTES];
+    superblock.encode(&mut block);
+    block.to_vec()
+}
+
+fn hello() -> Vec<u8> {
+    let mut volumes = [HelloVolume::default(); VOLUMES_MAX];
+    volumes[0] = HelloVolume { name: Text::new("data"), blocks: 0x0004_0000 };
+    volumes[1] = HelloVolume { name: Text::new("naïve"), blocks: 0x0101 };
+    let hello = Hello {
+        protocol_min: 1,
+        protocol_max: 2,
+        group: GroupId(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10),
+        site: SiteId(2),
+        role: Role::Secondary,
+        ack: AckLevel::Durable,
+        block_bytes: BLOCK_BYTES as u32,
+        volumes,
+        volume_count: 2,
+        history: history(),
+        last: UpdateNumber(0x0102_0308),
+        last_generation: generation(2),
+        durable: UpdateNumber(0x0102_0302),
+        settled: UpdateNumber(0x0102_0301),
+        checkpoint: UpdateNumber(0x0102_0300),
+        solo: false,
+        serving: true,
+    };
+    let mut body = [0; BLOCK_BYTES];
+    let length = hello.encode(&mut body);
+    body[..length].to_vec()
+}
+
+fn refusal() -> Vec<u8> {
+    let text = Text::new("volume data has 262144 blocks here and 131072 there; format one of them anew");
+    let mut body = [0; BLOCK_BYTES];
+    let length = Refusal { code: RefusalCode::Volumes, text }.encode(&mut body);
+    body[..length].to_vec()
+}
+
+fn frames() -> Vec<u8> {
+    let mut stream = Vec::new();
+    let mut out = [0; FRAME_HEADER_BYTES + FRAME_BODY_BYTES_MAX];
+    for (frame, body) in [(PageFrame::Hello, hello()), (PageFrame::Refusal, refusal())] {
+        let length = encode_page_frame(frame, &body, &mut out);
+        stream.extend_from_slice(&out[..length]);
+    }
+    for update in updates() {
+        let length = encode_update(&update, UpdateNumber(0x0102_0301), &mut out);
+        stream.extend_from_slice(&out[..length]);
+        stream.resize(stream.len() + update.payload_blocks() * BLOCK_BYTES, 0x77);
+    }
+    let number = UpdateNumber;
+    for control in [
+        Control::Ack {
+            received: number(0x0102_0307),
+            journaled: number(0x0102_0306),
+            durable: number(0x0102_0305),
+            applied: number(0x0102_0304),
+            journal_ns: 0x6162_6364,
+        },
+        Control::Heartbeat { settled: number(0x0102_0301), sequence: 0x7172_7374 },
+        Control::FlushRequest { number: number(0x0102_0307) },
+        Control::Fetch { from: number(0x0102_0305), to: number(0x0102_0307) },
+        Control::CutTo { keep: number(0x0102_0304) },
+    ] {
+        let length = encode_control(&control, &mut out);
+        stream.extend_from_slice(&out[..length]);
+    }
+    stream
+}
+
+/// A client that lists, goes, and asks for one of each; the first byte is the fuzzer's choice of buffers and pace.
+fn nbd_client(choice: u8) -> Vec<u8> {
+    let mut bytes = vec![choice];
+    bytes.put(&ClientFlags { fixed_newstyle: true, no_zeroes: true }.encode());
+    let disk = nbd::info_request(b"disk", &[nbd::info::BLOCK_SIZE]);
+    let contexts = nbd::meta_context_request(b"disk", &[nbd::BASE_ALLOCATION]);
+    for (option, data) in [
+        (option::LIST, &[][..]),
+        (option::STRUCTURED_REPLY, &[]),
+        (option::SET_META_CONTEXT, &contexts),
+        (option::INFO, &disk),
+        (option::GO, &disk),
+    ] {
+        bytes.put(&OptionHeader { option, length: data.len() as u32 }.encode());
+        bytes.put(data);
+    }
+    for (index, (command, offset, length)) in [
+        (command::WRITE, 512, 1024),
+        (command::READ, 0, 8192),
+        (command::FLUSH, 0, 0),
+        (command::WRITE_ZEROES, 4096, 65_536),
+        (command::TRIM, 0, 512),
+        (command::CACHE, 0, 4096),
+        (command::BLOCK_STATUS, 0, 131_072),
+        (command::READ, 0, 393_216),
+        (command::READ, 393_216, 512),
+        (99, 0, 0),
+        (command::DISC, 0, 0),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let flags = if command == command::WRITE { nbd::command_flag::FUA } else { 0 };
+        bytes.put(&Request { flags, command, cookie: Cookie(index as u64), offset, length }.encode());
+        if command == command::WRITE {
+            bytes.resize(bytes.len() + length as usize, 0x88);
+        }
+    }
+    bytes
+}
+
+/// What each format looks like, by corpus and file.
+fn fixed() -> Vec<(&'static str, &'static str, Vec<u8>)> {
+    vec![
+        ("batch", "fixed-batch", batch()),
+        ("superblock", "fixed-superblocks", [superblock(8), superblock(9)].concat()),
+        ("hello", "fixed-hello", hello()),
+        ("hello", "fixed-refusal", refusal()),
+        ("frames", "fixed-frames", frames()),
+        ("nbd", "fixed-client", nbd_client(0xff)),
+        ("nbd", "fixed-client-slow", nbd_client(0)),
+    ]
+}
+
+#[test]
+fn encodings_have_not_changed() {
+    for (corpus, name, bytes) in fixed() {
+        let file = fuzz_folder().join("corpus").join(corpus).join(name);
+        if std::env::var_os("LOCKSTEP_BLESS").is_some() {
+            std::fs::create_dir_all(file.parent().expect("a corpus has a folder")).expect("it can be made");
+            std::fs::write(&file, &bytes).expect("the corpus can be written");
+        }
+        let kept = std::fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        let differs = kept.iter().zip(&bytes).position(|(kept, now)| kept != now);
+        assert!(kept == bytes, "{} differs from byte {differs:?}: a new format needs a new version", name);
+    }
+}
+
+/// A corpus of inputs that are all refused at the first field would test nothing.
+#[test]
+fn fixed_inputs_reach_what_they_are_for() {
+    let mut updates = [Update::EMPTY; BATCH_DESCRIPTORS_MAX];
+    let header = decode_batch(batch().first_chunk().expect("a block"), &mut updates).expect("a batch");
+    assert_eq!((header.count, &updates[..5]), (5, &self::updates()[..]));
+    let mut reader = FrameReader::new();
+    let stream = frames();
+    let mut input = &stream[..];
+    let mut count = 0;
+    while let Some(_frame) = reader.feed(&mut input).expect("each frame is valid") {
+        count += 1;
+        input = &input[reader.payload_left()..];
+        reader.take_payload(reader.payload_left());
+    }
+    assert_eq!((count, reader.at_boundary()), (12, true));
+    // Every request but CACHE, BLOCK_STATUS, DISC and the unknown one reaches the group.
+    for choice in [0, 0xff] {
+        assert!(exercise::nbd_session(&nbd_client(choice)) >= 7, "choice {choice}");
+    }
+}
+
+#[test]
+fn every_corpus_is_replayed() {
+    let names = |folder: PathBuf| -> BTreeSet<String> {
+        let entries =
+            std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+        entries
+            .map(|entry| entry.expect("an entry of an open folder").path())
+            .map(|path| path.file_stem().expect("an entry has a name").to_string_lossy().into_owned())
+            .collect()
+    };
+    let known: BTreeSet<String> = exercise::ALL.iter().map(|(name, _)| (*name).to_owned()).collect();
+    assert_eq!(names(fuzz_folder().join("corpus")), known, "corpora and exercises differ");
+    assert_eq!(names(fuzz_folder().join("fuzz_targets")), known, "fuzzers and exercises differ");
+    for (name, exercise) in exercise::ALL {
+        let mut replayed = 0;
+        for entry in std::fs::read_dir(fuzz_folder().join("corpus").join(name)).expect("listed above") {
+            let file = entry.expect("an entry of an open folder").path();
+            let bytes = std::fs::read(&file).expect("a corpus is readable");
+            // The harness prints the file's name only if this panics.
+            println!("{}", file.display());
+            exercise(&bytes);
+            replayed += 1;
+        }
+        assert!(replayed > 0, "the corpus of {name} is empty");
+    }
+}
+
+/// Every prefix of a valid input: what a cut connection or a torn write leaves.
+#[test]
+fn cut_inputs_are_taken_too() {
+    for (corpus, name, bytes) in fixed() {
+        let (_, exercise) =
+            exercise::ALL.into_iter().find(|(exercise, _)| *exercise == corpus).expect("a known corpus");
+        let step = if bytes.len() > 2000 { 97 } else { 13 };
+        for length in (0..bytes.len()).step_by(step) {
+            println!("{name} cut to {length}");
+            exercise(&bytes[..length]);
+        }
+    }
+}
