@@ -113,6 +113,7 @@ fn hello() -> Vec<u8> {
         settled: UpdateNumber(0x0102_0301),
         checkpoint: UpdateNumber(0x0102_0300),
         solo: false,
+        ring_blocks: 0x8182_8384,
         serving: true,
     };
     let mut body = [0; BLOCK_BYTES];
