@@ -45,6 +45,8 @@ pub struct BatchWrite {
     pub slot: SlotId,
     pub block: u64,
     pub count: u32,
+    /// The updates it holds; none (`last` before `first`) for a cut record.
+    pub first: UpdateNumber,
     pub last: UpdateNumber,
 }
 
@@ -295,7 +297,7 @@ impl Journal {
         };
         self.appended = last;
         self.unflushed_since.get_or_insert(now);
-        BatchWrite { slot, block, count: blocks as u32, last }
+        BatchWrite { slot, block, count: blocks as u32, first, last }
     }
 
     /// Whether `slot` is a batch write in flight.
@@ -394,10 +396,13 @@ impl Journal {
 
     // ---------------------------------------------------------------------------------------------- recovery
 
-    /// The scan starts at the superblock's position.
-    pub fn recover_begin(&mut self, position: JournalPosition) {
+    /// The scan starts at the superblock's position; updates through its checkpoint need no journal.
+    pub fn recover_begin(&mut self, position: JournalPosition, checkpoint: UpdateNumber) {
         assert!(self.batches.is_empty() && self.writing.is_empty());
         self.head = position;
+        self.appended = checkpoint;
+        self.journaled = checkpoint;
+        self.durable = checkpoint;
     }
 
     /// Where the batch after those found so far may be: at the head, or at the ring's start if it did not fit before the end.
@@ -448,13 +453,12 @@ impl Journal {
             sequence: self.head.sequence + 1,
             previous: digest,
         };
-        self.appended = last;
+        // Batches kept for the peer may end before the checkpoint.
+        self.appended = last.max(self.durable);
     }
 
-    /// The scan is over and what it found was flushed: all of it is journaled and durable. `checkpoint` stands in when the
-    /// ring holds nothing newer.
-    pub fn recover_end(&mut self, checkpoint: UpdateNumber) {
-        self.appended = self.appended.max(checkpoint);
+    /// The scan is over and what it found was flushed: all of it is journaled and durable.
+    pub fn recover_end(&mut self) {
         self.journaled = self.appended;
         self.durable = self.appended;
     }

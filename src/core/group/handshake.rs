@@ -1,7 +1,7 @@
 //! Meeting the peer: hellos, what is refused, where the two streams part, and what each side must do before updates flow.
 
 use super::peering::{Talk, refusal};
-use super::{Alone, Group, Turn};
+use super::{Alone, Group, Phase, Turn};
 use crate::base::*;
 use crate::core::config::Role;
 use crate::core::history::common_point;
@@ -62,6 +62,9 @@ impl Group {
 
     pub(super) fn greet(&mut self, turn: &mut Turn<impl Memory>) {
         let Talk::Greeting { since, hello_sent } = self.peer.talk else { return };
+        if !matches!(self.phase, Phase::Running) {
+            return;
+        }
         // What the link still reads belongs to the last connection's stream; numbers begin anew only after it.
         let quiet =
             self.peer.consumed >= self.peer.sent && self.catch_up.idle() && self.peer.inbound.is_empty();

@@ -130,8 +130,6 @@ pub struct Group {
     counters: status::Counters,
     /// Payload blocks numbered but not in a journal batch yet.
     unappended_blocks: u64,
-    /// The last update whose journal submission was stamped.
-    stamped_through: UpdateNumber,
     /// The latest journal batch, submission to completion.
     journal_latency_ns: u32,
     /// When `stop` was first called.
@@ -189,7 +187,6 @@ impl Group {
             staging_target: (spare / 2 / consumers.max(1)).clamp(UPDATE_BLOCKS_MAX, STAGING_PAGES),
             counters: status::Counters::default(),
             unappended_blocks: 0,
-            stamped_through: UpdateNumber::NONE,
             journal_latency_ns: 0,
             stop_begun_at: None,
             config,

@@ -305,6 +305,8 @@ impl Group {
             PageFrame::Hello => match Hello::decode(body) {
                 Ok(hello) if matches!(self.peer.talk, Talk::Greeting { .. }) => {
                     self.peer.hello = Some(Box::new(hello));
+                    // At once: updates may be right behind it.
+                    self.greet(turn);
                 }
                 Ok(_) => self.lose_peer(turn, LossReason::Protocol("a second hello")),
                 Err(_) => self.lose_peer(turn, LossReason::Protocol("a hello that does not decode")),
@@ -663,7 +665,6 @@ impl Group {
             block: write.block,
             count: write.count,
         });
-        self.stamped_through = keep;
         self.peer.told_settled = self.peer.told_settled.min(keep);
         self.peer.flush_requested = UpdateNumber::NONE;
         self.peer.sent = self.peer.sent.min(keep);

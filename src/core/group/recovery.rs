@@ -142,7 +142,7 @@ impl Group {
         if !ours || !sizes || superblock.journal_blocks != self.config.journal_blocks {
             return self.fail_on_disk(turn, IoTarget::Journal, IoFault::Foreign, 0);
         }
-        self.journal.recover_begin(superblock.position);
+        self.journal.recover_begin(superblock.position, superblock.checkpoint);
         self.destage.recovered(superblock.sequence);
         self.history = superblock.history;
         self.generation = superblock.history.last().map_or(Generation::NONE, |(generation, _)| generation);
@@ -349,7 +349,7 @@ impl Group {
 
     fn flushed_after_scan(&mut self, turn: &mut Turn<impl Memory>) {
         let checkpoint = self.checkpoint;
-        self.journal.recover_end(checkpoint);
+        self.journal.recover_end();
         let last = self.journal.appended();
         // The joint prefix a restarting site may rely on: all of it if no peer has a say.
         let alone = self.config.peer.is_none() || (self.config.role == Role::Primary && self.recovery().solo);
@@ -384,7 +384,6 @@ impl Group {
             });
             // It came from the journal, so it is not appended again.
             self.unappended_blocks = 0;
-            self.stamped_through = update.number;
             self.read_back_taken(turn, &update);
             self.recovery().replayed += 1;
             next = next.next();

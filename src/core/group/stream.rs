@@ -110,10 +110,9 @@ impl Group {
             self.unappended_blocks -= u64::from(write.count) - 1;
             self.counters.journal_batches += 1;
             self.counters.journal_blocks += u64::from(write.count);
-            for number in self.stamped_through.0 + 1..=write.last.0 {
+            for number in write.first.0..=write.last.0 {
                 self.window.get_mut(UpdateNumber(number)).stamps.journal_submitted_at = turn.now;
             }
-            self.stamped_through = self.stamped_through.max(write.last);
         }
     }
 
