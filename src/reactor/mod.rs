@@ -6,6 +6,8 @@ mod clock;
 mod load;
 mod park;
 mod ring;
+#[cfg(test)]
+mod tests;
 mod turn;
 
 pub use bell::{Doorbell, EventBell};

@@ -4,7 +4,7 @@
 //! `parked`. With both fences sequentially consistent, at least one sees the other. Only the waker whose swap finds the
 //! flag set pays for the system call.
 //!
-//! This file stands alone so that its model does not have to build the product: `tests/loom/run` explores every
+//! This file stands alone so that its model does not have to build the product: `tests/loom` explores every
 //! interleaving of it with a stand-in queue.
 
 #[cfg(loom)]
@@ -36,14 +36,16 @@ impl<B: Bell> Parking<B> {
     /// The owner intends to sleep. It must look for work once more before it does: what was pushed before this
     /// returned may have found the flag clear.
     pub fn announce(&self) {
-        self.parked.store(1, Ordering::Relaxed);
+        // A swap here and in `retract`, where a store would do: then all changes of the flag are one chain, which the model
+        // can follow (it takes a store and a concurrent swap for unordered), and parking is slow anyway.
+        self.parked.swap(1, Ordering::Relaxed);
         fence(Ordering::SeqCst);
     }
 
     /// The owner is awake, or found work after all. A bell that was rung meanwhile is heard at the next sleep, which
     /// then ends at once.
     pub fn retract(&self) {
-        self.parked.store(0, Ordering::Relaxed);
+        self.parked.swap(0, Ordering::Relaxed);
     }
 
     /// To be called after pushing. Wakes the owner if it announced that it sleeps.
