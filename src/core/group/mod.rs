@@ -39,6 +39,9 @@ const ENTRIES_WITHOUT_PAGE: usize = 8 * ZERO_BLOCKS_MAX;
 /// Eviction steps a turn: at most a few microseconds.
 const EVICT_STEPS_A_TURN: usize = 512;
 
+/// While the cache is short of free room and may find more, it looks again this soon though nothing happens.
+const EVICT_AGAIN_AFTER: Nanos = Nanos::from_micros(50);
+
 /// How long operations in flight may go on after `stop` before they are answered `NotServing`: half of the ten seconds in
 /// which a site promises to end.
 const STOP_GRACE: Nanos = Nanos::from_millis(5_000);
@@ -132,6 +135,8 @@ pub struct Group {
     unappended_blocks: u64,
     /// The latest journal batch, submission to completion.
     journal_latency_ns: u32,
+    /// When `end_turn` last ran.
+    turned_at: Nanos,
     /// When `stop` was first called.
     stop_begun_at: Option<Nanos>,
 }
@@ -188,6 +193,7 @@ impl Group {
             counters: status::Counters::default(),
             unappended_blocks: 0,
             journal_latency_ns: 0,
+            turned_at: Nanos(0),
             stop_begun_at: None,
             config,
         }
@@ -239,13 +245,9 @@ impl Group {
         self.flush_if_due(turn);
         self.destage_turn(turn);
         self.retire(turn);
-        self.cache.evict(
-            RESERVED_PAGES + self.pages.total() / 16,
-            ZERO_BLOCKS_MAX + UPDATE_BLOCKS_MAX,
-            EVICT_STEPS_A_TURN,
-            &mut self.pages,
-            turn.memory,
-        );
+        let (pages, entries) = self.eviction_goal();
+        self.cache.evict(pages, entries, EVICT_STEPS_A_TURN, &mut self.pages, turn.memory);
+        self.turned_at = turn.now;
         self.grant_pages(turn);
         self.expire_operations(turn);
         self.stop_if_drained(turn);
@@ -257,10 +259,29 @@ impl Group {
         if matches!(self.phase, Phase::Failed | Phase::Stopped) {
             return None;
         }
+        if let Phase::Recovering(recovery) = &self.phase
+            && recovery.is_replaying()
+        {
+            // Replay goes on turn by turn, most of them without a completion in between.
+            return Some(self.turned_at);
+        }
         let flush = self.journal.flushable_since().map(|since| since.plus(self.config.flush_interval));
         let scan = (self.ops_live > 0).then_some(self.deadline_scan_at);
         let stop = self.stop_begun_at.filter(|_| self.ops_live > 0).map(|begun| begun.plus(STOP_GRACE));
-        [flush, scan, stop, self.peer_deadline(), self.destage_deadline()].into_iter().flatten().min()
+        let evict = self.wants_eviction().then(|| self.turned_at.plus(EVICT_AGAIN_AFTER));
+        [flush, scan, stop, evict, self.peer_deadline(), self.destage_deadline()].into_iter().flatten().min()
+    }
+
+    /// Free pages and index entries that eviction keeps ready.
+    fn eviction_goal(&self) -> (usize, usize) {
+        (RESERVED_PAGES + self.pages.total() / 16, ZERO_BLOCKS_MAX + UPDATE_BLOCKS_MAX)
+    }
+
+    fn wants_eviction(&self) -> bool {
+        let (pages, entries) = self.eviction_goal();
+        let occupied = (self.cache.capacity() - self.cache.free_entries()) as u64;
+        (self.pages.free() < pages || self.cache.free_entries() < entries)
+            && occupied > self.cache.dirty_blocks()
     }
 
     /// Takes no more operations, destages what is settled, writes a checkpoint. Idempotent.

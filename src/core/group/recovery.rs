@@ -77,6 +77,12 @@ impl Recovery {
     }
 }
 
+impl Recovery {
+    pub fn is_replaying(&self) -> bool {
+        matches!(self.step, Step::Ingest { .. })
+    }
+}
+
 impl Group {
     fn recovery(&mut self) -> &mut Recovery {
         let Phase::Recovering(recovery) = &mut self.phase else { panic!("not recovering") };
