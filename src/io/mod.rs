@@ -3,5 +3,7 @@
 pub mod arena;
 pub mod disk;
 pub mod metadata;
+pub mod nbd;
+pub mod nbd_client;
 pub mod quic;
 pub mod ring;

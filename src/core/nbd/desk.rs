@@ -77,7 +77,7 @@ impl Desk {
     }
 
     /// Whether a piece that needs `pages` pages can be issued now.
-    pub(super) fn affords(&self, pages: u32) -> bool {
+    pub fn affords(&self, pages: u32) -> bool {
         !self.tickets.is_empty() && self.pages.len() >= pages as usize
     }
 

@@ -3,6 +3,7 @@
 
 mod desk;
 mod handshake;
+mod replies;
 mod session;
 
 pub use desk::Desk;

@@ -6,10 +6,11 @@
 //! or a page for longer than the group takes to answer, and no connection can starve another.
 
 use super::desk::{Desk, Job};
-use super::handshake::{self, ALLOCATION_CONTEXT, Negotiated, OPTION_REPLY_BYTES_MAX, Outcome};
+use super::handshake::{self, Negotiated, OPTION_REPLY_BYTES_MAX, Outcome};
+use super::replies::put_block_status;
 use super::{AllocationMap, Export, Failure};
 use crate::base::*;
-use crate::core::messages::{HostOp, HostReply, Ticket};
+use crate::core::messages::{HostOp, Ticket};
 use crate::format::nbd::*;
 
 /// Requests one connection may have unanswered: a quarter of a front's tickets. More wait in the socket.
@@ -34,7 +35,7 @@ pub const MESSAGE_BYTES_MAX: usize = 80;
 pub const SKIP_BYTES_MAX: u32 = 2 * REQUEST_BYTES_MAX;
 
 /// Room that every reply without data needs: an error chunk with its text and offset.
-const REPLY_BYTES_MAX: usize = CHUNK_HEADER_BYTES + 6 + MESSAGE_BYTES_MAX + 8;
+pub(super) const REPLY_BYTES_MAX: usize = CHUNK_HEADER_BYTES + 6 + MESSAGE_BYTES_MAX + 8;
 
 const STATUS_BYTES_MAX: usize = CHUNK_HEADER_BYTES + 4 + 8 * EXTENTS_MAX;
 
@@ -150,7 +151,7 @@ enum Doing {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verb {
+pub(super) enum Verb {
     Read,
     /// A simple reply whose data is sent as it comes, in order and alone.
     Stream,
@@ -164,30 +165,30 @@ enum Verb {
 }
 
 impl Verb {
-    fn reads(self) -> bool {
+    pub(super) fn reads(self) -> bool {
         matches!(self, Verb::Read | Verb::Stream)
     }
 }
 
 /// A request whose reply is not yet complete.
 #[derive(Clone, Copy, Debug)]
-struct Active {
-    cookie: Cookie,
-    verb: Verb,
-    length: u32,
+pub(super) struct Active {
+    pub cookie: Cookie,
+    pub verb: Verb,
+    pub length: u32,
     /// Pieces in the group.
-    pieces: u32,
+    pub pieces: u32,
     /// No more pieces are to be issued.
-    issued: bool,
+    pub issued: bool,
     /// Some pieces never were issued, so the reply is never completed: the session ends, or has already said why.
-    cut: bool,
-    failure: Option<Failure>,
+    pub cut: bool,
+    pub failure: Option<Failure>,
 }
 
 #[derive(Debug)]
-struct StreamPiece {
-    ticket: Ticket,
-    done: bool,
+pub(super) struct StreamPiece {
+    pub ticket: Ticket,
+    pub done: bool,
 }
 
 enum Step {
@@ -198,22 +199,22 @@ enum Step {
 /// The protocol state of one connection; nothing in it allocates after `new`.
 #[derive(Debug)]
 pub struct Session {
-    connection: u16,
+    pub(super) connection: u16,
     piece_blocks: u64,
-    send_bytes: usize,
+    pub(super) send_bytes: usize,
     phase: Phase,
-    negotiated: Negotiated,
-    active: Box<[Option<Active>]>,
-    free: Vec<u16>,
+    pub(super) negotiated: Negotiated,
+    pub(super) active: Box<[Option<Active>]>,
+    pub(super) free: Vec<u16>,
     /// Pieces in the group.
-    pieces: usize,
+    pub(super) pieces: usize,
     /// Bytes of the send buffer that replies to come may take.
-    reserved: usize,
-    stream: FixedQueue<StreamPiece>,
+    pub(super) reserved: usize,
+    pub(super) stream: FixedQueue<StreamPiece>,
     /// Bytes of the streamed read that were put into send buffers; its header goes with the first.
-    streamed: u64,
+    pub(super) streamed: u64,
     /// The peer is gone: replies are dropped.
-    muted: bool,
+    pub(super) muted: bool,
 }
 
 impl Session {
@@ -295,69 +296,8 @@ impl Session {
         (taken, Stall::Turn)
     }
 
-    /// A piece of this session is answered: its ticket and pages go back to the desk and, when that completes something
-    /// that can be sent, `out` gets it.
-    pub fn complete<M: Memory>(
-        &mut self,
-        station: &mut Station<'_, M>,
-        reply: HostReply,
-        out: &mut impl Sink,
-    ) {
-        let job = station.desk.job(reply.ticket);
-        assert_eq!(job.connection, self.connection, "ticket {} of another session", reply.ticket.0);
-        self.pieces -= 1;
-        let active = self.active[usize::from(job.request)].as_mut();
-        let active = active.expect("a request outlives its pieces");
-        active.pieces -= 1;
-        let failure = reply.result.err().map(|error| Failure::of(error, !active.verb.reads()));
-        active.failure = active.failure.or(failure);
-        let active = *active;
-        let last = active.issued && active.pieces == 0;
-        match active.verb {
-            Verb::Read => {
-                self.reserved -= read_reply_bytes(job.length);
-                if !self.muted {
-                    let done = last && !active.cut;
-                    self.put_read(station, reply.ticket, &active, failure, done, out);
-                }
-                station.desk.release(station.table, reply.ticket);
-            }
-            Verb::Stream => {
-                let places = 0..self.stream.len();
-                let mut pieces =
-                    places.filter(|&at| self.stream.get(at).is_some_and(|it| it.ticket == reply.ticket));
-                let place = pieces.next().and_then(|at| self.stream.get_mut(at));
-                place.expect("a stream knows its pieces").done = true;
-                self.put_stream(station, job.request, out);
-            }
-            Verb::Write { .. } | Verb::Zero { .. } | Verb::Flush => {
-                station.desk.release(station.table, reply.ticket);
-                if last && !active.cut {
-                    self.put_result(active.cookie, active.failure, out);
-                }
-            }
-        }
-        self.retire(job.request);
-        assert!(out.len() + self.reserved <= self.send_bytes, "room for replies was promised twice");
-    }
-
-    /// Frees the request's place if nothing of it is outstanding.
-    fn retire(&mut self, request: u16) {
-        let place = &mut self.active[usize::from(request)];
-        if let Some(active) = place
-            && active.issued
-            && active.pieces == 0
-        {
-            if !active.verb.reads() {
-                self.reserved -= REPLY_BYTES_MAX;
-            }
-            *place = None;
-            self.free.push(request);
-        }
-    }
-
     /// Issues no more of the request being issued, if one is.
-    fn cut(&mut self) {
+    pub(super) fn cut(&mut self) {
         let Phase::Serve { doing, .. } = &mut self.phase else { return };
         if let Doing::Issue { request, .. } = *doing {
             *doing = Doing::Header;
@@ -369,77 +309,6 @@ impl Session {
 
     fn room(&self, out: &impl Sink) -> usize {
         self.send_bytes - out.len() - self.reserved
-    }
-
-    /// Answers a request that has no data, or failed.
-    fn put_result(&self, cookie: Cookie, failure: Option<Failure>, out: &mut impl Sink) {
-        match failure {
-            _ if self.muted => {}
-            Some(Failure { error, message }) if self.negotiated.structured => {
-                put_error_chunk(out, cookie, true, error, message, None);
-            }
-            failure => put_simple_reply(out, cookie, failure.map_or(Ok(()), |failure| Err(failure.error))),
-        }
-    }
-
-    /// Answers one piece of a read: the whole of it, or the chunk for this piece.
-    fn put_read<M: Memory>(
-        &self,
-        station: &Station<'_, M>,
-        ticket: Ticket,
-        active: &Active,
-        failure: Option<Failure>,
-        done: bool,
-        out: &mut impl Sink,
-    ) {
-        let job = station.desk.job(ticket);
-        match failure {
-            Some(Failure { error, message }) if self.negotiated.structured => {
-                // A reply of one piece has one error and no data before it; only then is a place of no use.
-                let offset = (job.length != active.length).then_some(job.offset);
-                put_error_chunk(out, active.cookie, done, error, message, offset);
-            }
-            Some(failure) => put_simple_reply(out, active.cookie, Err(failure.error)),
-            None => {
-                if self.negotiated.structured {
-                    put_data_chunk_header(out, active.cookie, done, job.offset, job.length);
-                } else {
-                    put_simple_reply(out, active.cookie, Ok(()));
-                }
-                put_data(station, ticket, &job, out);
-            }
-        }
-    }
-
-    /// Sends on what is complete of the streamed read, in order.
-    fn put_stream<M: Memory>(&mut self, station: &mut Station<'_, M>, request: u16, out: &mut impl Sink) {
-        let active = self.active[usize::from(request)].expect("a stream outlives its pieces");
-        if let Some(failure) = active.failure
-            && !active.cut
-        {
-            if self.streamed == 0 {
-                self.put_result(active.cookie, Some(failure), out);
-            } else {
-                self.leave(Farewell::ReadFailed);
-            }
-            self.cut();
-            if let Some(active) = &mut self.active[usize::from(request)] {
-                active.cut = true;
-            }
-        }
-        while self.stream.front().is_some_and(|piece| piece.done) {
-            let ticket = self.stream.pop().expect("it has a front").ticket;
-            let job = station.desk.job(ticket);
-            self.reserved -= read_reply_bytes(job.length);
-            if active.failure.is_none() && !active.cut && !self.muted {
-                if self.streamed == 0 {
-                    put_simple_reply(out, active.cookie, Ok(()));
-                }
-                put_data(station, ticket, &job, out);
-                self.streamed += u64::from(job.length);
-            }
-            station.desk.release(station.table, ticket);
-        }
     }
 
     fn step<M: Memory>(&mut self, station: &mut Station<'_, M>, input: &[u8], out: &mut impl Sink) -> Step {
@@ -793,58 +662,6 @@ fn change_stop(next: u64, end: u64, blocks: u64) -> u64 {
 }
 
 /// Room that the reply to one piece of a read needs.
-fn read_reply_bytes(length: u32) -> usize {
+pub(super) fn read_reply_bytes(length: u32) -> usize {
     (DATA_CHUNK_HEADER_BYTES + length as usize).max(REPLY_BYTES_MAX)
-}
-
-/// Appends the piece's bytes out of the pages lent for it.
-fn put_data<M: Memory>(station: &Station<'_, M>, ticket: Ticket, job: &Job, out: &mut impl Sink) {
-    let (mut at, mut left) = ((job.offset % BLOCK_BYTES as u64) as usize, job.length as usize);
-    for index in 0..job.lent as usize {
-        let bytes = left.min(BLOCK_BYTES - at);
-        out.put(&station.memory.bytes(station.table.page(ticket, index))[at..at + bytes]);
-        (at, left) = (0, left - bytes);
-    }
-    assert_eq!(left, 0, "a read lends the pages its bytes need");
-}
-
-/// Answers a block status request with the extents at its beginning, at most [`EXTENTS_MAX`] of them.
-fn put_block_status<M: Memory>(
-    station: &Station<'_, M>,
-    export: &Export,
-    request: &Request,
-    out: &mut impl Sink,
-) {
-    let block = BLOCK_BYTES as u64;
-    let mut extents = [(0u32, 0u32); EXTENTS_MAX];
-    let extents_max = if request.flags & command_flag::REQ_ONE != 0 { 1 } else { EXTENTS_MAX };
-    let (mut count, mut at) = (0, request.offset);
-    let end = request.offset + u64::from(request.length);
-    // Runs may be reported in parts, so looking is bounded apart from the extents they merge into.
-    for _ in 0..2 * EXTENTS_MAX {
-        if at == end {
-            break;
-        }
-        let lba = at / block;
-        let run = station.allocation.run(export.volume, Lba(lba), end.div_ceil(block) - lba);
-        assert!(
-            (1..=end.div_ceil(block) - lba).contains(&run.blocks),
-            "an allocation map gave a run of {} blocks",
-            run.blocks
-        );
-        let stop = end.min((lba + run.blocks) * block);
-        let state = if run.zeros { STATE_HOLE | STATE_ZERO } else { 0 };
-        let length = (stop - at) as u32;
-        match extents[..count].last_mut() {
-            Some((so_far, same)) if *same == state => *so_far += length,
-            _ if count == extents_max => break,
-            _ => {
-                extents[count] = (length, state);
-                count += 1;
-            }
-        }
-        at = stop;
-    }
-    put_block_status_header(out, request.cookie, ALLOCATION_CONTEXT, count as u32);
-    extents[..count].iter().for_each(|&(length, state)| put_extent(out, length, state));
 }

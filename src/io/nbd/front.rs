@@ -1,0 +1,484 @@
+//! The front: accepts hosts, lets their sessions work, and carries messages between them and the group.
+//!
+//! Connections that can go on stand in one line. Whoever is at its head goes first; if it lacks a ticket or pages the
+//! whole line waits, so that small requests do not take what a large one is waiting for.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use socket2::{SockRef, TcpKeepalive};
+
+use crate::base::*;
+use crate::core::messages::{HostReply, HostRequest};
+use crate::core::nbd::{AllocationMap, Desk, Export, Farewell, Stall, Station};
+use crate::core::outbox::Tables;
+use crate::io::arena::ArenaView;
+use crate::io::nbd::connection::{Buffers, Connection, Operation};
+use crate::io::nbd::listen::{self, ListenError, SocketFile};
+use crate::io::ring::{FileId, Ring};
+use crate::reactor::{Actor, Completion, Receiver, Sender};
+
+/// Connections by default: a kernel client opens one a core, QEMU one a disk.
+pub const CONNECTIONS_DEFAULT: usize = 512;
+
+/// Longest a handshake may take, so that nobody keeps a place by saying nothing.
+const HAGGLE_MAX: Nanos = Nanos::from_millis(30_000);
+
+/// How long no connection is accepted after the system had no room for one.
+const ACCEPT_PAUSE: Nanos = Nanos::from_millis(100);
+
+/// Longest a stop waits for requests in flight and replies unsent; half of what a site's stop may take.
+const STOP_MAX: Nanos = Nanos::from_millis(5_000);
+
+/// A TCP peer that has been silent for this long is asked whether it is still there.
+const KEEPALIVE: std::time::Duration = std::time::Duration::from_secs(30);
+
+#[derive(Clone, Debug)]
+pub struct FrontConfig {
+    /// Where the Unix socket is made.
+    pub unix: Option<PathBuf>,
+    pub tcp: Option<SocketAddr>,
+    /// Addresses that others reach are meant, though NBD asks nobody who they are.
+    pub tcp_beyond_loopback: bool,
+    pub exports: Vec<Export>,
+    pub connections_max: usize,
+}
+
+/// A front's ends of the rings to its group.
+#[derive(Debug)]
+pub struct FrontEdges {
+    /// As many places as tickets, [`FRONT_TICKETS_MAX`].
+    pub to_group: Sender<HostRequest>,
+    pub from_group: Receiver<HostReply>,
+    /// Open pages that the group grants.
+    pub pages: Receiver<PageId>,
+}
+
+/// See the module.
+pub struct NbdFront {
+    exports: Vec<Export>,
+    allocation: Box<dyn AllocationMap + Send>,
+    view: ArenaView,
+    tables: Arc<Tables>,
+    front: usize,
+    desk: Desk,
+    edges: FrontEdges,
+    listeners: Vec<Listener>,
+    tcp_address: Option<SocketAddr>,
+    /// Goes when the front does, and takes the file along.
+    _socket_file: Option<SocketFile>,
+    connections: Vec<Option<Connection>>,
+    open: usize,
+    buffers: Buffers,
+    /// Connections that can go on, each once.
+    line: FixedQueue<usize>,
+    /// The head of the line, which waits for this many pages and a ticket.
+    head: Option<(usize, u32)>,
+    /// Connections to which something happened in this turn, each once.
+    touched: FixedQueue<usize>,
+    haggle_check_at: Option<Nanos>,
+    stopping: Stopping,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stopping {
+    No,
+    Asked {
+        until: Nanos,
+    },
+    /// Nothing new is read; what is in flight is answered and sent.
+    Draining {
+        until: Nanos,
+    },
+    /// Nobody is waited for but the group, which has pages of ours.
+    Forced,
+}
+
+struct Listener {
+    /// Until the first turn gives it to the ring.
+    fd: Option<OwnedFd>,
+    file: Option<FileId>,
+    tcp: bool,
+    accept_again_at: Option<Nanos>,
+}
+
+impl NbdFront {
+    /// Opens the listening sockets; they are served from the first turn on. `front` is the index of its table.
+    pub fn new(
+        config: FrontConfig,
+        front: usize,
+        tables: Arc<Tables>,
+        edges: FrontEdges,
+        view: ArenaView,
+        allocation: Box<dyn AllocationMap + Send>,
+    ) -> Result<NbdFront, ListenError> {
+        assert!((1..=usize::from(u16::MAX)).contains(&config.connections_max), "{}", config.connections_max);
+        assert!(config.exports.len() <= VOLUMES_MAX, "{} exports", config.exports.len());
+        assert!(config.exports.iter().all(|export| export.name.len() <= NAME_BYTES_MAX), "an export's name");
+        assert_eq!(edges.to_group.capacity(), FRONT_TICKETS_MAX, "places on the group's ring");
+        let listener = |fd, tcp| Listener { fd: Some(fd), file: None, tcp, accept_again_at: None };
+        let mut listeners = Vec::new();
+        let mut socket_file = None;
+        if let Some(path) = &config.unix {
+            let unix = listen::unix(path)?;
+            socket_file = Some(unix.file);
+            listeners.push(listener(unix.fd, false));
+        }
+        let mut tcp_address = None;
+        if let Some(address) = config.tcp {
+            let (fd, bound) = listen::tcp(address, config.tcp_beyond_loopback)?;
+            tcp_address = Some(bound);
+            listeners.push(listener(fd, true));
+        }
+        Ok(NbdFront {
+            exports: config.exports,
+            allocation,
+            view,
+            tables,
+            front,
+            desk: Desk::new(),
+            edges,
+            listeners,
+            tcp_address,
+            _socket_file: socket_file,
+            connections: (0..config.connections_max).map(|_| None).collect(),
+            open: 0,
+            buffers: Buffers::new(config.connections_max),
+            line: FixedQueue::new(config.connections_max),
+            head: None,
+            touched: FixedQueue::new(config.connections_max),
+            haggle_check_at: None,
+            stopping: Stopping::No,
+        })
+    }
+
+    /// Ring operations that a front needs at most: an accept a listener, a receive and a send a connection.
+    pub fn operations(connections_max: usize) -> u32 {
+        2 + 2 * connections_max as u32
+    }
+
+    /// Ring files that a front needs at most.
+    pub fn files(connections_max: usize) -> u32 {
+        2 + connections_max as u32
+    }
+
+    /// Where TCP clients connect; the port that the system chose if the configured one was 0.
+    pub fn tcp_address(&self) -> Option<SocketAddr> {
+        self.tcp_address
+    }
+
+    /// The station of the sessions, and the connections they belong to.
+    fn parts(&mut self, now: Nanos) -> (Station<'_, ArenaView>, &mut [Option<Connection>]) {
+        let station = Station {
+            now,
+            exports: &self.exports,
+            allocation: &*self.allocation,
+            memory: &mut self.view,
+            table: &self.tables.fronts[self.front],
+            desk: &mut self.desk,
+        };
+        (station, &mut self.connections)
+    }
+
+    fn touch(&mut self, index: usize) {
+        let connection = self.connections[index].as_mut().expect("only open connections are touched");
+        if !connection.touched {
+            connection.touched = true;
+            self.touched.push(index);
+        }
+    }
+
+    /// Puts a connection at the end of the line, if it has something to go on with.
+    fn enqueue(&mut self, index: usize) {
+        let connection = self.connections[index].as_mut().expect("only open connections stand in line");
+        if !connection.queued && connection.has_input() {
+            connection.queued = true;
+            self.line.push(index);
+        }
+    }
+
+    fn listen(&mut self, ring: &mut Ring) {
+        for (index, listener) in self.listeners.iter_mut().enumerate() {
+            if let Some(fd) = listener.fd.take() {
+                let file = ring.add_file(fd).expect("a ring is made with room for its listeners");
+                listener.file = Some(file);
+                ring.accept_multishot(Operation::Accept { listener: index }.token(), file);
+            }
+        }
+    }
+
+    fn stop_listening(&mut self, ring: &mut Ring) {
+        for listener in &mut self.listeners {
+            listener.fd = None;
+            listener.accept_again_at = None;
+            if let Some(file) = listener.file.take() {
+                ring.remove_file(file);
+            }
+        }
+    }
+
+    fn accepted(&mut self, now: Nanos, ring: &mut Ring, listener: usize, completion: Completion) {
+        let fd = ring.take_fd();
+        let place = &mut self.listeners[listener];
+        let Some(file) = place.file else { return };
+        let tcp = place.tcp;
+        match fd {
+            Some(fd) => self.admit(now, ring, fd, tcp),
+            None => tracing::warn!("an NBD connection could not be accepted: error {}", -completion.result),
+        }
+        if completion.more() {
+            return;
+        }
+        if completion.result < 0 {
+            self.listeners[listener].accept_again_at = Some(now.plus(ACCEPT_PAUSE));
+        } else {
+            ring.accept_multishot(Operation::Accept { listener }.token(), file);
+        }
+    }
+
+    fn accept_again(&mut self, now: Nanos, ring: &mut Ring) {
+        for (index, listener) in self.listeners.iter_mut().enumerate() {
+            if let (Some(at), Some(file)) = (listener.accept_again_at, listener.file)
+                && at <= now
+            {
+                listener.accept_again_at = None;
+                ring.accept_multishot(Operation::Accept { listener: index }.token(), file);
+            }
+        }
+    }
+
+    fn admit(&mut self, now: Nanos, ring: &mut Ring, fd: OwnedFd, tcp: bool) {
+        let Some(index) = self.connections.iter().position(Option::is_none) else {
+            let max = self.connections.len();
+            tracing::warn!("an NBD connection was refused: there are {max} already, which is the limit");
+            return;
+        };
+        if tcp {
+            let socket = SockRef::from(&fd);
+            let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
+            let set = socket.set_tcp_nodelay(true).and_then(|()| socket.set_tcp_keepalive(&keepalive));
+            if let Err(error) = set {
+                tracing::debug!("a new NBD connection was gone at once: {error}");
+                return;
+            }
+        }
+        let Some(file) = ring.add_file(fd) else {
+            tracing::warn!("an NBD connection was refused: the reactor has no room for more files");
+            return;
+        };
+        let haggle_until = now.plus(HAGGLE_MAX);
+        self.connections[index] = Some(Connection::new(index, file, &mut self.buffers, haggle_until));
+        self.open += 1;
+        self.haggle_check_at.get_or_insert(haggle_until);
+        tracing::debug!(connection = index, tcp, "an NBD client connected");
+        self.touch(index);
+        self.enqueue(index);
+    }
+
+    fn take_grants(&mut self) -> bool {
+        let mut taken = false;
+        while self.desk.page_room() > 0
+            && let Some(page) = self.edges.pages.pop()
+        {
+            self.desk.grant(page);
+            taken = true;
+        }
+        taken
+    }
+
+    fn take_replies(&mut self, now: Nanos) -> bool {
+        let mut taken = false;
+        for _ in 0..TURN_MESSAGES_MAX {
+            let Some(reply) = self.edges.from_group.pop() else { break };
+            taken = true;
+            let index = self.desk.connection_of(reply.ticket);
+            let (mut station, connections) = self.parts(now);
+            let connection = connections[index].as_mut().expect("a connection outlives its pieces");
+            let (session, replies) = connection.answering();
+            session.complete(&mut station, reply, replies);
+            self.touch(index);
+            self.enqueue(index);
+        }
+        taken
+    }
+
+    /// Whether the line moves: its head has what it lacked, or does not want it any more.
+    fn head_can_go(&self) -> bool {
+        self.head.is_none_or(|(index, pages)| {
+            let head = self.connections[index].as_ref().expect("only open connections stand in line");
+            self.desk.affords(pages) || head.session.farewell().is_some()
+        })
+    }
+
+    /// Lets everybody in the line go on once, or until whoever is its head needs what is not there.
+    fn serve(&mut self, now: Nanos, ring: &mut Ring) -> bool {
+        if !self.head_can_go() {
+            return false;
+        }
+        let mut served = false;
+        for _ in 0..self.line.len() + 1 {
+            let head = self.head.take().map(|(index, _)| index);
+            let Some(index) = head.or_else(|| self.line.pop()) else { break };
+            served = true;
+            let (mut station, connections) = self.parts(now);
+            let connection = connections[index].as_mut().expect("only open connections stand in line");
+            let stall = connection.advance(&mut station, ring);
+            connection.queued = false;
+            match stall {
+                Stall::Resources { pages } => {
+                    connection.queued = true;
+                    self.head = Some((index, pages));
+                }
+                Stall::Turn => self.enqueue(index),
+                Stall::Input | Stall::Room | Stall::Completion | Stall::Leaving(_) => {}
+            }
+            self.touch(index);
+            if self.head.is_some() {
+                break;
+            }
+        }
+        served
+    }
+
+    /// Sends what was replied in this turn, and ends connections that are over.
+    fn finish_touched(&mut self, ring: &mut Ring) {
+        while let Some(index) = self.touched.pop() {
+            let connection = self.connections[index].as_mut().expect("only open connections are touched");
+            connection.touched = false;
+            // A session that waited for room may go on in the buffer that was free.
+            if connection.flush(ring) && !connection.queued {
+                self.enqueue(index);
+            }
+            let connection = self.connections[index].as_mut().expect("it is still open");
+            if !connection.queued && connection.close_when_over(ring) {
+                self.forget(index);
+            }
+        }
+    }
+
+    fn forget(&mut self, index: usize) {
+        let Some(connection) = self.connections[index].take() else { return };
+        if let Some(farewell) = connection.session.farewell() {
+            tracing::debug!(connection = index, "an NBD connection ended: {farewell}");
+        }
+        connection.end(&mut self.buffers);
+        self.open -= 1;
+        if self.open == 0 {
+            self.desk.assert_at_rest();
+        }
+    }
+
+    /// Ends handshakes that took too long.
+    fn expire(&mut self, now: Nanos, ring: &mut Ring) {
+        if self.haggle_check_at.is_none_or(|at| at > now) {
+            return;
+        }
+        let mut next = None::<Nanos>;
+        for index in 0..self.connections.len() {
+            let Some(connection) = &mut self.connections[index] else { continue };
+            if !connection.session.is_haggling() {
+                continue;
+            }
+            if connection.haggle_until <= now {
+                connection.session.leave(Farewell::TooSlow);
+                connection.close(ring);
+                self.touch(index);
+            } else {
+                let until = connection.haggle_until;
+                next = Some(next.map_or(until, |next| next.min(until)));
+            }
+        }
+        self.haggle_check_at = next;
+    }
+
+    fn stop_turn(&mut self, now: Nanos, ring: &mut Ring) {
+        let due = match self.stopping {
+            Stopping::No | Stopping::Forced => return,
+            Stopping::Asked { until } => {
+                self.stop_listening(ring);
+                self.stopping = Stopping::Draining { until };
+                false
+            }
+            Stopping::Draining { until } if until <= now => {
+                self.stopping = Stopping::Forced;
+                true
+            }
+            Stopping::Draining { .. } => return,
+        };
+        for index in 0..self.connections.len() {
+            let Some(connection) = &mut self.connections[index] else { continue };
+            connection.session.leave(Farewell::Stopping);
+            if due {
+                connection.close(ring);
+            }
+            self.touch(index);
+        }
+    }
+
+    fn submit(&mut self) {
+        while let Some(request) = self.desk.outgoing() {
+            self.edges.to_group.push(request);
+        }
+    }
+}
+
+impl Actor<Ring> for NbdFront {
+    fn name(&self) -> &'static str {
+        "nbd"
+    }
+
+    fn turn(&mut self, now: Nanos, ring: &mut Ring) -> bool {
+        self.listen(ring);
+        self.accept_again(now, ring);
+        self.expire(now, ring);
+        self.stop_turn(now, ring);
+        let mut worked = self.take_grants();
+        worked |= self.take_replies(now);
+        worked |= self.serve(now, ring);
+        self.submit();
+        worked |= !self.touched.is_empty();
+        self.finish_touched(ring);
+        worked
+    }
+
+    fn complete(&mut self, now: Nanos, ring: &mut Ring, completion: Completion) {
+        let buffer = ring.take_buffer();
+        let index = match Operation::of_token(completion.token) {
+            Operation::Accept { listener } => return self.accepted(now, ring, listener, completion),
+            Operation::Receive { connection } | Operation::Send { connection } => connection,
+        };
+        let buffer = buffer.expect("sends and receives bring their buffer back");
+        let connection = self.connections[index].as_mut().expect("a connection outlives its operations");
+        match Operation::of_token(completion.token) {
+            Operation::Receive { .. } => connection.received(completion.result, buffer),
+            _ => connection.sent(completion.result, buffer),
+        }
+        self.touch(index);
+        self.enqueue(index);
+    }
+
+    fn ready(&self) -> bool {
+        let granted = !self.edges.pages.is_empty() && self.desk.page_room() > 0;
+        let line = (self.head.is_some() || !self.line.is_empty()) && self.head_can_go();
+        granted || line || !self.edges.from_group.is_empty() || !self.touched.is_empty()
+    }
+
+    fn deadline(&self) -> Option<Nanos> {
+        let accepts = self.listeners.iter().filter_map(|listener| listener.accept_again_at);
+        let stop = match self.stopping {
+            Stopping::Asked { until } | Stopping::Draining { until } => Some(until),
+            Stopping::No | Stopping::Forced => None,
+        };
+        accepts.chain(self.haggle_check_at).chain(stop).min()
+    }
+
+    fn stop(&mut self, now: Nanos) {
+        self.stopping = Stopping::Asked { until: now.plus(STOP_MAX) };
+    }
+
+    fn stopped(&self) -> bool {
+        matches!(self.stopping, Stopping::Draining { .. } | Stopping::Forced) && self.open == 0
+    }
+}
