@@ -290,3 +290,44 @@ fn cut_inputs_are_taken_too() {
         }
     }
 }
+
+/// Each table of offsets: the line before it, and its rows.
+fn tables_of_offsets(markdown: &str) -> Vec<(String, Vec<(usize, usize)>)> {
+    let mut tables: Vec<(String, Vec<(usize, usize)>)> = Vec::new();
+    let mut title = "";
+    let mut inside = false;
+    for line in markdown.lines() {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        match cells[..] {
+            ["", "Offset", "Bytes", ..] => {
+                tables.push((title.to_owned(), Vec::new()));
+                inside = true;
+            }
+            ["", offset, bytes, ..] if inside => {
+                if let (Ok(offset), Ok(bytes)) = (offset.parse(), bytes.parse()) {
+                    tables.last_mut().expect("inside a table").1.push((offset, bytes));
+                }
+            }
+            _ => inside = false,
+        }
+        if !line.is_empty() && !inside {
+            title = line;
+        }
+    }
+    tables
+}
+
+#[test]
+fn tables_of_offsets_have_no_gaps() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/FORMATS.md");
+    let tables = tables_of_offsets(&std::fs::read_to_string(file).expect("the document is there"));
+    assert_eq!(tables.len(), 13);
+    for (title, rows) in tables {
+        let mut end = 0;
+        for (offset, bytes) in rows {
+            assert_eq!(offset, end, "a gap or overlap in: {title}");
+            end = offset + bytes;
+        }
+        assert!(end > 0 && title.ends_with(&format!(", {end} bytes:")), "{end} bytes in all of: {title}");
+    }
+}
