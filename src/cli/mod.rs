@@ -1,6 +1,8 @@
 //! Floor 6: the commands. Each parses its arguments, asks floor 5, and prints.
 
 pub mod histogram;
+mod log;
+mod observe;
 mod site;
 
 use std::path::PathBuf;
@@ -11,7 +13,9 @@ use clap::{Parser, Subcommand};
 use crate::io::disk::DiskError;
 use crate::io::metadata::MetadataError;
 use crate::node::config::{Config, ConfigError, SAMPLE};
+use crate::node::control::ClientError;
 use crate::node::format::FormatError;
+use crate::node::run::{self, RunError};
 
 /// Exit codes, the same for every command; `docs/OPERATIONS.md` lists them.
 pub mod exit {
@@ -23,6 +27,8 @@ pub mod exit {
     pub const CONFIG: u8 = 3;
     /// The site's files are missing, in use, not what the configuration says, or not to be overwritten.
     pub const FILES: u8 = 4;
+    /// What was waited for did not come about in time.
+    pub const TIMED_OUT: u8 = 5;
 }
 
 #[derive(Parser)]
@@ -47,6 +53,16 @@ enum Command {
     Keygen(site::Keygen),
     /// Make a site's volumes, checksums, differential volume, journal and metadata
     Format(site::Format),
+    /// Run a site in the foreground until SIGTERM or SIGINT
+    Run(ConfigArgument),
+    /// Show a running site: role, watermarks, peer, pending writes, rates, CPU
+    Status(observe::StatusCommand),
+    /// Show where the time of a running site's writes goes
+    Histogram(observe::HistogramCommand),
+    /// Wait until a running site's writes are settled, or its peer is in sync
+    Wait(observe::WaitCommand),
+    /// Let a running site drain, checkpoint and end
+    Stop(ConfigArgument),
 }
 
 #[derive(Subcommand)]
@@ -69,7 +85,7 @@ impl ConfigArgument {
 }
 
 pub fn main() -> ExitCode {
-    match run(Arguments::parse().command) {
+    match perform(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error:#}");
@@ -79,21 +95,34 @@ pub fn main() -> ExitCode {
 }
 
 fn code_of(error: &anyhow::Error) -> u8 {
+    let run_files = error.downcast_ref().is_some_and(RunError::is_about_files);
+    let files = error.is::<FormatError>() || error.is::<DiskError>() || error.is::<MetadataError>();
     if error.is::<ConfigError>() {
         exit::CONFIG
-    } else if error.is::<FormatError>() || error.is::<DiskError>() || error.is::<MetadataError>() {
+    } else if files || run_files {
         exit::FILES
+    } else if matches!(error.downcast_ref(), Some(ClientError::TimedOut(_))) {
+        exit::TIMED_OUT
     } else {
         exit::FAILED
     }
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
+fn perform(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Config(ConfigCommand::Example) => print!("{SAMPLE}"),
         Command::Check(argument) => site::check(&argument.load()?),
         Command::Keygen(arguments) => arguments.run()?,
         Command::Format(arguments) => arguments.run()?,
+        Command::Run(argument) => {
+            let config = argument.load()?;
+            let _guard = log::start(&config.log);
+            run::run(&config)?;
+        }
+        Command::Status(arguments) => arguments.run()?,
+        Command::Histogram(arguments) => arguments.run()?,
+        Command::Wait(arguments) => arguments.run()?,
+        Command::Stop(argument) => observe::stop(&argument)?,
     }
     Ok(())
 }

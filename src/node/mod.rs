@@ -1,7 +1,9 @@
 //! Floor 5: a site as one process: its configuration, files, placement, telemetry and control plane.
 
 pub mod config;
+pub mod control;
 pub mod events;
 pub mod format;
 pub mod group_actor;
+pub mod run;
 pub mod telemetry;

@@ -92,9 +92,13 @@ impl<D: Driver> Reactor<D> {
 
     /// Actors get their slices in the order they were added: put what feeds the longer path first.
     pub fn add(&mut self, actor: impl Actor<D> + 'static) {
+        self.add_boxed(Box::new(actor));
+    }
+
+    pub fn add_boxed(&mut self, actor: Box<dyn Actor<D>>) {
         assert!(self.actors.len() < ACTORS_MAX, "a reactor has at most {ACTORS_MAX} actors");
         self.loads.name(self.actors.len(), actor.name());
-        self.actors.push(Some(Box::new(actor)));
+        self.actors.push(Some(actor));
     }
 
     /// Turns until a stop is requested and every actor has stopped. Gives the driver back.

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use crate::base::*;
 use crate::core::config::{AckLevel, GroupConfig, OnPeerLoss, PeerConfig, Role, VolumeSpec};
+use crate::core::group::{Group as CoreGroup, PAGES_MIN};
 use crate::io::quic::identity::Fingerprint;
 use crate::io::quic::transport::{Congestion, PAYLOAD_BYTES_MAX};
 
@@ -33,6 +34,8 @@ pub mod limits {
     /// Largest cache (8 TiB): page ids are 32 bits, one value means none.
     pub const CACHE_BYTES_MAX: u64 = 8 << 40;
     pub const CACHE_BYTES: u64 = 1 << 30;
+    /// Fronts that the cache must have room for: NBD, and a load from inside.
+    pub const FRONTS: usize = 2;
     /// Cores one group can use: group, link, capture and front.
     pub const CORES_MAX: usize = 4;
     /// Linux's `CPU_SETSIZE`.
@@ -161,6 +164,8 @@ pub struct Link {
 pub struct Nbd {
     pub socket: PathBuf,
     pub tcp: Option<SocketAddr>,
+    /// That `tcp` may be an address that others reach is meant.
+    pub allow_unauthenticated_tcp: bool,
 }
 
 /// Which core runs what, and what an idle core does.
@@ -238,6 +243,29 @@ impl Config {
             destage_depth_max: self.group.destage_depth,
             fronts,
         }
+    }
+
+    /// Pages that fit the cache beside their index and the group's tables. None if too few to work with.
+    pub fn pages(&self, fronts: usize) -> Option<u32> {
+        let fits = |pages: u32| self.memory_bytes(pages, fronts) <= self.cache_bytes;
+        if !fits(PAGES_MIN) {
+            return None;
+        }
+        let (mut fit, mut beyond) =
+            (PAGES_MIN, u32::try_from(self.cache_bytes / BLOCK_BYTES as u64).ok()?.max(PAGES_MIN) + 1);
+        while beyond - fit > 1 {
+            let middle = fit + (beyond - fit) / 2;
+            if fits(middle) { fit = middle } else { beyond = middle }
+        }
+        Some(fit)
+    }
+
+    /// Memory of a group with this many pages: they, their index, and its tables.
+    pub fn memory_bytes(&self, pages: u32, fronts: usize) -> u64 {
+        let volume_blocks = self.volumes.iter().map(Volume::blocks).sum();
+        let journal_blocks = self.journal.bytes / BLOCK_BYTES as u64;
+        u64::from(pages) * BLOCK_BYTES as u64
+            + CoreGroup::overhead_bytes(pages, fronts, journal_blocks, volume_blocks)
     }
 
     pub fn group_id(&self) -> GroupId {

@@ -59,12 +59,13 @@ impl Reader<'_> {
         let differential = self.differential(section(raw.differential), &directory);
         let metadata = section(raw.metadata);
         let metadata = self.path("metadata.path", metadata.keys.path, &directory, "metadata.redb");
+        let cache_at = raw.cache.as_ref().map(Spanned::span);
         let cache_bytes = self.cache(section(raw.cache));
         let replication = self.replication(raw.peer, raw.link, site.as_ref(), &directory);
         let nbd = self.nbd(section(raw.nbd), &directory);
         let reactors = self.reactors(section(raw.reactors));
         let log = self.log(section(raw.log));
-        Some(Config {
+        let config = Config {
             file: file.to_owned(),
             site: site?,
             group: group?,
@@ -77,7 +78,24 @@ impl Reader<'_> {
             nbd: nbd?,
             reactors: reactors?,
             log: log?,
-        })
+        };
+        self.memory(&config, cache_at);
+        Some(config)
+    }
+
+    /// The cache has room for the index of everything else.
+    fn memory(&mut self, config: &Config, at: Span) {
+        if config.pages(limits::FRONTS).is_some() {
+            return;
+        }
+        let mib = 1u64 << 20;
+        let need = config.memory_bytes(PAGES_MIN, limits::FRONTS).next_multiple_of(mib);
+        let message = format!(
+            "\"{}\" is too small for the index of these volumes and this journal; write at least \"{}\"",
+            show_size(config.cache_bytes),
+            show_size(need)
+        );
+        self.problems.add("cache.size", at, message);
     }
 
     /// The site, and the folder where the relative paths of all sections start.
@@ -337,7 +355,7 @@ impl Reader<'_> {
                 Some(address)
             }
         };
-        Some(Nbd { socket: socket?, tcp })
+        Some(Nbd { socket: socket?, tcp, allow_unauthenticated_tcp: allowed })
     }
 
     fn reactors(&mut self, Section { at, keys }: Section<raw::Reactors>) -> Option<Reactors> {

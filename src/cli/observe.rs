@@ -1,0 +1,200 @@
+//! The commands that ask a running site: `status`, `histogram`, `wait`, `stop`.
+
+use std::io::Write;
+use std::time::Duration;
+
+use anyhow::Context;
+
+use super::ConfigArgument;
+use super::histogram::{Format, plot};
+use crate::node::config::quantity::parse_duration;
+use crate::node::control::{Client, Goal, PeerStatus, Pending, Status};
+
+/// A duration as in the configuration, like `500ms` or `30s`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text).map(Duration::from_nanos)
+}
+
+fn client(config: &ConfigArgument) -> anyhow::Result<Client> {
+    Ok(Client::new(&config.load()?.site.control))
+}
+
+#[derive(clap::Args)]
+pub struct StatusCommand {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// Print everything as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl StatusCommand {
+    pub fn run(&self) -> anyhow::Result<()> {
+        let status = client(&self.config)?.status()?;
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&status).context("the status as JSON")?);
+        } else {
+            print!("{}", shown(&status));
+        }
+        Ok(())
+    }
+}
+
+fn shown(status: &Status) -> String {
+    let marks = &status.watermarks;
+    let mut lines = vec![
+        format!(
+            "{} (id {}), {} of group {}: {}{}",
+            status.site,
+            status.id,
+            status.role,
+            status.group,
+            status.state.replace('_', " "),
+            if status.solo { ", SOLO: writes are acknowledged by this site alone" } else { "" }
+        ),
+        format!(
+            "generation {}  last {}  journaled {}  durable {}  acknowledged {}  settled {}  checkpoint {}",
+            status.generation,
+            marks.last,
+            marks.journaled,
+            marks.durable,
+            marks.acknowledged,
+            marks.settled,
+            marks.checkpoint
+        ),
+    ];
+    lines.extend(status.peer.iter().flat_map(peer));
+    lines.push(format!("local write pending   {}", pending(&status.local_pending, "blocks and updates")));
+    if status.role == "primary" && status.peer.is_some() {
+        lines.push(format!("remote write pending  {}", pending(&status.remote_pending, "updates")));
+    }
+    lines.push(format!(
+        "journal {} of {} used  cache {} of {} free  operations {} ({} waiting)",
+        bytes(status.journal_used_bytes as f64),
+        bytes(status.journal_bytes as f64),
+        bytes(status.cache_free_bytes as f64),
+        bytes(status.cache_bytes as f64),
+        status.operations,
+        status.operations_waiting
+    ));
+    let rates = &status.rates;
+    lines.push(format!(
+        "per second: {:.0} reads, {:.0} writes, {} written, {} journaled, {} destaged",
+        rates.reads,
+        rates.writes,
+        bytes(rates.written_bytes),
+        bytes(rates.journal_bytes),
+        bytes(rates.destaged_bytes)
+    ));
+    let mut cpus: Vec<usize> = status.stages.iter().map(|stage| stage.cpu).collect();
+    cpus.dedup();
+    for cpu in cpus {
+        let stages = status.stages.iter().filter(|stage| stage.cpu == cpu);
+        let stages = stages.map(|stage| format!("{} {:.1}%", stage.name, stage.busy_percent));
+        lines.push(format!("CPU {cpu}: {}", stages.collect::<Vec<_>>().join("  ")));
+    }
+    lines.join("\n") + "\n"
+}
+
+fn peer(peer: &PeerStatus) -> Vec<String> {
+    let PeerStatus { name, address, state, received, journaled, durable, applied, .. } = peer;
+    let mut lines = vec![format!(
+        "peer {name} at {address}: {}  received {received}  journaled {journaled}  durable {durable}  applied {applied}  \
+         round trip {:.0} µs  lost {} of {} datagrams",
+        state.replace('_', " "),
+        peer.round_trip_us,
+        peer.datagrams_lost,
+        peer.datagrams_sent
+    )];
+    lines.extend(peer.problem.iter().map(|problem| format!("no connection: {problem}")));
+    lines
+}
+
+fn pending(pending: &Pending, what: &str) -> String {
+    format!("{} {what}, {}, oldest {:.1} ms", pending.count, bytes(pending.bytes as f64), pending.oldest_ms)
+}
+
+/// A size for reading, to three digits.
+fn bytes(bytes: f64) -> String {
+    let units = [("GiB", (1u64 << 30) as f64), ("MiB", (1u64 << 20) as f64), ("KiB", 1024.0)];
+    match units.iter().find(|(_, factor)| bytes >= *factor) {
+        Some((unit, factor)) => format!("{:.1} {unit}", bytes / factor),
+        None => format!("{bytes:.0} B"),
+    }
+}
+
+#[derive(clap::Args)]
+pub struct HistogramCommand {
+    #[command(flatten)]
+    config: ConfigArgument,
+    #[arg(long, value_enum, default_value = "table")]
+    format: Format,
+    /// Begin the histograms anew after showing them
+    #[arg(long)]
+    reset: bool,
+    /// Show what was recorded in each span of this length, until interrupted
+    #[arg(long, value_name = "DURATION", value_parser = duration, conflicts_with = "reset")]
+    interval: Option<Duration>,
+    /// Add a percentile plot of characters
+    #[arg(long)]
+    plot: bool,
+}
+
+impl HistogramCommand {
+    pub fn run(&self) -> anyhow::Result<()> {
+        let client = client(&self.config)?;
+        let mut before = client.histogram(self.reset)?;
+        let Some(interval) = self.interval else {
+            return self.show(&before);
+        };
+        loop {
+            std::thread::sleep(interval);
+            let now = client.histogram(false)?;
+            self.show(&now.since(&before))?;
+            before = now;
+        }
+    }
+
+    fn show(&self, report: &crate::node::telemetry::Report) -> anyhow::Result<()> {
+        let mut out = std::io::stdout().lock();
+        out.write_all(self.format.render(report).as_bytes())?;
+        if self.plot {
+            out.write_all(plot(report).as_bytes())?;
+        }
+        Ok(out.flush()?)
+    }
+}
+
+#[derive(clap::Args)]
+pub struct WaitCommand {
+    #[command(flatten)]
+    config: ConfigArgument,
+    #[command(flatten)]
+    goal: GoalArgument,
+    /// Give up after this long, with exit code 5
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "60s")]
+    timeout: Duration,
+}
+
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+struct GoalArgument {
+    /// Until everything written so far is durable on both sites, and visible in the secondary's exports
+    #[arg(long)]
+    settled: bool,
+    /// Until the peer holds every acknowledged update and takes part in acknowledging
+    #[arg(long)]
+    in_sync: bool,
+}
+
+impl WaitCommand {
+    pub fn run(&self) -> anyhow::Result<()> {
+        let goal = if self.goal.settled { Goal::Settled } else { Goal::InSync };
+        Ok(client(&self.config)?.wait(goal, self.timeout)?)
+    }
+}
+
+/// Asks a site to drain, checkpoint and end, as SIGTERM does.
+pub fn stop(config: &ConfigArgument) -> anyhow::Result<()> {
+    Ok(client(config)?.stop()?)
+}

@@ -1,0 +1,93 @@
+//! The other end of the control socket: what `lockstep status` and its siblings use.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{Goal, Request, Response, Status};
+use crate::node::telemetry::{Report, ReportError};
+
+/// Longest a request that does not wait may take.
+const REPLY_MAX: Duration = Duration::from_secs(10);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("{path}: no site answers ({source}); is `lockstep run` running with this configuration?")]
+    Connect { path: PathBuf, source: std::io::Error },
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error(
+        "{path}: an answer that is not understood ({reason}); both ends must be the same version of lockstep"
+    )]
+    Protocol { path: PathBuf, reason: String },
+    #[error("{0}")]
+    TimedOut(String),
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Asks one site.
+#[derive(Debug, Clone)]
+pub struct Client {
+    path: PathBuf,
+}
+
+impl Client {
+    pub fn new(control: &Path) -> Client {
+        Client { path: control.to_owned() }
+    }
+
+    fn request(&self, request: Request, reply_max: Duration) -> Result<Response, ClientError> {
+        let io = |source| ClientError::Io { path: self.path.clone(), source };
+        let protocol = |reason: String| ClientError::Protocol { path: self.path.clone(), reason };
+        let stream = UnixStream::connect(&self.path)
+            .map_err(|source| ClientError::Connect { path: self.path.clone(), source })?;
+        stream.set_read_timeout(Some(reply_max)).map_err(io)?;
+        let mut line = serde_json::to_string(&request).map_err(|error| protocol(error.to_string()))?;
+        line.push('\n');
+        (&stream).write_all(line.as_bytes()).map_err(io)?;
+        let mut reply = String::new();
+        BufReader::new(stream).read_line(&mut reply).map_err(io)?;
+        match serde_json::from_str(&reply).map_err(|error| protocol(error.to_string()))? {
+            Response::Failed(reason) => Err(ClientError::Failed(reason)),
+            Response::TimedOut(reason) => Err(ClientError::TimedOut(reason)),
+            response => Ok(response),
+        }
+    }
+
+    fn unexpected(&self) -> ClientError {
+        ClientError::Protocol { path: self.path.clone(), reason: "it answers another question".to_owned() }
+    }
+
+    pub fn status(&self) -> Result<Status, ClientError> {
+        match self.request(Request::Status, REPLY_MAX)? {
+            Response::Status(status) => Ok(*status),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    pub fn histogram(&self, reset: bool) -> Result<Report, ClientError> {
+        match self.request(Request::Histogram { reset }, REPLY_MAX)? {
+            Response::Histogram(report) => Report::try_from(report).map_err(|error: ReportError| {
+                ClientError::Protocol { path: self.path.clone(), reason: error.to_string() }
+            }),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    pub fn wait(&self, goal: Goal, timeout: Duration) -> Result<(), ClientError> {
+        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        match self.request(Request::Wait { goal, timeout_ms }, timeout.saturating_add(REPLY_MAX))? {
+            Response::Done => Ok(()),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    pub fn stop(&self) -> Result<(), ClientError> {
+        match self.request(Request::Stop, REPLY_MAX)? {
+            Response::Done => Ok(()),
+            _ => Err(self.unexpected()),
+        }
+    }
+}

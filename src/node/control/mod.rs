@@ -1,0 +1,14 @@
+//! The control plane: a Unix socket of mode 0600, one JSON request a line, answered by plain threads that ask the group
+//! through rings of one place, so that nothing on a reactor waits for it.
+
+mod client;
+mod line;
+mod protocol;
+mod server;
+mod status;
+
+pub use client::{Client, ClientError};
+pub use line::{GroupLine, LineError};
+pub use protocol::{Goal, Request, Response};
+pub use server::{Control, ControlError};
+pub use status::{PeerStatus, Pending, Rates, Sample, Sampler, StageLoad, Status, Watermarks};

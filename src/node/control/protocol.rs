@@ -1,0 +1,48 @@
+//! The lines on the control socket.
+
+use serde::{Deserialize, Serialize};
+
+use super::Status;
+use crate::node::telemetry::WireReport;
+
+/// Longest request line, in bytes; the requests below need a few dozen.
+pub const REQUEST_BYTES_MAX: u64 = 4096;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    Status,
+    /// `reset` begins the histograms anew after this answer.
+    Histogram {
+        reset: bool,
+    },
+    /// Answered once the goal is reached, or with an error after `timeout_ms`.
+    Wait {
+        goal: Goal,
+        timeout_ms: u64,
+    },
+    /// Drain, checkpoint, and end the process; answered at once.
+    Stop,
+}
+
+/// What `lockstep wait` waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Goal {
+    /// Every update up to the request's moment is durable on both sites and in the secondary's volumes, so that its
+    /// exports show it; while solo, and without a peer, durable here.
+    Settled,
+    /// The peer holds every acknowledged update and gates acknowledgements.
+    InSync,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    Status(Box<Status>),
+    Histogram(WireReport),
+    Done,
+    /// The goal was not reached in time; what is missing.
+    TimedOut(String),
+    Failed(String),
+}

@@ -1,0 +1,267 @@
+//! The socket's side: a thread that accepts, and one for each connection.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::fs::Mode;
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use super::protocol::REQUEST_BYTES_MAX;
+use super::{Goal, GroupLine, LineError, Request, Response, Status};
+use crate::core::config::Role;
+use crate::core::group::status::{GroupState, GroupStatus, PeerState};
+use crate::io::quic::LinkStats;
+use crate::node::config::Config;
+use crate::node::telemetry::WireReport;
+use crate::reactor::Port;
+
+/// Connections at once: people and a monitor or two. Each has a thread.
+const CONNECTIONS_MAX: usize = 16;
+
+/// A connection that asks nothing for this long is closed.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+
+/// How often a wait looks again.
+const WAIT_LOOKS_EVERY: Duration = Duration::from_millis(5);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    #[error("{path}: another process controls a site there; stop it, or give this site another site.control")]
+    InUse { path: PathBuf },
+    #[error("{path}: exists and is no socket; move it away, or give this site another site.control")]
+    NotASocket { path: PathBuf },
+    #[error("{path}: cannot be opened: {source}")]
+    System { path: PathBuf, source: io::Error },
+}
+
+/// What all connections share.
+#[derive(Debug)]
+pub struct Control {
+    config: Config,
+    line: Mutex<GroupLine>,
+    link: Option<Arc<LinkStats>>,
+    /// The latest reason why there is no connection to the peer.
+    problem: Mutex<Option<String>>,
+    /// To ask every reactor to stop.
+    port: Port,
+    connections: AtomicUsize,
+}
+
+impl Control {
+    pub fn new(config: Config, line: GroupLine, link: Option<Arc<LinkStats>>, port: Port) -> Arc<Control> {
+        Arc::new(Control {
+            config,
+            line: Mutex::new(line),
+            link,
+            problem: Mutex::new(None),
+            port,
+            connections: AtomicUsize::new(0),
+        })
+    }
+
+    /// Opens the socket and serves it until the process ends.
+    pub fn serve(self: &Arc<Control>) -> Result<(), ControlError> {
+        let listener = listen(&self.config.site.control)?;
+        let control = self.clone();
+        let system = |source| ControlError::System { path: self.config.site.control.clone(), source };
+        std::thread::Builder::new()
+            .name("control".to_owned())
+            .spawn(move || control.accept(&listener))
+            .map_err(system)?;
+        Ok(())
+    }
+
+    fn accept(self: &Arc<Control>, listener: &UnixListener) {
+        for stream in listener.incoming() {
+            let stream = match stream {
+                Ok(stream) => stream,
+                Err(error) => {
+                    tracing::warn!("a control connection could not be accepted: {error}");
+                    std::thread::sleep(Duration::from_millis(100));
+                    continue;
+                }
+            };
+            if self.connections.fetch_add(1, Relaxed) >= CONNECTIONS_MAX {
+                self.connections.fetch_sub(1, Relaxed);
+                let reason =
+                    format!("there are {CONNECTIONS_MAX} control connections already, which is the limit");
+                let _ = send(&stream, &Response::Failed(reason));
+                continue;
+            }
+            let control = self.clone();
+            let spawned =
+                std::thread::Builder::new().name("control connection".to_owned()).spawn(move || {
+                    if let Err(error) = control.converse(&stream) {
+                        tracing::debug!("a control connection ended: {error}");
+                    }
+                    control.connections.fetch_sub(1, Relaxed);
+                });
+            if let Err(error) = spawned {
+                self.connections.fetch_sub(1, Relaxed);
+                tracing::warn!("a control connection could not be served: {error}");
+            }
+        }
+    }
+
+    fn converse(&self, stream: &UnixStream) -> io::Result<()> {
+        stream.set_read_timeout(Some(IDLE_MAX))?;
+        stream.set_write_timeout(Some(IDLE_MAX))?;
+        let mut reader = BufReader::new(stream);
+        loop {
+            let mut line = Vec::new();
+            if reader.by_ref().take(REQUEST_BYTES_MAX).read_until(b'\n', &mut line)? == 0 {
+                return Ok(());
+            }
+            if line.last() != Some(&b'\n') {
+                send(stream, &Response::Failed("the request is no line, or too long a one".to_owned()))?;
+                return Ok(());
+            }
+            let response = match serde_json::from_slice(&line) {
+                Ok(request) => self.answer(request),
+                Err(error) => Response::Failed(format!("the request is not understood: {error}")),
+            };
+            send(stream, &response)?;
+        }
+    }
+
+    fn line(&self) -> MutexGuard<'_, GroupLine> {
+        // A thread that panicked in the middle of a question leaves at worst an answer too many, which `ask` skips.
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn answer(&self, request: Request) -> Response {
+        let answered = match request {
+            Request::Status => self.status().map(|status| Response::Status(Box::new(status))),
+            Request::Histogram { reset } => {
+                self.line().report(reset).map(|report| Response::Histogram(WireReport::from(&report)))
+            }
+            Request::Wait { goal, timeout_ms } => self.wait(goal, Duration::from_millis(timeout_ms)),
+            Request::Stop => {
+                self.port.request_stop();
+                Ok(Response::Done)
+            }
+        };
+        answered.unwrap_or_else(|error| Response::Failed(error.to_string()))
+    }
+
+    pub fn status(&self) -> Result<Status, LineError> {
+        let sample = self.line().sample()?;
+        Ok(Status::new(&self.config, sample, self.link.as_deref(), self.problem()))
+    }
+
+    pub fn group_status(&self) -> Result<GroupStatus, LineError> {
+        self.line().status()
+    }
+
+    /// To be called about once a second, so that rates are at hand when somebody asks.
+    pub fn tick(&self) {
+        // A group that has ended has no rates.
+        let _ = self.line().sample();
+        self.problem();
+    }
+
+    fn problem(&self) -> Option<String> {
+        let link = self.link.as_ref()?;
+        let mut problem = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(newer) = link.take_problem() {
+            *problem = Some(newer.to_string());
+        }
+        if link.connected.load(Relaxed) {
+            *problem = None;
+        }
+        problem.clone()
+    }
+
+    fn wait(&self, goal: Goal, timeout: Duration) -> Result<Response, LineError> {
+        let begun = Instant::now();
+        let mut target = None;
+        loop {
+            let status = self.group_status()?;
+            if status.state == GroupState::Failed {
+                return Ok(Response::Failed("the site has left its group; see its log".to_owned()));
+            }
+            // What recovery will find is part of what is waited for.
+            if status.state != GroupState::Recovering {
+                let target = *target.get_or_insert(status.last);
+                let missing = match goal {
+                    Goal::InSync => in_sync(&status),
+                    Goal::Settled => settled(&status, target),
+                };
+                match missing {
+                    None => return Ok(Response::Done),
+                    Some(missing) if begun.elapsed() >= timeout => return Ok(Response::TimedOut(missing)),
+                    Some(_) => {}
+                }
+            } else if begun.elapsed() >= timeout {
+                return Ok(Response::TimedOut("the site is still recovering from its journal".to_owned()));
+            }
+            std::thread::sleep(WAIT_LOOKS_EVERY);
+        }
+    }
+}
+
+/// What keeps the pair from being in sync, or nothing.
+fn in_sync(status: &GroupStatus) -> Option<String> {
+    match status.peer {
+        PeerState::NotConfigured => Some("this site has no peer to be in sync with".to_owned()),
+        PeerState::InSync if !status.solo => None,
+        PeerState::InSync => Some("the peer is there, but solo has not ended yet".to_owned()),
+        PeerState::Disconnected => Some("there is no connection to the peer".to_owned()),
+        PeerState::Greeting | PeerState::Reconciling => Some("the peer is still being greeted".to_owned()),
+        PeerState::CatchingUp => Some(format!(
+            "the peer is catching up: it holds {}, the last update is {}",
+            status.peer_journaled, status.last
+        )),
+    }
+}
+
+/// What keeps updates up to `target` from being settled and visible on the secondary, or nothing.
+fn settled(status: &GroupStatus, target: crate::base::UpdateNumber) -> Option<String> {
+    if status.settled < target {
+        return Some(format!("settled is {}, the last update was {target}", status.settled));
+    }
+    let paired = status.role == Role::Primary && status.peer != PeerState::NotConfigured && !status.solo;
+    if paired && status.peer_applied < target {
+        return Some(format!(
+            "the peer's volumes hold {}, the last update was {target}",
+            status.peer_applied
+        ));
+    }
+    None
+}
+
+fn send(mut stream: &UnixStream, response: &Response) -> io::Result<()> {
+    let mut line = serde_json::to_vec(response)?;
+    line.push(b'\n');
+    stream.write_all(&line)
+}
+
+/// Listens with mode 0600. What a dead process left is replaced; a living one's socket is refused.
+fn listen(path: &Path) -> Result<UnixListener, ControlError> {
+    let system = |source: io::Error| ControlError::System { path: path.to_owned(), source };
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(ControlError::NotASocket { path: path.to_owned() });
+        }
+        Ok(_) => match UnixStream::connect(path) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(path).map_err(system)?;
+            }
+            _ => return Err(ControlError::InUse { path: path.to_owned() }),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(system(error)),
+    }
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(system)?;
+    // The file takes the socket's mode when bind makes it: there is no moment in which others could connect.
+    rustix::fs::fchmod(socket.as_fd(), Mode::RUSR | Mode::WUSR).map_err(|errno| system(errno.into()))?;
+    socket.bind(&SockAddr::unix(path).map_err(system)?).map_err(system)?;
+    socket.listen(CONNECTIONS_MAX as i32).map_err(system)?;
+    Ok(UnixListener::from(std::os::fd::OwnedFd::from(socket)))
+}

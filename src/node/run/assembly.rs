@@ -1,0 +1,229 @@
+//! What a site is made of: rings between actors, and for each core the actors that will be built on its thread.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::storage::{Held, Storage};
+use super::{MakeFront, RunError};
+use crate::base::*;
+use crate::core::config::Role;
+use crate::core::messages::Executor;
+use crate::core::nbd::{AllAllocated, Export};
+use crate::core::outbox::{LINK_CONTROL_MAX, Tables};
+use crate::io::arena::{Arena, ArenaView};
+use crate::io::disk::{DiskEdges, DiskExecutor, FaultPlan, slots_of};
+use crate::io::nbd::{CONNECTIONS_DEFAULT, FrontConfig, FrontEdges, NbdFront};
+use crate::io::quic::LinkStats;
+use crate::io::quic::connection::LinkConfig;
+use crate::io::quic::identity::Identity;
+use crate::io::quic::link::{Link, LinkActor, LinkEdges};
+use crate::io::quic::transport::PayloadSize;
+use crate::io::ring::{ArenaId, Ring};
+use crate::node::config::{Config, Replication};
+use crate::node::control::GroupLine;
+use crate::node::events::Names;
+use crate::node::group_actor::*;
+use crate::reactor::{Actor, Clock, Loads, Port, Receiver, Sender, edge, mesh};
+
+/// Bytes in flight each way on the link: 0.9 GB/s, what one connection's cryptography does on a core, over 17 ms.
+const LINK_WINDOW_BYTES: u32 = 16 << 20;
+
+/// Builds an actor on the thread that will run it.
+pub type Build = Box<dyn FnOnce(&mut Ring) -> Result<Box<dyn Actor<Ring>>, RunError> + Send>;
+
+/// What a front of the caller's own needs beside its rings.
+pub struct FrontPlace {
+    /// Index of its table, and of its pages.
+    pub front: usize,
+    pub view: ArenaView,
+    pub tables: Arc<Tables>,
+    pub clock: Clock,
+}
+
+pub struct Assembly {
+    pub arena: Arc<Arena>,
+    /// The main thread's port: for the control plane, and for stopping everything.
+    pub main_port: Port,
+    pub ports: BTreeMap<usize, Port>,
+    /// What each CPU runs, in the order of a write's way.
+    pub builds: BTreeMap<usize, Vec<Build>>,
+    pub link_stats: Option<Arc<LinkStats>>,
+    /// The control plane's ends of its rings with the group.
+    line: Option<(Sender<Question>, Receiver<Answer>)>,
+    pub held: Option<Held>,
+}
+
+impl Assembly {
+    pub fn new(
+        config: &Config,
+        storage: Storage,
+        clock: &Clock,
+        extra: Option<MakeFront>,
+    ) -> Result<Assembly, RunError> {
+        let reactors = &config.reactors;
+        let fronts = 1 + usize::from(extra.is_some());
+        let pages =
+            config.pages(fronts).expect("validation checked the cache's size for every number of fronts");
+        let arena = Arena::new(pages)
+            .and_then(|arena| arena.populate().map(|()| arena))
+            .map_err(|source| RunError::Memory { bytes: config.cache_bytes, source })?;
+        let tables = Arc::new(Tables::new(fronts));
+
+        let mut ports = mesh(1 + reactors.cores.len()).map_err(RunError::Ports)?;
+        let main_port = ports.pop().expect("one more than there are cores");
+        let ports: BTreeMap<usize, Port> = reactors.cores.iter().copied().zip(ports).collect();
+        let (group, front) = (&ports[&reactors.group], &ports[&reactors.front]);
+        let mut builds: BTreeMap<usize, Vec<Build>> = BTreeMap::new();
+        let mut place = |cpu: usize, build: Build| builds.entry(cpu).or_default().push(build);
+
+        let mut front_ends = Vec::new();
+        let (ends, edges) = front_edge(group, front);
+        front_ends.push(ends);
+        place(reactors.front, nbd(config, &tables, &arena, edges)?);
+        if let Some(make) = extra {
+            let (ends, edges) = front_edge(group, front);
+            front_ends.push(ends);
+            let place_of =
+                FrontPlace { front: 1, view: arena.view(), tables: tables.clone(), clock: clock.clone() };
+            place(reactors.front, Box::new(move |_| Ok(make(place_of, edges))));
+        }
+
+        let (questions, asked) = edge(QUESTIONS_MAX, &main_port, group);
+        let (answers, answered) = edge(QUESTIONS_MAX, group, &main_port);
+        let (journal, journal_edges) = disk_edge(Executor::Journal, group, group);
+        let (volumes, volume_edges) = disk_edge(Executor::Volumes, group, &ports[&reactors.capture]);
+        let mut link_build = None;
+        let mut link_stats = None;
+        let mut link_ends = None;
+        if let Some(pair) = &config.replication {
+            let (ends, edges) = link_edge(group, &ports[&reactors.link]);
+            let link = link(config, pair, edges, &tables, &arena, clock)?;
+            link_stats = Some(link.stats());
+            link_ends = Some(ends);
+            let build: Build = Box::new(move |ring| {
+                let actor = LinkActor::new(link, ring).map_err(RunError::LinkSocket)?;
+                Ok(Box::new(actor))
+            });
+            link_build = Some(build);
+        }
+
+        let ends = GroupEnds {
+            fronts: front_ends,
+            link: link_ends,
+            journal,
+            volumes,
+            control: ControlEnds { questions: asked, answers },
+        };
+        let names = Names::of(config);
+        let (group_config, group_tables, view) =
+            (config.group_config(pages, fronts), tables.clone(), arena.view());
+        place(
+            reactors.group,
+            Box::new(move |_| {
+                let herald = Box::new(move |event: &_| names.log(event));
+                Ok(Box::new(GroupActor::new(group_config, ends, view, group_tables, herald)))
+            }),
+        );
+        if let Some(build) = link_build {
+            place(reactors.link, build);
+        }
+        let journal_disk = vec![(crate::core::messages::IoTarget::Journal, storage.journal)];
+        let executor = |executor, edges, disks, view: ArenaView, tables: Arc<Tables>| -> Build {
+            Box::new(move |ring| {
+                let arena = (ArenaId(0), view);
+                let plan = FaultPlan::default();
+                Ok(Box::new(DiskExecutor::new(ring, executor, edges, tables, arena, disks, plan)?))
+            })
+        };
+        place(
+            reactors.group,
+            executor(Executor::Journal, journal_edges, journal_disk, arena.view(), tables.clone()),
+        );
+        place(
+            reactors.capture,
+            executor(Executor::Volumes, volume_edges, storage.volumes, arena.view(), tables.clone()),
+        );
+
+        Ok(Assembly {
+            arena,
+            main_port,
+            ports,
+            builds,
+            link_stats,
+            line: Some((questions, answered)),
+            held: Some(storage.held),
+        })
+    }
+
+    /// The control plane's line to the group; there is one.
+    pub fn group_line(&mut self, clock: &Clock, loads: Vec<(usize, Arc<Loads>)>) -> GroupLine {
+        let (questions, answers) = self.line.take().expect("the line is taken once");
+        GroupLine::new(self.main_port.clone(), questions, answers, clock.clone(), loads)
+    }
+}
+
+fn front_edge(group: &Port, front: &Port) -> (FrontEnds, FrontEdges) {
+    let (to_group, requests) = edge(FRONT_TICKETS_MAX, front, group);
+    let (replies, from_group) = edge(FRONT_TICKETS_MAX, group, front);
+    let (granted, pages) = edge(STAGING_PAGES, group, front);
+    (FrontEnds { requests, replies, pages: granted }, FrontEdges { to_group, from_group, pages })
+}
+
+fn link_edge(group: &Port, link: &Port) -> (LinkEnds, LinkEdges) {
+    let (to_link, from_group) = edge(WINDOW_UPDATES_MAX + CATCH_UP_SLOTS + LINK_CONTROL_MAX, group, link);
+    let (to_group, messages) = edge(LINK_INBOUND_SLOTS, link, group);
+    let (granted, pages) = edge(STAGING_PAGES, group, link);
+    (LinkEnds { messages, to_link, pages: granted }, LinkEdges { from_group, to_group, pages })
+}
+
+fn disk_edge(executor: Executor, group: &Port, disks: &Port) -> (DiskEnds, DiskEdges) {
+    let slots = slots_of(executor);
+    let (requests, asked) = edge(slots, group, disks);
+    let (results, done) = edge(slots, disks, group);
+    (DiskEnds { requests, done }, DiskEdges { requests: asked, done: results })
+}
+
+fn nbd(
+    config: &Config,
+    tables: &Arc<Tables>,
+    arena: &Arc<Arena>,
+    edges: FrontEdges,
+) -> Result<Build, RunError> {
+    let exports = (0u16..).zip(&config.volumes).map(|(index, volume)| Export {
+        name: volume.name.clone(),
+        volume: VolumeId(index),
+        blocks: volume.blocks(),
+        read_only: config.site.role == Role::Secondary,
+    });
+    let front = FrontConfig {
+        unix: Some(config.nbd.socket.clone()),
+        tcp: config.nbd.tcp,
+        tcp_beyond_loopback: config.nbd.allow_unauthenticated_tcp,
+        exports: exports.collect(),
+        connections_max: CONNECTIONS_DEFAULT,
+    };
+    let front = NbdFront::new(front, 0, tables.clone(), edges, arena.view(), Box::new(AllAllocated))?;
+    Ok(Box::new(move |_| Ok(Box::new(front))))
+}
+
+fn link(
+    config: &Config,
+    pair: &Replication,
+    edges: LinkEdges,
+    tables: &Arc<Tables>,
+    arena: &Arc<Arena>,
+    clock: &Clock,
+) -> Result<Link<ArenaView>, RunError> {
+    // One of the two dials, whatever their roles become.
+    let dials = config.site.id < pair.peer.id;
+    let link = LinkConfig {
+        local: pair.link.listen,
+        dial: dials.then_some(pair.peer.address),
+        identity: Identity::load(&pair.link.identity)?,
+        peer: pair.peer.fingerprint,
+        payload: pair.link.mtu.map_or(PayloadSize::Discover, PayloadSize::of_mtu),
+        congestion: pair.link.congestion,
+        window_bytes: LINK_WINDOW_BYTES,
+    };
+    Ok(Link::new(&link, edges, arena.view(), tables.clone(), clock.clone())?)
+}

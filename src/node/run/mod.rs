@@ -1,0 +1,182 @@
+//! A site as a process: everything is opened and checked on the main thread, each core's actors are built and run on its
+//! own, and the main thread watches over them until they have stopped.
+
+mod assembly;
+mod reactors;
+mod storage;
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::core::group::status::GroupState;
+use crate::io::disk::DiskError;
+use crate::io::metadata::{Difference, MetadataError};
+use crate::io::nbd::{FrontEdges, ListenError};
+use crate::io::quic::connection::LinkError;
+use crate::io::quic::identity::IdentityError;
+use crate::io::ring::{Ring, RingError};
+use crate::node::config::Config;
+use crate::node::control::{Control, ControlError};
+use crate::reactor::{Actor, Clock, Port};
+
+pub use assembly::FrontPlace;
+
+use assembly::Assembly;
+use reactors::Threads;
+
+/// From the request to stop until every actor has: hosts' operations and the destage of what is settled, each at most five.
+const STOP_MAX: Duration = Duration::from_secs(10);
+
+/// How often the main thread looks after things, and keeps rates.
+const TICK: Duration = Duration::from_millis(100);
+const RATES_EVERY: Duration = Duration::from_secs(1);
+
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Metadata(#[from] MetadataError),
+    #[error(
+        "{}; put the configuration back, or format the site anew",
+        .0.iter().map(Difference::to_string).collect::<Vec<_>>().join("; ")
+    )]
+    Differs(Vec<Difference>),
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error("cache.size: {bytes} bytes of memory cannot be had ({source}); write a smaller one")]
+    Memory { bytes: u64, source: io::Error },
+    #[error("the threads' doorbells cannot be made: {0}; raise the limit of open files")]
+    Ports(#[source] io::Error),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error("the link's socket cannot be watched: {0}")]
+    LinkSocket(#[source] io::Error),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    #[error("reactors.cores: CPU {cpu} is not one that this process may use, which are {available:?}")]
+    Cpu { cpu: usize, available: Vec<usize> },
+    #[error("the thread of CPU {cpu} cannot be started: {source}")]
+    Thread { cpu: usize, source: io::Error },
+    #[error("the signal handlers cannot be installed: {0}")]
+    Signals(#[source] io::Error),
+    #[error("the site cannot start from its files; the log says why")]
+    Unusable,
+    #[error("the site left its group because a disk failed; the log says which")]
+    Failed,
+    #[error(
+        "not everything had stopped {} s after it was asked to; what was not acknowledged is replayed at the next start",
+        STOP_MAX.as_secs()
+    )]
+    StopOverdue,
+}
+
+impl RunError {
+    /// Whether the site's files, rather than the machine or the moment, are the reason.
+    pub fn is_about_files(&self) -> bool {
+        matches!(self, RunError::Metadata(_) | RunError::Differs(_) | RunError::Disk(_) | RunError::Unusable)
+    }
+}
+
+/// A front of the caller's own, built on the reactor that runs the fronts.
+pub type MakeFront = Box<dyn FnOnce(FrontPlace, FrontEdges) -> Box<dyn Actor<Ring>> + Send>;
+
+/// What a running site offers to whoever started it.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    control: Arc<Control>,
+    port: Port,
+}
+
+impl Handle {
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// Drain, checkpoint, end.
+    pub fn stop(&self) {
+        self.port.request_stop();
+    }
+}
+
+/// A site whose reactors run.
+pub struct Site {
+    threads: Threads,
+    handle: Handle,
+}
+
+impl Site {
+    /// Opens and starts everything. `extra` is a front beside NBD's.
+    pub fn start(config: &Config, extra: Option<MakeFront>) -> Result<Site, RunError> {
+        let clock = Clock::new();
+        let storage = storage::open(config)?;
+        let mut assembly = Assembly::new(config, storage, &clock, extra)?;
+        let port = assembly.main_port.clone();
+        let threads = Threads::start(config, &mut assembly, &clock)?;
+        let line = assembly.group_line(&clock, threads.loads());
+        let control = Control::new(config.clone(), line, assembly.link_stats.take(), port.clone());
+        if let Err(error) = control.serve() {
+            port.request_stop();
+            threads.join(STOP_MAX);
+            return Err(error.into());
+        }
+        Ok(Site { threads, handle: Handle { control, port } })
+    }
+
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Returns when the site has been asked to stop and has, or cannot go on.
+    pub fn wait(self) -> Result<(), RunError> {
+        let Site { threads, handle } = self;
+        let mut rates_at = Instant::now();
+        let (mut served, mut failed) = (false, false);
+        while !handle.port.stopping() {
+            std::thread::sleep(TICK);
+            if Instant::now() < rates_at {
+                continue;
+            }
+            rates_at = Instant::now() + RATES_EVERY;
+            handle.control.tick();
+            let Ok(status) = handle.control.group_status() else { continue };
+            served |= matches!(status.state, GroupState::Serving | GroupState::AwaitingPeer);
+            if status.state == GroupState::Failed && !failed {
+                failed = true;
+                if !served {
+                    handle.stop();
+                }
+            }
+        }
+        if !threads.join(STOP_MAX) {
+            return Err(RunError::StopOverdue);
+        }
+        match (failed, served) {
+            (false, _) => Ok(()),
+            (true, false) => Err(RunError::Unusable),
+            (true, true) => Err(RunError::Failed),
+        }
+    }
+}
+
+/// Runs a site until SIGTERM, SIGINT, or a request over its control socket.
+pub fn run(config: &Config) -> Result<(), RunError> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT]).map_err(RunError::Signals)?;
+    let site = Site::start(config, None)?;
+    let handle = site.handle();
+    let watcher = std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
+            tracing::info!("{name}: draining, then stopping");
+            handle.stop();
+        }
+    });
+    watcher.map_err(RunError::Signals)?;
+    site.wait()
+}

@@ -1,0 +1,56 @@
+//! Opening a site's files: what they were formatted as is what the configuration says, and nobody else has them.
+
+use super::RunError;
+use crate::base::VolumeId;
+use crate::core::messages::IoTarget;
+use crate::io::disk::{Disk, DiskError};
+use crate::io::metadata::Metadata;
+use crate::node::config::Config;
+use crate::node::format::record;
+
+/// Everything open, and locked for as long as it is.
+#[derive(Debug)]
+pub struct Storage {
+    pub journal: Disk,
+    pub volumes: Vec<(IoTarget, Disk)>,
+    pub held: Held,
+}
+
+/// Files that only have to stay locked.
+#[derive(Debug)]
+pub struct Held {
+    _metadata: Metadata,
+    _differential: Disk,
+}
+
+pub fn open(config: &Config) -> Result<Storage, RunError> {
+    let journal = sized(Disk::open(&config.journal.path)?, config.journal.bytes)?;
+    let metadata = Metadata::open(&config.metadata)?;
+    let differences = metadata.record()?.differences(&record(config));
+    if !differences.is_empty() {
+        return Err(RunError::Differs(differences));
+    }
+    if !config.journal.volatile && journal.volatile_cache() == Some(true) {
+        tracing::warn!(
+            "journal.volatile is false, but the drive of {} says that it has a volatile write cache; unless power loss \
+             cannot empty it, write true",
+            config.journal.path.display()
+        );
+    }
+    let mut volumes = Vec::new();
+    for (index, volume) in (0u16..).zip(&config.volumes) {
+        let disk = sized(Disk::open(&volume.path)?, volume.bytes)?;
+        let sums = sized(Disk::open(&volume.checksums)?, volume.checksum_bytes())?;
+        volumes.push((IoTarget::Volume(VolumeId(index)), disk));
+        volumes.push((IoTarget::Checksums(VolumeId(index)), sums));
+    }
+    let differential = sized(Disk::open(&config.differential.path)?, config.differential.bytes)?;
+    Ok(Storage { journal, volumes, held: Held { _metadata: metadata, _differential: differential } })
+}
+
+fn sized(disk: Disk, need: u64) -> Result<Disk, DiskError> {
+    if disk.bytes() < need {
+        return Err(DiskError::TooSmall { path: disk.path().to_owned(), have: disk.bytes(), need });
+    }
+    Ok(disk)
+}
