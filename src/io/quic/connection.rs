@@ -33,6 +33,13 @@ const GOOD_CONNECTION: Nanos = Nanos::from_millis(5_000);
 /// Connections that are shaking hands at once. More are refused: there is one peer.
 const ATTEMPTS_MAX: usize = 8;
 
+/// Connections shaking hands from which on a newcomer must first prove that its address is its own (a retry, RFC 9000,
+/// section 8.1.2), so that forged datagrams cannot keep the peer out.
+const ATTEMPTS_UNPROVEN_MAX: usize = 2;
+
+/// Bytes that quinn may hold for a connection between its first datagram and our turn to accept it.
+const INCOMING_BYTES_MAX: u64 = 64 << 10;
+
 /// From the first datagram to the greeting: some round trips, and a lost datagram or two.
 const ATTEMPT_DEADLINE: Nanos = Nanos::from_millis(3_000);
 
@@ -81,8 +88,12 @@ pub enum Problem {
     RefusedByPeer { peer: SocketAddr, identity: Fingerprint },
     #[error("{peer} speaks another protocol version; run the same version of lockstep on both sites")]
     Version { peer: SocketAddr },
-    #[error("{peer} did not finish its handshake in {} s", ATTEMPT_DEADLINE.0 / 1_000_000_000)]
-    Handshake { peer: SocketAddr },
+    #[error(
+        "{peer} did not answer within {} s; check that it runs, that this is its address, and that the path takes the \
+         configured datagram size",
+        ATTEMPT_DEADLINE.0 / 1_000_000_000
+    )]
+    Silent { peer: SocketAddr },
     #[error("the connection to {peer} was lost: {reason}")]
     Lost { peer: SocketAddr, reason: String },
     #[error("the connection to {peer} was closed by it")]
@@ -190,7 +201,12 @@ impl Connector {
             None => {
                 let tls = Arc::new(credentials.server().map_err(unusable)?);
                 let mut server = ServerConfig::with_crypto(tls);
-                server.transport_config(Arc::new(transport())).max_incoming(ATTEMPTS_MAX).migration(false);
+                server
+                    .transport_config(Arc::new(transport()))
+                    .max_incoming(ATTEMPTS_MAX)
+                    .incoming_buffer_size(INCOMING_BYTES_MAX)
+                    .incoming_buffer_size_total(INCOMING_BYTES_MAX * ATTEMPTS_MAX as u64)
+                    .migration(false);
                 Some(server)
             }
         };
@@ -418,7 +434,10 @@ impl Connector {
             self.accepting = Some(accept(&self.endpoint));
             let Some(incoming) = incoming else { break };
             let peer = incoming.remote_address();
-            if !self.room() {
+            if self.attempts.len() >= ATTEMPTS_UNPROVEN_MAX && incoming.may_retry() {
+                // Fails only for addresses that were proven, which `may_retry` excludes.
+                let _ = incoming.retry();
+            } else if !self.room() {
                 incoming.refuse();
             } else if let Ok(connecting) = incoming.accept() {
                 self.start(peer, connecting, now);
@@ -445,7 +464,8 @@ impl Connector {
         for index in 0..self.attempts.len() {
             let Attempt { peer, deadline, stage } = self.attempts.swap_remove(index);
             let step = match progress(stage, self.dial.is_some(), &mut context) {
-                Ok(Step::Wait(_)) if deadline <= now => Err(Problem::Handshake { peer }),
+                Ok(Step::Wait(_)) if deadline <= now => Err(Problem::Silent { peer }),
+                Err(ConnectionError::TimedOut) => Err(Problem::Silent { peer }),
                 Ok(step) => Ok(step),
                 Err(error) => Err(self.problem(peer, &error)),
             };

@@ -370,7 +370,10 @@ impl ProblemLog {
     }
 
     fn lost(&mut self, problem: &Problem) {
-        tracing::warn!("{problem}");
+        match problem {
+            Problem::Closed { .. } | Problem::ClosedByPeer { .. } => tracing::info!("{problem}"),
+            _ => tracing::warn!("{problem}"),
+        }
         self.last = None;
     }
 }

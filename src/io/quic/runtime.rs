@@ -22,6 +22,9 @@ type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// refuses connections before this runs out.
 pub const TASKS_MAX: usize = 32;
 
+/// Timers at once. Each connection has one, for as long as the link holds it, which may be longer than its task lives.
+const TIMERS_MAX: usize = 64;
+
 /// Task polls in one drain: an exchange needs about six, and the reactor has other actors.
 const POLLS_A_DRAIN_MAX: usize = 64;
 
@@ -37,7 +40,7 @@ const NEVER: u64 = u64::MAX;
 /// How long a full socket buffer is left alone; at 10 Gb/s the kernel's default buffer empties in twice this.
 const SEND_RETRY: Nanos = Nanos::from_micros(50);
 
-/// A deadline, and the task to wake at it.
+/// A deadline, and the task to wake at it: none once it was woken.
 #[derive(Debug)]
 struct Timer {
     deadline: AtomicU64,
@@ -54,7 +57,7 @@ pub(super) struct Shared {
     ready: AtomicU64,
     polling: AtomicU32,
     spawned: ArrayQueue<Task>,
-    timers: [Timer; TASKS_MAX],
+    timers: [Timer; TIMERS_MAX],
     /// Bits of the timers in use.
     timers_used: AtomicU64,
     /// Bits of the tasks that wait for room in the socket's send buffer, and when they try again.
@@ -78,17 +81,13 @@ impl Shared {
         task
     }
 
-    /// The task being polled is woken when the send buffer may have room.
-    pub(super) fn wait_to_send(&self) {
-        self.blocked.fetch_or(1 << self.polling(), Relaxed);
-        if self.blocked_until.load(Relaxed) == NEVER {
-            self.blocked_until.store(self.now() + SEND_RETRY.0, Relaxed);
-        }
-    }
-
-    /// Whether sending was refused and not yet to be tried again.
+    /// Whether sending was refused a moment ago; the task being polled is then woken when it is to be tried again.
     pub(super) fn send_blocked(&self) -> bool {
-        self.blocked_until.load(Relaxed) != NEVER
+        let blocked = self.blocked_until.load(Relaxed) != NEVER;
+        if blocked {
+            self.blocked.fetch_or(1 << self.polling(), Relaxed);
+        }
+        blocked
     }
 
     /// The send buffer is full.
@@ -133,7 +132,7 @@ pub(super) struct Handle(pub(super) Arc<Shared>);
 impl Runtime for Handle {
     fn new_timer(&self, deadline: Instant) -> Pin<Box<dyn AsyncTimer>> {
         let slot = (!self.0.timers_used.load(Relaxed)).trailing_zeros();
-        assert!((slot as usize) < TASKS_MAX, "a connection has one timer, and there are {TASKS_MAX} tasks");
+        assert!((slot as usize) < TIMERS_MAX, "a connection has one timer, and the link holds few of them");
         self.0.timers_used.fetch_or(1 << slot, Relaxed);
         let mut timer = Box::pin(SlotTimer { shared: self.0.clone(), slot });
         timer.as_mut().reset(deadline);
@@ -185,6 +184,7 @@ impl AsyncTimer for SlotTimer {
 impl Drop for SlotTimer {
     fn drop(&mut self) {
         self.timer().deadline.store(NEVER, Relaxed);
+        self.timer().task.store(NO_TASK, Relaxed);
         self.shared.timers_used.fetch_and(!(1 << self.slot), Relaxed);
     }
 }
@@ -256,7 +256,8 @@ impl Executor {
 
     /// When a drain is due though nothing happens.
     pub fn next_deadline(&self) -> Option<Nanos> {
-        let timers = self.shared.timers().map(|timer| timer.deadline.load(Relaxed));
+        let waited_for = self.shared.timers().filter(|timer| timer.task.load(Relaxed) != NO_TASK);
+        let timers = waited_for.map(|timer| timer.deadline.load(Relaxed));
         let first = timers.chain([self.shared.blocked_until.load(Relaxed)]).min()?;
         (first != NEVER).then_some(Nanos(first))
     }
@@ -292,8 +293,10 @@ impl Executor {
     fn fire(&mut self) {
         let now = self.shared.now();
         for timer in self.shared.timers().filter(|timer| timer.deadline.load(Relaxed) <= now) {
-            self.shared.wake(timer.task.load(Relaxed));
-            timer.deadline.store(NEVER, Relaxed);
+            let task = timer.task.swap(NO_TASK, Relaxed);
+            if task != NO_TASK {
+                self.shared.wake(task);
+            }
         }
         if self.shared.blocked_until.load(Relaxed) <= now {
             self.shared.blocked_until.store(NEVER, Relaxed);
@@ -310,5 +313,152 @@ impl Executor {
             self.tasks[slot] = None;
         }
         self.shared.polling.store(NO_TASK, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// Spawns a task that counts its polls and ends when `done` says so.
+    fn spawn(
+        executor: &Executor,
+        mut done: impl FnMut(&mut Context<'_>) -> bool + Send + 'static,
+    ) -> Arc<AtomicUsize> {
+        let polls = Arc::new(AtomicUsize::new(0));
+        let counted = polls.clone();
+        executor.handle().spawn(Box::pin(std::future::poll_fn(move |context| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            if done(context) { Poll::Ready(()) } else { Poll::Pending }
+        })));
+        polls
+    }
+
+    fn count(polls: &AtomicUsize) -> usize {
+        polls.load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn a_task_is_polled_when_it_is_woken_and_freed_when_it_ends() {
+        let mut executor = Executor::new();
+        let waker = Arc::new(Mutex::new(None::<Waker>));
+        let given = waker.clone();
+        let polls = spawn(&executor, move |context| {
+            *given.lock().unwrap() = Some(context.waker().clone());
+            false
+        });
+        assert_eq!(executor.room(), TASKS_MAX - 1);
+        assert!(executor.ready() && executor.drain());
+        assert!(!executor.ready() && !executor.drain());
+        let waker = waker.lock().unwrap().clone().unwrap();
+        waker.wake_by_ref();
+        waker.wake_by_ref();
+        assert!(executor.ready() && executor.drain());
+        assert_eq!(count(&polls), 2);
+    }
+
+    #[test]
+    fn a_waker_that_outlives_its_task_does_no_harm() {
+        let mut executor = Executor::new();
+        let waker = Arc::new(Mutex::new(None::<Waker>));
+        let given = waker.clone();
+        let ended = spawn(&executor, move |context| {
+            *given.lock().unwrap() = Some(context.waker().clone());
+            true
+        });
+        executor.drain();
+        assert_eq!(executor.room(), TASKS_MAX);
+        let waker = waker.lock().unwrap().clone().unwrap();
+        waker.wake_by_ref();
+        executor.drain();
+        let next = spawn(&executor, |_| false);
+        executor.drain();
+        waker.wake();
+        executor.drain();
+        assert_eq!((count(&ended), count(&next)), (1, 2), "the slot's next task is polled in vain");
+    }
+
+    #[test]
+    fn a_drain_ends_though_tasks_wake_themselves() {
+        let mut executor = Executor::new();
+        let polls = spawn(&executor, |context| {
+            context.waker().wake_by_ref();
+            false
+        });
+        assert!(executor.drain());
+        assert_eq!(count(&polls), POLLS_A_DRAIN_MAX);
+        assert!(executor.ready(), "the rest is for the next turn");
+    }
+
+    #[test]
+    fn the_link_is_woken_beside_the_tasks() {
+        let mut executor = Executor::new();
+        let waker = executor.link_waker();
+        assert!(!executor.take_link_wake());
+        waker.wake_by_ref();
+        assert!(executor.ready());
+        assert!(!executor.drain(), "the link is no task");
+        assert!(executor.take_link_wake() && !executor.take_link_wake());
+    }
+
+    #[test]
+    fn timers_fire_at_their_deadline_and_can_be_moved() {
+        let mut executor = Executor::new();
+        executor.set_now(Nanos(1_000));
+        let handle = executor.handle();
+        let (mut timer, mut fired) = (None, 0);
+        let polls = spawn(&executor, move |context| {
+            let soon = handle.now() + Duration::from_nanos(500);
+            let timer = timer.get_or_insert_with(|| handle.new_timer(soon));
+            while timer.as_mut().poll(context).is_ready() {
+                fired += 1;
+                if fired == 2 {
+                    return true;
+                }
+                timer.as_mut().reset(soon);
+            }
+            false
+        });
+        executor.drain();
+        assert_eq!(executor.next_deadline(), Some(Nanos(1_500)));
+        executor.set_now(Nanos(1_499));
+        assert!(!executor.drain());
+        executor.set_now(Nanos(1_500));
+        assert!(executor.drain());
+        assert_eq!((count(&polls), executor.next_deadline()), (2, Some(Nanos(2_000))));
+        executor.set_now(Nanos(2_600));
+        assert!(executor.drain());
+        assert_eq!((count(&polls), executor.next_deadline()), (3, None));
+        assert_eq!(executor.shared.timers_used.load(Relaxed), 0, "an ended task's timer is given back");
+    }
+
+    #[test]
+    fn what_cannot_be_sent_is_tried_again_after_a_moment() {
+        let mut executor = Executor::new();
+        let shared = executor.shared();
+        executor.set_now(Nanos(0));
+        let mut refused = false;
+        let polls = spawn(&executor, move |_| {
+            if !std::mem::replace(&mut refused, true) {
+                shared.block_send();
+            }
+            !shared.send_blocked()
+        });
+        executor.drain();
+        assert_eq!(executor.next_deadline(), Some(SEND_RETRY));
+        assert!(!executor.drain());
+        executor.set_now(SEND_RETRY);
+        assert!(executor.drain());
+        assert_eq!((count(&polls), executor.room(), executor.next_deadline()), (2, TASKS_MAX, None));
+    }
+
+    #[test]
+    #[should_panic(expected = "leaves room")]
+    fn more_tasks_than_there_is_room_for_are_a_broken_invariant() {
+        let executor = Executor::new();
+        (0..=TASKS_MAX).for_each(|_| drop(spawn(&executor, |_| true)));
     }
 }

@@ -11,8 +11,8 @@ use super::identity::Identity;
 use quinn::congestion::{Controller, ControllerFactory, CubicConfig};
 use quinn::{AckFrequencyConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
-/// UDP payload of the largest datagram that every path of MTU 1500 takes, over IPv6 or IPv4.
-pub const PAYLOAD_BYTES_MIN: u16 = 1452;
+/// UDP payload that every path QUIC runs on takes (RFC 9000, section 14).
+pub const PAYLOAD_BYTES_MIN: u16 = 1200;
 
 /// UDP payload of a 9000-byte MTU over IPv6 or IPv4.
 pub const PAYLOAD_BYTES_JUMBO: u16 = 8952;
@@ -26,6 +26,10 @@ const ACK_DELAY_MAX: Duration = Duration::from_millis(1);
 
 /// Datagrams after which the peer acknowledges at once: about one acknowledgement for each batch received.
 const ACK_THRESHOLD: u32 = 64;
+
+/// Round trip taken for granted until one is measured: a lost first datagram is sent again after three of it, so a peer
+/// that comes up is found soon.
+const ROUND_TRIP_GUESS: Duration = Duration::from_millis(100);
 
 /// A silent path is used this often, so that it stays open in firewalls and its loss is seen.
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
@@ -54,13 +58,16 @@ pub enum PayloadSize {
 impl PayloadSize {
     /// The payload for a path whose every hop has an MTU of `mtu` bytes (IPv6 and UDP headers taken off).
     pub fn of_mtu(mtu: u16) -> PayloadSize {
-        PayloadSize::Known(mtu.saturating_sub(48).clamp(1200, PAYLOAD_BYTES_MAX))
+        PayloadSize::Known(mtu.saturating_sub(48).clamp(PAYLOAD_BYTES_MIN, PAYLOAD_BYTES_MAX))
     }
 
     pub(super) fn largest(self) -> u16 {
         match self {
             PayloadSize::Known(bytes) => {
-                assert!((1200..=PAYLOAD_BYTES_MAX).contains(&bytes), "a payload of {bytes} bytes");
+                assert!(
+                    (PAYLOAD_BYTES_MIN..=PAYLOAD_BYTES_MAX).contains(&bytes),
+                    "a payload of {bytes} bytes"
+                );
                 bytes
             }
             PayloadSize::Discover => PAYLOAD_BYTES_JUMBO,
@@ -83,6 +90,7 @@ pub(super) fn transport(payload: PayloadSize, congestion: Congestion, window: u3
         .receive_window(window)
         .send_window(window.into_inner())
         .send_fairness(false)
+        .initial_rtt(ROUND_TRIP_GUESS)
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_TIMEOUT_MS))));
     match payload {
@@ -90,7 +98,7 @@ pub(super) fn transport(payload: PayloadSize, congestion: Congestion, window: u3
         PayloadSize::Discover => {
             let mut discovery = MtuDiscoveryConfig::default();
             discovery.upper_bound(PAYLOAD_BYTES_JUMBO);
-            config.initial_mtu(PAYLOAD_BYTES_MIN).mtu_discovery_config(Some(discovery))
+            config.mtu_discovery_config(Some(discovery))
         }
     };
     match congestion {

@@ -160,10 +160,6 @@ struct SendPoller(Arc<Shared>);
 
 impl UdpPoller for SendPoller {
     fn poll_writable(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.0.send_blocked() {
-            self.0.wait_to_send();
-            return Poll::Pending;
-        }
-        Poll::Ready(Ok(()))
+        if self.0.send_blocked() { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
 }
