@@ -18,7 +18,7 @@ use crate::io::arena::ArenaView;
 use crate::io::ring::{ArenaId, FileId, Ring};
 use crate::reactor::{Actor, Completion, Receiver, Sender};
 
-pub use fault::{FaultEffect, FaultPlan, FaultRule};
+pub use fault::{FaultEffect, FaultPlan, FaultPlanError, FaultRule};
 pub use open::{Disk, DiskError, Space};
 
 use fault::{Faults, VolatileCache};

@@ -152,9 +152,9 @@ impl Ring {
         let entered = unsafe { self.uring.submitter().enter(queued, want, flags.bits(), Some(&args)) };
         if let Err(error) = entered {
             let errno = Errno::from_io_error(&error);
-            // A passed deadline, a signal, or a kernel that wants its completions reaped first: the caller looks at the
-            // completions and comes again.
-            let harmless = [Errno::TIME, Errno::INTR, Errno::BUSY, Errno::AGAIN];
+            // A passed deadline, a signal, a kernel out of memory, or one that wants its completions reaped first: the
+            // caller looks at the completions and comes again.
+            let harmless = [Errno::TIME, Errno::INTR, Errno::BUSY, Errno::AGAIN, Errno::NOMEM];
             assert!(
                 errno.is_some_and(|errno| harmless.contains(&errno)),
                 "io_uring_enter of {queued} entries failed: {error}"

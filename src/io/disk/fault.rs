@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
+use serde::Deserialize;
 
-use crate::base::{BLOCK_BYTES, Memory, Nanos, PageId};
+use crate::base::{BLOCK_BYTES, Memory, Nanos, PageId, VolumeId};
 use crate::core::messages::{IoFault, IoOp, IoRequest, IoTarget};
 
 /// What goes wrong on an executor's disks. The default is nothing.
@@ -38,6 +39,99 @@ pub enum FaultEffect {
     Delay(Nanos),
     /// The request moves half its blocks and has to be continued; one of a single block is left alone.
     Short,
+}
+
+/// A plan as written down:
+///
+/// ```toml
+/// discard_unflushed = 42
+/// [[rule]]
+/// disk = "journal"        # or "volume:0", "checksums:0"; all if left out
+/// op = "write"            # or "read", "flush"
+/// after = 100             # that go well first; 0 if left out
+/// times = 3               # that are hit then; all that follow if left out
+/// errno = 5               # or delay_us = 20000, or short = true
+/// ```
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawPlan {
+    #[serde(default)]
+    rule: Vec<RawRule>,
+    discard_unflushed: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRule {
+    disk: Option<String>,
+    op: RawOp,
+    #[serde(default)]
+    after: u64,
+    times: Option<u64>,
+    errno: Option<i32>,
+    delay_us: Option<u64>,
+    #[serde(default)]
+    short: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RawOp {
+    Read,
+    Write,
+    Flush,
+}
+
+/// Why a written plan is none.
+#[derive(Debug, thiserror::Error)]
+pub enum FaultPlanError {
+    #[error("the fault plan is not what it should be: {0}")]
+    Syntax(#[from] toml::de::Error),
+    #[error("the fault plan names the disk {0:?}; write \"journal\", \"volume:N\" or \"checksums:N\"")]
+    Disk(String),
+    #[error("rule {0} of the fault plan needs exactly one of errno (above 0), delay_us and short = true")]
+    Effect(usize),
+}
+
+impl FaultPlan {
+    /// Reads a plan from TOML.
+    pub fn parse(text: &str) -> Result<FaultPlan, FaultPlanError> {
+        let raw: RawPlan = toml::from_str(text)?;
+        let rules = raw.rule.into_iter().enumerate().map(|(index, raw)| raw.rule(index + 1));
+        Ok(FaultPlan { rules: rules.collect::<Result<_, _>>()?, discard_unflushed: raw.discard_unflushed })
+    }
+}
+
+impl RawRule {
+    fn rule(self, place: usize) -> Result<FaultRule, FaultPlanError> {
+        let effect = match (self.errno, self.delay_us, self.short) {
+            (Some(errno), None, false) if errno > 0 => FaultEffect::Errno(errno),
+            (None, Some(delay), false) => FaultEffect::Delay(Nanos(delay.saturating_mul(1_000))),
+            (None, None, true) => FaultEffect::Short,
+            _ => return Err(FaultPlanError::Effect(place)),
+        };
+        let op = match self.op {
+            RawOp::Read => IoOp::Read,
+            RawOp::Write => IoOp::Write,
+            RawOp::Flush => IoOp::Flush,
+        };
+        let target =
+            self.disk.map(|name| target_named(&name).ok_or(FaultPlanError::Disk(name))).transpose()?;
+        Ok(FaultRule { target, op, after: self.after, times: self.times.unwrap_or(u64::MAX), effect })
+    }
+}
+
+fn target_named(name: &str) -> Option<IoTarget> {
+    if name == "journal" {
+        return Some(IoTarget::Journal);
+    }
+    let (kind, volume) = name.split_once(':')?;
+    let volume = VolumeId(volume.parse().ok()?);
+    match kind {
+        "volume" => Some(IoTarget::Volume(volume)),
+        "checksums" => Some(IoTarget::Checksums(volume)),
+        _ => None,
+    }
 }
 
 /// The plan's rules with the requests they have seen.

@@ -4,7 +4,7 @@ use super::*;
 use crate::base::{BlockSum, Memory, VolumeId};
 use crate::io::arena::Arena;
 use crate::io::ring::{Features, RingConfig};
-use crate::reactor::{Clock, Driver, edge, mesh};
+use crate::reactor::{Clock, Driver, IdlePolicy, Loads, Port, Reactor, edge, mesh};
 
 /// An executor stepped by hand, with the group's ends of its rings.
 struct Rig {
@@ -259,4 +259,185 @@ fn pre_writing_reaches_the_end_and_tells_how_far_it_is() {
     disk.read_blocks(bytes / 4096 - 2, &mut read).unwrap();
     assert_eq!((read[4095], read[4096], read[8191]), (0, 9, 9));
     assert!(matches!(disk.read_blocks(bytes / 4096 - 1, &mut read), Err(DiskError::TooSmall { .. })));
+}
+
+#[test]
+fn a_fault_plan_is_read_from_text() {
+    let text = r#"
+        discard_unflushed = 7
+        [[rule]]
+        disk = "checksums:3"
+        op = "read"
+        errno = 5
+        [[rule]]
+        op = "flush"
+        after = 10
+        times = 2
+        delay_us = 20000
+    "#;
+    let plan = FaultPlan::parse(text).unwrap();
+    let rotten = FaultRule {
+        target: Some(IoTarget::Checksums(VolumeId(3))),
+        op: IoOp::Read,
+        after: 0,
+        times: u64::MAX,
+        effect: FaultEffect::Errno(5),
+    };
+    let slow = FaultRule {
+        target: None,
+        op: IoOp::Flush,
+        after: 10,
+        times: 2,
+        effect: FaultEffect::Delay(Nanos::from_millis(20)),
+    };
+    assert_eq!(plan, FaultPlan { rules: vec![rotten, slow], discard_unflushed: Some(7) });
+    assert_eq!(FaultPlan::parse("").unwrap(), FaultPlan::default());
+}
+
+#[test]
+fn a_fault_plan_that_means_nothing_is_refused() {
+    let error = |text: &str| FaultPlan::parse(text).unwrap_err();
+    assert!(matches!(error("[[rule]]\nop = 'erase'\nerrno = 5"), FaultPlanError::Syntax(_)));
+    assert!(matches!(error("[[rule]]\nop = 'read'\nerrno = 5\nerno = 5"), FaultPlanError::Syntax(_)));
+    assert!(matches!(error("[[rule]]\nop = 'read'"), FaultPlanError::Effect(1)));
+    assert!(matches!(error("[[rule]]\nop = 'read'\nerrno = 5\nshort = true"), FaultPlanError::Effect(1)));
+    assert!(matches!(error("[[rule]]\nop = 'read'\nerrno = 0"), FaultPlanError::Effect(1)));
+    assert!(matches!(error("[[rule]]\nop = 'read'\nshort = true\ndisk = 'volume'"), FaultPlanError::Disk(_)));
+}
+
+/// Writes numbered blocks over a ring from another core, reads each back, and ends with a flush.
+struct Group {
+    requests: Option<Sender<IoRequest>>,
+    done: Receiver<IoDone>,
+    tables: Arc<Tables>,
+    view: ArenaView,
+    begun: bool,
+    next: u64,
+    stopping: bool,
+}
+
+const LAST: u64 = 500;
+
+impl Group {
+    fn ask(&mut self, op: IoOp, block: u64, page: u32, count: u32) {
+        self.tables.journal_io.set(SlotId(0), 0, PageId(page), BlockSum::ZEROS);
+        let request = IoRequest { slot: SlotId(0), target: IoTarget::Journal, op, block, count };
+        self.requests.as_mut().unwrap().push(request);
+    }
+
+    fn step(&mut self) {
+        let block = self.next / 2 % JOURNAL_BLOCKS;
+        match self.next {
+            LAST => self.ask(IoOp::Flush, 0, 0, 0),
+            even if even % 2 == 0 => {
+                self.view.reopen(PageId(1));
+                self.view.bytes_mut(PageId(1))[..8].copy_from_slice(&even.to_le_bytes());
+                self.view.seal(PageId(1));
+                self.ask(IoOp::Write, block, 1, 1);
+            }
+            _ => {
+                self.view.reopen(PageId(2));
+                self.ask(IoOp::Read, block, 2, 1);
+            }
+        }
+    }
+}
+
+impl<D> Actor<D> for Group {
+    fn name(&self) -> &'static str {
+        "group"
+    }
+
+    fn turn(&mut self, _now: Nanos, _driver: &mut D) -> bool {
+        if !self.begun {
+            self.begun = true;
+            self.step();
+            return true;
+        }
+        let Some(done) = self.done.pop() else { return false };
+        done.result.unwrap();
+        if self.next % 2 == 1 {
+            assert_eq!(self.view.bytes(PageId(2))[..8], (self.next - 1).to_le_bytes());
+        }
+        self.next += 1;
+        if self.next <= LAST {
+            self.step();
+        }
+        true
+    }
+
+    fn complete(&mut self, _now: Nanos, _driver: &mut D, _completion: Completion) {
+        unreachable!("it submits nothing");
+    }
+
+    fn ready(&self) -> bool {
+        !self.begun || !self.done.is_empty()
+    }
+
+    fn deadline(&self) -> Option<Nanos> {
+        None
+    }
+
+    fn stop(&mut self, _now: Nanos) {
+        self.stopping = true;
+    }
+
+    fn stopped(&self) -> bool {
+        self.stopping && self.next > LAST
+    }
+}
+
+#[test]
+fn an_executor_serves_a_group_on_another_core() {
+    for idle in [IdlePolicy::Park, IdlePolicy::default()] {
+        for allowed in [Features::ALL, Features::NONE] {
+            serve_from_another_core(idle, allowed);
+        }
+    }
+}
+
+fn serve_from_another_core(idle: IdlePolicy, allowed: Features) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("journal");
+    let disk = Disk::create(&path, JOURNAL_BLOCKS * 4096, Space::Reserved, false).unwrap();
+    let ports = mesh(2).unwrap();
+    let (clock, arena, tables) = (Clock::new(), Arena::new(16).unwrap(), Arc::new(Tables::new(1)));
+    let (requests, asked) = edge(1, &ports[0], &ports[1]);
+    let (answers, done) = edge(JOURNAL_IO_SLOTS, &ports[1], &ports[0]);
+    let group = Group {
+        requests: Some(requests),
+        done,
+        tables: tables.clone(),
+        view: arena.view(),
+        begun: false,
+        next: 0,
+        stopping: false,
+    };
+    let loads = [(); 2].map(|()| Arc::new(Loads::default()));
+    let ring = |port: &Port| {
+        let config = RingConfig { allowed, ..RingConfig::new(vec![arena.clone()]) };
+        Ring::new(config, clock.clone(), port.clone()).unwrap()
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut reactor = Reactor::new(ports[0].clone(), ring(&ports[0]), idle, loads[0].clone());
+            reactor.add(group);
+            reactor.run();
+        });
+        scope.spawn(|| {
+            let mut ring = ring(&ports[1]);
+            let (edges, memory) = (DiskEdges { requests: asked, done: answers }, (ArenaId(0), arena.view()));
+            let (disks, plan) = (vec![(IoTarget::Journal, disk)], FaultPlan::default());
+            let executor =
+                DiskExecutor::new(&mut ring, Executor::Journal, edges, tables.clone(), memory, disks, plan);
+            let mut reactor = Reactor::new(ports[1].clone(), ring, idle, loads[1].clone());
+            reactor.add(executor.unwrap());
+            reactor.run();
+        });
+        // Stopping before the work is done: the group finishes first, then its executor.
+        ports[0].request_stop();
+    });
+    let served = loads[1].snapshot();
+    assert_eq!(served.actors[0].name, "journal");
+    assert!(served.actors[0].turns > LAST / 2);
 }

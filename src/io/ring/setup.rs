@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::num::NonZeroU64;
 
 use io_uring::{IoUring, Probe, opcode};
 
@@ -12,6 +13,9 @@ use crate::reactor::{Clock, Port};
 
 /// Entries of the completion queue for each operation: multishot operations complete more than once.
 const COMPLETIONS_PER_OPERATION: u32 = 4;
+
+/// How late a park's deadline may be noticed, in nanoseconds: well below any of our timers.
+const TIMER_SLACK_NS: u64 = 1_000;
 
 /// The kernel's largest submission queue.
 const QUEUE_ENTRIES_MAX: u32 = 32_768;
@@ -30,6 +34,10 @@ pub enum RingError {
 impl Ring {
     /// To be called on the reactor's own thread: the kernel remembers it as the only submitter.
     pub fn new(config: RingConfig, clock: Clock, port: Port) -> Result<Ring, RingError> {
+        // Threads sleep up to 50 µs past their deadline by default, so that the system can wake several at once.
+        if let Err(errno) = rustix::thread::set_current_timer_slack(NonZeroU64::new(TIMER_SLACK_NS)) {
+            tracing::warn!("deadlines may be 50 µs late: the timer slack could not be set: {errno}");
+        }
         let (uring, mut features) = build(&config)?;
         if !uring.params().is_feature_ext_arg() {
             return Err(RingError::TooOld);
