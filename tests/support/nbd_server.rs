@@ -215,6 +215,9 @@ impl Actor<Ring> for GroupActor {
     }
 
     fn stopped(&self) -> bool {
-        self.stopping && self.requests.is_closed() && self.held.is_empty()
+        let stopped = self.stopping && self.requests.is_closed() && self.held.is_empty();
+        let answered = self.memory.requests == self.taken.load(Ordering::Relaxed);
+        assert!(!stopped || answered, "what was taken was not answered");
+        stopped
     }
 }

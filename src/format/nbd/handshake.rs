@@ -34,8 +34,8 @@ pub mod option {
     pub const INFO: u32 = 6;
     pub const GO: u32 = 7;
     pub const STRUCTURED_REPLY: u32 = 8;
-    pub const LIST_META_CONTEXT: u32 = 10;
-    pub const SET_META_CONTEXT: u32 = 11;
+    pub const LIST_META_CONTEXT: u32 = 9;
+    pub const SET_META_CONTEXT: u32 = 10;
 }
 
 /// Information types of INFO and GO.
@@ -397,6 +397,21 @@ mod tests {
         assert_eq!(&greeting(), b"NBDMAGICIHAVEOPT\0\x03");
         assert_eq!(parse_greeting(&greeting()), Ok(FIXED_NEWSTYLE | NO_ZEROES));
         assert!(parse_greeting(b"NBDMAGIC\0\0\x42\x02\x81\x86\x12\x53\0\x03").is_err(), "oldstyle");
+    }
+
+    /// Both ends of our tests share the constants, so these stand apart, as other implementations have them.
+    #[test]
+    fn numbers_are_the_protocols() {
+        use super::{flags::*, option::*};
+        assert_eq!([EXPORT_NAME, ABORT, LIST, STARTTLS, INFO, GO], [1, 2, 3, 5, 6, 7]);
+        assert_eq!([STRUCTURED_REPLY, LIST_META_CONTEXT, SET_META_CONTEXT], [8, 9, 10]);
+        let all = HAS_FLAGS | READ_ONLY | SEND_FLUSH | SEND_FUA | SEND_TRIM | SEND_WRITE_ZEROES | SEND_DF;
+        assert_eq!((all, CAN_MULTI_CONN, SEND_CACHE, SEND_FAST_ZERO), (0xef, 0x100, 0x400, 0x800));
+        assert_eq!(OptionReply::Unknown as u32, 0x8000_0006);
+        assert_eq!(OptionReply::TooBig as u32, 0x8000_0009);
+        let mut out = Vec::new();
+        put_option_reply(&mut out, GO, OptionReply::Unsupported, &[b"no"]);
+        assert_eq!(out, b"\x00\x03\xe8\x89\x04\x55\x65\xa9\0\0\0\x07\x80\0\0\x01\0\0\0\x02no");
     }
 
     #[test]
