@@ -16,7 +16,7 @@ use quinn::{ServerConfig, WriteError};
 use super::identity::{Fingerprint, Identity, SERVER_NAME};
 use super::runtime::Executor;
 use super::tls::{Credentials, WrongIdentities, WrongIdentity};
-use super::transport::{self, Congestion, PayloadSize};
+use super::transport::{self, Congestion, PayloadSize, Window};
 use super::udp::Socket;
 use crate::base::Nanos;
 
@@ -176,15 +176,18 @@ impl Connector {
         let payload = config.payload.largest();
         let socket = Socket::bind(config.local, payload, executor.shared()).map_err(bind)?;
         let granted = socket.receive_buffer_bytes().map_err(bind)?;
-        if granted < config.window_bytes as usize {
+        // The peer may send what the window says while this reactor is busy elsewhere: it has to fit the socket.
+        let receive_window = config.window_bytes.min(u32::try_from(granted / 2).unwrap_or(u32::MAX));
+        if receive_window < config.window_bytes {
             tracing::warn!(
                 granted_bytes = granted,
-                window_bytes = config.window_bytes,
-                "the link's receive buffer is smaller than its window, so a busy moment loses datagrams; raise net.core.rmem_max"
+                window_bytes = receive_window,
+                "the system limits the link's receive buffer, and so its window; raise net.core.rmem_max or grant CAP_NET_ADMIN"
             );
         }
 
-        let transport = || transport::transport(config.payload, config.congestion, config.window_bytes);
+        let window = Window { send_bytes: config.window_bytes, receive_bytes: receive_window };
+        let transport = || transport::transport(config.payload, config.congestion, window);
         let identity = config.identity.fingerprint();
         let unusable = |source| LinkError::Identity { identity, source };
         let credentials = Credentials::new(&config.identity, config.peer);

@@ -75,9 +75,16 @@ impl PayloadSize {
     }
 }
 
-/// `window` bounds the bytes in flight each way.
-pub(super) fn transport(payload: PayloadSize, congestion: Congestion, window: u32) -> TransportConfig {
-    let window = VarInt::from_u32(window);
+/// Bytes in flight at most, each way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Window {
+    pub(super) send_bytes: u32,
+    pub(super) receive_bytes: u32,
+}
+
+pub(super) fn transport(payload: PayloadSize, congestion: Congestion, window: Window) -> TransportConfig {
+    let receive_window = VarInt::from_u32(window.receive_bytes);
+    let send_window = u64::from(window.send_bytes);
     let mut acks = AckFrequencyConfig::default();
     acks.max_ack_delay(Some(ACK_DELAY_MAX)).ack_eliciting_threshold(ACK_THRESHOLD.into());
     let mut config = TransportConfig::default();
@@ -86,9 +93,9 @@ pub(super) fn transport(payload: PayloadSize, congestion: Congestion, window: u3
         .max_concurrent_bidi_streams(1u32.into())
         .max_concurrent_uni_streams(0u32.into())
         .datagram_receive_buffer_size(None)
-        .stream_receive_window(window)
-        .receive_window(window)
-        .send_window(window.into_inner())
+        .stream_receive_window(receive_window)
+        .receive_window(receive_window)
+        .send_window(send_window)
         .send_fairness(false)
         .initial_rtt(ROUND_TRIP_GUESS)
         .keep_alive_interval(Some(KEEP_ALIVE))
@@ -103,7 +110,7 @@ pub(super) fn transport(payload: PayloadSize, congestion: Congestion, window: u3
     };
     match congestion {
         Congestion::Dedicated => {
-            config.congestion_controller_factory(Arc::new(Dedicated { window_bytes: window.into_inner() }))
+            config.congestion_controller_factory(Arc::new(Dedicated { window_bytes: send_window }))
         }
         Congestion::Shared => config.congestion_controller_factory(Arc::new(CubicConfig::default())),
     };

@@ -11,15 +11,16 @@ use std::task::{Context, Poll};
 
 use quinn::udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use quinn::{AsyncUdpSocket, UdpPoller};
+use rustix::net::sockopt::{set_socket_recv_buffer_size_force, set_socket_send_buffer_size_force};
 
 use super::runtime::Shared;
 
 /// Bytes received in one turn (about a millisecond of decryption), so that the reactor's other actors get theirs.
 const RECEIVE_BYTES_A_TURN_MAX: usize = 1 << 20;
 
-/// Bytes of kernel buffer asked for each way. The kernel grants what `net.core.rmem_max` and `wmem_max` allow; a receive
-/// buffer smaller than what the peer may have in flight loses datagrams whenever this reactor is late.
-const SOCKET_BUFFER_BYTES: usize = 8 << 20;
+/// Bytes of kernel buffer asked for each way: twice the link's window, since the kernel counts a datagram's bookkeeping
+/// too. With CAP_NET_ADMIN they are had; without, what `net.core.rmem_max` and `wmem_max` allow.
+const SOCKET_BUFFER_BYTES: usize = 32 << 20;
 
 /// Most bytes that the kernel coalesces into one buffer (GRO): the largest IP packet.
 const COALESCED_BYTES_MAX: usize = 1 << 16;
@@ -49,8 +50,12 @@ impl Socket {
         let io = UdpSocket::bind(local)?;
         let state = UdpSocketState::new(UdpSockRef::from(&io))?;
         // Best effort: without the privilege to exceed the system's limit, the limit is what there is.
-        let _ = state.set_recv_buffer_size(UdpSockRef::from(&io), SOCKET_BUFFER_BYTES);
-        let _ = state.set_send_buffer_size(UdpSockRef::from(&io), SOCKET_BUFFER_BYTES);
+        if set_socket_recv_buffer_size_force(&io, SOCKET_BUFFER_BYTES).is_err() {
+            let _ = state.set_recv_buffer_size(UdpSockRef::from(&io), SOCKET_BUFFER_BYTES);
+        }
+        if set_socket_send_buffer_size_force(&io, SOCKET_BUFFER_BYTES).is_err() {
+            let _ = state.set_send_buffer_size(UdpSockRef::from(&io), SOCKET_BUFFER_BYTES);
+        }
         Ok(Arc::new(Socket {
             io,
             state,
