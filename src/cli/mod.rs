@@ -1,6 +1,7 @@
 //! Floor 6: the commands. Each parses its arguments, asks floor 5, and prints.
 
 pub mod histogram;
+mod load;
 mod log;
 mod observe;
 mod site;
@@ -29,6 +30,8 @@ pub mod exit {
     pub const FILES: u8 = 4;
     /// What was waited for did not come about in time.
     pub const TIMED_OUT: u8 = 5;
+    /// What was read back is not what was acknowledged.
+    pub const BROKEN: u8 = 6;
 }
 
 #[derive(Parser)]
@@ -61,6 +64,8 @@ enum Command {
     Histogram(observe::HistogramCommand),
     /// Wait until a running site's writes are settled, or its peer is in sync
     Wait(observe::WaitCommand),
+    /// Drive a volume, over NBD or from inside its site, and show the latencies
+    Load(load::Load),
     /// Let a running site drain, checkpoint and end
     Stop(ConfigArgument),
 }
@@ -88,10 +93,19 @@ pub fn main() -> ExitCode {
     match perform(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{error:#}");
+            eprintln!("{}", told(&error));
             ExitCode::from(code_of(&error))
         }
     }
+}
+
+/// The error and its causes, without those that its own text tells already.
+fn told(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |told, cause| match cause.to_string() {
+        cause if told.is_empty() => cause,
+        cause if told.contains(&cause) => told,
+        cause => format!("{told}: {cause}"),
+    })
 }
 
 fn code_of(error: &anyhow::Error) -> u8 {
@@ -103,6 +117,8 @@ fn code_of(error: &anyhow::Error) -> u8 {
         exit::FILES
     } else if matches!(error.downcast_ref(), Some(ClientError::TimedOut(_))) {
         exit::TIMED_OUT
+    } else if error.is::<load::Broken>() {
+        exit::BROKEN
     } else {
         exit::FAILED
     }
@@ -122,6 +138,7 @@ fn perform(command: Command) -> anyhow::Result<()> {
         Command::Status(arguments) => arguments.run()?,
         Command::Histogram(arguments) => arguments.run()?,
         Command::Wait(arguments) => arguments.run()?,
+        Command::Load(arguments) => arguments.run()?,
         Command::Stop(argument) => observe::stop(&argument)?,
     }
     Ok(())

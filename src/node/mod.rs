@@ -5,5 +5,6 @@ pub mod control;
 pub mod events;
 pub mod format;
 pub mod group_actor;
+pub mod load;
 pub mod run;
 pub mod telemetry;

@@ -3,7 +3,7 @@ use std::fmt::Write;
 use super::micros;
 use crate::node::telemetry::{PERCENTILES, Report, StageKind, StageReport};
 
-/// The whole first, then what was worked on, then what was waited for; microseconds. `share` is of the whole's time.
+/// The whole first, then what was worked on, then what was waited for; microseconds. `share` is a stage's part of all the time that writes took.
 pub fn table(report: &Report) -> String {
     let mut out = String::new();
     let line = |out: &mut String, cells: &[String]| {
@@ -16,7 +16,8 @@ pub fn table(report: &Report) -> String {
         ["µs", "count", "mean", "share"].into_iter().chain(PERCENTILES.iter().map(|(name, _)| *name));
     let titles: Vec<String> = titles.chain(["max"]).map(str::to_owned).collect();
     line(&mut out, &titles);
-    let whole: u64 = of_kind(report, StageKind::Total).map(|stage| stage.distribution.sum_ns()).sum();
+    // Of the totals (a client's, then the target's) the last is the one that the stages are parts of.
+    let whole = of_kind(report, StageKind::Total).last().map_or(0, |stage| stage.distribution.sum_ns());
     let sections = [(StageKind::Total, ""), (StageKind::Service, "service"), (StageKind::Wait, "waiting")];
     for (kind, title) in sections {
         if !title.is_empty() && of_kind(report, kind).next().is_some() {
@@ -43,6 +44,7 @@ fn figures(stage: &StageReport, whole: u64) -> Vec<String> {
     }
     let share = match whole {
         0 => "-".to_owned(),
+        _ if stage.kind == StageKind::Total => String::new(),
         whole => format!("{:.1}%", 100.0 * stage.distribution.sum_ns() as f64 / whole as f64),
     };
     let mut cells = vec![format!("{:.1}", summary.mean_ns / 1000.0), share];

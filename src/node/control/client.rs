@@ -3,13 +3,16 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Goal, Request, Response, Status};
 use crate::node::telemetry::{Report, ReportError};
 
 /// Longest a request that does not wait may take.
 const REPLY_MAX: Duration = Duration::from_secs(10);
+
+/// Pause between attempts to reach a site that is starting.
+const CONNECT_EVERY: Duration = Duration::from_millis(50);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -76,11 +79,20 @@ impl Client {
         }
     }
 
+    /// Waits for a goal, and before that for the site to answer at all: it may be starting.
     pub fn wait(&self, goal: Goal, timeout: Duration) -> Result<(), ClientError> {
-        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        match self.request(Request::Wait { goal, timeout_ms }, timeout.saturating_add(REPLY_MAX))? {
-            Response::Done => Ok(()),
-            _ => Err(self.unexpected()),
+        let begun = Instant::now();
+        loop {
+            let left = timeout.saturating_sub(begun.elapsed());
+            let timeout_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+            match self.request(Request::Wait { goal, timeout_ms }, left.saturating_add(REPLY_MAX)) {
+                Ok(Response::Done) => return Ok(()),
+                Ok(_) => return Err(self.unexpected()),
+                Err(ClientError::Connect { .. }) if begun.elapsed() < timeout => {
+                    std::thread::sleep(CONNECT_EVERY);
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
 

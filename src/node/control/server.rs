@@ -18,7 +18,7 @@ use crate::core::config::Role;
 use crate::core::group::status::{GroupState, GroupStatus, PeerState};
 use crate::io::quic::LinkStats;
 use crate::node::config::Config;
-use crate::node::telemetry::WireReport;
+use crate::node::telemetry::{Report, WireReport};
 use crate::reactor::Port;
 
 /// Connections at once: people and a monitor or two. Each has a thread.
@@ -139,7 +139,7 @@ impl Control {
         let answered = match request {
             Request::Status => self.status().map(|status| Response::Status(Box::new(status))),
             Request::Histogram { reset } => {
-                self.line().report(reset).map(|report| Response::Histogram(WireReport::from(&report)))
+                self.report(reset).map(|report| Response::Histogram(WireReport::from(&report)))
             }
             Request::Wait { goal, timeout_ms } => self.wait(goal, Duration::from_millis(timeout_ms)),
             Request::Stop => {
@@ -157,6 +157,11 @@ impl Control {
 
     pub fn group_status(&self) -> Result<GroupStatus, LineError> {
         self.line().status()
+    }
+
+    /// Everything recorded since the last reset.
+    pub fn report(&self, reset: bool) -> Result<Report, LineError> {
+        self.line().report(reset)
     }
 
     /// To be called about once a second, so that rates are at hand when somebody asks.

@@ -1,0 +1,12 @@
+//! The load generator: what to do next and what it took, apart from how it reaches a volume (over NBD, or from inside the
+//! process, below the front).
+
+mod engine;
+mod inside;
+mod ledger;
+mod nbd;
+
+pub use engine::{Engine, Outcome, Pattern, Plan, Step};
+pub use inside::{InsideError, inside};
+pub use ledger::{Ledger, Verdict};
+pub use nbd::{Check, LoadError, check, digest, over_nbd};

@@ -1,0 +1,149 @@
+//! A load over NBD: one connection, as many requests in flight as the plan says.
+
+use std::time::Duration;
+
+use super::{Engine, Ledger, Outcome, Plan, Step, Verdict};
+use crate::base::BLOCK_BYTES;
+use crate::format::nbd::Cookie;
+use crate::io::nbd_client::{ClientError, ClientOptions, NbdClient, NbdUri, Operation};
+use crate::reactor::Clock;
+
+/// Longest an operation may take: beyond the longest host deadline that is not meant for people.
+const ANSWER_MAX: Duration = Duration::from_secs(120);
+
+/// Bytes of one read when a whole volume is read.
+const READ_BYTES: u32 = 1 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("{uri}: {source}")]
+    Client { uri: String, source: ClientError },
+    #[error("{0}")]
+    Plan(String),
+    #[error("{uri}: an operation has not been answered for {} s", ANSWER_MAX.as_secs())]
+    Silent { uri: String },
+}
+
+/// Runs a plan. `progress` is told the number of operations completed, often.
+pub fn over_nbd(uri: &NbdUri, plan: &Plan, progress: &mut dyn FnMut(u64)) -> Result<Outcome, LoadError> {
+    let failed = |source| LoadError::Client { uri: uri.to_string(), source };
+    let mut client = NbdClient::connect(uri, ClientOptions::default()).map_err(failed)?;
+    if let Some(problem) = plan.problem(client.size()) {
+        return Err(LoadError::Plan(problem));
+    }
+    let clock = Clock::new();
+    let mut engine = Engine::new(plan.clone(), clock.now());
+    let mut cookies: Vec<(Cookie, usize, u64)> = Vec::with_capacity(plan.depth);
+    let mut buffer = vec![0x5a; plan.lengths.iter().copied().max().unwrap_or(0) as usize];
+    let mut over = false;
+    loop {
+        let mut wait = ANSWER_MAX;
+        while !over {
+            match engine.next(clock.now()) {
+                Step::Begin(index, doing) => {
+                    let (offset, length) = (doing.offset, doing.length);
+                    let operation = if doing.write {
+                        let data = &mut buffer[..length as usize];
+                        let chunks = Engine::blocks_of(&doing).zip(data.chunks_mut(BLOCK_BYTES));
+                        chunks.for_each(|(block, chunk)| engine.fill(block, chunk));
+                        Operation::Write { offset, data, fua: false }
+                    } else {
+                        Operation::Read { offset, length }
+                    };
+                    let cookie = client.submit(operation).map_err(failed)?;
+                    cookies.push((cookie, index, offset / BLOCK_BYTES as u64));
+                }
+                Step::Wait(until) => {
+                    wait = Duration::from_nanos(until.since(clock.now()).0);
+                    break;
+                }
+                Step::Full => break,
+                Step::Over => over = true,
+            }
+        }
+        progress(engine.completed());
+        if engine.in_flight() == 0 {
+            if over {
+                break;
+            }
+            std::thread::sleep(wait);
+            continue;
+        }
+        let Some(done) = client.poll(Some(wait)).map_err(failed)? else {
+            if wait == ANSWER_MAX {
+                return Err(LoadError::Silent { uri: uri.to_string() });
+            }
+            continue;
+        };
+        let now = clock.now();
+        let place = cookies.iter().position(|(cookie, ..)| *cookie == done.cookie);
+        let (_, index, first) = cookies.swap_remove(place.expect("the client returns what was submitted"));
+        if plan.verify {
+            (first..)
+                .zip(done.data.chunks_exact(BLOCK_BYTES))
+                .for_each(|(block, data)| engine.check(block, data));
+        }
+        let result = done.result.map_err(|(error, message)| format!("{error}: {message}"));
+        engine.complete(now, index, result);
+        client.recycle(done.data);
+    }
+    // The server sees its client go either way; what was measured stands.
+    let _ = client.disconnect();
+    Ok(engine.finish())
+}
+
+/// What was found when a ledger was compared with a volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Check {
+    pub blocks: u64,
+    /// Acknowledged writes that are not there.
+    pub lost: u64,
+    /// Blocks that are no one write as a whole.
+    pub torn: u64,
+    /// Blocks whose read failed.
+    pub unreadable: u64,
+}
+
+impl Check {
+    pub fn broken(&self) -> u64 {
+        self.lost + self.torn + self.unreadable
+    }
+}
+
+/// Reads every block that a ledger knows of, and compares.
+pub fn check(uri: &NbdUri, ledger: &Ledger) -> Result<Check, LoadError> {
+    let failed = |source| LoadError::Client { uri: uri.to_string(), source };
+    let mut client = NbdClient::connect(uri, ClientOptions::default()).map_err(failed)?;
+    let mut check = Check::default();
+    for block in ledger.written() {
+        check.blocks += 1;
+        match client.read(block * BLOCK_BYTES as u64, BLOCK_BYTES as u32) {
+            Ok(bytes) => match ledger.judge(block, &bytes) {
+                Verdict::Kept => {}
+                Verdict::Lost { .. } => check.lost += 1,
+                Verdict::Torn => check.torn += 1,
+            },
+            Err(ClientError::Failed { .. }) => check.unreadable += 1,
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    let _ = client.disconnect();
+    Ok(check)
+}
+
+/// The xxh3-128 of all bytes of an export, as hex.
+pub fn digest(uri: &NbdUri) -> Result<String, LoadError> {
+    let failed = |source| LoadError::Client { uri: uri.to_string(), source };
+    let mut client = NbdClient::connect(uri, ClientOptions::default()).map_err(failed)?;
+    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+    let mut offset = 0;
+    while offset < client.size() {
+        let length = (client.size() - offset).min(u64::from(READ_BYTES)) as u32;
+        let bytes = client.read(offset, length).map_err(failed)?;
+        hasher.update(&bytes);
+        client.recycle(bytes);
+        offset += u64::from(length);
+    }
+    let _ = client.disconnect();
+    Ok(format!("{:032x}", hasher.digest128()))
+}
