@@ -190,7 +190,8 @@ impl Cache {
 
     /// Forgets an unsettled value because its update was cut from the stream; the block is again what it was settled as.
     pub fn unnumber(&mut self, volume: VolumeId, lba: Lba, number: UpdateNumber) {
-        let at = self.find(volume, lba).expect("a numbered block stays indexed until it is destaged");
+        // The cut goes from the newest update down: a newer one of this block may have taken the entry with it.
+        let Some(at) = self.find(volume, lba) else { return };
         let entry = &mut self.entries[at as usize];
         if entry.newest.is_some_and(|newest| newest.number >= number) {
             entry.newest = entry.settled;

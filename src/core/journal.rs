@@ -174,6 +174,11 @@ impl Journal {
         (self.used + span <= self.ring_blocks()).then_some((block, span))
     }
 
+    /// Whether a cut record fits: it may take of what admission keeps free, since it is what makes room again.
+    pub fn has_room_for_cut(&self) -> bool {
+        self.place(1).is_some()
+    }
+
     /// Writes a batch of the updates after `appended`, as many as `next` gives and fit, into a free slot's row and
     /// `header`. `next` returns an update and its blocks; `None` ends the batch.
     pub fn form_batch<'a>(

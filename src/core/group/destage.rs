@@ -312,18 +312,23 @@ impl Group {
     }
 
     fn superblock(&self, position: JournalPosition) -> Superblock {
+        let (found_settled, found_solo) = self.found_in_journal();
+        // A generation whose opening is not durable may turn out never to have been opened.
+        let mut history = self.history;
+        history.truncate_after(self.journal.durable());
+        let at_checkpoint = history.iter().rev().find(|(_, first)| *first <= self.destage.target);
         let mut superblock = Superblock {
             group: self.config.group,
             site: self.config.site,
             sequence: self.destage.superblock_sequence,
             journal_blocks: self.config.journal_blocks,
             checkpoint: self.destage.target,
-            checkpoint_generation: self.generation,
+            checkpoint_generation: at_checkpoint.map_or(Generation::NONE, |(generation, _)| generation),
             position,
             known_durable: self.journal.durable(),
-            settled: self.settled,
-            solo: self.alone == Alone::Yes,
-            history: self.history,
+            settled: self.settled.max(found_settled),
+            solo: self.alone == Alone::Yes || found_solo,
+            history,
             volumes: [0; VOLUMES_MAX],
             volume_count: self.config.volumes.len(),
         };

@@ -521,8 +521,8 @@ impl Group {
         let [received, journaled, durable, applied] = levels;
         if let Talk::Cutting { keep } = self.peer.talk {
             if received == keep {
-                self.peer.journaled = journaled;
-                self.peer.durable = durable;
+                self.peer.journaled = journaled.min(keep);
+                self.peer.durable = durable.min(keep);
                 self.begin_streaming(turn, keep.next());
             }
             return;
@@ -606,7 +606,7 @@ impl Group {
     }
 
     fn on_cut_to(&mut self, turn: &mut Turn<impl Memory>, keep: UpdateNumber) {
-        if keep < self.settled || keep > self.window.last() {
+        if !self.may_cut_to(keep) {
             let refusal = refusal(
                 RefusalCode::SplitBrain,
                 format_args!(
@@ -619,13 +619,22 @@ impl Group {
         self.peer.talk = Talk::CutPending { keep };
     }
 
+    fn may_cut_to(&self, keep: UpdateNumber) -> bool {
+        keep >= self.settled && keep <= self.window.last()
+    }
+
     /// INV-7: drops the tail after the last common point, here and in the journal, once no write of it is in flight.
     fn cut_if_pending(&mut self, turn: &mut Turn<impl Memory>) {
         let Talk::CutPending { keep } = self.peer.talk else { return };
+        // What was on its way to the disk when the cut was asked for may have settled since.
+        if !self.may_cut_to(keep) {
+            return self.on_cut_to(turn, keep);
+        }
         let quiet = self.journal.appended() == self.window.last()
             && self.journal.writes_in_flight() == 0
-            && !self.journal.flush_in_flight();
-        if !quiet || !self.journal.has_slot() || self.journal.free_blocks() == 0 {
+            && !self.journal.flush_in_flight()
+            && self.peer.consumed >= self.peer.sent;
+        if !quiet || !self.journal.has_slot() || !self.journal.has_room_for_cut() {
             return;
         }
         let Some(header) = self.pages.take() else { return };
@@ -665,6 +674,8 @@ impl Group {
             block: write.block,
             count: write.count,
         });
+        // Batches cut away whole take ring space that the next superblock gives back.
+        self.note_retention();
         self.peer.told_settled = self.peer.told_settled.min(keep);
         self.peer.flush_requested = UpdateNumber::NONE;
         self.peer.sent = self.peer.sent.min(keep);

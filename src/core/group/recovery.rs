@@ -89,6 +89,15 @@ impl Group {
         recovery
     }
 
+    /// While replay is under way: what the journal said was settled, and whether this site was alone. Superblocks written
+    /// meanwhile must not know less than the ones before.
+    pub(super) fn found_in_journal(&self) -> (UpdateNumber, bool) {
+        match &self.phase {
+            Phase::Recovering(recovery) => (recovery.settled_bound, recovery.solo),
+            _ => (UpdateNumber::NONE, false),
+        }
+    }
+
     pub(super) fn recovery_start(&mut self, turn: &mut Turn<impl Memory>) {
         let slot = self.recovery_read(turn, 0, 2);
         self.recovery().step = Step::Superblock { slot };
