@@ -647,6 +647,35 @@ fn stopping_waits_for_the_group_and_for_what_it_sent() {
 }
 
 #[test]
+fn stopping_does_not_wait_for_a_group_that_is_gone() {
+    let (mut dialer, mut listener) = connected();
+    listener.takes = false;
+    for number in 1..=600 {
+        dialer.group.send(number, 1);
+    }
+    run(&mut dialer, &mut listener, "the ring was full", |_, b| {
+        b.group.from_link.len() == LINK_INBOUND_SLOTS
+    });
+    // What the group asks of the link is answered into the full ring too.
+    for number in 1..=200 {
+        listener.group.send(number, 1);
+    }
+    let Site { mut link, group, clock, .. } = listener;
+    for _ in 0..100 {
+        link.turn(clock.now());
+    }
+    drop(group);
+    link.stop();
+    let began = Instant::now();
+    while !link.stopped() {
+        link.set_readable();
+        link.turn(clock.now());
+        dialer.turn();
+        assert!(began.elapsed() < PATIENCE, "the link did not stop");
+    }
+}
+
+#[test]
 fn a_bad_network_delays_but_loses_and_reorders_nothing() {
     for (seed, congestion) in [(1, Congestion::Dedicated), (2, Congestion::Shared)] {
         let (mut dials, mut listens) = pair();

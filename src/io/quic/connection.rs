@@ -386,6 +386,11 @@ impl Connector {
         self.current.is_some()
     }
 
+    /// Whether there is a connection that is not being closed.
+    pub fn is_open(&self) -> bool {
+        self.current.as_ref().is_some_and(|current| current.closing.is_none())
+    }
+
     pub fn statistics(&self) -> Option<quinn::ConnectionStats> {
         Some(self.current.as_ref()?.connection.stats())
     }

@@ -130,7 +130,9 @@ impl<M: Memory> Link<M> {
             self.connector.close(now);
             self.write();
         }
-        worked |= self.connector.end(self.clock.now());
+        // What was written is stamped with the time at which it is sent, for QUIC's round trips.
+        let sending_at = if worked { self.clock.now() } else { now };
+        worked |= self.connector.end(sending_at);
         self.report_copied();
         if now >= self.stats_at {
             self.publish(now);
@@ -144,6 +146,7 @@ impl<M: Memory> Link<M> {
             || (!self.reports.is_empty() && self.edges.to_group.room() > 0)
             || (self.reports.is_empty() && !self.outgoing.blocked() && !self.edges.from_group.is_empty())
             || (self.incoming.wants_page() && !self.edges.pages.is_empty())
+            || (self.stopping && self.edges.from_group.is_closed() && self.connector.is_open())
     }
 
     /// When a turn is due though nothing happens.
@@ -295,6 +298,9 @@ impl<M: Memory> Link<M> {
 
     /// Tells the group which pages are copied, and so its own again.
     fn report_copied(&mut self) {
+        if self.copied.window.is_none() && self.copied.catch_up.is_empty() {
+            return;
+        }
         let (popped_at, sent_at) = (self.copied.popped_at, self.clock.now());
         if let Some((number, slot)) = self.copied.window.take() {
             let source = UpdateSource::Window;
@@ -310,13 +316,19 @@ impl<M: Memory> Link<M> {
     fn deliver(&mut self, message: FromLink) {
         if !self.reports.is_empty() {
             self.reports.push(message);
-        } else if let Err(message) = self.edges.to_group.try_push(message) {
+        } else if let Err(message) = self.edges.to_group.try_push(message)
+            && !self.edges.to_group.is_closed()
+        {
             self.reports.push(message);
         }
     }
 
     fn flush_reports(&mut self) -> bool {
         let waiting = self.reports.len();
+        if waiting > 0 && self.edges.to_group.is_closed() {
+            // The group is gone, and nobody else needs to know.
+            self.reports.clear();
+        }
         while let Some(message) = self.reports.front() {
             if self.edges.to_group.try_push(*message).is_err() {
                 break;

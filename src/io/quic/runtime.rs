@@ -31,6 +31,12 @@ const POLLS_A_DRAIN_MAX: usize = 64;
 /// The ready bit of the link itself, above those of the tasks.
 const LINK_BIT: u32 = 63;
 
+/// The ready bit that says there are tasks to adopt.
+const SPAWN_BIT: u32 = 62;
+
+/// The ready bits of tasks.
+const TASK_BITS: u64 = (1 << TASKS_MAX) - 1;
+
 /// No task is being polled.
 const NO_TASK: u32 = u32::MAX;
 
@@ -141,6 +147,7 @@ impl Runtime for Handle {
 
     fn spawn(&self, task: Task) {
         assert!(self.0.spawned.push(task).is_ok(), "the link leaves room for {TASKS_MAX} tasks");
+        self.0.wake(SPAWN_BIT);
     }
 
     fn wrap_udp_socket(&self, _: std::net::UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
@@ -251,7 +258,7 @@ impl Executor {
 
     /// Whether a drain now would find work.
     pub fn ready(&self) -> bool {
-        self.shared.ready.load(Acquire) != 0 || !self.shared.spawned.is_empty()
+        self.shared.ready.load(Acquire) != 0
     }
 
     /// When a drain is due though nothing happens.
@@ -264,19 +271,21 @@ impl Executor {
 
     /// Polls what is due or woken, until nothing is or the turn's bound is reached. Returns whether anything was.
     pub fn drain(&mut self) -> bool {
-        self.adopt();
         self.fire();
         let mut polls = 0;
         while polls < POLLS_A_DRAIN_MAX {
-            let woken = self.shared.ready.fetch_and(1 << LINK_BIT, Acquire) & !(1 << LINK_BIT);
-            if woken == 0 {
+            // Most turns find nothing, and then a load is all it costs.
+            if self.shared.ready.load(Relaxed) & !(1 << LINK_BIT) == 0 {
                 break;
             }
-            for bit in bits(woken) {
+            let woken = self.shared.ready.fetch_and(1 << LINK_BIT, Acquire);
+            if woken & 1 << SPAWN_BIT != 0 {
+                self.adopt();
+            }
+            for bit in bits(woken & TASK_BITS) {
                 self.poll(bit);
                 polls += 1;
             }
-            self.adopt();
         }
         polls > 0
     }
