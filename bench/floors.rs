@@ -42,6 +42,10 @@ struct Options {
 /// Blocks that the writers draw from: one page each would be more memory than a floor needs.
 const PAGES: u32 = 1 + 256;
 
+/// All but the pages being registered.
+const PLAIN_BUFFERS: Features =
+    Features { registered_buffers: false, registered_vectors: false, ..Features::ALL };
+
 fn main() -> Result<()> {
     let options = Options::parse();
     let path = options.directory.join(format!("lockstep-floors-{}", std::process::id()));
@@ -67,8 +71,9 @@ fn measure(options: &Options, path: &Path) -> Result<()> {
             Row::new("ring, spin", Case::Ring(IdlePolicy::Spin, Features::ALL)),
             Row::new("ring, adaptive", Case::Ring(IdlePolicy::default(), Features::ALL)),
             Row::new("ring, park", Case::Ring(IdlePolicy::Park, Features::ALL)),
-            Row::new("ring, spin, no features", Case::Ring(IdlePolicy::Spin, Features::NONE)),
-            Row::new("executor, same core, spin", Case::Executor(IdlePolicy::Spin)),
+            Row::new("ring, park, unregistered pages", Case::Ring(IdlePolicy::Park, PLAIN_BUFFERS)),
+            Row::new("ring, park, no features", Case::Ring(IdlePolicy::Park, Features::NONE)),
+            Row::new("executor, same core, park", Case::Executor(IdlePolicy::Park)),
             Row::new("fio io_uring, fixedbufs, registerfiles", Case::Fio),
         ];
         for _ in 0..options.rounds {
@@ -95,8 +100,9 @@ enum Case {
     Fio,
 }
 
-/// IOPS, then latencies at 50, 99, 99.9 and 99.99 percent in microseconds.
-type Figures = [f64; 5];
+/// IOPS, then latencies at 50, 99, 99.9 and 99.99 percent in microseconds, then microseconds of CPU an operation: the one
+/// figure that a busy machine does not spoil (for a spinning reactor it only says that it spins).
+type Figures = [f64; 6];
 
 struct Row {
     name: &'static str,
@@ -112,8 +118,8 @@ impl Row {
     fn print(&mut self, depth: usize) {
         self.measured.sort_by(|one, other| one[0].total_cmp(&other[0]));
         match self.measured.get(self.measured.len() / 2) {
-            Some([iops, p50, p99, p999, p9999]) => println!(
-                "{:<38} {depth:>4} {iops:>9.0} {p50:>8.1} {p99:>8.1} {p999:>8.1} {p9999:>8.1}",
+            Some([iops, p50, p99, p999, p9999, cpu]) => println!(
+                "{:<38} {depth:>4} {iops:>9.0} {p50:>8.1} {p99:>8.1} {p999:>8.1} {p9999:>8.1} {cpu:>8.2}",
                 self.name
             ),
             None => println!("{:<38} {depth:>4} not installed", self.name),
@@ -121,10 +127,16 @@ impl Row {
     }
 }
 
-fn figures(histogram: &Histogram<u64>, span: Nanos) -> Figures {
+fn figures(histogram: &Histogram<u64>, span: Nanos, cpu: Nanos) -> Figures {
     let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1e3;
     let iops = histogram.len() as f64 / (span.0 as f64 / 1e9);
-    [iops, at(0.5), at(0.99), at(0.999), at(0.9999)]
+    [iops, at(0.5), at(0.99), at(0.999), at(0.9999), cpu.0 as f64 / 1e3 / histogram.len() as f64]
+}
+
+/// Time this thread has run so far; zero where the kernel does not say.
+fn cpu_time() -> Nanos {
+    let said = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    Nanos(said.split(' ').next().and_then(|nanos| nanos.parse().ok()).unwrap_or(0))
 }
 
 fn ring(clock: &Clock, port: &Port, allowed: Features) -> Result<Ring> {
@@ -147,6 +159,7 @@ struct Load {
     idle: Vec<usize>,
     random: u64,
     started: Nanos,
+    cpu_before: Nanos,
     ends: Nanos,
     histogram: Histogram<u64>,
     port: Port,
@@ -163,6 +176,7 @@ impl Load {
             idle: (0..depth).collect(),
             random: 0x9e37_79b9_7f4a_7c15,
             started,
+            cpu_before: cpu_time(),
             ends: started.plus(Nanos::from_millis(options.seconds * 1000)),
             histogram: Histogram::new_with_bounds(1, 60_000_000_000, 3)?,
             port: port.clone(),
@@ -185,8 +199,9 @@ impl Load {
         self.histogram.saturating_record(now.since(self.began[place]).0);
         self.idle.push(place);
         if now >= self.ends && self.idle.len() == self.depth {
-            *self.result.lock().expect("nobody panicked") =
-                Some(figures(&self.histogram, now.since(self.started)));
+            let cpu = cpu_time().since(self.cpu_before);
+            let figures = figures(&self.histogram, now.since(self.started), cpu);
+            *self.result.lock().expect("nobody panicked") = Some(figures);
             self.port.request_stop();
         }
     }
@@ -342,11 +357,15 @@ fn fio(options: &Options, path: &Path, depth: usize) -> Result<Option<Figures>> 
         return Ok(None);
     };
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).context("fio's report")?;
-    let write = &report["jobs"][0]["write"];
+    let job = &report["jobs"][0];
+    let write = &job["write"];
     let at = |percentile: &str| write["clat_ns"]["percentile"][percentile].as_f64().map(|nanos| nanos / 1e3);
-    let figures =
-        [write["iops"].as_f64(), at("50.000000"), at("99.000000"), at("99.900000"), at("99.990000")];
-    let mut found = [0.0; 5];
+    let iops = write["iops"].as_f64();
+    let busy =
+        job["usr_cpu"].as_f64().zip(job["sys_cpu"].as_f64()).map(|(user, system)| (user + system) / 100.0);
+    let cpu = busy.zip(iops).map(|(busy, iops)| busy * 1e6 / iops);
+    let figures = [iops, at("50.000000"), at("99.000000"), at("99.900000"), at("99.990000"), cpu];
+    let mut found = [0.0; 6];
     for (place, figure) in found.iter_mut().zip(figures) {
         *place = figure.context("fio's report lacks a figure")?;
     }
