@@ -61,6 +61,10 @@ const NAMES_BANNED: [&str; 39] = [
     "option_env",
 ];
 
+/// The auditor judges the cores, so it shares no code with them: it reads their bytes by itself.
+const AUDITOR: &str = "src/sim/audit/";
+const AUDITORS_ROOMS: [&str; 2] = ["base", "sim"];
+
 /// Files that may contain `unsafe`, by the start of their path.
 const UNSAFE_ROOMS: [&str; 2] = ["src/io/ring", "src/io/arena"];
 
@@ -345,6 +349,9 @@ fn check_imports(file: &str, tokens: &[Token], report: &mut impl FnMut(usize, Ru
                         Rule::Import,
                         format!("`{named}` is on floor {above}, above `{room}` on floor {floor}"),
                     ),
+                    Some(_) if file.starts_with(AUDITOR) && !AUDITORS_ROOMS.contains(&target) => {
+                        report(line, Rule::Import, format!("`{named}` in the auditor, which it is to judge"));
+                    }
                     Some(_) => {}
                     None => report(line, Rule::Import, format!("`{named}` is on no floor")),
                 },

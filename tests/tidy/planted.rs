@@ -45,11 +45,15 @@ fn imports_point_down() {
     breaks(Rule::Import, "src/core/group.rs", "use super::super::*;");
     breaks(Rule::Import, "src/attic/mod.rs", "fn f() {}");
     breaks(Rule::Import, "src/core/group.rs", "use crate::attic::f;");
+    breaks(Rule::Import, "src/sim/audit/mod.rs", "use crate::format::journal::decode_batch;");
+    breaks(Rule::Import, "src/sim/audit/site.rs", "use super::super::super::core::group::Group;");
 
     passes("src/core/group.rs", "use crate::{base::*, core::peer, format::update::Update};");
     passes("src/core/group/mod.rs", "mod inner { use super::super::peer; pub(crate) fn f() {} }");
     passes("src/sim/disk.rs", "use crate::{core::group, reactor::Actor};");
     passes("src/core/group.rs", "/// See `crate::io::disk`.\nconst NOTE: &str = \"crate::io\"; // crate::io");
+    passes("src/sim/audit/mod.rs", "use crate::{base::BLOCK_BYTES, sim::{content::Print, disk::IoId}};");
+    passes("src/sim/run.rs", "use crate::core::group::Group;");
     passes("src/lib.rs", "pub mod base; pub mod cli; pub use crate::cli::run;");
     passes("src/main.rs", "fn main() { lockstep::cli::run(); }");
 }
