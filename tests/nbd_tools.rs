@@ -187,6 +187,7 @@ fn qemu_io_is_told_of_errors() {
     let failed = run("qemu-io", &["-f", "raw", "-c", "write 0 4k", &folder.uri()]);
     let said = String::from_utf8_lossy(&failed.stdout);
     assert!(!failed.status.success() && said.contains("Input/output error"), "{said}");
+    assert!(server.taken.load(std::sync::atomic::Ordering::Relaxed) > 0, "the group was asked");
     server.stop();
 }
 
