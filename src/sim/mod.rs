@@ -4,5 +4,16 @@
 pub mod audit;
 pub mod content;
 pub mod disk;
+mod hosts;
+mod link;
 pub mod memory;
+mod network;
+mod plan;
 pub mod rng;
+mod run;
+mod trace;
+mod world;
+
+pub use plan::{CRASHES_MIN, HOST_OPERATIONS_MIN, Plan};
+pub use run::{Violation, keep_panics, run_seed};
+pub use world::{Outcome, World};

@@ -1,0 +1,209 @@
+//! Runs the simulator over seeds; see `docs/SIMULATOR.md`.
+//!
+//! Exit code 0: no violation; 1: a violation, printed with its seed; 2: wrong arguments.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use clap::Parser;
+use lockstep::sim::{CRASHES_MIN, HOST_OPERATIONS_MIN, Outcome, Violation, keep_panics, run_seed};
+
+#[derive(Parser)]
+#[command(
+    version,
+    about = "Runs both sites of a pair in one thread, from a seed, with faults, under an auditor"
+)]
+struct Arguments {
+    /// Seeds to run, the second excluded: A..B.
+    #[arg(long, value_parser = parse_range, default_value = "0..1000")]
+    seeds: (u64, u64),
+    /// One seed.
+    #[arg(long, conflicts_with = "seeds")]
+    seed: Option<u64>,
+    /// Print what happens; with --seed.
+    #[arg(long, requires = "seed")]
+    trace: bool,
+    /// Threads; each runs its own seeds.
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
+    /// Begin no seed after this many minutes.
+    #[arg(long)]
+    minutes: Option<f64>,
+    /// Go on after a violation, up to this many.
+    #[arg(long, default_value_t = 1)]
+    violations: usize,
+    /// Append what was run to this file, as a row of its table.
+    #[arg(long)]
+    ledger: Option<PathBuf>,
+}
+
+fn parse_range(text: &str) -> Result<(u64, u64), String> {
+    let (from, to) = text.split_once("..").ok_or("expected A..B")?;
+    let number = |text: &str| text.parse::<u64>().map_err(|error| format!("{text}: {error}"));
+    Ok((number(from)?, number(to)?))
+}
+
+/// Sums over seeds.
+#[derive(Clone, Copy, Default)]
+struct Totals {
+    seeds: u64,
+    outcome: Outcome,
+    resyncs: u64,
+}
+
+impl Totals {
+    fn add(&mut self, one: &Outcome) {
+        let all = &mut self.outcome;
+        self.seeds += 1;
+        self.resyncs += u64::from(one.resync_required);
+        all.hosts.submitted += one.hosts.submitted;
+        all.hosts.succeeded += one.hosts.succeeded;
+        all.hosts.failed += one.hosts.failed;
+        for (sum, value) in [
+            (&mut all.crashes, one.crashes),
+            (&mut all.replayed, one.replayed),
+            (&mut all.updates, one.updates),
+            (&mut all.events, one.events),
+            (&mut all.virtual_ns, one.virtual_ns),
+            (&mut all.acknowledged_writes, one.acknowledged_writes),
+            (&mut all.excused_writes, one.excused_writes),
+            (&mut all.solo_ranges, one.solo_ranges),
+            (&mut all.checkpoints, one.checkpoints),
+            (&mut all.catch_ups, one.catch_ups),
+            (&mut all.cuts, one.cuts),
+        ] {
+            *sum += value;
+        }
+    }
+
+    fn print(&self, took: Duration) {
+        let each = |sum: u64| sum as f64 / self.seeds.max(1) as f64;
+        let Outcome { hosts, .. } = self.outcome;
+        println!(
+            "{} seeds in {:.1} s, {:.1} seeds/s",
+            self.seeds,
+            took.as_secs_f64(),
+            self.seeds as f64 / took.as_secs_f64()
+        );
+        println!(
+            "a seed on average: {:.0} operations ({:.0} failed), {:.1} crashes, {:.0} events, {:.0} ms of virtual time",
+            each(hosts.submitted),
+            each(hosts.failed),
+            each(self.outcome.crashes),
+            each(self.outcome.events),
+            each(self.outcome.virtual_ns) / 1e6
+        );
+        println!(
+            "in all: {} acknowledged writes, {} updates replayed, {} checkpoints, {} catch-ups, {} tail cuts, {} solo \
+             ranges, {} writes lost as their level allows, {} seeds that end with a resync due",
+            self.outcome.acknowledged_writes,
+            self.outcome.replayed,
+            self.outcome.checkpoints,
+            self.outcome.catch_ups,
+            self.outcome.cuts,
+            self.outcome.solo_ranges,
+            self.outcome.excused_writes,
+            self.resyncs
+        );
+    }
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    keep_panics();
+    let begun = Instant::now();
+    let (from, to) = arguments.seed.map_or(arguments.seeds, |seed| (seed, seed + 1));
+    ensure!(from < to, "--seeds {from}..{to} is empty");
+    let next = AtomicU64::new(from);
+    let totals = Mutex::new(Totals::default());
+    let violations: Mutex<Vec<Violation>> = Mutex::default();
+    let until = arguments.minutes.map(|minutes| Duration::from_secs_f64(minutes * 60.0));
+    let work = || {
+        loop {
+            let over = until.is_some_and(|until| begun.elapsed() > until);
+            let enough = violations.lock().expect("no holder panics").len() >= arguments.violations;
+            let seed = next.fetch_add(1, Relaxed);
+            if over || enough || seed >= to {
+                break;
+            }
+            match run_seed(seed, arguments.trace) {
+                Ok(outcome) => {
+                    assert!(
+                        outcome.hosts.submitted >= HOST_OPERATIONS_MIN
+                            && outcome.crashes >= CRASHES_MIN as u64
+                    );
+                    totals.lock().expect("no holder panics").add(&outcome);
+                }
+                Err(violation) => {
+                    println!("seed {}: {}", violation.seed, violation.what);
+                    violations.lock().expect("no holder panics").push(violation);
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        (0..arguments.jobs.max(1)).for_each(|_| drop(scope.spawn(work)));
+    });
+    let took = begun.elapsed();
+    let totals = totals.into_inner().expect("no holder panics");
+    let violations = violations.into_inner().expect("no holder panics");
+    if totals.seeds > 0 {
+        totals.print(took);
+    }
+    if let Some(seed) = arguments.seed.filter(|_| violations.is_empty()) {
+        println!("seed {seed}: trace hash {:016x}", totals.outcome.trace_hash);
+    }
+    if let Some(ledger) = &arguments.ledger {
+        append(ledger, from, &totals, &violations, took)
+            .with_context(|| format!("cannot append to {}", ledger.display()))?;
+    }
+    match violations.first() {
+        None => Ok(()),
+        Some(first) => {
+            println!("replay with: lockstep-sim --seed {} --trace (commit {})", first.seed, commit());
+            std::process::exit(1)
+        }
+    }
+}
+
+fn commit() -> String {
+    let said = std::process::Command::new("git").args(["describe", "--always", "--dirty"]).output();
+    said.ok()
+        .filter(|said| said.status.success())
+        .map_or("unknown".into(), |said| String::from_utf8_lossy(&said.stdout).trim().to_owned())
+}
+
+/// One row: commit, first seed, seeds, operations, crashes, seconds, result.
+fn append(
+    path: &Path,
+    from: u64,
+    totals: &Totals,
+    violations: &[Violation],
+    took: Duration,
+) -> anyhow::Result<()> {
+    let mut file = OpenOptions::new().append(true).create(true).open(path)?;
+    if file.metadata()?.len() == 0 {
+        writeln!(file, "# Simulator seeds\n")?;
+        writeln!(
+            file,
+            "| commit | seeds | operations | crashes | seconds | result |\n|---|---|---|---|---|---|"
+        )?;
+    }
+    let failed: Vec<_> = violations.iter().map(|violation| violation.seed.to_string()).collect();
+    let result = if failed.is_empty() { "pass".into() } else { format!("violations: {}", failed.join(", ")) };
+    let to = from + totals.seeds + violations.len() as u64;
+    writeln!(
+        file,
+        "| {} | {from}..{to} | {} | {} | {:.0} | {result} |",
+        commit(),
+        totals.outcome.hosts.submitted,
+        totals.outcome.crashes,
+        took.as_secs_f64()
+    )?;
+    Ok(())
+}

@@ -1,0 +1,251 @@
+//! The hosts of one front: several operations outstanding, over a few hot blocks, each with content of its own.
+
+use std::collections::VecDeque;
+
+use crate::base::*;
+use crate::core::messages::*;
+use crate::sim::audit::{Auditor, OpKind, OpSpec, PRIMARY};
+use crate::sim::content::Print;
+use crate::sim::memory::SimMemory;
+use crate::sim::plan::Plan;
+use crate::sim::rng::Rng;
+
+/// What a front remembers of an operation inside the group.
+#[derive(Debug)]
+struct Flight {
+    /// The auditor's id; `None` for an operation that must be refused.
+    op: Option<u64>,
+    wrong: Option<HostError>,
+    request: HostOp,
+    /// Pages lent for a read.
+    pages: Vec<PageId>,
+}
+
+#[derive(Debug)]
+pub struct Front {
+    site: usize,
+    flights: Vec<Option<Flight>>,
+    free: Vec<u32>,
+    pages: Vec<PageId>,
+    pub replies: VecDeque<(u64, HostReply)>,
+    /// Requests on their way to the group.
+    pub ring: VecDeque<(u64, HostRequest)>,
+    /// When the hosts of this front ask next.
+    pub next_at: u64,
+}
+
+/// What the run counts of its hosts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HostCounts {
+    pub submitted: u64,
+    pub succeeded: u64,
+    pub failed: u64,
+}
+
+impl Front {
+    pub fn new(site: usize, depth: usize) -> Front {
+        Front {
+            site,
+            flights: (0..depth).map(|_| None).collect(),
+            free: (0..depth as u32).collect(),
+            pages: Vec::new(),
+            replies: VecDeque::new(),
+            ring: VecDeque::new(),
+            next_at: 0,
+        }
+    }
+
+    pub fn grant(&mut self, page: PageId) {
+        self.pages.push(page);
+        assert!(self.pages.len() <= STAGING_PAGES, "INV-12: more pages than a front's ring holds");
+    }
+
+    pub fn pages_held(&self) -> usize {
+        self.pages.len() + self.flights.iter().flatten().map(|flight| flight.pages.len()).sum::<usize>()
+    }
+
+    pub fn outstanding(&self) -> usize {
+        self.flights.len() - self.free.len()
+    }
+
+    /// Whether nothing excuses an error in answer to this.
+    pub fn expects_success(&self, reply: &HostReply) -> bool {
+        self.flights[reply.ticket.0 as usize].as_ref().is_some_and(|flight| flight.wrong.is_none())
+    }
+
+    /// Takes one reply. Returns a violation-free description for the trace.
+    pub fn take_reply(
+        &mut self,
+        reply: HostReply,
+        memory: &SimMemory,
+        audit: &mut Auditor,
+        counts: &mut HostCounts,
+    ) -> String {
+        let flight = self.flights[reply.ticket.0 as usize].take().expect("INV-11: a reply without a request");
+        self.free.push(reply.ticket.0);
+        if let Some(expected) = flight.wrong {
+            let refused = reply.result == Err(expected) || reply.result == Err(HostError::NotServing);
+            assert!(
+                refused || reply.result == Err(HostError::Deadline),
+                "INV-13: {:?} was answered with {:?}",
+                flight.request,
+                reply.result
+            );
+        }
+        if let Some(op) = flight.op {
+            match reply.result {
+                Ok(()) => {
+                    let prints: Vec<Print> =
+                        flight.pages.iter().map(|page| Print::of(memory.bytes(*page))).collect();
+                    audit.succeeded(op, &prints);
+                    counts.succeeded += 1;
+                }
+                Err(_) => {
+                    audit.failed(op);
+                    counts.failed += 1;
+                }
+            }
+        }
+        self.pages.extend(flight.pages);
+        format!("op {:?} {:?} -> {:?}", flight.op, flight.request, reply.result)
+    }
+
+    /// Sends one operation if a ticket and pages are free; returns it for the trace.
+    #[allow(clippy::too_many_arguments)]
+    pub fn submit(
+        &mut self,
+        now: u64,
+        plan: &Plan,
+        rng: &mut Rng,
+        memory: &mut SimMemory,
+        table: &PageTable,
+        audit: &mut Auditor,
+        counts: &mut HostCounts,
+    ) -> Option<String> {
+        // Pages are looked at first: no draw may depend on whether the last one was used.
+        if self.free.is_empty() || self.pages.len() < UPDATE_BLOCKS_MAX {
+            return None;
+        }
+        let ticket = SlotId(self.free.swap_remove(rng.below(self.free.len() as u64) as usize));
+        let volume = rng.below(plan.configs[0].volumes.len() as u64) as u16;
+        let blocks = plan.configs[0].volumes[usize::from(volume)].blocks;
+        let wrong = rng.percent(plan.mix.wrong);
+        let spec = self.draw(plan, rng, volume, blocks);
+        let (request, expected) = if wrong { self.draw_wrong(rng, blocks) } else { (host_op(&spec), None) };
+        let op = (!wrong).then(|| {
+            let op = audit.submitted(self.site, spec);
+            counts.submitted += 1;
+            op
+        });
+        let mut lent = Vec::new();
+        let mut hand_over = |front: &mut Front, index: usize, print: Print, partial: bool| {
+            let page = front.pages.pop().expect("counted above");
+            print.fill(memory.fill(page));
+            let sum = if partial { BlockSum::ZEROS } else { sum_of_block(memory.fill(page)) };
+            memory.give_back(page);
+            table.set(ticket, index, page, sum);
+        };
+        match request {
+            HostOp::Read { count, .. } => {
+                for index in 0..count.min(UPDATE_BLOCKS_MAX as u32) {
+                    let page = self.pages.pop().expect("counted above");
+                    table.set(ticket, index as usize, page, BlockSum::ZEROS);
+                    lent.push(page);
+                }
+            }
+            HostOp::Write { lba, count, .. } => {
+                for index in 0..u64::from(count) {
+                    let print = match op {
+                        Some(op) if !spec.zeros => Print::of_write(volume, lba.0 + index, op),
+                        _ => Print::ZERO,
+                    };
+                    hand_over(self, index as usize, print, false);
+                }
+            }
+            HostOp::WritePartial { lba, .. } => {
+                let print = op.map_or(Print::ZERO, |op| Print::of_write(volume, lba.0, op));
+                hand_over(self, 0, print, true);
+            }
+            HostOp::Zero { .. } | HostOp::ZeroPartial { .. } | HostOp::Flush => (),
+        }
+        let described = format!("op {op:?} {request:?} of volume {volume}");
+        self.flights[ticket.0 as usize] = Some(Flight { op, wrong: expected, request, pages: lent });
+        let ready = self.ring.back().map_or(now, |(ready, _)| *ready).max(now + rng.below(plan.ring_ns + 1));
+        let message = HostRequest { ticket, volume: VolumeId(volume), op: request, received_at: Nanos(now) };
+        self.ring.push_back((ready, message));
+        Some(described)
+    }
+
+    fn draw(&self, plan: &Plan, rng: &mut Rng, volume: u16, blocks: u64) -> OpSpec {
+        let mix = &plan.mix;
+        let mut count = rng.between(1, plan.op_blocks_max);
+        if rng.once_in(64) {
+            count = rng.between(1, UPDATE_BLOCKS_MAX as u64);
+        }
+        let fua = rng.percent(mix.fua);
+        let inside = |rng: &mut Rng| {
+            // Whole words, sectors, and ranges of any alignment.
+            let grain = rng.pick(&[1, 8, 512]);
+            let offset = rng.below(BLOCK_BYTES as u64 / grain) * grain;
+            let length = rng.between(1, (BLOCK_BYTES as u64 - offset) / grain) * grain;
+            (offset as usize, length as usize)
+        };
+        let mut draw = rng.below(100);
+        let mut is = |share: u64| {
+            let hit = draw < share;
+            draw = draw.saturating_sub(share);
+            hit
+        };
+        let kind = if self.site != PRIMARY || is(mix.read) {
+            OpKind::Read
+        } else if is(mix.partial) {
+            let (offset, length) = inside(rng);
+            count = 1;
+            OpKind::WritePartial { offset, length, fua }
+        } else if is(mix.zero) {
+            count = if rng.once_in(4) { rng.between(1, blocks) } else { count };
+            OpKind::Zero { fua }
+        } else if is(mix.zero_partial) {
+            let (offset, length) = inside(rng);
+            count = 1;
+            OpKind::ZeroPartial { offset, length, fua }
+        } else if is(mix.flush) {
+            OpKind::Flush
+        } else {
+            OpKind::Write { fua }
+        };
+        let count = count.min(blocks);
+        let room = blocks - count;
+        let lba = if rng.once_in(8) { rng.between(0, room) } else { rng.below(plan.hot_blocks).min(room) };
+        let zeros = matches!(kind, OpKind::Write { .. }) && rng.percent(mix.zeros);
+        OpSpec { volume, lba, count, kind, zeros }
+    }
+
+    fn draw_wrong(&self, rng: &mut Rng, blocks: u64) -> (HostOp, Option<HostError>) {
+        let beyond = Some(HostError::OutOfRange);
+        match rng.below(if self.site == PRIMARY { 4 } else { 6 }) {
+            0 => (HostOp::Read { lba: Lba(blocks), count: 1 }, beyond),
+            1 => (HostOp::Write { lba: Lba(blocks - 1), count: 2, fua: false }, beyond),
+            2 => (HostOp::Zero { lba: Lba(u64::MAX - 1), count: 3, fua: false }, beyond),
+            3 => (HostOp::WritePartial { lba: Lba(0), offset: 4000, length: 97, fua: true }, beyond),
+            4 => (HostOp::Write { lba: Lba(0), count: 1, fua: false }, Some(HostError::ReadOnly)),
+            _ => (HostOp::Zero { lba: Lba(0), count: 1, fua: true }, Some(HostError::ReadOnly)),
+        }
+    }
+}
+
+fn host_op(spec: &OpSpec) -> HostOp {
+    let (lba, count) = (Lba(spec.lba), spec.count as u32);
+    match spec.kind {
+        OpKind::Read => HostOp::Read { lba, count },
+        OpKind::Write { fua } => HostOp::Write { lba, count, fua },
+        OpKind::WritePartial { offset, length, fua } => {
+            HostOp::WritePartial { lba, offset: offset as u16, length: length as u16, fua }
+        }
+        OpKind::Zero { fua } => HostOp::Zero { lba, count, fua },
+        OpKind::ZeroPartial { offset, length, fua } => {
+            HostOp::ZeroPartial { lba, offset: offset as u16, length: length as u16, fua }
+        }
+        OpKind::Flush => HostOp::Flush,
+    }
+}

@@ -1,0 +1,230 @@
+//! What one seed runs: every draw that is made before the first event. Each seed has its own configuration and its own
+//! mix of faults (swarm testing), since the rare combinations hide what the average one never meets.
+
+use crate::base::*;
+use crate::core::config::*;
+use crate::core::group::PAGES_MIN;
+use crate::core::journal::journal_blocks_min;
+use crate::sim::rng::Rng;
+
+/// Operations of hosts that every seed submits at least.
+pub const HOST_OPERATIONS_MIN: u64 = 1000;
+/// Crashes that every seed has at least.
+pub const CRASHES_MIN: usize = 2;
+
+const MS: u64 = 1_000_000;
+const US: u64 = 1_000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crash {
+    Process,
+    Power,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    Crash {
+        site: usize,
+        crash: Crash,
+    },
+    CrashBoth {
+        crashes: [Crash; 2],
+    },
+    /// The connection breaks; what was under way is lost from some point on.
+    Break,
+    /// Flips a bit of what is under way to a site.
+    Garble {
+        site: usize,
+    },
+    /// No bytes arrive for this long (ns).
+    Partition {
+        ns: u64,
+    },
+    /// Bytes arrive, but each piece takes this much longer (ns), for as long as `ns`.
+    Gray {
+        delay_ns: u64,
+        ns: u64,
+    },
+    /// A site's disks are a hundred times slower for this long (ns).
+    SlowDisk {
+        site: usize,
+        ns: u64,
+    },
+    /// The next I/O of the kind on the site's journal, or on its volumes, fails.
+    DiskError {
+        site: usize,
+        journal: bool,
+        errno: i32,
+    },
+}
+
+/// A fault happens `events` events after the hosts have submitted `after_ops` operations, so at any point of anything.
+#[derive(Clone, Copy, Debug)]
+pub struct Planned {
+    pub after_ops: u64,
+    pub events: u64,
+    pub fault: Fault,
+}
+
+/// Shares of operations in a hundred; the rest are whole-block writes.
+#[derive(Clone, Copy, Debug)]
+pub struct Mix {
+    pub read: u64,
+    pub partial: u64,
+    pub zero: u64,
+    pub zero_partial: u64,
+    pub flush: u64,
+    /// Of the changing operations.
+    pub fua: u64,
+    /// Of the whole-block writes, those whose data is zeros.
+    pub zeros: u64,
+    /// Operations that no site may carry out: beyond the end, too large, or a write to the secondary.
+    pub wrong: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    pub configs: [GroupConfig; 2],
+    pub operations: u64,
+    /// Operations each front has outstanding at most.
+    pub depth: usize,
+    pub mix: Mix,
+    /// Most blocks a host's operation has.
+    pub op_blocks_max: u64,
+    /// Blocks of each volume that get most of the operations.
+    pub hot_blocks: u64,
+    /// Pause of a host between reply and next request, typically (ns).
+    pub think_ns: u64,
+    /// Messages one turn takes from one ring, and whether rings from the link hold only one.
+    pub turn_messages: u64,
+    pub ring_ns: u64,
+    pub write_ns: u64,
+    pub read_ns: u64,
+    pub flush_ns: u64,
+    pub network_ns: u64,
+    /// Time from a lost peer to noticing it, typically (ns).
+    pub notice_ns: u64,
+    pub down_ns: u64,
+    /// A crash follows soon after a restart, in a hundred.
+    pub crash_again_percent: u64,
+    pub faults: Vec<Planned>,
+}
+
+impl Plan {
+    pub fn new(seed: u64, rng: &mut Rng) -> Plan {
+        let peer = !rng.once_in(24);
+        let volumes: Vec<VolumeSpec> = (0..rng.between(1, 3))
+            .map(|index| VolumeSpec { name: format!("volume-{index}"), blocks: rng.between(64, 256) })
+            .collect();
+        let ack = rng.pick(&[AckLevel::Received, AckLevel::Journaled, AckLevel::Durable, AckLevel::Applied]);
+        let on_peer_loss = rng.pick(&[OnPeerLoss::Suspend, OnPeerLoss::Suspend, OnPeerLoss::Solo]);
+        let latency_budget = Nanos(rng.pick(&[5, 20, 50]) * MS);
+        let host_deadline = Nanos(rng.pick(&[40, 100, 400]) * MS);
+        let flush_interval = Nanos(rng.pick(&[200 * US, 2 * MS, 5 * MS]));
+        let flush_blocks = rng.pick(&[16, 256, 1024]);
+        let fronts = rng.between(1, 2) as usize;
+        let configs = [0, 1].map(|site| GroupConfig {
+            group: GroupId(0x5eed),
+            site: SiteId(site as u16 + 1),
+            role: if site == 0 { Role::Primary } else { Role::Secondary },
+            peer: peer.then(|| PeerConfig {
+                site: SiteId(2 - site as u16),
+                on_peer_loss,
+                latency_budget,
+                heartbeat_interval: Nanos(latency_budget.0 / 8),
+            }),
+            volumes: volumes.clone(),
+            journal_blocks: journal_blocks_min() + rng.pick(&[0, 40, 300, 1500]),
+            journal_volatile: !rng.once_in(4),
+            pages: PAGES_MIN + rng.pick(&[0, 100, 800]) as u32,
+            ack,
+            host_deadline,
+            flush_interval,
+            flush_blocks,
+            destage_depth_max: rng.pick(&[1, 4, 32]) as usize,
+            fronts: if site == 0 { fronts } else { 1 },
+        });
+        let write_ns = rng.pick(&[20, 60, 200]) * US;
+        let operations = HOST_OPERATIONS_MIN + rng.below(200);
+        Plan {
+            seed,
+            operations,
+            depth: rng.pick(&[1, 4, 16, 32]) as usize,
+            mix: Mix {
+                read: rng.pick(&[10, 30, 50]),
+                partial: rng.pick(&[0, 10, 25]),
+                zero: rng.pick(&[0, 5, 10]),
+                zero_partial: rng.pick(&[0, 3]),
+                flush: rng.pick(&[0, 2, 8]),
+                fua: rng.pick(&[0, 5, 30]),
+                zeros: rng.pick(&[0, 0, 5]),
+                wrong: rng.pick(&[0, 1]),
+            },
+            op_blocks_max: rng.pick(&[1, 2, 4, 8]),
+            hot_blocks: rng.pick(&[2, 8, 64]),
+            think_ns: rng.pick(&[1, 1, 50, 1000]) * US,
+            turn_messages: rng.pick(&[1, 8, TURN_MESSAGES_MAX as u64]),
+            ring_ns: rng.pick(&[200, 1_000, 20_000]),
+            write_ns,
+            read_ns: write_ns,
+            flush_ns: write_ns * rng.pick(&[1, 4, 20]),
+            network_ns: rng.pick(&[20, 50, 200]) * US,
+            notice_ns: rng.pick(&[1, 10, 50]) * MS,
+            down_ns: rng.pick(&[1, 20, 100]) * MS,
+            crash_again_percent: rng.pick(&[0, 20, 50]),
+            faults: faults(rng, operations, peer),
+            configs,
+        }
+    }
+
+    pub fn has_peer(&self) -> bool {
+        self.configs[0].peer.is_some()
+    }
+}
+
+fn faults(rng: &mut Rng, operations: u64, peer: bool) -> Vec<Planned> {
+    let power_percent = rng.pick(&[0, 50, 100]);
+    let both_percent = rng.pick(&[0, 20, 60]);
+    let crash = |rng: &mut Rng| if rng.percent(power_percent) { Crash::Power } else { Crash::Process };
+    let site = |rng: &mut Rng| if peer { rng.below(2) as usize } else { 0 };
+    let mut faults = Vec::new();
+    for _ in 0..rng.between(CRASHES_MIN as u64, CRASHES_MIN as u64 + 3) {
+        faults.push(if peer && rng.percent(both_percent) {
+            Fault::CrashBoth { crashes: [crash(rng), crash(rng)] }
+        } else {
+            Fault::Crash { site: site(rng), crash: crash(rng) }
+        });
+    }
+    // Each seed has some kinds of other faults and not the rest.
+    let kinds = rng.draw();
+    let has = |kind: u64| kinds >> (2 * kind) & 3 == 0;
+    for _ in 0..rng.below(5) {
+        if peer && has(0) {
+            faults.push(Fault::Break);
+        }
+        if peer && has(1) {
+            faults.push(Fault::Partition { ns: rng.pick(&[2, 30, 300]) * MS });
+        }
+        if peer && has(2) {
+            faults
+                .push(Fault::Gray { delay_ns: rng.pick(&[3, 30, 300]) * MS, ns: rng.pick(&[10, 200]) * MS });
+        }
+        if has(3) {
+            faults.push(Fault::SlowDisk { site: site(rng), ns: rng.pick(&[5, 50]) * MS });
+        }
+        if peer && has(4) {
+            faults.push(Fault::Garble { site: site(rng) });
+        }
+        if has(5) && rng.once_in(2) {
+            let errno = rng.pick(&[5, 28]);
+            faults.push(Fault::DiskError { site: site(rng), journal: rng.once_in(2), errno });
+        }
+    }
+    let mut planned: Vec<Planned> = faults
+        .into_iter()
+        .map(|fault| Planned { after_ops: rng.between(20, operations - 20), events: rng.below(400), fault })
+        .collect();
+    planned.sort_by_key(|planned| planned.after_ops);
+    planned
+}

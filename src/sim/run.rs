@@ -1,0 +1,40 @@
+//! Running seeds: a violation, or any panic of a core, becomes text that names the seed.
+
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
+
+use crate::sim::world::{Outcome, World};
+
+thread_local! {
+    static REASON: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// What went wrong in a seed.
+#[derive(Clone, Debug)]
+pub struct Violation {
+    pub seed: u64,
+    /// The panic's message and place.
+    pub what: String,
+}
+
+/// Panics are kept for [`run_seed`] to report; call once, before the first.
+pub fn keep_panics() {
+    let before = take_hook();
+    set_hook(Box::new(move |info| {
+        let place =
+            info.location().map_or(String::new(), |place| format!("{}:{}", place.file(), place.line()));
+        let what = info.payload_as_str().unwrap_or("a panic without a message");
+        REASON.with(|reason| *reason.borrow_mut() = Some(format!("{what} [{place}]")));
+        if std::env::var_os("RUST_BACKTRACE").is_some() {
+            before(info);
+        }
+    }));
+}
+
+/// One seed from start to end, with its trace on standard output if `print`.
+pub fn run_seed(seed: u64, print: bool) -> Result<Outcome, Violation> {
+    catch_unwind(AssertUnwindSafe(|| World::new(seed, print).run())).map_err(|_| Violation {
+        seed,
+        what: REASON.with(|reason| reason.borrow_mut().take()).unwrap_or("a panic nobody kept".into()),
+    })
+}
