@@ -115,7 +115,7 @@ impl Totals {
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    keep_panics();
+    keep_panics(arguments.trace);
     let begun = Instant::now();
     let (from, to) = arguments.seed.map_or(arguments.seeds, |seed| (seed, seed + 1));
     ensure!(from < to, "--seeds {from}..{to} is empty");

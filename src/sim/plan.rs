@@ -119,8 +119,15 @@ impl Plan {
             .collect();
         let ack = rng.pick(&[AckLevel::Received, AckLevel::Journaled, AckLevel::Durable, AckLevel::Applied]);
         let on_peer_loss = rng.pick(&[OnPeerLoss::Suspend, OnPeerLoss::Suspend, OnPeerLoss::Solo]);
-        let latency_budget = Nanos(rng.pick(&[5, 20, 50]) * MS);
-        let host_deadline = Nanos(rng.pick(&[40, 100, 400]) * MS);
+        let write_ns = rng.pick(&[20, 60, 200]) * US;
+        let flush_ns = write_ns * rng.pick(&[1, 4, 10]);
+        let network_ns = rng.pick(&[20, 50, 200]) * US;
+        // Above what undisturbed disks and network take at their slowest, so that only faults exceed them; `applied` waits
+        // for the flushes of a whole round of destage.
+        let rounds = if ack == AckLevel::Applied { 8 } else { 2 };
+        let answer_ns_max = rounds * 10 * (write_ns + flush_ns + network_ns);
+        let latency_budget = Nanos((rng.pick(&[5, 20, 50]) * MS).max(answer_ns_max));
+        let host_deadline = Nanos((rng.pick(&[40, 100, 400]) * MS).max(2 * latency_budget.0));
         let flush_interval = Nanos(rng.pick(&[200 * US, 2 * MS, 5 * MS]));
         let flush_blocks = rng.pick(&[16, 256, 1024]);
         let fronts = rng.between(1, 2) as usize;
@@ -145,7 +152,6 @@ impl Plan {
             destage_depth_max: rng.pick(&[1, 4, 32]) as usize,
             fronts: if site == 0 { fronts } else { 1 },
         });
-        let write_ns = rng.pick(&[20, 60, 200]) * US;
         let operations = HOST_OPERATIONS_MIN + rng.below(200);
         Plan {
             seed,
@@ -168,8 +174,8 @@ impl Plan {
             ring_ns: rng.pick(&[200, 1_000, 20_000]),
             write_ns,
             read_ns: write_ns,
-            flush_ns: write_ns * rng.pick(&[1, 4, 20]),
-            network_ns: rng.pick(&[20, 50, 200]) * US,
+            flush_ns,
+            network_ns,
             notice_ns: rng.pick(&[1, 10, 50]) * MS,
             down_ns: rng.pick(&[1, 20, 100]) * MS,
             crash_again_percent: rng.pick(&[0, 20, 50]),

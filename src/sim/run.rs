@@ -17,15 +17,15 @@ pub struct Violation {
     pub what: String,
 }
 
-/// Panics are kept for [`run_seed`] to report; call once, before the first.
-pub fn keep_panics() {
+/// Panics are kept for [`run_seed`] to report, and printed as usual too if `print`; call once, before the first.
+pub fn keep_panics(print: bool) {
     let before = take_hook();
     set_hook(Box::new(move |info| {
         let place =
             info.location().map_or(String::new(), |place| format!("{}:{}", place.file(), place.line()));
         let what = info.payload_as_str().unwrap_or("a panic without a message");
         REASON.with(|reason| *reason.borrow_mut() = Some(format!("{what} [{place}]")));
-        if std::env::var_os("RUST_BACKTRACE").is_some() {
+        if print {
             before(info);
         }
     }));

@@ -11,6 +11,7 @@ use crate::core::group::{Group, Turn};
 use crate::core::messages::*;
 use crate::core::outbox::{Event as GroupEvent, Outbox, Tables};
 use crate::format::superblock::Superblock;
+use crate::format::wire::RefusalCode;
 use crate::sim::audit::journal::Seen;
 use crate::sim::audit::{AuditConfig, Auditor, Level, PRIMARY, SECONDARY};
 use crate::sim::content::{Block, Print};
@@ -385,8 +386,16 @@ impl World {
                             break;
                         }
                         let (_, message) = link.ring.pop_front().expect("looked at it");
-                        if let FromLink::Update { update, .. } = message {
-                            self.audit.receives(index, update.number.0, update.generation.0);
+                        match message {
+                            FromLink::Update { update, .. } => {
+                                self.audit.receives(index, update.number.0, update.generation.0);
+                            }
+                            FromLink::Connected { .. } | FromLink::Disconnected { .. }
+                                if index == PRIMARY =>
+                            {
+                                self.audit.primary_disconnected();
+                            }
+                            _ => (),
                         }
                         self.trace.note(now, || format!("site {index} takes {message:?}"));
                         group.on_link(&mut turn, message);
@@ -496,10 +505,10 @@ impl World {
                 GroupEvent::PeerCatchingUp { .. } => self.outcome.catch_ups += 1,
                 GroupEvent::TailCut { .. } => self.outcome.cuts += 1,
                 GroupEvent::Refused { refusal, .. } => {
-                    use crate::format::wire::RefusalCode;
+                    let code = refusal.map(|refusal| refusal.code);
                     assert!(
-                        refusal == RefusalCode::ResyncRequired,
-                        "INV-7: sites of one pair refuse each other: {refusal:?}"
+                        code.is_none_or(|code| code == RefusalCode::ResyncRequired),
+                        "INV-7: sites of one pair refuse each other: {code:?}"
                     );
                     self.outcome.resync_required = true;
                 }
@@ -585,7 +594,8 @@ impl World {
                 submitted = true;
             }
             if submitted {
-                front.next_at = now + rng.latency(plan.think_ns);
+                // The reader at the secondary looks in now and then.
+                front.next_at = now + rng.latency(if index == PRIMARY { plan.think_ns } else { MS });
                 next = Some(next.map_or(front.next_at, |at| at.min(front.next_at)));
             }
         }
@@ -746,7 +756,8 @@ impl World {
             Crash::Power => site.disk.crash_power(&mut self.rng),
         }
         self.audit.crashed(index, &site.disk);
-        if let Some(connection) = site.link.connection() {
+        let link = std::mem::replace(&mut site.link, Link::new(1));
+        if let Some(connection) = link.connection() {
             self.abandon(index, connection);
         }
         let down = self.rng.latency(self.plan.down_ns);

@@ -112,6 +112,7 @@ struct Op {
     site: usize,
     submitted_at: u64,
     outstanding: bool,
+    succeeded: bool,
     /// The last number promised to a host before this was submitted.
     floor: u64,
     /// The update it became.
@@ -211,6 +212,9 @@ pub struct Auditor {
     alive: [bool; 2],
     /// What each site has truthfully claimed to have in its volumes.
     applied: [u64; 2],
+    /// What the secondary had before it died, received, written, durable and applied: the primary may still hear of it, until
+    /// it knows that the connection is over.
+    before_death: [u64; 4],
     pub acknowledged_writes: u64,
     pub excused_writes: u64,
     pub now: u64,
@@ -232,6 +236,7 @@ impl Auditor {
             solo: Vec::new(),
             alive: [true; 2],
             applied: [0; 2],
+            before_death: [0; 4],
             acknowledged_writes: 0,
             excused_writes: 0,
             now: 0,
@@ -259,6 +264,7 @@ impl Auditor {
             site,
             submitted_at: self.now,
             outstanding: true,
+            succeeded: false,
             floor: self.promised,
             number: None,
             read_floors,
@@ -287,6 +293,7 @@ impl Auditor {
     pub fn succeeded(&mut self, id: u64, prints: &[Print]) {
         self.end(id);
         let spec = self.ops[id as usize].spec;
+        self.ops[id as usize].succeeded = true;
         match spec.kind {
             OpKind::Read => self.check_read(id, prints),
             OpKind::Flush => {
@@ -325,7 +332,7 @@ impl Auditor {
         };
         let spec = self.ops[id as usize].spec;
         let twin = self.ops.iter().rposition(|op| {
-            op.outstanding
+            !op.succeeded
                 && op.number.is_some()
                 && leaves_zeros(&op.spec)
                 && leaves_zeros(&spec)
@@ -459,13 +466,25 @@ impl Auditor {
         } else {
             at("journaled", PRIMARY, self.written(PRIMARY))?;
         }
+        let [received, written, durable, applied] = self.secondary_has();
+        let [received_before, written_before, durable_before, applied_before] = self.before_death;
         let peer = match level {
-            Level::Received => at("received", SECONDARY, self.received(SECONDARY)),
-            Level::Journaled => at("journaled", SECONDARY, self.written(SECONDARY)),
-            Level::Durable => at("durable", SECONDARY, self.durable(SECONDARY)),
-            Level::Applied => at("applied", SECONDARY, self.applied[SECONDARY]),
+            Level::Received => at("received", SECONDARY, received.max(received_before)),
+            Level::Journaled => at("journaled", SECONDARY, written.max(written_before)),
+            Level::Durable => at("durable", SECONDARY, durable.max(durable_before)),
+            Level::Applied => at("applied", SECONDARY, applied.max(applied_before)),
         };
         peer.or_else(|why| if self.alone(number) { Ok(()) } else { Err(why) })
+    }
+
+    fn secondary_has(&self) -> [u64; 4] {
+        let applied = self.applied[SECONDARY];
+        [self.received(SECONDARY), self.written(SECONDARY), self.durable(SECONDARY), applied]
+    }
+
+    /// The primary learns that its connection is over: acknowledgements under way on it are void.
+    pub fn primary_disconnected(&mut self) {
+        self.before_death = [0; 4];
     }
 
     /// Whether `number` is durable on every site of the synchronous set.
@@ -501,14 +520,10 @@ impl Auditor {
             if site != PRIMARY {
                 return self.check_same(site, entry, &seen, blocks);
             }
-            if (0..2).any(|site| self.sites[site].has(seen.number, seen.generation)) {
-                // The primary takes up again what it had lost and its peer kept.
-                self.check_same(site, entry, &seen, blocks);
-                let entry = entry.clone();
-                self.replace_from(seen.number);
-                self.append(entry);
-                return;
-            }
+            assert!(
+                !(0..2).any(|site| self.sites[site].has(seen.number, seen.generation)),
+                "INV-7: {seen:?} has a number and generation that are taken by another update on some site"
+            );
             // Nobody has the old one any more, so its number and generation are free.
             self.replaced.remove(&(seen.generation, seen.number));
         }
@@ -585,8 +600,9 @@ impl Auditor {
             for index in 0..entry.contents.len() {
                 let block = &mut self.blocks[usize::from(volume)][lba as usize + index];
                 block.versions.retain(|version| version.number < first);
-                block.acknowledged = block.acknowledged.min(first - 1);
-                block.read = block.read.min(first - 1);
+                let latest = block.latest_at(first - 1);
+                block.acknowledged = block.acknowledged.min(latest);
+                block.read = block.read.min(latest);
             }
             self.replaced.insert((generation, number), entry);
         }
@@ -596,13 +612,20 @@ impl Auditor {
 
     /// The host operation that this update carries out: exactly one, with exactly its content.
     fn claim(&mut self, seen: &Seen, contents: &[Content]) -> u64 {
-        let position = self.unnumbered.iter().position(|&id| {
+        let fits = |id: u64| {
             let spec = self.ops[id as usize].spec;
             spec.volume == seen.volume
                 && spec.lba == seen.lba
                 && spec.count == u64::from(seen.count)
                 && self.is_result_of(id, &spec, contents)
-        });
+        };
+        // Operations that were given up may still happen, but are the less likely ones.
+        let waiting = |&id: &u64| self.ops[id as usize].outstanding && fits(id);
+        let position = self
+            .unnumbered
+            .iter()
+            .position(waiting)
+            .or_else(|| self.unnumbered.iter().position(|&id| fits(id)));
         let Some(position) = position else {
             let found: Vec<_> = contents.iter().map(|content| content.print.describe()).collect();
             panic!("INV-5: {seen:?} with {found:?} is no host's operation");
@@ -666,6 +689,7 @@ impl Auditor {
             assert!(blocks.len() == 1 && block == seen.sequence % 2, "superblock {seen:?} at block {block}");
             self.check_claim(site, "settled", seen.settled);
             self.check_checkpoint(site, seen.checkpoint, media);
+            self.applied[site] = self.applied[site].max(seen.checkpoint);
             self.sites[site].submits_superblock(io, seen);
             return;
         }
@@ -754,6 +778,15 @@ impl Auditor {
     /// A site's group takes an update that its peer sent.
     pub fn receives(&mut self, site: usize, number: u64, generation: u64) {
         self.sites[site].receives(number, generation);
+        // The primary takes up again what it had lost and its peer kept.
+        let known = self.stream.get(number as usize - 1);
+        if site == PRIMARY
+            && known.is_none_or(|entry| entry.seen.generation != generation)
+            && let Some(entry) = self.replaced.get(&(generation, number)).cloned()
+        {
+            self.replace_from(number);
+            self.append(entry);
+        }
     }
 
     /// The secondary tells its primary what it has.
@@ -790,7 +823,11 @@ impl Auditor {
     /// A site died; `media` is what its disks hold now.
     pub fn crashed(&mut self, site: usize, media: &dyn Media) {
         self.check_waits(site);
-        self.sites[site].crashed(media);
+        let had = self.secondary_has();
+        for (before, had) in self.before_death.iter_mut().zip(had) {
+            *before = if site == PRIMARY { 0 } else { (*before).max(had) };
+        }
+        self.applied[site] = self.sites[site].crashed(media);
         for op in self.ops.iter_mut().filter(|op| op.site == site) {
             op.outstanding = false;
         }

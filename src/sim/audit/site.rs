@@ -198,8 +198,8 @@ impl Site {
         }
     }
 
-    /// The site died: its journal now is what replay will find from the newest superblock on.
-    pub fn crashed(&mut self, media: &dyn Media) {
+    /// The site died: its journal now is what replay will find from the newest superblock on. Returns the checkpoint.
+    pub fn crashed(&mut self, media: &dyn Media) -> u64 {
         self.received = (0, 0);
         let start = (0..2)
             .filter_map(|slot| media.visible(Place::Journal, slot))
@@ -254,5 +254,6 @@ impl Site {
         self.count();
         self.written = self.written.max(base);
         self.durable = self.durable.max(base);
+        base
     }
 }
