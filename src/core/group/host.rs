@@ -350,13 +350,16 @@ impl Group {
     }
 
     fn start_flush(&mut self, turn: &mut Turn<impl Memory>, at: (u8, Ticket)) {
-        if self.config.role == Role::Secondary || self.acknowledged <= self.settled {
+        // Whatever is before this generation may have been acknowledged by the last one.
+        let inherited = self.history.last().map_or(UpdateNumber::NONE, |(_, first)| first);
+        let number = self.acknowledged.max(inherited);
+        if self.config.role == Role::Secondary || number <= self.settled {
             return self.answer(turn, at, Ok(()));
         }
-        self.flush_wanted = self.flush_wanted.max(self.acknowledged);
+        self.flush_wanted = self.flush_wanted.max(number);
         let op = self.op_mut(at);
         op.state = OpState::Watching;
-        let wakeup = Reverse((self.acknowledged, at.0, at.1.0, self.op(at).serial));
+        let wakeup = Reverse((number, at.0, at.1.0, self.op(at).serial));
         self.on_settled.push(wakeup);
     }
 
