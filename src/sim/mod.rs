@@ -4,6 +4,7 @@
 pub mod audit;
 pub mod content;
 pub mod disk;
+mod faults;
 mod hosts;
 mod link;
 pub mod memory;
@@ -11,6 +12,7 @@ mod network;
 mod plan;
 pub mod rng;
 mod run;
+mod stages;
 mod trace;
 mod world;
 

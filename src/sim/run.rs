@@ -23,7 +23,10 @@ pub fn keep_panics(print: bool) {
     set_hook(Box::new(move |info| {
         let place =
             info.location().map_or(String::new(), |place| format!("{}:{}", place.file(), place.line()));
-        let what = info.payload_as_str().unwrap_or("a panic without a message");
+        let payload = info.payload();
+        let text = payload.downcast_ref::<&str>().copied();
+        let what =
+            text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
         REASON.with(|reason| *reason.borrow_mut() = Some(format!("{what} [{place}]")));
         if print {
             before(info);

@@ -6,7 +6,6 @@ use std::rc::Rc;
 
 use crate::base::*;
 use crate::core::config::AckLevel;
-use crate::core::group::status::{GroupState, PeerState};
 use crate::core::group::{Group, Turn};
 use crate::core::messages::*;
 use crate::core::outbox::{Event as GroupEvent, Outbox, Tables};
@@ -100,13 +99,13 @@ impl Ord for Scheduled {
 
 /// The next time somebody is to be woken; an event with an older token is void.
 #[derive(Clone, Copy, Debug, Default)]
-struct Alarm {
-    at: Option<u64>,
-    token: u64,
+pub(super) struct Alarm {
+    pub(super) at: Option<u64>,
+    pub(super) token: u64,
 }
 
 /// A completion on its way to the group.
-struct Done {
+pub(super) struct Done {
     ready: u64,
     done: IoDone,
     /// The write it completes, which the next flush then covers.
@@ -114,28 +113,28 @@ struct Done {
 }
 
 pub(super) struct Site {
-    pub group: Option<Box<Group>>,
-    memory: SimMemory,
-    tables: Tables,
-    out: Outbox,
-    pub disk: Disk,
-    pub link: Link,
-    fronts: Vec<Front>,
-    journal_done: VecDeque<Done>,
-    volume_done: VecDeque<Done>,
-    incarnation: u32,
-    alarm: Alarm,
-    link_alarm: Alarm,
-    front_alarms: Vec<Alarm>,
+    pub(super) group: Option<Box<Group>>,
+    pub(super) memory: SimMemory,
+    pub(super) tables: Tables,
+    pub(super) out: Outbox,
+    pub(super) disk: Disk,
+    pub(super) link: Link,
+    pub(super) fronts: Vec<Front>,
+    pub(super) journal_done: VecDeque<Done>,
+    pub(super) volume_done: VecDeque<Done>,
+    pub(super) incarnation: u32,
+    pub(super) alarm: Alarm,
+    pub(super) link_alarm: Alarm,
+    pub(super) front_alarms: Vec<Alarm>,
     /// When each executor's ring is drained of what was pushed so far.
-    submitted_at: [u64; 2],
-    slow_until: u64,
+    pub(super) submitted_at: [u64; 2],
+    pub(super) slow_until: u64,
     /// Errors to inject: journal, volumes.
-    errors: [Option<i32>; 2],
+    pub(super) errors: [Option<i32>; 2],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+pub(super) enum Stage {
     /// Hosts and faults.
     Working,
     /// Faults are over; the group has until then to be in lockstep again.
@@ -175,10 +174,6 @@ pub struct Outcome {
     pub trace_hash: u64,
 }
 
-/// Time for both sites to be in lockstep once nothing fails any more.
-const HEAL_NS_MAX: u64 = 20_000 * MS;
-/// Operations of the calm stage.
-const CALM_OPERATIONS: u64 = 20;
 /// Events of one run; a run beyond is spinning.
 const EVENTS_MAX: u64 = 4_000_000;
 /// A group that asks to be called again at once gets its turn after this.
@@ -191,17 +186,17 @@ pub struct World {
     pub(super) rng: Rng,
     pub(super) now: u64,
     heap: BinaryHeap<Reverse<Scheduled>>,
-    ties: u64,
+    pub(super) ties: u64,
     pub(super) sites: [Site; 2],
     pub(super) network: Network,
-    audit: Auditor,
+    pub(super) audit: Auditor,
     pub(super) trace: Trace,
-    stage: Stage,
-    next_fault: usize,
+    pub(super) stage: Stage,
+    pub(super) next_fault: usize,
     /// A fault that happens after this many more events.
-    armed: Vec<(u64, Fault)>,
-    counts: HostCounts,
-    outcome: Outcome,
+    pub(super) armed: Vec<(u64, Fault)>,
+    pub(super) counts: HostCounts,
+    pub(super) outcome: Outcome,
 }
 
 impl World {
@@ -276,7 +271,7 @@ impl World {
         self.heap.push(Reverse(Scheduled { at: at.max(self.now), tie: self.ties, event }));
     }
 
-    fn wake_group(&mut self, site: usize, at: u64) {
+    pub(super) fn wake_group(&mut self, site: usize, at: u64) {
         let at = at.max(self.now);
         let alarm = &mut self.sites[site].alarm;
         if alarm.at.is_none_or(|set| at < set) {
@@ -296,7 +291,7 @@ impl World {
         }
     }
 
-    fn wake_front(&mut self, site: usize, front: usize, at: u64) {
+    pub(super) fn wake_front(&mut self, site: usize, front: usize, at: u64) {
         let at = at.max(self.now);
         let alarm = &mut self.sites[site].front_alarms[front];
         if alarm.at.is_none_or(|set| at < set) {
@@ -432,7 +427,7 @@ impl World {
     }
 
     /// Takes the group's effects onto the rings.
-    fn drain(&mut self, index: usize) {
+    pub(super) fn drain(&mut self, index: usize) {
         let now = self.now;
         let ring_ns = self.plan.ring_ns;
         let Site { out, memory, tables, link, fronts, disk, .. } = &mut self.sites[index];
@@ -695,256 +690,6 @@ impl World {
         let bound = if executor == Executor::Journal { JOURNAL_IO_SLOTS } else { VOLUME_IO_SLOTS };
         assert!(ring.len() <= bound, "INV-12: more completions than slots");
         self.wake_group(index, ready);
-    }
-
-    // ------------------------------------------------------------------------------------------------ faults
-
-    fn fire_armed(&mut self) {
-        while let Some(planned) = self.plan.faults.get(self.next_fault)
-            && self.counts.submitted >= planned.after_ops
-        {
-            self.armed.push((planned.events, planned.fault));
-            self.next_fault += 1;
-        }
-        let mut due = Vec::new();
-        self.armed.retain_mut(|(events, fault)| {
-            if *events == 0 {
-                due.push(*fault);
-                return false;
-            }
-            *events -= 1;
-            true
-        });
-        for fault in due {
-            self.trace.note(self.now, || format!("fault: {fault:?}"));
-            self.strike(fault);
-        }
-    }
-
-    fn strike(&mut self, fault: Fault) {
-        match fault {
-            Fault::Crash { site, crash } => {
-                let other = 1 - site;
-                let site = if self.alive(site) || !self.alive(other) { site } else { other };
-                self.crash(site, crash);
-            }
-            Fault::CrashBoth { crashes } => {
-                self.crash(PRIMARY, crashes[PRIMARY]);
-                self.crash(SECONDARY, crashes[SECONDARY]);
-            }
-            Fault::SlowDisk { site, ns } => self.sites[site].slow_until = self.now + ns,
-            Fault::DiskError { site, journal, errno } => {
-                self.sites[site].errors[usize::from(!journal)] = Some(errno);
-            }
-            Fault::Break => self.break_connection(),
-            Fault::Garble { site } => self.network.garble(site),
-            Fault::Partition { ns } => self.partition(ns),
-            Fault::Gray { delay_ns, ns } => self.network.gray(delay_ns, self.now + ns),
-        }
-    }
-
-    fn crash(&mut self, index: usize, crash: Crash) {
-        if !self.alive(index) {
-            return;
-        }
-        self.outcome.crashes += 1;
-        let site = &mut self.sites[index];
-        site.group = None;
-        site.incarnation += 1;
-        match crash {
-            Crash::Process => site.disk.crash_process(&mut self.rng),
-            Crash::Power => site.disk.crash_power(&mut self.rng),
-        }
-        self.audit.crashed(index, &site.disk);
-        let link = std::mem::replace(&mut site.link, Link::new(1));
-        if let Some(connection) = link.connection() {
-            self.abandon(index, connection);
-        }
-        let down = self.rng.latency(self.plan.down_ns);
-        self.schedule(self.now + down, Event::Restart { site: index });
-    }
-
-    fn restart(&mut self, index: usize) {
-        let site = &mut self.sites[index];
-        assert!(site.group.is_none());
-        self.audit.restarted(index);
-        self.trace.note(self.now, || format!("site {index} starts"));
-        site.memory.restart();
-        let ring = if self.plan.turn_messages == 1 { 1 } else { LINK_INBOUND_SLOTS };
-        site.link = Link::new(ring);
-        site.fronts = (0..site.fronts.len()).map(|_| Front::new(index, self.plan.depth)).collect();
-        site.journal_done.clear();
-        site.volume_done.clear();
-        site.out = Outbox::new(site.fronts.len());
-        site.submitted_at = [self.now; 2];
-        site.errors = [None; 2];
-        for alarm in [&mut site.alarm, &mut site.link_alarm].into_iter().chain(&mut site.front_alarms) {
-            *alarm = Alarm { at: None, token: alarm.token + 1 };
-        }
-        let mut group = Box::new(Group::new(self.plan.configs[index].clone()));
-        let Site { memory, tables, out, .. } = &mut self.sites[index];
-        group.start(&mut Turn { now: Nanos(self.now), memory, tables, out });
-        self.sites[index].group = Some(group);
-        self.drain(index);
-        self.wake_group(index, self.now);
-        if self.stage == Stage::Working
-            && self.rng.percent(self.plan.crash_again_percent)
-            && self.outcome.crashes < 12
-        {
-            let crash = if self.rng.once_in(2) { Crash::Power } else { Crash::Process };
-            self.armed.push((self.rng.below(600), Fault::Crash { site: index, crash }));
-        }
-    }
-
-    // ------------------------------------------------------------------------------------------------ the end
-
-    fn finished(&self) -> bool {
-        matches!(self.stage, Stage::Stopping { .. }) && self.members().all(|site| self.stopped(site))
-    }
-
-    fn members(&self) -> impl Iterator<Item = usize> + use<> {
-        0..if self.plan.has_peer() { 2 } else { 1 }
-    }
-
-    fn stopped(&self, site: usize) -> bool {
-        let Site { group, disk, link, journal_done, volume_done, .. } = &self.sites[site];
-        group.as_ref().is_some_and(|group| group.stopped())
-            && disk.in_flight() == 0
-            && journal_done.is_empty()
-            && volume_done.is_empty()
-            && link.idle()
-    }
-
-    fn status(&self, site: usize) -> Option<crate::core::group::status::GroupStatus> {
-        self.sites[site].group.as_ref().map(|group| group.status(Nanos(self.now)))
-    }
-
-    /// A pair that needs a resync, which this build refuses to fake, ends as two sites that go on apart.
-    fn in_lockstep(&self) -> bool {
-        let Some(primary) = self.status(PRIMARY) else { return false };
-        let serving = primary.state == GroupState::Serving;
-        if !self.plan.has_peer() || self.outcome.resync_required {
-            return serving && self.members().all(|site| self.alive(site));
-        }
-        serving
-            && primary.peer == PeerState::InSync
-            && !primary.solo
-            && self.status(SECONDARY).is_some_and(|secondary| secondary.peer == PeerState::InSync)
-    }
-
-    fn settled(&self) -> bool {
-        self.members().all(|site| {
-            let fronts = &self.sites[site].fronts;
-            let left_alone = self.outcome.resync_required && site == SECONDARY;
-            fronts.iter().all(|front| front.outstanding() == 0)
-                && self.status(site).is_some_and(|status| {
-                    left_alone
-                        || (status.settled.0 == self.audit.last() && status.checkpoint == status.settled)
-                })
-        })
-    }
-
-    fn advance_stage(&mut self) {
-        let late = |until: u64| self.now > until;
-        match self.stage {
-            Stage::Working => {
-                let faults_over = self.next_fault == self.plan.faults.len() && self.armed.is_empty();
-                if self.counts.submitted < self.plan.operations || !faults_over {
-                    return;
-                }
-                self.trace.note(self.now, || "faults are over".into());
-                self.end_faults();
-                self.stage = Stage::Healing { until: self.now + HEAL_NS_MAX };
-            }
-            Stage::Healing { until } => {
-                assert!(
-                    !late(until),
-                    "liveness: not in lockstep {HEAL_NS_MAX} ns after the last fault: {:#?} {:#?}",
-                    self.status(PRIMARY),
-                    self.status(SECONDARY)
-                );
-                let idle =
-                    self.sites.iter().flat_map(|site| &site.fronts).all(|front| front.outstanding() == 0);
-                if idle && self.armed.is_empty() && self.in_lockstep() {
-                    self.trace.note(self.now, || "in lockstep again".into());
-                    let operations = self.counts.submitted + CALM_OPERATIONS;
-                    self.stage = Stage::Calm { operations, until: self.now + HEAL_NS_MAX };
-                    for site in self.members() {
-                        for front in 0..self.sites[site].fronts.len() {
-                            self.sites[site].fronts[front].next_at = self.now;
-                            self.wake_front(site, front, self.now);
-                        }
-                    }
-                }
-            }
-            Stage::Calm { operations, until } => {
-                assert!(!late(until), "liveness: hosts cannot submit in lockstep");
-                if self.counts.submitted >= operations {
-                    self.stage = Stage::Settling { until: self.now + HEAL_NS_MAX };
-                }
-            }
-            Stage::Settling { until } => {
-                assert!(
-                    !late(until),
-                    "liveness: not settled {HEAL_NS_MAX} ns after the last operation, last is #{}: {:#?} {:#?}",
-                    self.audit.last(),
-                    self.status(PRIMARY),
-                    self.status(SECONDARY)
-                );
-                if self.settled() {
-                    self.trace.note(self.now, || "settled; stopping".into());
-                    self.stage = Stage::Stopping { until: self.now + HEAL_NS_MAX };
-                    for site in self.members() {
-                        let Site { group, memory, tables, out, .. } = &mut self.sites[site];
-                        let group = group.as_mut().expect("settled, so it runs");
-                        group.stop(&mut Turn { now: Nanos(self.now), memory, tables, out });
-                        self.wake_group(site, self.now);
-                    }
-                }
-            }
-            Stage::Stopping { until } => {
-                assert!(
-                    !late(until),
-                    "liveness: not stopped after {HEAL_NS_MAX} ns: {:#?} {:#?}",
-                    self.status(PRIMARY),
-                    self.status(SECONDARY)
-                );
-            }
-        }
-    }
-
-    fn end_faults(&mut self) {
-        self.sites.iter_mut().for_each(|site| {
-            site.slow_until = 0;
-            site.errors = [None; 2];
-        });
-        self.network.calm();
-        self.healed();
-    }
-
-    fn check_end(mut self) -> Outcome {
-        for site in self.members() {
-            if self.outcome.resync_required && site == SECONDARY {
-                continue;
-            }
-            self.audit.check_volumes(site, &self.sites[site].disk);
-            let Site { group, memory, fronts, link, .. } = &self.sites[site];
-            let (free, used) = group.as_ref().expect("stopped, not dead").pages();
-            let held = fronts.iter().map(Front::pages_held).sum::<usize>() + link.pages_held();
-            let status = self.status(site).expect("stopped, not dead");
-            assert_eq!(free + used, self.plan.configs[site].pages as usize - 1, "site {site} lost pages");
-            assert_eq!(memory.lent(), held, "site {site}: pages lent and pages held");
-            assert_eq!(status.pages_staged as usize, held, "site {site}: pages granted and pages held");
-            assert_eq!(memory.pinned(), 0, "site {site}: pages still in use");
-        }
-        self.outcome.hosts = self.counts;
-        self.outcome.virtual_ns = self.now;
-        self.outcome.updates = self.audit.last();
-        self.outcome.acknowledged_writes = self.audit.acknowledged_writes;
-        self.outcome.excused_writes = self.audit.excused_writes;
-        self.outcome.solo_ranges = self.audit.solo_ranges() as u64;
-        self.outcome.trace_hash = self.trace.hash();
-        self.outcome
     }
 }
 

@@ -1,0 +1,235 @@
+//! The auditor and the disks: journals, superblocks, destage, crashes, and what the volumes hold in the end.
+
+use std::rc::Rc;
+
+use crate::sim::audit::journal::{KIND_CUT, KIND_SOLO_BEGIN, Seen, batch, superblock};
+use crate::sim::audit::{Auditor, Media, PRIMARY, Place, SECONDARY};
+use crate::sim::content::{Block, Print};
+use crate::sim::disk::IoId;
+
+impl Auditor {
+    /// A site submits a write.
+    pub fn writes(
+        &mut self,
+        site: usize,
+        io: IoId,
+        place: Place,
+        block: u64,
+        blocks: &[(Rc<Block>, Print)],
+        media: &dyn Media,
+    ) {
+        match place {
+            Place::Journal => self.writes_journal(site, io, block, blocks, media),
+            Place::Volume(volume) => {
+                for (lba, (_, print)) in (block..).zip(blocks) {
+                    self.check_destage(site, volume, lba, *print);
+                }
+            }
+            Place::Checksums(_) => (),
+        }
+    }
+
+    pub(super) fn writes_journal(
+        &mut self,
+        site: usize,
+        io: IoId,
+        block: u64,
+        blocks: &[(Rc<Block>, Print)],
+        media: &dyn Media,
+    ) {
+        if let Some(seen) = superblock(&blocks[0].0) {
+            assert!(blocks.len() == 1 && block == seen.sequence % 2, "superblock {seen:?} at block {block}");
+            self.check_claim(site, "settled", seen.settled);
+            self.check_checkpoint(site, seen.checkpoint, media);
+            self.applied[site] = self.applied[site].max(seen.checkpoint);
+            self.sites[site].submits_superblock(io, seen);
+            return;
+        }
+        let Some(seen) = batch(&blocks[0].0) else {
+            panic!("site {site} writes {} blocks at journal block {block} that are no batch", blocks.len());
+        };
+        assert!(block >= 2, "a batch over the superblocks");
+        if seen.known_durable > self.sites[site].durable() {
+            panic!(
+                "site {site} claims #{} durable in {seen:?}, has {}",
+                seen.known_durable,
+                self.sites[site].durable()
+            );
+        }
+        self.check_claim(site, "settled", seen.settled);
+        let mut payload = &blocks[1..];
+        for update in seen.updates.iter().filter(|update| update.kind != KIND_CUT) {
+            let (mine, rest) = payload.split_at(update.payload());
+            payload = rest;
+            self.sees(site, *update, mine);
+        }
+        if let Err(why) = self.sites[site].submits_batch(io, block, blocks.len() as u64, &seen) {
+            panic!("site {site}: {why}");
+        }
+    }
+
+    pub(super) fn check_claim(&self, site: usize, what: &str, number: u64) {
+        if let Err(why) = self.settled(number) {
+            panic!("INV-4: site {site} takes #{number} for {what}, but {why}");
+        }
+    }
+
+    /// Only what is settled reaches a volume (INV-4).
+    pub(super) fn check_destage(&self, site: usize, volume: u16, lba: u64, print: Print) {
+        let Some(block) = self.blocks[usize::from(volume)].get(lba as usize) else {
+            panic!("INV-13: site {site} writes block {lba} beyond volume {volume}");
+        };
+        let mut reason = "it is no version of the block".to_string();
+        let allowed = block.numbers_of(print).any(|number| {
+            let own = self.durable(site);
+            let check = if own < number {
+                Err(format!("site {site} has only #{own} durable"))
+            } else {
+                self.settled(number)
+            };
+            check.map_err(|why| reason = format!("of #{number}: {why}")).is_ok()
+        });
+        assert!(
+            allowed,
+            "INV-4: site {site} writes {} to volume {volume} block {lba}: {reason}",
+            print.describe()
+        );
+    }
+
+    /// A checkpoint needs, in each durable volume block, a version at or above the block's latest update up to it.
+    pub(super) fn check_checkpoint(&self, site: usize, checkpoint: u64, media: &dyn Media) {
+        assert!(
+            checkpoint <= self.durable(site),
+            "INV-4: site {site} checkpoints #{checkpoint} beyond what is durable"
+        );
+        for (volume, blocks) in (0u16..).zip(&self.blocks) {
+            for (lba, block) in (0u64..).zip(blocks) {
+                let due = block.latest_at(checkpoint);
+                let print =
+                    media.durable(Place::Volume(volume), lba).map_or(Print::ZERO, |stored| stored.print);
+                assert!(
+                    due == 0 || block.numbers_of(print).any(|number| number >= due),
+                    "site {site} checkpoints #{checkpoint} while volume {volume} block {lba} durably has {}, where #{due} \
+                     is due",
+                    print.describe()
+                );
+            }
+        }
+    }
+
+    pub fn written_io(&mut self, site: usize, io: IoId) {
+        self.sites[site].written_io(io);
+    }
+
+    pub fn flushed(&mut self, site: usize, covers: &[IoId]) {
+        self.sites[site].flushed(covers);
+    }
+
+    /// A site's group takes an update that its peer sent.
+    pub fn receives(&mut self, site: usize, number: u64, generation: u64) {
+        self.sites[site].receives(number, generation);
+        // The primary takes up again what it had lost and its peer kept.
+        let known = self.stream.get(number as usize - 1);
+        if site == PRIMARY
+            && known.is_none_or(|entry| entry.seen.generation != generation)
+            && let Some(entry) = self.replaced.get(&(generation, number)).cloned()
+        {
+            self.replace_from(number);
+            self.append(entry);
+        }
+    }
+
+    /// The secondary tells its primary what it has.
+    pub fn acknowledges(
+        &mut self,
+        site: usize,
+        journaled: u64,
+        durable: u64,
+        applied: u64,
+        media: &dyn Media,
+    ) {
+        let (written, flushed) = (self.sites[site].written(), self.sites[site].durable());
+        assert!(journaled <= written, "INV-1: site {site} reports #{journaled} journaled, has #{written}");
+        assert!(durable <= flushed, "INV-1: site {site} reports #{durable} durable, has #{flushed}");
+        if applied > self.applied[site] {
+            self.check_claim(site, "applied", applied);
+            for entry in &self.stream[self.applied[site] as usize..applied as usize] {
+                let Seen { number, volume, lba, .. } = entry.seen;
+                for lba in lba..lba + entry.contents.len() as u64 {
+                    let block = &self.blocks[usize::from(volume)][lba as usize];
+                    let print =
+                        media.visible(Place::Volume(volume), lba).map_or(Print::ZERO, |stored| stored.print);
+                    assert!(
+                        block.numbers_of(print).any(|has| has >= number),
+                        "site {site} reports #{applied} applied, but volume {volume} block {lba} has {}, not #{number}",
+                        print.describe()
+                    );
+                }
+            }
+            self.applied[site] = applied;
+        }
+    }
+
+    /// A site died; `media` is what its disks hold now.
+    pub fn crashed(&mut self, site: usize, media: &dyn Media) {
+        self.check_waits(site);
+        let had = self.secondary_has();
+        for (before, had) in self.before_death.iter_mut().zip(had) {
+            *before = if site == PRIMARY { 0 } else { (*before).max(had) };
+        }
+        self.applied[site] = self.sites[site].crashed(media);
+        for op in self.ops.iter_mut().filter(|op| op.site == site) {
+            op.outstanding = false;
+        }
+        if site == PRIMARY {
+            self.unnumbered.clear();
+        } else {
+            self.blocks.iter_mut().flatten().for_each(|block| block.read_at_secondary = 0);
+        }
+        self.alive[site] = false;
+        if self.alive[PRIMARY] {
+            return;
+        }
+        // What neither site has is gone; the level allowed it, or acknowledging it would have been the violation.
+        let held = self.received(PRIMARY).max(self.received(SECONDARY));
+        for entry in &mut self.stream[held as usize..] {
+            if entry.promised && !entry.excused {
+                entry.excused = true;
+                self.excused_writes += 1;
+            }
+        }
+        self.replace_from(held + 1);
+    }
+
+    pub fn restarted(&mut self, site: usize) {
+        self.alive[site] = true;
+    }
+
+    /// Everything is drained: both volumes must hold the last version of every block.
+    pub fn check_volumes(&self, site: usize, media: &dyn Media) {
+        for (volume, blocks) in (0u16..).zip(&self.blocks) {
+            for (lba, block) in (0u64..).zip(blocks) {
+                let print =
+                    media.durable(Place::Volume(volume), lba).map_or(Print::ZERO, |stored| stored.print);
+                let due = block.newest().print;
+                assert!(
+                    print == due,
+                    "site {site} ends with {} in volume {volume} block {lba}, not {} (#{})",
+                    print.describe(),
+                    due.describe(),
+                    block.latest_at(u64::MAX)
+                );
+            }
+        }
+    }
+
+    /// The last update of the stream.
+    pub fn last(&self) -> u64 {
+        self.stream.len() as u64
+    }
+
+    /// Whether the write kinds and levels of this run were all on the peer: for the runner's statistics.
+    pub fn solo_ranges(&self) -> usize {
+        self.stream.iter().filter(|entry| entry.seen.kind == KIND_SOLO_BEGIN).count()
+    }
+}

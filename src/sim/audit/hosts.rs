@@ -1,0 +1,165 @@
+//! The auditor and the hosts: what was asked, what was promised, what a read may return, who waits too long.
+
+use crate::sim::audit::{Auditor, BlockHistory, Op, OpKind, OpSpec, PRIMARY};
+use crate::sim::content::Print;
+
+impl Auditor {
+    /// A host sends an operation to `site`; returns its id, which its data must carry.
+    pub fn submitted(&mut self, site: usize, spec: OpSpec) -> u64 {
+        let id = self.ops.len() as u64;
+        let read_floors = if spec.kind == OpKind::Read {
+            let range = spec.lba as usize..(spec.lba + spec.count) as usize;
+            let floor = |block: &BlockHistory| match site {
+                PRIMARY => block.acknowledged.max(block.read),
+                _ => block.read_at_secondary,
+            };
+            self.blocks[usize::from(spec.volume)][range].iter().map(floor).collect()
+        } else {
+            Vec::new()
+        };
+        self.ops.push(Op {
+            spec,
+            site,
+            submitted_at: self.now,
+            outstanding: true,
+            succeeded: false,
+            floor: self.promised,
+            number: None,
+            read_floors,
+        });
+        if spec.kind.changes() && site == PRIMARY {
+            self.unnumbered.push(id);
+        }
+        id
+    }
+
+    pub(super) fn end(&mut self, id: u64) {
+        let now = self.now;
+        let op = &mut self.ops[id as usize];
+        assert!(op.outstanding, "INV-11: op {id} {:?} was answered twice", op.spec);
+        op.outstanding = false;
+        let waited = now - op.submitted_at;
+        assert!(waited <= self.config.wait_ns_max, "INV-11: op {id} {:?} waited {waited} ns", op.spec);
+    }
+
+    /// The host got an error: the operation may have happened, or may yet.
+    pub fn failed(&mut self, id: u64) {
+        self.end(id);
+    }
+
+    /// The host got its reply; `prints` are the blocks that a read returned.
+    pub fn succeeded(&mut self, id: u64, prints: &[Print]) {
+        self.end(id);
+        let spec = self.ops[id as usize].spec;
+        self.ops[id as usize].succeeded = true;
+        match spec.kind {
+            OpKind::Read => self.check_read(id, prints),
+            OpKind::Flush => {
+                let floor = self.ops[id as usize].floor;
+                if let Err(why) = self.settled(floor) {
+                    panic!("INV-2: flush {id} completed, but {why}");
+                }
+            }
+            _ => {
+                assert!(self.ops[id as usize].site == PRIMARY, "a secondary acknowledged {spec:?}");
+                let Some(number) = self.ops[id as usize].number.or_else(|| self.number_of_twin(id)) else {
+                    panic!("INV-1: op {id} {spec:?} acknowledged, but no journal or frame has it");
+                };
+                if let Err(why) = self.held(number) {
+                    panic!("INV-1: op {id} {spec:?} acknowledged as #{number}, but {why}");
+                }
+                if spec.kind.fua()
+                    && let Err(why) = self.settled(number)
+                {
+                    panic!("INV-2: op {id} {spec:?} with FUA acknowledged as #{number}, but {why}");
+                }
+                self.acknowledged_writes += 1;
+                self.promise(number);
+                for lba in spec.lba..spec.lba + spec.count {
+                    let block = &mut self.blocks[usize::from(spec.volume)][lba as usize];
+                    block.acknowledged = block.acknowledged.max(number);
+                }
+            }
+        }
+    }
+
+    /// Zeroing the same range twice gives two updates that nothing tells apart, so the twins may have each other's number.
+    pub(super) fn number_of_twin(&mut self, id: u64) -> Option<u64> {
+        let leaves_zeros = |spec: &OpSpec| {
+            spec.zeros || matches!(spec.kind, OpKind::Zero { .. } | OpKind::ZeroPartial { .. })
+        };
+        let spec = self.ops[id as usize].spec;
+        let twin = self.ops.iter().rposition(|op| {
+            !op.succeeded
+                && op.number.is_some()
+                && leaves_zeros(&op.spec)
+                && leaves_zeros(&spec)
+                && (op.spec.volume, op.spec.lba, op.spec.count) == (spec.volume, spec.lba, spec.count)
+        })?;
+        let number = self.ops[twin].number.take();
+        self.ops[id as usize].number = number;
+        self.unnumbered.retain(|&unnumbered| unnumbered != id);
+        self.unnumbered.push(twin as u64);
+        number
+    }
+
+    pub(super) fn promise(&mut self, number: u64) {
+        if number > 0 {
+            self.stream[number as usize - 1].promised = true;
+            self.promised = self.promised.max(number);
+        }
+    }
+
+    pub(super) fn check_read(&mut self, id: u64, prints: &[Print]) {
+        let Op { spec, site, .. } = self.ops[id as usize];
+        assert_eq!(prints.len() as u64, spec.count);
+        for (index, &print) in prints.iter().enumerate() {
+            let floor = self.ops[id as usize].read_floors[index];
+            let lba = spec.lba + index as u64;
+            let block = &self.blocks[usize::from(spec.volume)][lba as usize];
+            let mut reason = None;
+            let found = block.numbers_of(print).filter(|&number| number >= floor).find(|&number| {
+                let check = if site == PRIMARY { self.held(number) } else { self.settled(number) };
+                reason = check.as_ref().err().cloned();
+                check.is_ok()
+            });
+            let Some(newest) = found else {
+                let versions: Vec<_> =
+                    block.versions.iter().map(|v| (v.number, v.content.print.describe())).collect();
+                panic!(
+                    "INV-5: read {id} at site {site} of volume {} block {lba} returned {}, where #{floor} or later was due: \
+                     {}; versions {versions:?}",
+                    spec.volume,
+                    print.describe(),
+                    reason.unwrap_or("no such version".into()),
+                );
+            };
+            // Zeros may be any of several updates; the oldest that explains them promises least.
+            let number = block
+                .numbers_of(print)
+                .filter(|&number| number >= floor)
+                .last()
+                .expect("one was found above")
+                .min(newest);
+            let block = &mut self.blocks[usize::from(spec.volume)][lba as usize];
+            if site == PRIMARY {
+                block.read = block.read.max(number);
+                self.promise(number);
+            } else {
+                block.read_at_secondary = block.read_at_secondary.max(number);
+            }
+        }
+    }
+
+    /// At any time: nobody has waited too long.
+    pub fn check_waits(&self, site: usize) {
+        for (id, op) in self.ops.iter().enumerate().filter(|(_, op)| op.outstanding && op.site == site) {
+            let waited = self.now - op.submitted_at;
+            assert!(
+                waited <= self.config.wait_ns_max,
+                "INV-11: op {id} {:?} still waits after {waited} ns",
+                op.spec
+            );
+        }
+    }
+}

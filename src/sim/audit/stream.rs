@@ -1,0 +1,161 @@
+//! The auditor's stream: which updates are in force, what they hold, and which host operation each carries out.
+
+use std::rc::Rc;
+
+use crate::base::BLOCK_BYTES;
+use crate::sim::audit::journal::{KIND_GENERATION_OPEN, KIND_SOLO_BEGIN, KIND_SOLO_END, KIND_ZERO, Seen};
+use crate::sim::audit::{Auditor, Content, Entry, OpKind, OpSpec, PRIMARY, Version};
+use crate::sim::content::{Block, Print};
+
+impl Auditor {
+    /// An update leaves the primary in a frame; `blocks` are its payload.
+    pub fn sends(&mut self, site: usize, seen: Seen, blocks: &[(Rc<Block>, Print)]) {
+        self.sees(site, seen, blocks);
+    }
+
+    pub(super) fn sees(&mut self, site: usize, seen: Seen, blocks: &[(Rc<Block>, Print)]) {
+        assert_eq!(blocks.len(), seen.payload(), "payload of {seen:?}");
+        let known = self.stream.get(seen.number as usize - 1);
+        if let Some(entry) = known
+            && entry.seen.generation == seen.generation
+        {
+            return self.check_same(site, entry, &seen, blocks);
+        }
+        if let Some(entry) = self.replaced.get(&(seen.generation, seen.number)) {
+            if site != PRIMARY {
+                return self.check_same(site, entry, &seen, blocks);
+            }
+            assert!(
+                !(0..2).any(|site| self.sites[site].has(seen.number, seen.generation)),
+                "INV-7: {seen:?} has a number and generation that are taken by another update on some site"
+            );
+            // Nobody has the old one any more, so its number and generation are free.
+            self.replaced.remove(&(seen.generation, seen.number));
+        }
+        assert!(site == PRIMARY, "the secondary has {seen:?}, which its primary never had");
+        if seen.number <= self.stream.len() as u64 {
+            assert!(
+                seen.kind == KIND_GENERATION_OPEN && seen.generation > self.newest_generation,
+                "INV-7: the primary replaces an update by {seen:?} without opening a generation"
+            );
+            self.replace_from(seen.number);
+        }
+        assert_eq!(seen.number, self.stream.len() as u64 + 1, "update numbers are dense");
+        assert!(seen.generation >= self.newest_generation, "{seen:?} in an old generation");
+        let before = self.stream.last().map_or(0, |entry| entry.seen.generation);
+        assert!(
+            (seen.kind == KIND_GENERATION_OPEN) == (seen.generation != before),
+            "INV-7: {seen:?} follows an update of generation {before:x}"
+        );
+        self.newest_generation = seen.generation;
+        let contents: Vec<Content> = match seen.kind {
+            KIND_ZERO => vec![Content::ZERO; seen.count as usize],
+            _ => blocks.iter().map(|(data, print)| Content::of(data, *print)).collect(),
+        };
+        let op = if seen.touches() > 0 { Some(self.claim(&seen, &contents)) } else { None };
+        if let Some(op) = op {
+            let floor = self.ops[op as usize].floor;
+            assert!(
+                seen.number > floor,
+                "INV-5: op {op} came after #{floor} was acknowledged, but is #{}",
+                seen.number
+            );
+            self.ops[op as usize].number = Some(seen.number);
+        }
+        self.append(Entry { seen, contents, op, promised: false, excused: false });
+    }
+
+    pub(super) fn check_same(&self, site: usize, entry: &Entry, seen: &Seen, blocks: &[(Rc<Block>, Print)]) {
+        assert_eq!(entry.seen, *seen, "site {site} has another update of the same number and generation");
+        for (index, (known, (_, print))) in entry.contents.iter().zip(blocks).enumerate() {
+            assert!(
+                known.print == *print,
+                "site {site} has {} as block {index} of {seen:?}, not {}",
+                print.describe(),
+                known.print.describe()
+            );
+        }
+    }
+
+    pub(super) fn append(&mut self, entry: Entry) {
+        let Seen { number, volume, lba, .. } = entry.seen;
+        for (index, content) in entry.contents.iter().enumerate() {
+            let volume = &mut self.blocks[usize::from(volume)];
+            let Some(block) = volume.get_mut(lba as usize + index) else {
+                panic!("INV-13: {:?} reaches beyond its volume", entry.seen);
+            };
+            block.versions.push(Version { number, content: content.clone() });
+        }
+        if entry.seen.kind == KIND_SOLO_BEGIN || entry.seen.kind == KIND_SOLO_END {
+            self.solo.push((number, entry.seen.kind == KIND_SOLO_BEGIN));
+        }
+        self.stream.push(entry);
+    }
+
+    /// Updates from `first` on are no longer in the stream.
+    pub(super) fn replace_from(&mut self, first: u64) {
+        for entry in self.stream.split_off(first as usize - 1) {
+            let Seen { number, generation, volume, lba, .. } = entry.seen;
+            assert!(
+                !entry.promised || entry.excused,
+                "INV-1: {:?} (op {:?}) was promised to a host and a site still held it, but the primary goes on without it",
+                entry.seen,
+                entry.op
+            );
+            for index in 0..entry.contents.len() {
+                let block = &mut self.blocks[usize::from(volume)][lba as usize + index];
+                block.versions.retain(|version| version.number < first);
+                let latest = block.latest_at(first - 1);
+                block.acknowledged = block.acknowledged.min(latest);
+                block.read = block.read.min(latest);
+            }
+            self.replaced.insert((generation, number), entry);
+        }
+        self.solo.retain(|(number, _)| *number < first);
+        self.promised = self.promised.min(first - 1);
+    }
+
+    /// The host operation that this update carries out: exactly one, with exactly its content.
+    pub(super) fn claim(&mut self, seen: &Seen, contents: &[Content]) -> u64 {
+        let fits = |id: u64| {
+            let spec = self.ops[id as usize].spec;
+            spec.volume == seen.volume
+                && spec.lba == seen.lba
+                && spec.count == u64::from(seen.count)
+                && self.is_result_of(id, &spec, contents)
+        };
+        // Operations that were given up may still happen, but are the less likely ones.
+        let waiting = |&id: &u64| self.ops[id as usize].outstanding && fits(id);
+        let position = self
+            .unnumbered
+            .iter()
+            .position(waiting)
+            .or_else(|| self.unnumbered.iter().position(|&id| fits(id)));
+        let Some(position) = position else {
+            let found: Vec<_> = contents.iter().map(|content| content.print.describe()).collect();
+            panic!("INV-5: {seen:?} with {found:?} is no host's operation");
+        };
+        self.unnumbered.remove(position)
+    }
+
+    pub(super) fn is_result_of(&self, id: u64, spec: &OpSpec, contents: &[Content]) -> bool {
+        let whole = |lba: u64| if spec.zeros { Print::ZERO } else { Print::of_write(spec.volume, lba, id) };
+        let merged = |offset: usize, length: usize, with: Print| {
+            let mut block = [0; BLOCK_BYTES];
+            let mut patch = [0; BLOCK_BYTES];
+            self.blocks[usize::from(spec.volume)][spec.lba as usize].newest().write_to(&mut block);
+            with.fill(&mut patch);
+            block[offset..offset + length].copy_from_slice(&patch[offset..offset + length]);
+            Print::of(&block) == contents[0].print
+        };
+        match spec.kind {
+            OpKind::Read | OpKind::Flush => false,
+            OpKind::Write { .. } => {
+                (0..).zip(contents).all(|(index, content)| content.print == whole(spec.lba + index))
+            }
+            OpKind::Zero { .. } => contents.iter().all(|content| content.print == Print::ZERO),
+            OpKind::WritePartial { offset, length, .. } => merged(offset, length, whole(spec.lba)),
+            OpKind::ZeroPartial { offset, length, .. } => merged(offset, length, Print::ZERO),
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Faults as they strike, and sites as they die and start again.
+
+use crate::base::*;
+use crate::core::group::{Group, Turn};
+use crate::core::outbox::Outbox;
+use crate::sim::audit::{PRIMARY, SECONDARY};
+use crate::sim::hosts::Front;
+use crate::sim::link::Link;
+use crate::sim::plan::{Crash, Fault};
+use crate::sim::world::{Alarm, Event, Site, Stage, World};
+
+impl World {
+    pub(super) fn fire_armed(&mut self) {
+        while let Some(planned) = self.plan.faults.get(self.next_fault)
+            && self.counts.submitted >= planned.after_ops
+        {
+            self.armed.push((planned.events, planned.fault));
+            self.next_fault += 1;
+        }
+        let mut due = Vec::new();
+        self.armed.retain_mut(|(events, fault)| {
+            if *events == 0 {
+                due.push(*fault);
+                return false;
+            }
+            *events -= 1;
+            true
+        });
+        for fault in due {
+            self.trace.note(self.now, || format!("fault: {fault:?}"));
+            self.strike(fault);
+        }
+    }
+
+    pub(super) fn strike(&mut self, fault: Fault) {
+        match fault {
+            Fault::Crash { site, crash } => {
+                let other = 1 - site;
+                let site = if self.alive(site) || !self.alive(other) { site } else { other };
+                self.crash(site, crash);
+            }
+            Fault::CrashBoth { crashes } => {
+                self.crash(PRIMARY, crashes[PRIMARY]);
+                self.crash(SECONDARY, crashes[SECONDARY]);
+            }
+            Fault::SlowDisk { site, ns } => self.sites[site].slow_until = self.now + ns,
+            Fault::DiskError { site, journal, errno } => {
+                self.sites[site].errors[usize::from(!journal)] = Some(errno);
+            }
+            Fault::Break => self.break_connection(),
+            Fault::Garble { site } => self.network.garble(site),
+            Fault::Partition { ns } => self.partition(ns),
+            Fault::Gray { delay_ns, ns } => self.network.gray(delay_ns, self.now + ns),
+        }
+    }
+
+    pub(super) fn crash(&mut self, index: usize, crash: Crash) {
+        if !self.alive(index) {
+            return;
+        }
+        self.outcome.crashes += 1;
+        let site = &mut self.sites[index];
+        site.group = None;
+        site.incarnation += 1;
+        match crash {
+            Crash::Process => site.disk.crash_process(&mut self.rng),
+            Crash::Power => site.disk.crash_power(&mut self.rng),
+        }
+        self.audit.crashed(index, &site.disk);
+        let link = std::mem::replace(&mut site.link, Link::new(1));
+        if let Some(connection) = link.connection() {
+            self.abandon(index, connection);
+        }
+        let down = self.rng.latency(self.plan.down_ns);
+        self.schedule(self.now + down, Event::Restart { site: index });
+    }
+
+    pub(super) fn restart(&mut self, index: usize) {
+        let site = &mut self.sites[index];
+        assert!(site.group.is_none());
+        self.audit.restarted(index);
+        self.trace.note(self.now, || format!("site {index} starts"));
+        site.memory.restart();
+        let ring = if self.plan.turn_messages == 1 { 1 } else { LINK_INBOUND_SLOTS };
+        site.link = Link::new(ring);
+        site.fronts = (0..site.fronts.len()).map(|_| Front::new(index, self.plan.depth)).collect();
+        site.journal_done.clear();
+        site.volume_done.clear();
+        site.out = Outbox::new(site.fronts.len());
+        site.submitted_at = [self.now; 2];
+        site.errors = [None; 2];
+        for alarm in [&mut site.alarm, &mut site.link_alarm].into_iter().chain(&mut site.front_alarms) {
+            *alarm = Alarm { at: None, token: alarm.token + 1 };
+        }
+        let mut group = Box::new(Group::new(self.plan.configs[index].clone()));
+        let Site { memory, tables, out, .. } = &mut self.sites[index];
+        group.start(&mut Turn { now: Nanos(self.now), memory, tables, out });
+        self.sites[index].group = Some(group);
+        self.drain(index);
+        self.wake_group(index, self.now);
+        if self.stage == Stage::Working
+            && self.rng.percent(self.plan.crash_again_percent)
+            && self.outcome.crashes < 12
+        {
+            let crash = if self.rng.once_in(2) { Crash::Power } else { Crash::Process };
+            self.armed.push((self.rng.below(600), Fault::Crash { site: index, crash }));
+        }
+    }
+}

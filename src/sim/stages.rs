@@ -1,0 +1,166 @@
+//! From the last fault to the end: lockstep again, calm operations, everything settled, stopped, and both volumes compared.
+
+use crate::base::*;
+use crate::core::group::Turn;
+use crate::core::group::status::{GroupState, GroupStatus, PeerState};
+use crate::sim::audit::{PRIMARY, SECONDARY};
+use crate::sim::hosts::Front;
+use crate::sim::world::{Outcome, Site, Stage, World};
+
+const MS: u64 = 1_000_000;
+
+/// Time for both sites to be in lockstep once nothing fails any more.
+const HEAL_NS_MAX: u64 = 20_000 * MS;
+/// Operations of the calm stage.
+const CALM_OPERATIONS: u64 = 20;
+
+impl World {
+    pub(super) fn finished(&self) -> bool {
+        matches!(self.stage, Stage::Stopping { .. }) && self.members().all(|site| self.stopped(site))
+    }
+
+    pub(super) fn members(&self) -> impl Iterator<Item = usize> + use<> {
+        0..if self.plan.has_peer() { 2 } else { 1 }
+    }
+
+    pub(super) fn stopped(&self, site: usize) -> bool {
+        let Site { group, disk, link, journal_done, volume_done, .. } = &self.sites[site];
+        group.as_ref().is_some_and(|group| group.stopped())
+            && disk.in_flight() == 0
+            && journal_done.is_empty()
+            && volume_done.is_empty()
+            && link.idle()
+    }
+
+    pub(super) fn status(&self, site: usize) -> Option<GroupStatus> {
+        self.sites[site].group.as_ref().map(|group| group.status(Nanos(self.now)))
+    }
+
+    /// A pair that needs a resync, which this build refuses to fake, ends as two sites that go on apart.
+    pub(super) fn in_lockstep(&self) -> bool {
+        let Some(primary) = self.status(PRIMARY) else { return false };
+        let serving = primary.state == GroupState::Serving;
+        if !self.plan.has_peer() || self.outcome.resync_required {
+            return serving && self.members().all(|site| self.alive(site));
+        }
+        serving
+            && primary.peer == PeerState::InSync
+            && !primary.solo
+            && self.status(SECONDARY).is_some_and(|secondary| secondary.peer == PeerState::InSync)
+    }
+
+    pub(super) fn settled(&self) -> bool {
+        self.members().all(|site| {
+            let fronts = &self.sites[site].fronts;
+            let left_alone = self.outcome.resync_required && site == SECONDARY;
+            fronts.iter().all(|front| front.outstanding() == 0)
+                && self.status(site).is_some_and(|status| {
+                    left_alone
+                        || (status.settled.0 == self.audit.last() && status.checkpoint == status.settled)
+                })
+        })
+    }
+
+    pub(super) fn advance_stage(&mut self) {
+        let late = |until: u64| self.now > until;
+        match self.stage {
+            Stage::Working => {
+                let faults_over = self.next_fault == self.plan.faults.len() && self.armed.is_empty();
+                if self.counts.submitted < self.plan.operations || !faults_over {
+                    return;
+                }
+                self.trace.note(self.now, || "faults are over".into());
+                self.end_faults();
+                self.stage = Stage::Healing { until: self.now + HEAL_NS_MAX };
+            }
+            Stage::Healing { until } => {
+                assert!(
+                    !late(until),
+                    "liveness: not in lockstep {HEAL_NS_MAX} ns after the last fault: {:#?} {:#?}",
+                    self.status(PRIMARY),
+                    self.status(SECONDARY)
+                );
+                let idle =
+                    self.sites.iter().flat_map(|site| &site.fronts).all(|front| front.outstanding() == 0);
+                if idle && self.armed.is_empty() && self.in_lockstep() {
+                    self.trace.note(self.now, || "in lockstep again".into());
+                    let operations = self.counts.submitted + CALM_OPERATIONS;
+                    self.stage = Stage::Calm { operations, until: self.now + HEAL_NS_MAX };
+                    for site in self.members() {
+                        for front in 0..self.sites[site].fronts.len() {
+                            self.sites[site].fronts[front].next_at = self.now;
+                            self.wake_front(site, front, self.now);
+                        }
+                    }
+                }
+            }
+            Stage::Calm { operations, until } => {
+                assert!(!late(until), "liveness: hosts cannot submit in lockstep");
+                if self.counts.submitted >= operations {
+                    self.stage = Stage::Settling { until: self.now + HEAL_NS_MAX };
+                }
+            }
+            Stage::Settling { until } => {
+                assert!(
+                    !late(until),
+                    "liveness: not settled {HEAL_NS_MAX} ns after the last operation, last is #{}: {:#?} {:#?}",
+                    self.audit.last(),
+                    self.status(PRIMARY),
+                    self.status(SECONDARY)
+                );
+                if self.settled() {
+                    self.trace.note(self.now, || "settled; stopping".into());
+                    self.stage = Stage::Stopping { until: self.now + HEAL_NS_MAX };
+                    for site in self.members() {
+                        let Site { group, memory, tables, out, .. } = &mut self.sites[site];
+                        let group = group.as_mut().expect("settled, so it runs");
+                        group.stop(&mut Turn { now: Nanos(self.now), memory, tables, out });
+                        self.wake_group(site, self.now);
+                    }
+                }
+            }
+            Stage::Stopping { until } => {
+                assert!(
+                    !late(until),
+                    "liveness: not stopped after {HEAL_NS_MAX} ns: {:#?} {:#?}",
+                    self.status(PRIMARY),
+                    self.status(SECONDARY)
+                );
+            }
+        }
+    }
+
+    pub(super) fn end_faults(&mut self) {
+        self.sites.iter_mut().for_each(|site| {
+            site.slow_until = 0;
+            site.errors = [None; 2];
+        });
+        self.network.calm();
+        self.healed();
+    }
+
+    pub(super) fn check_end(mut self) -> Outcome {
+        for site in self.members() {
+            if self.outcome.resync_required && site == SECONDARY {
+                continue;
+            }
+            self.audit.check_volumes(site, &self.sites[site].disk);
+            let Site { group, memory, fronts, link, .. } = &self.sites[site];
+            let (free, used) = group.as_ref().expect("stopped, not dead").pages();
+            let held = fronts.iter().map(Front::pages_held).sum::<usize>() + link.pages_held();
+            let status = self.status(site).expect("stopped, not dead");
+            assert_eq!(free + used, self.plan.configs[site].pages as usize - 1, "site {site} lost pages");
+            assert_eq!(memory.lent(), held, "site {site}: pages lent and pages held");
+            assert_eq!(status.pages_staged as usize, held, "site {site}: pages granted and pages held");
+            assert_eq!(memory.pinned(), 0, "site {site}: pages still in use");
+        }
+        self.outcome.hosts = self.counts;
+        self.outcome.virtual_ns = self.now;
+        self.outcome.updates = self.audit.last();
+        self.outcome.acknowledged_writes = self.audit.acknowledged_writes;
+        self.outcome.excused_writes = self.audit.excused_writes;
+        self.outcome.solo_ranges = self.audit.solo_ranges() as u64;
+        self.outcome.trace_hash = self.trace.hash();
+        self.outcome
+    }
+}
