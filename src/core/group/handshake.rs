@@ -167,7 +167,7 @@ impl Group {
         }
         if hello.ack != self.config.ack {
             let (ours, theirs) = (self.config.ack, hello.ack);
-            return object(RefusalCode::AckLevel, format_args!("ack is {ours:?} here and {theirs:?} there"));
+            return object(RefusalCode::AckLevel, format_args!("ack is {ours} here and {theirs} there"));
         }
         if hello.block_bytes != BLOCK_BYTES as u32 {
             let theirs = hello.block_bytes;

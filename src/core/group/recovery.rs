@@ -426,6 +426,7 @@ impl Group {
         let (checkpoint, replayed, solo, settled) =
             (recovery.checkpoint, recovery.replayed, recovery.solo, recovery.settled_bound);
         let last = self.window.last();
+        self.counters.replayed_updates = replayed;
         self.advance(turn);
         self.phase = Phase::Running;
         self.acknowledged = self.settled;

@@ -21,6 +21,8 @@ pub struct Counters {
     pub destage_blocks: u64,
     /// Updates sent to the peer from the journal instead of memory.
     pub catch_up_updates: u64,
+    /// Updates found in the journal after the checkpoint when the site started.
+    pub replayed_updates: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

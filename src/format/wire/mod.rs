@@ -9,6 +9,8 @@ pub use handshake::{
 };
 pub use reader::FrameReader;
 
+use std::fmt;
+
 use crate::base::{BLOCK_BYTES, UPDATE_BLOCKS_MAX, UpdateNumber};
 use crate::format::bytes::{array_at, nonzero_in, put, u16_at, u32_at, u64_at};
 use crate::format::history::HistoryError;
@@ -55,6 +57,18 @@ pub enum AckLevel {
     Durable = 3,
     /// In the secondary's volume, differential and management information (US 7,103,713 to the letter); flushed here.
     Applied = 4,
+}
+
+/// As in a configuration.
+impl fmt::Display for AckLevel {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            AckLevel::Received => "received",
+            AckLevel::Journaled => "journaled",
+            AckLevel::Durable => "durable",
+            AckLevel::Applied => "applied",
+        })
+    }
 }
 
 /// A control frame that fits a message.

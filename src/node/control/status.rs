@@ -93,6 +93,8 @@ pub struct Totals {
     pub destaged_bytes: u64,
     /// Updates sent to the peer from the journal instead of memory.
     pub catch_up_updates: u64,
+    /// Updates found in the journal after the checkpoint when the site started.
+    pub replayed_updates: u64,
 }
 
 /// Per second.
@@ -266,6 +268,7 @@ impl Status {
                 destage_writes: counters.destage_writes,
                 destaged_bytes: counters.destage_blocks * block,
                 catch_up_updates: counters.catch_up_updates,
+                replayed_updates: counters.replayed_updates,
             },
             rates: sample.rates,
             stages: sample.stages,

@@ -1,0 +1,332 @@
+//! A client that remembers what it wrote: every block it writes is stamped, so that after any crash each block can be
+//! told to be the last acknowledged version, a later one whose outcome is unknown, or a loss.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use lockstep::format::nbd::Cookie;
+use lockstep::io::nbd_client::{ClientError, Completed, NbdClient, Operation};
+
+const BLOCK: usize = 4096;
+
+/// Longest time without any answer; beyond, the server hangs.
+const SILENCE_MAX: Duration = Duration::from_secs(90);
+
+/// Blocks of the largest request.
+const REQUEST_BLOCKS_MAX: u64 = 32;
+
+/// Blocks that one read of a verification asks for.
+const VERIFY_BLOCKS: u64 = 256;
+
+/// The whole content of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    Zeros,
+    /// What [`stamp`] makes of the block and this number.
+    Stamp(u64),
+}
+
+/// What is known of a block.
+#[derive(Clone, Debug)]
+struct Block {
+    /// The last content that was acknowledged, or seen by a read.
+    known: Content,
+    /// Submitted after it, with unknown outcome: any of them may be there instead.
+    unknown: Vec<Content>,
+    /// A request of the running session covers it, so no other may.
+    busy: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Flight {
+    blocks: Range<u64>,
+    /// `None` for a read.
+    content: Option<Content>,
+    flush: bool,
+}
+
+/// What the hook of [`Checker::drive`] sees after every step.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Progress {
+    pub acknowledged: u64,
+    pub writes_in_flight: usize,
+    pub elapsed: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    GoOn,
+    /// Submit nothing more and wait for what is in flight.
+    Drain,
+    /// Return at once, with requests in flight.
+    Abandon,
+}
+
+/// How a session ended.
+#[derive(Debug, Default)]
+pub struct Session {
+    /// Writes, trims and zeroings that were acknowledged.
+    pub acknowledged: u64,
+    /// Those that were answered with an error: their outcome is unknown.
+    pub refused: u64,
+    /// Those still unanswered when the connection ended.
+    pub unanswered: u64,
+    /// The connection ended before the drain did.
+    pub disconnected: bool,
+    /// The longest time from a submission to its answer.
+    pub slowest: Duration,
+}
+
+/// Owns a range of a volume's blocks; nobody else may write there.
+pub struct Checker {
+    range: Range<u64>,
+    blocks: Vec<Block>,
+    random: Random,
+    stamps: u64,
+    seed: u64,
+}
+
+impl Checker {
+    /// For a range that reads as zeros.
+    pub fn new(range: Range<u64>, seed: u64) -> Checker {
+        let fresh = Block { known: Content::Zeros, unknown: Vec::new(), busy: false };
+        let blocks = vec![fresh; (range.end - range.start) as usize];
+        Checker { range, blocks, random: Random(seed), stamps: 0, seed }
+    }
+
+    pub fn random(&mut self, below: u64) -> u64 {
+        self.random.below(below)
+    }
+
+    /// Writes, zeroes, trims, reads and flushes at random with `depth` requests in flight, until `hook` says otherwise or
+    /// the server goes away. Reads are checked as they come.
+    pub fn drive(
+        &mut self,
+        client: &mut NbdClient,
+        depth: usize,
+        mut hook: impl FnMut(Progress) -> Next,
+    ) -> Session {
+        let began = Instant::now();
+        let mut session = Session::default();
+        let mut flights: HashMap<Cookie, (Flight, Instant)> = HashMap::new();
+        let mut draining = false;
+        let result = loop {
+            let writes_in_flight = flights.values().filter(|(flight, _)| flight.content.is_some()).count();
+            let progress =
+                Progress { acknowledged: session.acknowledged, writes_in_flight, elapsed: began.elapsed() };
+            match hook(progress) {
+                Next::GoOn => {}
+                Next::Drain => draining = true,
+                Next::Abandon => break Ok(()),
+            }
+            if draining && flights.is_empty() {
+                break Ok(());
+            }
+            if !draining && flights.len() < depth {
+                let flight = self.plan();
+                match self.submit(client, &flight) {
+                    Ok(cookie) => flights.insert(cookie, (flight, Instant::now())),
+                    Err(error) => {
+                        self.unanswered(&flight, &mut session);
+                        break Err(error);
+                    }
+                };
+                continue;
+            }
+            match client.poll(Some(SILENCE_MAX)) {
+                Ok(Some(completed)) => {
+                    let (flight, sent) = flights.remove(&completed.cookie).expect("an answer to a request");
+                    session.slowest = session.slowest.max(sent.elapsed());
+                    self.complete(&flight, &completed, &mut session);
+                }
+                Ok(None) => panic!("no answer for {SILENCE_MAX:?} with {} in flight", flights.len()),
+                Err(error) => break Err(error),
+            }
+        };
+        for (flight, _) in flights.values() {
+            self.unanswered(flight, &mut session);
+        }
+        match result {
+            Ok(()) => {}
+            Err(ClientError::Io(_) | ClientError::Closed(_)) => session.disconnected = true,
+            Err(error) => panic!("{error}"),
+        }
+        session
+    }
+
+    fn plan(&mut self) -> Flight {
+        if self.random.below(64) == 0 {
+            return Flight { blocks: 0..0, content: None, flush: true };
+        }
+        let wanted = if self.random.below(4) == 0 { 1 + self.random.below(REQUEST_BLOCKS_MAX) } else { 1 };
+        loop {
+            let first = self.range.start + self.random.below(self.range.end - self.range.start);
+            let free = (first..self.range.end.min(first + wanted))
+                .take_while(|block| !self.block(*block).busy)
+                .count() as u64;
+            if free == 0 {
+                continue;
+            }
+            let content = match self.random.below(8) {
+                0 => None,
+                1 => Some(Content::Zeros),
+                _ => {
+                    self.stamps += 1;
+                    Some(Content::Stamp(self.stamps))
+                }
+            };
+            let flight = Flight { blocks: first..first + free, content, flush: false };
+            for block in flight.blocks.clone() {
+                self.block(block).busy = true;
+            }
+            return flight;
+        }
+    }
+
+    fn submit(&mut self, client: &mut NbdClient, flight: &Flight) -> Result<Cookie, ClientError> {
+        let offset = flight.blocks.start * BLOCK as u64;
+        let length = (flight.blocks.end - flight.blocks.start) as u32 * BLOCK as u32;
+        let fua = self.random.below(32) == 0;
+        match flight.content {
+            _ if flight.flush => client.submit(Operation::Flush),
+            None => client.submit(Operation::Read { offset, length }),
+            Some(Content::Zeros) if self.random.below(2) == 0 => {
+                client.submit(Operation::Trim { offset, length, fua })
+            }
+            Some(Content::Zeros) => {
+                let no_hole = self.random.below(2) == 0;
+                client.submit(Operation::WriteZeroes { offset, length, fua, no_hole, fast: false })
+            }
+            Some(Content::Stamp(number)) => {
+                let data: Vec<u8> =
+                    flight.blocks.clone().flat_map(|block| stamp(self.seed, block, number)).collect();
+                client.submit(Operation::Write { offset, data: &data, fua })
+            }
+        }
+    }
+
+    fn complete(&mut self, flight: &Flight, completed: &Completed, session: &mut Session) {
+        if flight.flush {
+            return;
+        }
+        if completed.result.is_err() {
+            match flight.content {
+                Some(_) => {
+                    self.unanswered(flight, session);
+                    session.unanswered -= 1;
+                    session.refused += 1;
+                }
+                None => self.release(flight),
+            }
+            return;
+        }
+        match flight.content {
+            Some(content) => {
+                session.acknowledged += 1;
+                for block in flight.blocks.clone() {
+                    let known = self.block(block);
+                    known.known = content;
+                    known.unknown.clear();
+                }
+            }
+            None => self.check(flight.blocks.start, &completed.data, "a read under load"),
+        }
+        self.release(flight);
+    }
+
+    /// The request may or may not have been carried out.
+    fn unanswered(&mut self, flight: &Flight, session: &mut Session) {
+        if let Some(content) = flight.content {
+            session.unanswered += 1;
+            for block in flight.blocks.clone() {
+                self.block(block).unknown.push(content);
+            }
+        }
+        self.release(flight);
+    }
+
+    fn release(&mut self, flight: &Flight) {
+        for block in flight.blocks.clone() {
+            self.block(block).busy = false;
+        }
+    }
+
+    fn block(&mut self, block: u64) -> &mut Block {
+        &mut self.blocks[(block - self.range.start) as usize]
+    }
+
+    /// Reads the whole range back. What is read is known from then on, so a second site or a later read has to agree.
+    pub fn verify(&mut self, client: &mut NbdClient, whose: &str) {
+        let mut first = self.range.start;
+        while first < self.range.end {
+            let count = VERIFY_BLOCKS.min(self.range.end - first);
+            let data = client
+                .read(first * BLOCK as u64, (count as usize * BLOCK) as u32)
+                .unwrap_or_else(|error| panic!("{whose} cannot be read: {error}"));
+            self.check(first, &data, whose);
+            first += count;
+        }
+    }
+
+    fn check(&mut self, first: u64, data: &[u8], whose: &str) {
+        let seed = self.seed;
+        for (block, bytes) in (first..).zip(data.chunks_exact(BLOCK)) {
+            let log = self.block(block);
+            let Some(found) = recognise(seed, block, bytes) else {
+                panic!(
+                    "{whose}: block {block} is torn or foreign: begins {:02x?}; known {log:?}",
+                    &bytes[..32]
+                );
+            };
+            assert!(
+                found == log.known || log.unknown.contains(&found),
+                "{whose}: block {block} holds {found:?}, which is neither what was acknowledged nor under way: {log:?}"
+            );
+            log.known = found;
+            log.unknown.clear();
+        }
+    }
+}
+
+/// A block's content, different for every block, write and run, up to its last byte.
+fn stamp(seed: u64, block: u64, number: u64) -> [u8; BLOCK] {
+    let mut bytes = [0; BLOCK];
+    let mut random = Random(seed ^ block.rotate_left(40) ^ number.rotate_left(20));
+    for (index, word) in bytes.chunks_exact_mut(8).enumerate() {
+        let value = match index {
+            0 => number,
+            1 => block,
+            2 => seed,
+            _ => random.next(),
+        };
+        word.copy_from_slice(&value.to_le_bytes());
+    }
+    bytes
+}
+
+/// Which content this is; `None` when it is not a whole one of this block.
+fn recognise(seed: u64, block: u64, bytes: &[u8]) -> Option<Content> {
+    if bytes.iter().all(|byte| *byte == 0) {
+        return Some(Content::Zeros);
+    }
+    let number = u64::from_le_bytes(*bytes.first_chunk().expect("a block"));
+    (bytes == stamp(seed, block, number)).then_some(Content::Stamp(number))
+}
+
+/// SplitMix64 (Steele, Lea and Flood, 2014).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut word = self.0;
+        word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        word ^ word >> 31
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
+    }
+}

@@ -1,0 +1,351 @@
+//! Two sites as real processes on loopback, in a folder of their own, gone when the test ends. Only one set of sites
+//! runs at a time: they poll, and tests that share their cores would measure each other's patience.
+
+use std::fs::{self, File};
+use std::net::{SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use lockstep::io::nbd_client::{ClientError, ClientOptions, NbdClient, NbdUri};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Longest any test waits for what must come; a loaded machine takes a fraction.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Lines of a site's log that a failed test shows.
+const LOG_LINES_SHOWN: usize = 60;
+
+pub const MIB: u64 = 1 << 20;
+
+static MACHINE: Mutex<()> = Mutex::new(());
+
+/// What differs from test to test.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Names and sizes in MiB.
+    pub volumes: Vec<(&'static str, u64)>,
+    pub journal_mib: u64,
+    pub cache_mib: u64,
+    /// Lines of `[group]`, on both sites.
+    pub group: String,
+    /// Lines of `[reactors]`, on both sites; `CPU` stands for the site's own.
+    pub reactors: String,
+    /// Without, a site alone: the left one.
+    pub pair: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            volumes: vec![("data", 64)],
+            journal_mib: 64,
+            cache_mib: 64,
+            // Other tests and builds may hold the CPUs longer than a peer may be silent in production.
+            group: "latency_budget = \"5s\"\nheartbeat_interval = \"50ms\"".to_owned(),
+            reactors: "cores = [CPU]\nidle = \"park\"".to_owned(),
+            pair: true,
+        }
+    }
+}
+
+/// A site's files and, while it runs, its process.
+#[derive(Debug)]
+pub struct Site {
+    pub name: &'static str,
+    pub config: PathBuf,
+    pub directory: PathBuf,
+    pub nbd: PathBuf,
+    log: PathBuf,
+    child: Option<Child>,
+}
+
+/// The left site is the primary.
+#[derive(Debug)]
+pub struct Sites {
+    pub left: Site,
+    pub right: Site,
+    pub folder: TempDir,
+    _sockets: TempDir,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Sites {
+    /// Formatted and started, and in sync.
+    pub fn start(options: &Options) -> Sites {
+        let mut sites = Sites::format(options);
+        sites.start_both();
+        sites
+    }
+
+    pub fn format(options: &Options) -> Sites {
+        Sites::format_behind(options, |right| right)
+    }
+
+    /// `relay` gets the right site's address and gives the one that the left site is to dial.
+    pub fn format_behind(options: &Options, relay: impl FnOnce(SocketAddr) -> SocketAddr) -> Sites {
+        let alone = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+        // On the build's filesystem, for O_DIRECT; the sockets' paths have to be short.
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder for the sites");
+        let sockets = tempfile::tempdir().expect("a folder for the sockets");
+        let (left_address, right_address) = free_addresses();
+        let dialled = relay(right_address);
+        let site = |name| Site::new(name, folder.path(), sockets.path());
+        let (left, right) = (site("left"), site("right"));
+        let mut peers = [None, None];
+        if options.pair {
+            peers = [
+                Some(("right", 2, dialled, left_address, right.keygen())),
+                Some(("left", 1, left_address, right_address, left.keygen())),
+            ];
+        }
+        let cpus = core_affinity::get_core_ids().expect("the CPUs of this process");
+        let cpus = [cpus.first().expect("a CPU").id, cpus.last().expect("a CPU").id];
+        let roles = ["primary", "secondary"];
+        for (index, (site, peer)) in [&left, &right].into_iter().zip(peers).enumerate() {
+            if index == 1 && !options.pair {
+                continue;
+            }
+            let mut text = format!(
+                "[site]\nname = \"{name}\"\nid = {id}\nrole = \"{role}\"\ndirectory = \"{directory}\"\n\
+                 control = \"{control}\"\n[group]\nname = \"tested\"\n{group}\n",
+                name = site.name,
+                id = index + 1,
+                role = roles[index],
+                directory = site.directory.display(),
+                control = site.nbd.with_extension("control").display(),
+                group = options.group,
+            );
+            for (volume, mib) in &options.volumes {
+                text += &format!("[[volume]]\nname = \"{volume}\"\nsize = \"{mib}MiB\"\n");
+            }
+            text += &format!(
+                "[journal]\nsize = \"{}MiB\"\n[differential]\nsize = \"4MiB\"\n[cache]\nsize = \"{}MiB\"\n\
+                 [nbd]\nsocket = \"{}\"\n[reactors]\n{}\n",
+                options.journal_mib,
+                options.cache_mib,
+                site.nbd.display(),
+                options.reactors.replace("CPU", &cpus[index].to_string()),
+            );
+            if let Some((peer, id, address, listen, fingerprint)) = peer {
+                text += &format!(
+                    "[peer]\nname = \"{peer}\"\nid = {id}\naddress = \"{address}\"\nfingerprint = \"{fingerprint}\"\n\
+                     [link]\nlisten = \"{listen}\"\n",
+                );
+            }
+            fs::write(&site.config, text).expect("a configuration");
+            succeeds(lockstep(&["format", "--config", path(&site.config)]));
+        }
+        Sites { left, right, folder, _sockets: sockets, _alone: alone }
+    }
+
+    /// Starts what is not running, the secondary first, and waits until they are in sync.
+    pub fn start_both(&mut self) {
+        self.right.start();
+        self.left.start();
+        self.wait("--in-sync");
+    }
+
+    /// `lockstep wait` at the primary.
+    pub fn wait(&self, what: &str) {
+        let seconds = format!("{}s", PATIENCE.as_secs());
+        let config = path(&self.left.config);
+        succeeds(lockstep(&["wait", "--config", config, what, "--timeout", &seconds]));
+    }
+
+    /// A path in the test's own folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+}
+
+impl Drop for Sites {
+    fn drop(&mut self) {
+        for site in [&mut self.left, &mut self.right] {
+            if site.child.is_some() {
+                site.kill();
+            }
+            if std::thread::panicking() {
+                eprintln!("--- {}'s log ends with:\n{}", site.name, site.log_end());
+            }
+        }
+    }
+}
+
+impl Site {
+    fn new(name: &'static str, folder: &Path, sockets: &Path) -> Site {
+        Site {
+            name,
+            config: folder.join(format!("{name}.toml")),
+            directory: folder.join(name),
+            nbd: sockets.join(format!("{name}.nbd")),
+            log: folder.join(format!("{name}.log")),
+            child: None,
+        }
+    }
+
+    fn keygen(&self) -> String {
+        fs::create_dir_all(&self.directory).expect("the site's folder");
+        let identity = self.directory.join("identity.pem");
+        succeeds(lockstep(&["keygen", "--identity", path(&identity), "--site", self.name])).trim().to_owned()
+    }
+
+    /// Starts it if it is not running, without waiting for anything but its sockets' existence.
+    pub fn start(&mut self) {
+        if self.child.is_some() {
+            return;
+        }
+        let log = File::options().create(true).append(true).open(&self.log).expect("a log");
+        let child = Command::new(env!("CARGO_BIN_EXE_lockstep"))
+            .args(["run", "--config", path(&self.config)])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a second handle"))
+            .stderr(log)
+            .spawn()
+            .expect("lockstep starts");
+        self.child = Some(child);
+        self.until("it answers its control socket", |site| site.try_status().is_some());
+    }
+
+    fn signal(&self, signal: Signal) {
+        let child = self.child.as_ref().expect("the site runs");
+        let pid = Pid::from_child(child);
+        kill_process(pid, signal).expect("a signal to a child");
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().expect("the site runs");
+        child.kill().expect("a signal to a child");
+        child.wait().expect("the child's end");
+    }
+
+    /// SIGSTOP: alive, and silent.
+    pub fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    pub fn resume(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// SIGTERM, and the exit.
+    pub fn stop(&mut self) -> ExitStatus {
+        self.signal(Signal::TERM);
+        self.exited()
+    }
+
+    /// Waits for its exit.
+    pub fn exited(&mut self) -> ExitStatus {
+        let mut child = self.child.take().expect("the site runs");
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = child.try_wait().expect("the child's state") {
+                return status;
+            }
+            if Instant::now() > deadline {
+                child.kill().expect("a signal to a child");
+                child.wait().expect("the child's end");
+                panic!("{} did not end within {PATIENCE:?}", self.name);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub fn status(&self) -> Value {
+        let output = lockstep(&["status", "--config", path(&self.config), "--json"]);
+        serde_json::from_str(&succeeds(output)).expect("JSON")
+    }
+
+    fn try_status(&self) -> Option<Value> {
+        let output = lockstep(&["status", "--config", path(&self.config), "--json"]);
+        output.status.success().then(|| serde_json::from_slice(&output.stdout).expect("JSON"))
+    }
+
+    /// Polls until `reached`; the process must live meanwhile.
+    pub fn until(&mut self, what: &str, reached: impl Fn(&Site) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !reached(self) {
+            if let Some(child) = &mut self.child
+                && let Some(status) = child.try_wait().expect("the child's state")
+            {
+                self.child = None;
+                panic!("{} ended with {status} before {what}", self.name);
+            }
+            assert!(Instant::now() < deadline, "{}: not within {PATIENCE:?}: {what}", self.name);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn log_text(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    fn log_end(&self) -> String {
+        let text = self.log_text();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..].join("\n")
+    }
+
+    pub fn uri(&self, export: &str) -> String {
+        format!("nbd+unix:///{export}?socket={}", self.nbd.display())
+    }
+
+    pub fn connect(&self, export: &str) -> NbdClient {
+        self.try_connect(export).unwrap_or_else(|error| panic!("{}: {error}", self.name))
+    }
+
+    pub fn try_connect(&self, export: &str) -> Result<NbdClient, ClientError> {
+        let uri: NbdUri = self.uri(export).parse().expect("a URI");
+        NbdClient::connect(&uri, ClientOptions::default())
+    }
+
+    /// Connects as soon as the site serves the export.
+    pub fn connect_when_served(&mut self, export: &str) -> NbdClient {
+        self.until("it serves its export", |site| site.try_connect(export).is_ok());
+        self.connect(export)
+    }
+}
+
+pub fn lockstep(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_lockstep")).args(arguments).output().expect("lockstep runs")
+}
+
+/// Runs a tool that the tests need.
+pub fn tool(name: &str, arguments: &[&str]) -> Output {
+    Command::new(name)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("{name} does not run ({error}); tests/run installs it"))
+}
+
+#[track_caller]
+pub fn succeeds(output: Output) -> String {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{}:\n{text}\n{errors}", output.status);
+    text
+}
+
+#[track_caller]
+pub fn fails(output: Output) -> String {
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "succeeded:\n{text}");
+    text.into_owned()
+}
+
+pub fn path(path: &Path) -> &str {
+    path.to_str().expect("a path in UTF-8")
+}
+
+/// Two UDP addresses that nobody has now.
+fn free_addresses() -> (SocketAddr, SocketAddr) {
+    let sockets: [UdpSocket; 2] =
+        std::array::from_fn(|_| UdpSocket::bind("127.0.0.1:0").expect("a free UDP port"));
+    let [left, right] = sockets.map(|socket| socket.local_addr().expect("its address"));
+    (left, right)
+}

@@ -1,0 +1,14 @@
+//! Real sites, as an operator runs them: two processes on loopback, their clients, and what can happen to them.
+
+#[path = "../common/checker.rs"]
+mod checker;
+#[path = "../common/pair.rs"]
+mod pair;
+#[path = "../common/relay.rs"]
+mod relay;
+
+mod clients;
+mod crashes;
+mod images;
+mod loss;
+mod refusals;
