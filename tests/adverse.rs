@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use lockstep::base::*;
 use lockstep::core::config::*;
+use lockstep::core::group::status::GroupState;
 use lockstep::core::group::{Group, PAGES_MIN, Turn};
 use lockstep::core::journal::journal_blocks_min;
 use lockstep::core::messages::*;
@@ -46,8 +47,9 @@ struct Site {
     out: Outbox,
     disks: Disks,
     pending: Vec<Pending>,
-    /// Requests that stay pending.
+    /// Requests that stay pending, and requests that fail.
     held: fn(&IoRequest) -> bool,
+    failing: fn(&IoRequest) -> bool,
     front_pages: Vec<PageId>,
     link_pages: Vec<PageId>,
     replies: Vec<HostReply>,
@@ -92,6 +94,18 @@ fn config(role: Role) -> GroupConfig {
     }
 }
 
+fn journal_flushes(request: &IoRequest) -> bool {
+    request.target == IoTarget::Journal && request.op == IoOp::Flush
+}
+
+fn volume_writes(request: &IoRequest) -> bool {
+    matches!(request.target, IoTarget::Volume(_)) && request.op == IoOp::Write
+}
+
+fn volume_reads(request: &IoRequest) -> bool {
+    matches!(request.target, IoTarget::Volume(_)) && request.op == IoOp::Read
+}
+
 fn without_peer() -> GroupConfig {
     GroupConfig { peer: None, ..config(Role::Primary) }
 }
@@ -121,6 +135,12 @@ impl Site {
     }
 
     fn started(config: GroupConfig, disks: Disks, held: fn(&IoRequest) -> bool) -> Site {
+        let mut site = Site::starting(config, disks, held);
+        site.turns(300);
+        site
+    }
+
+    fn starting(config: GroupConfig, disks: Disks, held: fn(&IoRequest) -> bool) -> Site {
         let mut site = Site {
             now: Nanos(0),
             group: Group::new(config.clone()),
@@ -130,6 +150,7 @@ impl Site {
             disks,
             pending: Vec::new(),
             held,
+            failing: nothing,
             front_pages: Vec::new(),
             link_pages: Vec::new(),
             replies: Vec::new(),
@@ -139,7 +160,6 @@ impl Site {
             config,
         };
         site.with(|group, turn| group.start(turn));
-        site.turns(300);
         site
     }
 
@@ -175,6 +195,10 @@ impl Site {
     }
 
     fn complete(&mut self, Pending { executor, request, data }: Pending) {
+        if (self.failing)(&request) {
+            let done = IoDone { slot: request.slot, result: Err(IoFault::Errno(5)) };
+            return self.with(|group, turn| group.on_io(turn, executor, done));
+        }
         let table = match executor {
             Executor::Journal => &self.tables.journal_io,
             Executor::Volumes => &self.tables.volume_io,
@@ -472,7 +496,7 @@ fn an_acknowledgement_after_a_cut_counts_for_no_more_than_what_was_kept() {
 #[test]
 fn a_superblock_names_no_generation_that_a_crash_may_undo() {
     let mut site = Site::formatted(without_peer());
-    site.held = |request| request.target == IoTarget::Volume(VolumeId(0));
+    site.held = volume_writes;
     site.write(0, 1, 5);
     site.turns(50);
     assert_eq!(site.reply(0), Some(Ok(())));
@@ -484,4 +508,93 @@ fn a_superblock_names_no_generation_that_a_crash_may_undo() {
     let mut site = site.crashed();
     assert_eq!(site.status().generation, opened, "the one that was never durable is opened again");
     assert_eq!(site.read(0, 1), Ok(5));
+}
+
+#[test]
+fn a_generation_is_sent_only_when_no_crash_can_undo_it() {
+    let mut site = Site::formatted(config(Role::Primary));
+    site.held = journal_flushes;
+    site.connect(&hello(Role::Primary, &[], 0, 0));
+    site.turns(200);
+    let sent = |site: &Site| site.sent.iter().any(|message| matches!(message, ToLink::Update { .. }));
+    assert_eq!(site.status().journaled, UpdateNumber(1));
+    assert!(!sent(&site), "the peer was sent a generation that this site may yet open again otherwise");
+    site.held = nothing;
+    site.turns(10);
+    assert!(sent(&site));
+}
+
+#[test]
+fn replay_ends_though_the_peer_connects_meanwhile() {
+    let generation = generation(1, PEER);
+    let mut site = following(1, &[]);
+    site.held = volume_writes;
+    let last = WINDOW_UPDATES_MAX as u64 + 5000;
+    for first in (2..=last).step_by(200) {
+        for number in first..first + 200 {
+            let zero = Update { kind: UpdateKind::Zero, ..write(number, generation, number % 64, 1) };
+            let settled = UpdateNumber(first - 1);
+            site.deliver(FromLink::Update { update: zero, settled, slot: SlotId(0) });
+        }
+        site.turns(30);
+    }
+    let last = site.status().last.0;
+    site.control(Control::Heartbeat { settled: UpdateNumber(last), sequence: 1 });
+    site.update(last, Update { kind: UpdateKind::Zero, ..write(last + 1, generation, 1, 1) }, 0);
+    site.turns(100);
+    let mut site = Site::starting(site.config.clone(), std::mem::take(&mut site.disks), volume_writes);
+    site.turns(30);
+    assert_eq!(site.status().state, GroupState::Recovering);
+    site.deliver(FromLink::Connected { connection: 9 });
+    site.turns(600);
+    assert_eq!((site.status().state, site.status().last.0), (GroupState::Serving, last + 1));
+}
+
+#[test]
+fn a_failed_site_refuses_any_number_of_writes() {
+    let mut site = Site::formatted(without_peer());
+    site.failing = journal_batches;
+    for ticket in 0..4000 {
+        site.write(ticket % 1000, 1, 1);
+        site.turn();
+        assert_eq!(site.reply(ticket % 1000), Some(Err(HostError::NotServing)));
+    }
+}
+
+#[test]
+fn hosts_get_their_errors_however_long_the_peer_is_away() {
+    let mut site = Site::formatted(GroupConfig { journal_blocks: 50_000, ..config(Role::Primary) });
+    site.connect(&hello(Role::Primary, &[], 0, 0));
+    site.turns(100);
+    site.disconnect();
+    for round in 0..20 {
+        for ticket in 0..500 {
+            assert!(!site.front_pages.is_empty(), "round {round}: no page to receive write {ticket} into");
+            site.write(ticket, u64::from(ticket), 1);
+            site.turn();
+        }
+        site.now = site.now.plus(site.config.host_deadline);
+        site.turns(2);
+        for ticket in 0..500 {
+            assert_eq!(site.reply(ticket), Some(Err(HostError::Deadline)));
+        }
+    }
+}
+
+#[test]
+fn readers_leave_destage_its_place_on_the_disk() {
+    let mut site = Site::formatted(without_peer());
+    site.held = volume_writes;
+    site.write(0, 1, 1);
+    site.turns(50);
+    let mut site = site.restarted_holding(volume_reads);
+    for ticket in 0..700 {
+        let page = site.front_pages.pop().expect("granted");
+        site.tables.fronts[0].set(SlotId(ticket), 0, page, BlockSum::ZEROS);
+        site.request(ticket, HostOp::Read { lba: Lba(100 + u64::from(ticket)), count: 1 });
+    }
+    site.write(900, 2, 1);
+    site.turns(10_500);
+    assert!(site.status().counters.destage_writes > 0);
+    assert!(site.status().checkpoint == site.status().settled);
 }

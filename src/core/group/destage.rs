@@ -165,7 +165,7 @@ impl Group {
     fn sweep(&mut self, turn: &mut Turn<impl Memory>) {
         let depth = self.destage_depth();
         let Step::Sweep { mut volume, mut lba } = self.destage.step else { return };
-        while self.destage.in_flight < depth && self.volume_slots.len() > VOLUME_IO_SLOTS / 4 {
+        while self.destage.in_flight < depth && !self.volume_slots.is_empty() {
             if volume as usize == self.config.volumes.len() {
                 // The checksums are of what has been written, so the writes come first.
                 if self.destage.in_flight == 0 {

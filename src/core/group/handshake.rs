@@ -62,7 +62,7 @@ impl Group {
 
     pub(super) fn greet(&mut self, turn: &mut Turn<impl Memory>) {
         let Talk::Greeting { since, hello_sent } = self.peer.talk else { return };
-        if !matches!(self.phase, Phase::Running) {
+        if !matches!(self.phase, Phase::Running) || (self.stopping && self.config.role == Role::Secondary) {
             return;
         }
         // What the link still reads belongs to the last connection's stream; numbers begin anew only after it.
@@ -218,7 +218,8 @@ impl Group {
     pub(super) fn serve_if_allowed(&mut self, turn: &mut Turn<impl Memory>) {
         let answered =
             self.config.peer.is_none() || self.alone == Alone::Yes || self.peer.talk == Talk::Streaming;
-        if self.config.role == Role::Primary && !self.serving && !self.stopping && answered {
+        let may = !self.serving && !self.stopping && self.window.room() > 0;
+        if self.config.role == Role::Primary && may && answered {
             let generation = self.generation.opened_by(self.config.site);
             self.append_control(turn, UpdateKind::GenerationOpen, generation);
             self.serving = true;

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 
 use super::storage::VolumeIo;
-use super::{Group, Phase, RESERVED_PAGES, Turn};
+use super::{Group, Phase, RESERVED_PAGES, Turn, Wakeup};
 use crate::base::*;
 use crate::core::cache::Value;
 use crate::core::config::Role;
@@ -52,6 +52,9 @@ impl Op {
         serial: 0,
     };
 }
+
+/// Slots of the volumes' table that read misses leave to destage, so that readers alone cannot stop writers.
+const DESTAGE_SLOTS: usize = VOLUME_IO_SLOTS / 4;
 
 /// Deadlines are looked at this many times in a deadline's span: an operation is late by a sixteenth at most.
 const DEADLINE_SCANS: u64 = 16;
@@ -219,7 +222,9 @@ impl Group {
         if self.pages.free() < pages || self.cache.free_entries() < blocks {
             self.cache.evict(pages, blocks, 4 * UPDATE_BLOCKS_MAX, &mut self.pages, turn.memory);
         }
-        self.pages.free() >= pages && self.cache.free_entries() >= blocks && self.volume_slots.len() >= blocks
+        self.pages.free() >= pages
+            && self.cache.free_entries() >= blocks
+            && self.volume_slots.len() >= blocks + DESTAGE_SLOTS
     }
 
     fn fetch(
@@ -459,7 +464,11 @@ impl Group {
         if self.cache.free_entries() < blocks {
             self.cache.evict(0, blocks, 4 * ZERO_BLOCKS_MAX, &mut self.pages, turn.memory);
         }
-        self.cache.free_entries() >= blocks
+        // What waits here is dropped at its deadline, what is numbered is not: if it took the last pages while the peer is
+        // away, hosts could not even be refused (INV-11).
+        let held = self.window.payload_blocks() as u64 + self.cache.dirty_blocks();
+        (payload == 0 || held + payload as u64 <= self.holdable_pages as u64)
+            && self.cache.free_entries() >= blocks
             && self.window.room() > super::stream::CONTROL_UPDATES
             && self.journal_has_room(payload)
             && self.pages.free() > BATCH_BLOCKS_MAX.min(RESERVED_PAGES)
@@ -541,7 +550,19 @@ impl Group {
         }
         if oldest_ns > 0 {
             turn.event(Event::HostDeadline { oldest_ns });
+            self.forget_answered();
         }
+    }
+
+    /// Drops the wake-ups of operations that their deadline answered: while a watermark stands still they would pile up.
+    fn forget_answered(&mut self) {
+        let ops = &self.ops;
+        let waits = |Reverse((_, front, ticket, serial)): &Wakeup| {
+            let op = &ops[*front as usize][*ticket as usize];
+            op.serial == *serial && op.state == OpState::Watching
+        };
+        self.on_acknowledged.retain(waits);
+        self.on_settled.retain(waits);
     }
 
     pub(super) fn answer_all(&mut self, turn: &mut Turn<impl Memory>, error: HostError) {

@@ -130,6 +130,8 @@ pub struct Group {
     front_pages: Vec<usize>,
     link_pages: usize,
     staging_target: usize,
+    /// Pages that updates may hold from their number to their volume: neither reserved nor for staging.
+    holdable_pages: usize,
     counters: status::Counters,
     /// Payload blocks numbered but not in a journal batch yet.
     unappended_blocks: u64,
@@ -154,6 +156,8 @@ impl Group {
         (0..VOLUME_IO_SLOTS as u32).for_each(|slot| volume_slots.push(SlotId(slot)));
         let consumers = config.fronts + usize::from(config.peer.is_some());
         let spare = config.pages as usize - RESERVED_PAGES;
+        // Half of what is not reserved may be staged; the rest holds blocks on their way to the volume.
+        let staging_target = (spare / 2 / consumers.max(1)).clamp(UPDATE_BLOCKS_MAX, STAGING_PAGES);
         Group {
             phase: Phase::Recovering(recovery::Recovery::new()),
             stopping: false,
@@ -188,8 +192,8 @@ impl Group {
             destage: destage::Destage::new(),
             front_pages: vec![0; config.fronts],
             link_pages: 0,
-            // Half of what is not reserved may be staged; the rest holds dirty blocks on their way to the volume.
-            staging_target: (spare / 2 / consumers.max(1)).clamp(UPDATE_BLOCKS_MAX, STAGING_PAGES),
+            staging_target,
+            holdable_pages: spare - consumers * staging_target,
             counters: status::Counters::default(),
             unappended_blocks: 0,
             journal_latency_ns: 0,
@@ -228,7 +232,8 @@ impl Group {
     /// Submits, acknowledges, destages, grants pages; once after each slice of messages.
     pub fn end_turn(&mut self, turn: &mut Turn<impl Memory>) {
         match self.phase {
-            Phase::Failed | Phase::Stopped => return,
+            // Fronts must be able to receive what is to be refused.
+            Phase::Failed | Phase::Stopped => return self.grant_pages(turn),
             Phase::Recovering(_) => self.recovery_turn(turn),
             Phase::Running => {
                 self.ingest_inbound(turn);
@@ -291,6 +296,9 @@ impl Group {
         if matches!(self.phase, Phase::Recovering(_)) {
             self.phase = Phase::Stopped;
             turn.event(Event::Stopped);
+        } else if self.config.role == Role::Secondary {
+            // A stream that goes on would never be drained.
+            self.leave_peer(turn);
         }
     }
 
@@ -342,9 +350,10 @@ impl Group {
 
     /// Tops up the receivers' pools while enough remains for what must not wait.
     fn grant_pages(&mut self, turn: &mut Turn<impl Memory>) {
+        let reserved = if self.stopped() { 0 } else { RESERVED_PAGES };
         for front in 0..self.front_pages.len() {
             while self.front_pages[front] < self.staging_target
-                && self.pages.free() > RESERVED_PAGES
+                && self.pages.free() > reserved
                 && turn.out.front_pages[front].room() > 0
             {
                 let page = self.pages.take().expect("counted above");
@@ -354,7 +363,7 @@ impl Group {
         }
         while self.config.peer.is_some()
             && self.link_pages < self.staging_target
-            && self.pages.free() > RESERVED_PAGES
+            && self.pages.free() > reserved
             && turn.out.link_pages.room() > 0
         {
             let page = self.pages.take().expect("counted above");

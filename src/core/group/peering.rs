@@ -134,7 +134,10 @@ impl Group {
                 self.peer.connection = Some(connection);
                 self.peer.talk = Talk::Greeting { since: turn.now, hello_sent: false };
                 self.peer.hello = None;
-                self.peer.told_settled = self.settled;
+                // Replay goes by what the journal said was settled.
+                if matches!(self.phase, Phase::Running) {
+                    self.peer.told_settled = self.settled;
+                }
                 turn.out.to_link.push(ToLink::Begin { connection });
                 if self.failed() {
                     turn.out.to_link.push(ToLink::Close);
@@ -343,10 +346,19 @@ impl Group {
         turn.event(Event::PeerLost { reason });
     }
 
+    /// Ends the conversation from this side, for good: a stopping site greets nobody.
+    pub(super) fn leave_peer(&mut self, turn: &mut Turn<impl Memory>) {
+        if self.peer.talk != Talk::Absent {
+            turn.out.to_link.push(ToLink::Close);
+            self.lose_peer(turn, LossReason::Disconnected);
+        }
+    }
+
     fn begin_solo_if_allowed(&mut self, turn: &mut Turn<impl Memory>) {
         let lost = matches!(self.peer.talk, Talk::Absent | Talk::Greeting { .. });
         let solo = self.config.peer.as_ref().is_some_and(|peer| peer.on_peer_loss == OnPeerLoss::Solo);
-        if lost && solo && self.serving && self.alone == Alone::No && !self.stopping {
+        let may = self.serving && self.alone == Alone::No && !self.stopping && self.window.room() > 0;
+        if lost && solo && may {
             let at = self.append_control(turn, UpdateKind::SoloBegin, self.generation);
             self.alone = Alone::Beginning(at);
         }
@@ -354,7 +366,8 @@ impl Group {
 
     fn end_solo_if_caught_up(&mut self, turn: &mut Turn<impl Memory>) {
         let close = self.window.last().0 - self.peer_level().0.min(self.window.last().0) <= REJOIN_WITHIN;
-        if self.alone == Alone::Yes && self.peer.talk == Talk::Streaming && close && !self.stopping {
+        let may = self.alone == Alone::Yes && !self.stopping && self.window.room() > 0;
+        if may && self.peer.talk == Talk::Streaming && close {
             let at = self.append_control(turn, UpdateKind::SoloEnd, self.generation);
             self.alone = Alone::No;
             self.joint_from = at;
@@ -420,7 +433,7 @@ impl Group {
         }
         while self.peer.next_to_send <= self.window.last().min(self.peer.send_to) {
             let number = self.peer.next_to_send;
-            if turn.out.to_link.room() <= LINK_SPARE {
+            if turn.out.to_link.room() <= LINK_SPARE || self.opening(number) {
                 return;
             }
             if self.window.contains(number) {
@@ -448,6 +461,13 @@ impl Group {
         if self.window.contains(self.peer.next_to_send) || self.peer.next_to_send > self.window.last() {
             self.read_back_end(turn);
         }
+    }
+
+    /// Whether `number` belongs to a generation of ours whose opening is not durable yet. A crash could undo it, and this site
+    /// would open the same generation again over other updates than the peer had been sent (INV-7).
+    fn opening(&self, number: UpdateNumber) -> bool {
+        let opened = self.history.last().map_or(UpdateNumber::NONE, |(_, first)| first);
+        self.config.role == Role::Primary && number >= opened && self.journal.durable() < opened
     }
 
     fn send_from_journal(&mut self, turn: &mut Turn<impl Memory>, number: UpdateNumber) -> bool {
@@ -564,7 +584,10 @@ impl Group {
         match self.peer.talk {
             Talk::Greeting { since, .. } => Some(since.plus(GREETING_MAX)),
             Talk::Absent | Talk::Following | Talk::CutPending { .. } => None,
-            Talk::Cutting { .. } | Talk::Fetching { .. } | Talk::Streaming => {
+            Talk::Cutting { .. } | Talk::Fetching { .. } => {
+                self.peer.waiting_since.map(|since| since.plus(peer.latency_budget))
+            }
+            Talk::Streaming => {
                 let silence = if self.settled > self.peer.said_settled {
                     SETTLED_NEWS_AFTER
                 } else if self.peer.heartbeat_unanswered {

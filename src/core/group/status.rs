@@ -160,11 +160,9 @@ impl Group {
         let level = self.peer_level().min(self.window.last());
         let oldest = level.next();
         let mut bytes = 0;
-        for number in oldest.0..=self.window.last().0 {
-            let number = UpdateNumber(number);
-            if self.window.contains(number) {
-                bytes += (self.window.get(number).update.payload_blocks() * BLOCK_BYTES) as u64;
-            }
+        // What left the window is counted but not weighed: the peer may lack millions.
+        for number in oldest.max(self.window.retired().next()).0..=self.window.last().0 {
+            bytes += (self.window.get(UpdateNumber(number)).update.payload_blocks() * BLOCK_BYTES) as u64;
         }
         PendingWork {
             count: self.window.last().0 - level.0,

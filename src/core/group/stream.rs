@@ -224,7 +224,8 @@ impl Group {
         }
         let wanted = self.flush_wanted.max(self.peer.flush_requested) > journal.durable();
         let level = self.config.ack >= AckLevel::Durable;
-        let control = matches!(self.alone, Alone::Beginning(_)) || self.stopping;
+        let opening = self.history.last().is_some_and(|(_, first)| first > journal.durable());
+        let control = matches!(self.alone, Alone::Beginning(_)) || opening || self.stopping;
         let old = journal
             .unflushed_since()
             .is_some_and(|since| turn.now.since(since) >= self.config.flush_interval);
