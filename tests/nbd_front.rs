@@ -283,7 +283,7 @@ fn a_client_that_reads_no_replies_harms_nobody() {
     let mut hearing = client(&folder.socket());
     soak(&mut hearing, 0, 4 << 20, 300, 8, 5);
     for _ in 0..200 {
-        let completed = deaf[0].poll(Some(Duration::from_secs(10))).expect("it lives").expect("it completes");
+        let completed = deaf[0].poll(Some(Duration::from_secs(30))).expect("it lives").expect("it completes");
         assert_eq!((completed.result, completed.data.len()), (Ok(()), 65536));
     }
     drop(deaf);
@@ -360,11 +360,11 @@ fn a_stop_answers_what_is_in_flight() {
     eventually("both reaching the group", || server.taken.load(Ordering::Relaxed) == 2);
     let stopping = std::thread::spawn(move || server.stop());
     for _ in 0..2 {
-        let completed = client.poll(Some(Duration::from_secs(10))).expect("it lives").expect("it completes");
+        let completed = client.poll(Some(Duration::from_secs(30))).expect("it lives").expect("it completes");
         assert_eq!(completed.result, Ok(()));
     }
     client.submit(Operation::Flush).ok();
-    assert!(client.poll(Some(Duration::from_secs(10))).is_err(), "the connection is closed");
+    assert!(client.poll(Some(Duration::from_secs(30))).is_err(), "the connection is closed");
     let mut rest = Vec::new();
     silent.read_to_end(&mut rest).expect("it is closed");
     stopping.join().expect("it stops");

@@ -144,6 +144,7 @@ impl Connection {
             if stall != Stall::Room || !sendable || self.spare.is_none() {
                 break stall;
             }
+            // The other buffer is empty, and its room is there at once.
             send(&mut self.replies, &mut self.spare, ring, self.file, self.index);
         };
         if stall == Stall::Input && !self.removed {
@@ -159,13 +160,11 @@ impl Connection {
         stall
     }
 
-    /// Sends what was replied, unless a send is in flight.
-    pub fn flush(&mut self, ring: &mut Ring) -> bool {
-        let sendable = !self.removed && self.spare.is_some() && !self.replies.filled().is_empty();
-        if sendable {
+    /// Sends what was replied, unless a send is in flight: then when that is done.
+    pub fn flush(&mut self, ring: &mut Ring) {
+        if !self.removed && self.spare.is_some() && !self.replies.filled().is_empty() {
             send(&mut self.replies, &mut self.spare, ring, self.file, self.index);
         }
-        sendable
     }
 
     /// A receive completed with this result, as io_uring reports it.

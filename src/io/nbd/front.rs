@@ -52,7 +52,7 @@ pub struct FrontEdges {
     /// As many places as tickets, [`FRONT_TICKETS_MAX`].
     pub to_group: Sender<HostRequest>,
     pub from_group: Receiver<HostReply>,
-    /// Open pages that the group grants.
+    /// Open pages that the group grants: [`UPDATE_BLOCKS_MAX`] at least in the end, or the longest piece waits for ever.
     pub pages: Receiver<PageId>,
 }
 
@@ -347,11 +347,7 @@ impl NbdFront {
         while let Some(index) = self.touched.pop() {
             let connection = self.connections[index].as_mut().expect("only open connections are touched");
             connection.touched = false;
-            // A session that waited for room may go on in the buffer that was free.
-            if connection.flush(ring) && !connection.queued {
-                self.enqueue(index);
-            }
-            let connection = self.connections[index].as_mut().expect("it is still open");
+            connection.flush(ring);
             if !connection.queued && connection.close_when_over(ring) {
                 self.forget(index);
             }
