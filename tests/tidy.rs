@@ -612,5 +612,21 @@ fn the_documents_link_to_files_that_exist() {
     fail_on(&violations);
 }
 
+#[test]
+fn one_command_runs_every_check() {
+    let read = |file: &str| read_in_root(Path::new(file)).unwrap_or_else(|| panic!("there is no {file}"));
+    assert!(read(".ci/run").contains("bash tests/run"));
+    let run = read("tests/run");
+    for part in [
+        "cargo fmt --check",
+        "cargo clippy --locked --quiet --all-targets --all-features -- -D warnings",
+        "cargo test --locked --all-features --no-fail-fast",
+        "--manifest-path tests/loom/Cargo.toml",
+        "--bin lockstep-sim",
+    ] {
+        assert!(run.contains(part), "tests/run does without `{part}`");
+    }
+}
+
 #[path = "tidy/planted.rs"]
 mod planted;
