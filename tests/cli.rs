@@ -38,7 +38,7 @@ fn folder() -> tempfile::TempDir {
 fn site(folder: &Path) -> PathBuf {
     let file = folder.join("left.toml");
     let text = "[site]\nname = \"left\"\nid = 7\nrole = \"primary\"\ndirectory = \"left\"\ncontrol = \"/tmp/c\"\n\
-                [group]\nname = \"orders\"\n[[volume]]\nname = \"data\"\nsize = \"8MiB\"\n[[volume]]\nname = \"log\"\n\
+                [group]\nname = \"orders\"\n[[volume]]\nname = \"data\"\nsize = \"8MiB\"\nspace = \"sparse\"\n[[volume]]\nname = \"log\"\n\
                 size = \"4MiB\"\n[journal]\nsize = \"16MiB\"\n[differential]\nsize = \"4MiB\"\n[nbd]\nsocket = \"/tmp/n\"\n";
     fs::write(&file, text).expect("written");
     file
@@ -97,7 +97,8 @@ fn formatting_makes_every_file_and_touches_none_that_exists() {
     assert_eq!([size("data.checksums"), size("log.checksums")], [8 << 10, 4 << 10]);
     assert_eq!([size("differential"), size("journal")], [4 << 20, 16 << 20]);
     let allocated = |name: &str| fs::metadata(left.join(name)).expect("made").blocks() * 512;
-    assert_eq!(allocated("data.volume"), 0, "a volume is sparse");
+    assert_eq!(allocated("data.volume"), 0, "the volume was to be sparse");
+    assert!(allocated("log.volume") >= 4 << 20, "a volume has its space reserved");
     assert!(allocated("journal") >= 16 << 20, "a journal has all its blocks");
 
     let found = superblock(&left.join("journal")).expect("a superblock");

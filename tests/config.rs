@@ -152,6 +152,10 @@ fn what_cannot_work_is_refused() {
         &["volume.name", "another volume"],
     );
     refused(&MINIMAL.replace("primary", "secondary"), &["peer", "a secondary needs a [peer]"]);
+    refused(
+        &format!("{MINIMAL}[[volume]]\nname = \"b\"\nsize = \"4KiB\"\nspace = \"thin\""),
+        &["volume.space", "sparse"],
+    );
     refused(&format!("{MINIMAL}[link]\nlisten = \"127.0.0.1:1\""), &["link", "no [peer]"]);
     refused(&pair.replace("id = 2", "id = 1"), &["peer.id", "own id"]);
     refused(&pair.replace("aabb", "aab"), &["peer.fingerprint", "64 hexadecimal digits", "keygen"]);

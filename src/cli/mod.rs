@@ -1,5 +1,6 @@
 //! Floor 6: the commands. Each parses its arguments, asks floor 5, and prints.
 
+mod demo;
 pub mod histogram;
 mod load;
 mod log;
@@ -47,6 +48,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run two sites on this machine, write to them, and show that both hold every acknowledged write
+    Demo(demo::Demo),
     /// Show what a configuration looks like
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -126,6 +129,7 @@ fn code_of(error: &anyhow::Error) -> u8 {
 
 fn perform(command: Command) -> anyhow::Result<()> {
     match command {
+        Command::Demo(arguments) => arguments.run()?,
         Command::Config(ConfigCommand::Example) => print!("{SAMPLE}"),
         Command::Check(argument) => site::check(&argument.load()?),
         Command::Keygen(arguments) => arguments.run()?,

@@ -11,7 +11,7 @@ use crate::core::config::VolumeSpec;
 use crate::format::superblock::{SUPERBLOCK_SLOTS, Superblock};
 use crate::io::disk::{Disk, DiskError, Space};
 use crate::io::metadata::{Metadata, MetadataError, SiteRecord};
-use crate::node::config::Config;
+use crate::node::config::{Config, VolumeSpace};
 
 /// How much of a device's beginning and end must read as zeros before it is taken without `--force`: where partition
 /// tables, filesystems and RAID members have their labels.
@@ -53,7 +53,7 @@ pub struct Progress<'a> {
 struct Part<'a> {
     path: &'a Path,
     bytes: u64,
-    space: Space,
+    space: VolumeSpace,
 }
 
 /// What a site of this configuration records of itself.
@@ -79,14 +79,19 @@ pub fn format(
     refuse_existing(config, force)?;
     make_folders(config)?;
 
-    let journal = Part { path: &config.journal.path, bytes: config.journal.bytes, space: Space::Reserved };
+    let journal =
+        Part { path: &config.journal.path, bytes: config.journal.bytes, space: VolumeSpace::Written };
     let mut parts = Vec::new();
     for volume in &config.volumes {
-        parts.push(Part { path: &volume.path, bytes: volume.bytes, space: Space::Sparse });
-        parts.push(Part { path: &volume.checksums, bytes: volume.checksum_bytes(), space: Space::Reserved });
+        parts.push(Part { path: &volume.path, bytes: volume.bytes, space: volume.space });
+        parts.push(Part {
+            path: &volume.checksums,
+            bytes: volume.checksum_bytes(),
+            space: VolumeSpace::Written,
+        });
     }
     let differential = &config.differential;
-    parts.push(Part { path: &differential.path, bytes: differential.bytes, space: Space::Sparse });
+    parts.push(Part { path: &differential.path, bytes: differential.bytes, space: VolumeSpace::Reserved });
 
     // A running site holds these locks, so nothing of it is touched.
     let journal_disk = make(&journal, force)?;
@@ -100,6 +105,8 @@ pub fn format(
         let disk = make(part, force)?;
         if disk.is_device() {
             erase(&disk, part, progress)?;
+        } else if part.space == VolumeSpace::Written {
+            pre_write(&disk, part, progress)?;
         }
         disk.sync()?;
         held.push(disk);
@@ -189,7 +196,11 @@ fn sync_folders(config: &Config) -> Result<(), FormatError> {
 
 /// Devices were looked at by [`refuse_existing`], or are to be overwritten.
 fn make(part: &Part<'_>, force: bool) -> Result<Disk, FormatError> {
-    Ok(Disk::create(part.path, part.bytes, part.space, force || is_device(part.path))?)
+    let space = match part.space {
+        VolumeSpace::Sparse => Space::Sparse,
+        VolumeSpace::Reserved | VolumeSpace::Written => Space::Reserved,
+    };
+    Ok(Disk::create(part.path, part.bytes, space, force || is_device(part.path))?)
 }
 
 /// A device's old contents read as zeros from here on: by the drive's own means if it has them, else by writing.

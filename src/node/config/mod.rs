@@ -105,9 +105,21 @@ pub struct Group {
 pub struct Volume {
     pub name: String,
     pub bytes: u64,
+    pub space: VolumeSpace,
     pub path: PathBuf,
     /// One crc32c (4 bytes) a block.
     pub checksums: PathBuf,
+}
+
+/// What `lockstep format` does about a volume file's space; a device has all of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VolumeSpace {
+    /// Only the size is set: blocks are allocated as they are written, and the filesystem may run out of them.
+    Sparse,
+    /// Blocks are allocated.
+    Reserved,
+    /// Blocks are allocated and written, so that later writes change nothing of the filesystem's own.
+    Written,
 }
 
 impl Volume {

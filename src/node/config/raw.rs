@@ -53,6 +53,7 @@ pub(super) struct Group {
 pub(super) struct Volume {
     pub name: Text,
     pub size: Text,
+    pub space: Text,
     pub path: Text,
     pub checksums: Text,
 }

@@ -221,7 +221,15 @@ impl Reader<'_> {
             let name = self.name("volume.name", keys.name, &at, "a name for the volume, like \"data\"");
             let range = BLOCK_BYTES as u64..=limits::VOLUME_BYTES_MAX;
             let bytes = self.size("volume.size", keys.size, None, &at, range);
-            let (Some(name), Some(bytes)) = (name, bytes) else {
+            let spaces = [
+                ("sparse", VolumeSpace::Sparse),
+                ("reserved", VolumeSpace::Reserved),
+                ("written", VolumeSpace::Written),
+            ];
+            let space = keys.space.map_or(Some(VolumeSpace::Reserved), |written| {
+                self.choice("volume.space", &written, &spaces)
+            });
+            let (Some(name), Some(bytes), Some(space)) = (name, bytes, space) else {
                 whole = false;
                 continue;
             };
@@ -232,7 +240,7 @@ impl Reader<'_> {
             let path = self.path("volume.path", keys.path, directory, &format!("{name}.volume"));
             let checksums =
                 self.path("volume.checksums", keys.checksums, directory, &format!("{name}.checksums"));
-            volumes.push(Volume { name, bytes, path, checksums });
+            volumes.push(Volume { name, bytes, space, path, checksums });
         }
         whole.then_some(volumes)
     }

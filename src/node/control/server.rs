@@ -77,6 +77,14 @@ impl Control {
         Ok(())
     }
 
+    /// Nobody is to find the socket of a site that has ended.
+    pub fn remove_socket(&self) {
+        let path = &self.config.site.control;
+        if let Err(error) = std::fs::remove_file(path) {
+            tracing::debug!("{} stays behind: {error}", path.display());
+        }
+    }
+
     fn accept(self: &Arc<Control>, listener: &UnixListener) {
         for stream in listener.incoming() {
             let stream = match stream {

@@ -156,6 +156,7 @@ impl Site {
         if !threads.join(STOP_MAX) {
             return Err(RunError::StopOverdue);
         }
+        handle.control.remove_socket();
         match (failed, served) {
             (false, _) => Ok(()),
             (true, false) => Err(RunError::Unusable),

@@ -1,0 +1,209 @@
+//! Two sites in a folder: formatted here, run by two processes of their own.
+
+use std::fs::File;
+use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail};
+use tempfile::TempDir;
+
+use crate::cli::site::format_site;
+use crate::io::disk::{Disk, DiskError, Space};
+use crate::io::nbd_client::NbdUri;
+use crate::io::quic::identity::Identity;
+use crate::node::config::Config;
+use crate::node::control::Client;
+
+pub const NAMES: [&str; 2] = ["left", "right"];
+const ROLES: [&str; 2] = ["primary", "secondary"];
+
+/// The volume that the load writes to, and the one of the client that keeps a log.
+pub const DATA: &str = "data";
+pub const DATA_BYTES: u64 = 256 << 20;
+pub const LOG: &str = "log";
+pub const LOG_BYTES: u64 = 16 << 20;
+
+/// A site drains and checkpoints within ten seconds.
+const STOP_MAX: Duration = Duration::from_secs(12);
+
+/// Lines of a site's log that are shown when something went wrong.
+const LOG_TAIL_LINES: usize = 15;
+
+pub struct Pair {
+    folder: Option<TempDir>,
+    keep: bool,
+    path: PathBuf,
+    configs: [Config; 2],
+    children: Vec<Child>,
+}
+
+impl Pair {
+    /// Makes keys, configurations and files, in a new folder of `directory` or of the first place that has direct I/O.
+    pub fn make(directory: Option<&Path>, keep: bool) -> anyhow::Result<Pair> {
+        let folder = make_folder(directory)?;
+        let path = folder.path().to_owned();
+        let cpus = core_affinity::get_core_ids().context("this process's CPUs cannot be found")?;
+        let cpu = |site: usize| cpus.get(site % cpus.len().max(1)).map_or(0, |core| core.id);
+        let ports = free_ports()?;
+        let mut fingerprints = Vec::new();
+        for name in NAMES {
+            let identity = Identity::generate(name)?;
+            identity.save(&path.join(format!("{name}.pem")))?;
+            fingerprints.push(identity.fingerprint());
+        }
+        let mut configs = Vec::new();
+        for site in 0..2 {
+            let text = configuration(site, cpu(site), ports, &fingerprints[1 - site].to_string());
+            let file = path.join(format!("{}.toml", NAMES[site]));
+            std::fs::write(&file, text).with_context(|| format!("{} cannot be written", file.display()))?;
+            let config = Config::load(&file)?;
+            format_site(&config, false)?;
+            configs.push(config);
+        }
+        let configs = configs.try_into().map_err(|_| anyhow!("two sites have two configurations"))?;
+        Ok(Pair { folder: Some(folder), keep, path, configs, children: Vec::new() })
+    }
+
+    /// Starts both processes.
+    pub fn start(&mut self) -> anyhow::Result<()> {
+        let program = std::env::current_exe().context("the path of this program")?;
+        for config in &self.configs {
+            let log = File::create(self.log_of(&config.site.name)).context("a site's log")?;
+            let child = Command::new(&program)
+                .args(["run", "--config"])
+                .arg(&config.file)
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(log)
+                .spawn()
+                .with_context(|| format!("{} cannot be started", program.display()))?;
+            self.children.push(child);
+        }
+        Ok(())
+    }
+
+    fn log_of(&self, name: &str) -> PathBuf {
+        self.path.join(format!("{name}.log"))
+    }
+
+    pub fn client(&self, site: usize) -> Client {
+        Client::new(&self.configs[site].site.control)
+    }
+
+    pub fn uri(&self, site: usize, volume: &str) -> NbdUri {
+        NbdUri::unix(&self.configs[site].nbd.socket, volume)
+    }
+
+    pub fn describe(&self) -> String {
+        let cpu = |site: usize| self.configs[site].reactors.group;
+        format!("{} on CPU {}, {} on CPU {}, in {}", NAMES[0], cpu(0), NAMES[1], cpu(1), self.path.display())
+    }
+
+    /// Adds the ends of the sites' logs to an error.
+    pub fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        let mut text = error.to_string();
+        for name in NAMES {
+            let log = std::fs::read_to_string(self.log_of(name)).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            let tail = &lines[lines.len().saturating_sub(LOG_TAIL_LINES)..];
+            text.push_str(&format!("\n--- log of {name}:\n{}", tail.join("\n")));
+        }
+        anyhow!(text)
+    }
+
+    /// Stops both sites as an operator would; each has to end well.
+    pub fn stop(&mut self) -> anyhow::Result<()> {
+        for site in 0..2 {
+            self.client(site).stop()?;
+        }
+        let begun = Instant::now();
+        for (name, child) in NAMES.iter().zip(&mut self.children) {
+            let status = loop {
+                match child.try_wait().context("a site's process")? {
+                    Some(status) => break status,
+                    None if begun.elapsed() > STOP_MAX => {
+                        bail!("{name} has not stopped in {} s", STOP_MAX.as_secs())
+                    }
+                    None => std::thread::sleep(Duration::from_millis(5)),
+                }
+            };
+            if !status.success() {
+                return Err(self.explain(anyhow!("{name} ended with {status}")));
+            }
+        }
+        self.children.clear();
+        Ok(())
+    }
+
+    /// Removes the folder, or says where it stays.
+    pub fn finish(mut self) -> Option<PathBuf> {
+        let folder = self.folder.take()?;
+        self.keep.then(|| folder.keep())
+    }
+}
+
+/// Whatever went wrong, no process stays behind.
+impl Drop for Pair {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if self.keep
+            && let Some(folder) = self.folder.take()
+        {
+            eprintln!("the sites are in {}", folder.keep().display());
+        }
+    }
+}
+
+/// A folder whose filesystem has direct I/O: where asked, else where temporary files go, else here.
+fn make_folder(directory: Option<&Path>) -> anyhow::Result<TempDir> {
+    let places = match directory {
+        Some(directory) => vec![directory.to_owned()],
+        None => vec![std::env::temp_dir(), std::env::current_dir().context("the current folder")?],
+    };
+    let mut refused = None;
+    for place in places {
+        let folder = tempfile::Builder::new().prefix("lockstep-demo-").tempdir_in(&place);
+        let folder = folder.with_context(|| format!("a folder cannot be made in {}", place.display()))?;
+        match Disk::create(&folder.path().join("probe"), 4096, Space::Sparse, false) {
+            Ok(_) => {
+                let _ = std::fs::remove_file(folder.path().join("probe"));
+                return Ok(folder);
+            }
+            Err(error @ DiskError::NoDirectIo { .. }) => refused = Some(error),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let refused = refused.context("there is at least one place")?;
+    Err(anyhow!("{refused}; name another one with --directory"))
+}
+
+/// Two UDP ports that were free a moment ago.
+fn free_ports() -> anyhow::Result<[u16; 2]> {
+    let socket = || UdpSocket::bind("127.0.0.1:0").context("a UDP socket on loopback");
+    let (first, second) = (socket()?, socket()?);
+    Ok([first.local_addr()?.port(), second.local_addr()?.port()])
+}
+
+/// One machine does the work of two sites and of the hosts, so the peer may be late by more than on machines of its own.
+fn configuration(site: usize, cpu: usize, ports: [u16; 2], peer_fingerprint: &str) -> String {
+    let peer = 1 - site;
+    let (name, role, id, peer_id) = (NAMES[site], ROLES[site], site + 1, peer + 1);
+    let (port, peer_port, peer_name) = (ports[site], ports[peer], NAMES[peer]);
+    let (data_mib, log_mib) = (DATA_BYTES >> 20, LOG_BYTES >> 20);
+    format!(
+        "[site]\nname = \"{name}\"\nid = {id}\nrole = \"{role}\"\ndirectory = \"{name}\"\n\n\
+         [group]\nname = \"demo\"\nlatency_budget = \"2s\"\nheartbeat_interval = \"100ms\"\n\n\
+         [[volume]]\nname = \"{DATA}\"\nsize = \"{data_mib}MiB\"\nspace = \"written\"\n\n\
+         [[volume]]\nname = \"{LOG}\"\nsize = \"{log_mib}MiB\"\nspace = \"written\"\n\n\
+         [journal]\nsize = \"256MiB\"\n\n[differential]\nsize = \"16MiB\"\n\n[cache]\nsize = \"256MiB\"\n\n\
+         [peer]\nname = \"{peer_name}\"\nid = {peer_id}\naddress = \"127.0.0.1:{peer_port}\"\n\
+         fingerprint = \"{peer_fingerprint}\"\n\n\
+         [link]\nlisten = \"127.0.0.1:{port}\"\nidentity = \"../{name}.pem\"\nmtu = 9000\n\n\
+         [reactors]\ncores = [{cpu}]\n"
+    )
+}

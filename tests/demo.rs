@@ -1,0 +1,101 @@
+//! The demo, as a person runs it: two processes, a load, and both sites read back.
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A folder where the build is, which takes O_DIRECT.
+fn folder() -> TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary folder")
+}
+
+fn demo(folder: &TempDir, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lockstep"));
+    command.args(["demo", "--seconds", "1", "--directory"]).arg(folder.path()).args(arguments);
+    command.output().expect("lockstep runs")
+}
+
+fn json(output: &Output) -> Value {
+    let shown = String::from_utf8_lossy(&output.stderr);
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {shown}"))
+}
+
+fn keys(value: &Value) -> Vec<&str> {
+    let mut keys: Vec<&str> = value.as_object().expect("an object").keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    keys
+}
+
+#[test]
+fn both_sites_hold_what_was_acknowledged_and_nothing_stays_behind() {
+    let folder = folder();
+    let output = demo(&folder, &["--json", "--no-fio"]);
+    let result = json(&output);
+    assert!(output.status.success(), "{result:#}");
+    let expected = [
+        "acknowledged_writes",
+        "iops",
+        "latency_us",
+        "load",
+        "lost_writes",
+        "scenario",
+        "seconds",
+        "sites",
+        "stages",
+    ];
+    assert_eq!(keys(&result), expected);
+    assert_eq!(keys(&result["latency_us"]), ["max", "p50", "p90", "p99", "p99.9", "p99.99"]);
+    assert_eq!(
+        (&result["scenario"], &result["load"]),
+        (&Value::from("steady"), &Value::from("lockstep load"))
+    );
+    assert_eq!(result["lost_writes"], 0);
+    assert!(result["acknowledged_writes"].as_u64() > Some(100), "{result:#}");
+    let sites = result["sites"].as_array().expect("sites");
+    assert_eq!(keys(&sites[0]), ["digest", "last_number", "name", "role"]);
+    assert_eq!(sites[0]["digest"], sites[1]["digest"]);
+    assert_eq!(sites[0]["last_number"], sites[1]["last_number"]);
+    assert_eq!((&sites[0]["role"], &sites[1]["role"]), (&Value::from("primary"), &Value::from("secondary")));
+    // The stages of a write add up to the whole.
+    let stages = result["stages"].as_array().expect("stages");
+    let time =
+        |stage: &Value| stage["mean_us"].as_f64().unwrap_or(0.0) * stage["count"].as_f64().unwrap_or(0.0);
+    let of = |name: &str| stages.iter().find(|stage| stage["name"] == name).map_or(0.0, time);
+    let whole = of("write");
+    let parts: f64 = stages.iter().map(time).sum::<f64>() - whole - of("reply_ring");
+    assert!(whole > 0.0 && (parts - whole).abs() < 0.001 * whole, "parts {parts}, whole {whole}");
+    let left: Vec<_> = std::fs::read_dir(folder.path()).expect("listed").collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_lost_write_is_found() {
+    let output = demo(&folder(), &["--json", "--no-fio", "--plant-loss"]);
+    let result = json(&output);
+    assert_eq!(output.status.code(), Some(6), "{result:#}");
+    assert!(result["lost_writes"].as_u64() >= Some(1), "{result:#}");
+}
+
+#[test]
+fn fio_is_the_load_where_it_can_be() {
+    let nbd = Command::new("fio").arg("--enghelp=nbd").output().is_ok_and(|output| output.status.success());
+    let output = demo(&folder(), &["--json"]);
+    let result = json(&output);
+    assert!(output.status.success(), "{result:#}");
+    assert_eq!(result["load"], if nbd { "fio" } else { "lockstep load" });
+    assert!(
+        result["iops"].as_f64() > Some(0.0) && result["latency_us"]["p99"].as_f64() > Some(0.0),
+        "{result:#}"
+    );
+}
+
+#[test]
+fn a_person_gets_a_table_and_a_plot() {
+    let output = demo(&folder(), &["--no-fio"]);
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{shown}");
+    for part in ["waiting", "p99.99", "99.9%", "0 of them are missing", "left", "right"] {
+        assert!(shown.contains(part), "{part:?} is not in:\n{shown}");
+    }
+}
