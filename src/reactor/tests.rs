@@ -289,3 +289,100 @@ fn helpers_end_after_whom_they_help_on_any_thread() {
         });
     }
 }
+
+/// Time that passes by being looked at, and one operation in flight that takes `latency`.
+struct Virtual {
+    now: u64,
+    latency: u64,
+    due: Option<u64>,
+    polls: u64,
+}
+
+impl Driver for Virtual {
+    fn now(&mut self) -> Nanos {
+        self.now += 100;
+        Nanos(self.now)
+    }
+
+    fn set_actor(&mut self, _actor: usize) {}
+
+    fn poll(&mut self) -> bool {
+        self.polls += 1;
+        false
+    }
+
+    fn next_completion(&mut self) -> Option<(usize, Completion)> {
+        self.due.take_if(|due| *due <= self.now)?;
+        Some((0, Completion { token: 0, result: 0, flags: 0 }))
+    }
+
+    fn park(&mut self, _deadline: Option<Nanos>) {
+        self.now = self.now.max(self.due.expect("something is in flight"));
+    }
+}
+
+/// Keeps one operation in flight, and stops the reactor after `left`.
+struct Single {
+    left: u32,
+    port: Port,
+}
+
+impl Actor<Virtual> for Single {
+    fn name(&self) -> &'static str {
+        "single"
+    }
+
+    fn turn(&mut self, now: Nanos, driver: &mut Virtual) -> bool {
+        if driver.due.is_some() || self.left == 0 {
+            return false;
+        }
+        self.left -= 1;
+        driver.due = Some(now.0 + driver.latency);
+        if self.left == 0 {
+            self.port.request_stop();
+        }
+        true
+    }
+
+    fn complete(&mut self, _now: Nanos, _driver: &mut Virtual, _completion: Completion) {}
+
+    fn ready(&self) -> bool {
+        false
+    }
+
+    fn deadline(&self) -> Option<Nanos> {
+        None
+    }
+
+    fn stop(&mut self, _now: Nanos) {}
+
+    fn stopped(&self) -> bool {
+        self.left == 0
+    }
+}
+
+/// Parks, and rounds, for a thousand operations of this latency one after another.
+fn idle_costs(idle: IdlePolicy, latency: Nanos) -> (u64, u64) {
+    let port = mesh(1).unwrap().remove(0);
+    let loads = Arc::new(Loads::default());
+    let driver = Virtual { now: 0, latency: latency.0, due: None, polls: 0 };
+    let mut reactor = Reactor::new(port.clone(), driver, idle, loads.clone());
+    reactor.add(Single { left: 1000, port });
+    let driver = reactor.run();
+    (loads.snapshot().parks, driver.polls)
+}
+
+#[test]
+fn adapting_spins_for_short_waits_and_sleeps_through_long_ones() {
+    let adaptive = IdlePolicy::Adaptive { spin: Nanos::from_micros(50) };
+    let (parks, _) = idle_costs(adaptive, Nanos::from_micros(20));
+    assert_eq!(parks, 0);
+    let (parks, rounds) = idle_costs(adaptive, Nanos::from_millis(1));
+    assert!(parks >= 999, "{parks} parks");
+    assert!(rounds < 6_000, "{rounds} rounds: it went on spinning in vain");
+    // The wait that is just too long for the spin is the one that a fixed rule pays for twice.
+    let (parks, rounds) = idle_costs(adaptive, Nanos::from_micros(60));
+    assert!(parks >= 999 && rounds < 6_000, "{parks} parks, {rounds} rounds");
+    assert_eq!(idle_costs(IdlePolicy::Spin, Nanos::from_millis(1)).0, 0);
+    assert_eq!(idle_costs(IdlePolicy::Park, Nanos::from_micros(20)).0, 999);
+}

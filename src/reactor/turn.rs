@@ -36,7 +36,7 @@ pub trait Driver {
 pub enum IdlePolicy {
     /// Goes on polling: the lowest latency, a core each.
     Spin,
-    /// Polls for `spin` after work while work comes often, then sleeps.
+    /// Polls for up to `spin` while waits are shorter than that on average, else sleeps at once.
     Adaptive { spin: Nanos },
     /// Sleeps at once.
     Park,
@@ -54,12 +54,8 @@ impl Default for IdlePolicy {
     }
 }
 
-/// Spinning is worth while work is at most this many spins apart on average; beyond it (heartbeats, single requests) the
-/// spin would nearly always end in sleep.
-const SPIN_GAP_FACTOR: u64 = 4;
-
-/// A longer gap counts as this many times the worthwhile one, so that a pause is forgotten after some twenty events.
-const GAP_CAP_FACTOR: u64 = 10;
+/// A wait counts as at most this many spins in the average, so that a pause is forgotten after some sixteen short ones.
+const WAIT_CAP_FACTOR: u64 = 8;
 
 /// Runs actors over a driver on the calling thread.
 pub struct Reactor<D> {
@@ -71,8 +67,10 @@ pub struct Reactor<D> {
     stop_told: bool,
     /// When the last round that found work ended.
     worked_at: Nanos,
-    /// Moving average of the time between rounds that found work.
-    gap: Nanos,
+    /// Whether a round has found nothing since.
+    waiting: bool,
+    /// Moving average of how long such waits took. Spinning is worth while if it is likely to see their end.
+    wait: Nanos,
 }
 
 impl<D: Driver> Reactor<D> {
@@ -86,7 +84,8 @@ impl<D: Driver> Reactor<D> {
             loads,
             stop_told: false,
             worked_at,
-            gap: Nanos(0),
+            waiting: false,
+            wait: Nanos(0),
         }
     }
 
@@ -108,6 +107,7 @@ impl<D: Driver> Reactor<D> {
             if self.round(began) {
                 continue;
             }
+            self.waiting = true;
             let now = self.driver.now();
             self.loads.spinning(now.since(began));
             if self.tired(now) {
@@ -157,7 +157,8 @@ impl<D: Driver> Reactor<D> {
         self.port.flush_wakes();
 
         if worked {
-            self.learn_gap(stamp);
+            self.learn_wait(began);
+            self.worked_at = stamp;
         }
         worked
     }
@@ -188,13 +189,13 @@ impl<D: Driver> Reactor<D> {
         }
     }
 
-    fn learn_gap(&mut self, now: Nanos) {
-        if let IdlePolicy::Adaptive { spin } = self.idle {
-            let cap = spin.0 * SPIN_GAP_FACTOR * GAP_CAP_FACTOR;
-            let gap = now.since(self.worked_at).0.min(cap);
-            self.gap = Nanos(self.gap.0 - self.gap.0 / 8 + gap / 8);
+    fn learn_wait(&mut self, began: Nanos) {
+        if let IdlePolicy::Adaptive { spin } = self.idle
+            && std::mem::take(&mut self.waiting)
+        {
+            let wait = began.since(self.worked_at).0.min(spin.0 * WAIT_CAP_FACTOR);
+            self.wait = Nanos(self.wait.0 - self.wait.0 / 8 + wait / 8);
         }
-        self.worked_at = now;
     }
 
     /// Whether it is time to sleep, after a round that found nothing.
@@ -202,9 +203,7 @@ impl<D: Driver> Reactor<D> {
         match self.idle {
             IdlePolicy::Spin => false,
             IdlePolicy::Park => true,
-            IdlePolicy::Adaptive { spin } => {
-                self.gap.0 > spin.0 * SPIN_GAP_FACTOR || now.since(self.worked_at) >= spin
-            }
+            IdlePolicy::Adaptive { spin } => self.wait > spin || now.since(self.worked_at) >= spin,
         }
     }
 
