@@ -147,12 +147,11 @@ impl Reader<'_> {
             limits::HEARTBEAT_INTERVAL_NS,
             1_000_000..=10 * second,
         );
-        let budget_at = keys.latency_budget.as_ref().map(Spanned::span).or(at);
         let latency_budget = self.duration(
             "group.latency_budget",
             keys.latency_budget,
             limits::LATENCY_BUDGET_NS,
-            1_000_000..=60 * second,
+            limits::LATENCY_BUDGET_MIN_NS..=60 * second,
         );
         let flush_interval = self.duration(
             "group.flush_interval",
@@ -173,29 +172,13 @@ impl Reader<'_> {
             limits::DESTAGE_DEPTH,
             1..=(VOLUME_IO_SLOTS as i64 / 2),
         );
-        let (latency_budget, heartbeat_interval) = (latency_budget?, heartbeat_interval?);
-        let floor = heartbeat_interval.0 * limits::HEARTBEATS_A_BUDGET_MIN;
-        if latency_budget.0 < floor {
-            self.problems.add(
-                "group.latency_budget",
-                budget_at,
-                format!(
-                    "{} is less than {} heartbeats of {}, so a single lost datagram would count as a lost peer; \
-                     write at least \"{}\" or a shorter group.heartbeat_interval",
-                    show_duration(latency_budget.0),
-                    limits::HEARTBEATS_A_BUDGET_MIN,
-                    show_duration(heartbeat_interval.0),
-                    show_duration(floor)
-                ),
-            );
-        }
         Some(Group {
             name: name?,
             ack: ack?,
             on_peer_loss: on_peer_loss?,
             host_deadline: host_deadline?,
-            latency_budget,
-            heartbeat_interval,
+            latency_budget: latency_budget?,
+            heartbeat_interval: heartbeat_interval?,
             flush_interval: flush_interval?,
             flush_bytes: flush_bytes?,
             destage_depth: destage_depth? as usize,
