@@ -19,6 +19,7 @@ struct Flight {
     request: HostOp,
     /// Pages lent for a read.
     pages: Vec<PageId>,
+    answered: bool,
 }
 
 #[derive(Debug)]
@@ -73,41 +74,49 @@ impl Front {
         self.flights[reply.ticket.0 as usize].as_ref().is_some_and(|flight| flight.wrong.is_none())
     }
 
-    /// Takes one reply. Returns a violation-free description for the trace.
-    pub fn take_reply(
+    /// The group lets a reply go: it is judged now, whenever it arrives. Returns a description for the trace.
+    pub fn judge(
         &mut self,
-        reply: HostReply,
+        reply: &HostReply,
         memory: &SimMemory,
         audit: &mut Auditor,
         counts: &mut HostCounts,
     ) -> String {
-        let flight = self.flights[reply.ticket.0 as usize].take().expect("INV-11: a reply without a request");
-        self.free.push(reply.ticket.0);
+        let flight = self.flights[reply.ticket.0 as usize].as_mut();
+        let flight = flight.filter(|flight| !flight.answered).expect("INV-11: a reply without a request");
+        flight.answered = true;
         if let Some(expected) = flight.wrong {
-            let refused = reply.result == Err(expected) || reply.result == Err(HostError::NotServing);
+            let allowed = [expected, HostError::NotServing, HostError::Deadline].map(Err);
             assert!(
-                refused || reply.result == Err(HostError::Deadline),
+                allowed.contains(&reply.result),
                 "INV-13: {:?} was answered with {:?}",
                 flight.request,
                 reply.result
             );
         }
         if let Some(op) = flight.op {
+            let count = u64::from(self.site == PRIMARY);
             match reply.result {
                 Ok(()) => {
                     let prints: Vec<Print> =
                         flight.pages.iter().map(|page| Print::of(memory.bytes(*page))).collect();
                     audit.succeeded(op, &prints);
-                    counts.succeeded += u64::from(self.site == PRIMARY);
+                    counts.succeeded += count;
                 }
                 Err(_) => {
                     audit.failed(op);
-                    counts.failed += u64::from(self.site == PRIMARY);
+                    counts.failed += count;
                 }
             }
         }
-        self.pages.extend(flight.pages);
         format!("op {:?} {:?} -> {:?}", flight.op, flight.request, reply.result)
+    }
+
+    /// A reply reaches the host: ticket and pages are free.
+    pub fn take_reply(&mut self, reply: HostReply) {
+        let flight = self.flights[reply.ticket.0 as usize].take().expect("it was judged");
+        self.free.push(reply.ticket.0);
+        self.pages.extend(flight.pages);
     }
 
     /// Sends one operation if a ticket and pages are free; returns it for the trace.
@@ -170,7 +179,8 @@ impl Front {
             HostOp::Zero { .. } | HostOp::ZeroPartial { .. } | HostOp::Flush => (),
         }
         let described = format!("op {op:?} {request:?} of volume {volume}");
-        self.flights[ticket.0 as usize] = Some(Flight { op, wrong: expected, request, pages: lent });
+        self.flights[ticket.0 as usize] =
+            Some(Flight { op, wrong: expected, request, pages: lent, answered: false });
         let ready = self.ring.back().map_or(now, |(ready, _)| *ready).max(now + rng.below(plan.ring_ns + 1));
         let message = HostRequest { ticket, volume: VolumeId(volume), op: request, received_at: Nanos(now) };
         self.ring.push_back((ready, message));

@@ -36,6 +36,8 @@ struct Session {
     /// Bytes of the first piece that are taken.
     taken: usize,
     receiving: Option<Receiving>,
+    /// A handshake frame that waits for a page.
+    greeting: Option<(PageFrame, Vec<u8>)>,
 }
 
 /// What a turn of the link did to its connection.
@@ -125,6 +127,7 @@ impl Link {
             arrived: VecDeque::new(),
             taken: 0,
             receiving: None,
+            greeting: None,
         });
         self.news.push_back(FromLink::Connected { connection: self.connections });
     }
@@ -278,6 +281,16 @@ impl Link {
                 return Ok(());
             }
             let Some(session) = &mut self.session else { return Ok(()) };
+            if let Some((frame, body)) = session.greeting.take() {
+                let Some(page) = self.pages.pop() else {
+                    session.greeting = Some((frame, body));
+                    return Ok(());
+                };
+                memory.fill(page)[..body.len()].copy_from_slice(&body);
+                memory.give_back(page);
+                self.publish(now, ring_ns, rng, FromLink::Page { frame, page, length: body.len() as u16 });
+                continue;
+            }
             let Some(piece) = session.arrived.front() else { return Ok(()) };
             let mut input = &piece[session.taken..];
             let before = input.len();
@@ -305,13 +318,7 @@ impl Link {
                         session.receiving = Some(Receiving { update, settled, pages: Vec::new(), filled: 0 });
                     }
                     Ok(Some(Frame::Control(control))) => news = Some(FromLink::Control(control)),
-                    Ok(Some(Frame::Page(frame, body))) => {
-                        // Without a page the frame would be lost, and with it the connection.
-                        let Some(page) = self.pages.pop() else { return Err(()) };
-                        memory.fill(page)[..body.len()].copy_from_slice(body);
-                        memory.give_back(page);
-                        news = Some(FromLink::Page { frame, page, length: body.len() as u16 });
-                    }
+                    Ok(Some(Frame::Page(frame, body))) => session.greeting = Some((frame, body.to_vec())),
                 }
             }
             session.taken += before - input.len();

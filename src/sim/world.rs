@@ -441,6 +441,8 @@ impl World {
             while let Some(reply) = out.to_front[number].pop() {
                 let after = front.replies.back().map_or(now, |(ready, _)| *ready).max(now);
                 let ready = after.max(now + self.rng.below(ring_ns + 1));
+                let described = front.judge(&reply, memory, &mut self.audit, &mut self.counts);
+                self.trace.note(now, || format!("site {index} front {number}: {described}"));
                 front.replies.push_back((ready, reply));
                 woken[number] = true;
             }
@@ -568,8 +570,7 @@ impl World {
                     panic!("in lockstep and undisturbed, but an operation failed: {reply:?}");
                 }
             }
-            let described = front.take_reply(reply, memory, &mut self.audit, &mut self.counts);
-            self.trace.note(now, || format!("site {index} front {number}: {described}"));
+            front.take_reply(reply);
         }
         let more = match self.stage {
             Stage::Working => true,

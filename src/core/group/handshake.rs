@@ -96,7 +96,8 @@ impl Group {
         let last = self.window.last();
         let common = common_point(&self.history, last, &hello.history, hello.last);
         self.peer.received = hello.last.min(common);
-        self.peer.journaled = hello.last.min(common);
+        // `last` may be in its memory alone; the acknowledgement that follows the hello says what is journaled.
+        self.peer.journaled = hello.durable.min(common);
         self.peer.durable = hello.durable.min(common);
         self.peer.applied = hello.checkpoint.min(common);
         self.peer.ring_blocks = hello.ring_blocks;
