@@ -63,6 +63,11 @@ impl CatchUp {
         matches!(self.state, State::Reading { slot: s, .. } if s == slot)
     }
 
+    /// Whether a completion will bring the next batch.
+    pub fn is_reading(&self) -> bool {
+        matches!(self.state, State::Reading { .. })
+    }
+
     /// Whether the link holds none of our rows and no read is under way.
     pub fn idle(&self) -> bool {
         self.free_rows.room() == 0 && matches!(self.state, State::Empty)

@@ -266,6 +266,7 @@ impl Group {
         }
         if let Phase::Recovering(recovery) = &self.phase
             && recovery.is_replaying()
+            && !self.catch_up.is_reading()
         {
             // Replay goes on turn by turn, most of them without a completion in between.
             return Some(self.turned_at);
