@@ -74,8 +74,18 @@ pub struct Session {
     pub unanswered: u64,
     /// The connection ended before the drain did.
     pub disconnected: bool,
-    /// The longest time from a submission to its answer.
-    pub slowest: Duration,
+    /// From a request's submission to its answer.
+    pub latency_ns: Histogram,
+}
+
+/// Times up to ten minutes.
+#[derive(Debug)]
+pub struct Histogram(pub hdrhistogram::Histogram<u64>);
+
+impl Default for Histogram {
+    fn default() -> Histogram {
+        Histogram(hdrhistogram::Histogram::new_with_bounds(1, 600_000_000_000, 3).expect("bounds in order"))
+    }
 }
 
 /// Owns a range of a volume's blocks; nobody else may write there.
@@ -137,7 +147,7 @@ impl Checker {
             match client.poll(Some(SILENCE_MAX)) {
                 Ok(Some(completed)) => {
                     let (flight, sent) = flights.remove(&completed.cookie).expect("an answer to a request");
-                    session.slowest = session.slowest.max(sent.elapsed());
+                    session.latency_ns.0.saturating_record(sent.elapsed().as_nanos() as u64);
                     self.complete(&flight, &completed, &mut session);
                 }
                 Ok(None) => panic!("no answer for {SILENCE_MAX:?} with {} in flight", flights.len()),

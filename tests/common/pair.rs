@@ -210,10 +210,13 @@ impl Site {
         self.until("it answers its control socket", |site| site.try_status().is_some());
     }
 
+    pub fn process_id(&self) -> u32 {
+        self.child.as_ref().expect("the site runs").id()
+    }
+
     fn signal(&self, signal: Signal) {
         let child = self.child.as_ref().expect("the site runs");
-        let pid = Pid::from_child(child);
-        kill_process(pid, signal).expect("a signal to a child");
+        kill_process(Pid::from_child(child), signal).expect("a signal to a child");
     }
 
     /// kill -9.

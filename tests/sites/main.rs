@@ -12,3 +12,4 @@ mod crashes;
 mod images;
 mod loss;
 mod refusals;
+mod soak;

@@ -1,0 +1,1 @@
+"""What `bench/compare` runs: the systems side by side, the load, the machine, and the report."""
