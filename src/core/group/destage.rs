@@ -109,7 +109,9 @@ impl Group {
 
     /// How full the fuller of journal, cache pages and index is, in percent of what updates may use.
     fn pressure_percent(&self) -> u64 {
-        let journal = self.journal.used_blocks() * 100 / self.journal.ring_blocks();
+        // By what the peer reserves for the same updates, too, or it would refuse more before this site hurries.
+        let reserved = self.journal.used_blocks().max(self.journal.cost_since(self.checkpoint));
+        let journal = reserved * 100 / self.journal.ring_blocks();
         let usable = (self.pages.total() - RESERVED_PAGES) as u64;
         let staged = (self.front_pages.iter().sum::<usize>() + self.link_pages) as u64;
         let dirty = (self.cache.dirty_blocks() + staged + self.window.payload_blocks() as u64) * 100 / usable;
