@@ -598,3 +598,49 @@ fn readers_leave_destage_its_place_on_the_disk() {
     assert!(site.status().counters.destage_writes > 0);
     assert!(site.status().checkpoint == site.status().settled);
 }
+
+#[test]
+fn rot_far_below_what_was_durable_is_no_torn_tail() {
+    let mut site = Site::formatted(without_peer());
+    // The flush takes as long as 40 batches, so those say nothing of each other's durability.
+    site.held = |request| journal_flushes(request) || volume_writes(request);
+    for number in 0..40 {
+        site.write(number, u64::from(number), 1);
+        site.turn();
+    }
+    site.held = volume_writes;
+    site.turns(100);
+    for number in 40..50 {
+        site.write(number, u64::from(number), 1);
+        site.turn();
+    }
+    let checkpoint = site.status().checkpoint;
+    let rotten = SUPERBLOCK_SLOTS + 1 + 2 * 10;
+    site.disks.get_mut(&(IoTarget::Journal, rotten)).expect("a batch was written there")[300] ^= 1;
+    let site = site.crashed();
+    assert_eq!(site.status().state, GroupState::Failed, "recovered {} to {}", checkpoint, site.status().last);
+    let corrupt = |event: &Event| {
+        matches!(event, Event::Failed { target: IoTarget::Journal, fault: IoFault::Corrupt, block }
+            if *block == rotten)
+    };
+    assert!(site.events.iter().any(corrupt), "{:?}", site.events);
+}
+
+#[test]
+fn what_lies_behind_a_torn_batch_is_no_rot_after_a_cut() {
+    let mut site = following(1, &[1, 2, 3, 4, 5]);
+    site.held = journal_flushes;
+    let ours = generation(1, PEER);
+    (7..=12).for_each(|number| site.update(1, write(number, ours, number, 1), 9));
+    assert_eq!(site.status().durable, UpdateNumber(6));
+    // The disk lost the first of these, and not the others.
+    let torn = SUPERBLOCK_SLOTS + 1 + 2 * 5;
+    site.disks.insert((IoTarget::Journal, torn), Box::new([0; BLOCK_BYTES]));
+    let mut site = site.crashed();
+    assert_eq!(site.status().last, UpdateNumber(6));
+    site.connect(&hello(Role::Secondary, &[(ours, 1)], 3, 1));
+    site.control(cut_to(3));
+    site.turns(20);
+    let site = site.crashed();
+    assert_eq!((site.status().state, site.status().last), (GroupState::Serving, UpdateNumber(3)));
+}

@@ -53,6 +53,10 @@ pub struct BatchWrite {
 /// Blocks kept free for generation, solo and cut records, which are written without admission.
 const CONTROL_BLOCKS: u64 = 16;
 
+/// Sequences skipped at a start: more than a ring can hold of batches that came after a torn one. Those stay on the disk, and
+/// must never look newer than what this life of the site writes.
+const RESTART_LEAP: u64 = 1 << 32;
+
 /// Ring blocks that updates never take: the waste before a wrap, and the control records.
 const SPARE_BLOCKS: u64 = BATCH_BLOCKS_MAX as u64 + CONTROL_BLOCKS;
 
@@ -418,18 +422,20 @@ impl Journal {
 
     /// Whether a header found at a candidate continues the chain.
     pub fn recover_continues(&self, header: &BatchHeader) -> bool {
-        header.sequence == self.head.sequence && header.previous == self.head.previous
+        header.sequence >= self.head.sequence && header.previous == self.head.previous
     }
 
     /// The scan found the next batch at `block` to be whole. `first..=last` are its updates, empty for a cut record to `last`.
     pub fn recover_batch(
         &mut self,
         block: u64,
-        blocks: u32,
+        header: &BatchHeader,
         digest: Digest,
         first: UpdateNumber,
         last: UpdateNumber,
     ) {
+        let blocks = 1 + u32::from(header.payload_blocks);
+        let position = JournalPosition { block, sequence: header.sequence, previous: header.previous };
         let waste = if block == self.head.block { 0 } else { self.ring_end - self.head.block };
         let span = waste + u64::from(blocks);
         if last < first {
@@ -442,20 +448,13 @@ impl Journal {
                 batch.first = batch.first.min(last.next());
             }
         }
-        self.push_batch(Batch {
-            first,
-            last,
-            position: JournalPosition { block, ..self.head },
-            blocks,
-            span: span as u32,
-            cost_before: 0,
-        });
+        self.push_batch(Batch { first, last, position, blocks, span: span as u32, cost_before: 0 });
         self.used += span;
         assert!(self.used <= self.ring_blocks(), "recovered batches overlap");
         let after = block + u64::from(blocks);
         self.head = JournalPosition {
             block: if after == self.ring_end { RING_FIRST_BLOCK } else { after },
-            sequence: self.head.sequence + 1,
+            sequence: header.sequence + 1,
             previous: digest,
         };
         // Batches kept for the peer may end before the checkpoint.
@@ -466,6 +465,7 @@ impl Journal {
     pub fn recover_end(&mut self) {
         self.journaled = self.appended;
         self.durable = self.appended;
+        self.head.sequence += RESTART_LEAP;
     }
 }
 

@@ -24,7 +24,7 @@ impl Digest {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchHeader {
     pub group: GroupId,
-    /// Counts batches; dense within a journal.
+    /// Counts batches; it leaps at each start, so that what an earlier life left behind a torn batch is always lower.
     pub sequence: u64,
     /// Digest of the batch before this one.
     pub previous: Digest,

@@ -58,6 +58,13 @@ pub(super) struct Recovery {
     descriptors: Box<[Update; BATCH_DESCRIPTORS_MAX]>,
 }
 
+/// How far beyond a missing batch one that knows it was durable can be: a disk that loses nothing makes a batch durable by
+/// completing it, and only those in flight beside it were formed before.
+const ROT_BLOCKS: u64 = (BATCHES_IN_FLIGHT_MAX * BATCH_BLOCKS_MAX) as u64;
+
+/// The same where durable means flushed: at worst the window fills, one batch an update, before the flush ends.
+const ROT_BLOCKS_VOLATILE: u64 = ((WINDOW_UPDATES_MAX + 1) * (1 + UPDATE_BLOCKS_MAX)) as u64 + ROT_BLOCKS;
+
 /// Checksum reads in flight at start.
 const SUMS_READS: usize = 8;
 
@@ -289,6 +296,9 @@ impl Group {
                 UpdateKind::SoloBegin => recovery.solo = true,
                 UpdateKind::SoloEnd => recovery.solo = false,
                 UpdateKind::Cut => {
+                    // What was seen and durable after it is gone; the same numbers come again.
+                    recovery.seen = update.number;
+                    recovery.known_durable = recovery.known_durable.min(update.number);
                     self.history.truncate_after(update.number);
                     self.generation =
                         self.history.last().map_or(Generation::NONE, |(generation, _)| generation);
@@ -300,7 +310,7 @@ impl Group {
         recovery.settled_bound = recovery.settled_bound.max(header.settled);
         recovery.known_durable = recovery.known_durable.max(header.known_durable);
         let digest = digest_of(bytes);
-        self.journal.recover_batch(block + u64::from(offset), blocks, digest, first, last);
+        self.journal.recover_batch(block + u64::from(offset), &header, digest, first, last);
         Some(blocks)
     }
 
@@ -310,7 +320,7 @@ impl Group {
         if recovery.known_durable > recovery.seen.max(recovery.checkpoint) {
             return self.rot(turn);
         }
-        let left = (BATCHES_IN_FLIGHT_MAX * BATCH_BLOCKS_MAX) as u64;
+        let left = if self.config.journal_volatile { ROT_BLOCKS_VOLATILE } else { ROT_BLOCKS };
         let block = self.journal.head().block;
         self.rot_scan_at(turn, block, left.min(self.journal.ring_blocks()));
     }
@@ -334,10 +344,7 @@ impl Group {
         let rotten = (0..count as usize).any(|index| {
             let page = turn.tables.journal_io.page(slot, index);
             decode_batch(turn.memory.bytes(page), &mut recovery.descriptors).is_ok_and(|header| {
-                header.group == group
-                    && header.sequence > head.sequence
-                    && header.sequence <= head.sequence + BATCHES_IN_FLIGHT_MAX as u64
-                    && header.known_durable > last
+                header.group == group && header.sequence > head.sequence && header.known_durable > last
             })
         });
         self.recovery_release(turn, slot, count);

@@ -221,12 +221,13 @@ impl Site {
             if batch.sequence < start.position_sequence {
                 continue;
             }
-            whole = whole && batch.sequence == next && lies_there(batch);
+            whole = whole && batch.sequence >= next && lies_there(batch);
             if !whole {
                 batch.state = State::Dead;
                 continue;
             }
-            next += 1;
+            // A restarted site leaps ahead in its sequence.
+            next = batch.sequence + 1;
             batch.state = if durable_there(batch) { State::Durable } else { State::Written };
             // Batches that the checkpoint covers in part or whole add nothing below it.
             if batch.generations.is_empty() {
