@@ -20,7 +20,8 @@ fn says(site: &mut Site, expected: &[&str]) {
 
 #[test]
 fn a_peer_with_another_ack_level_is_refused_with_both_values() {
-    let mut sites = Sites::format(&Options::default());
+    let mut sites =
+        Sites::format(&Options { group: "host_deadline = \"1s\"".to_owned(), ..Options::default() });
     edit(&sites.right, "name = \"tested\"", "name = \"tested\"\nack = \"durable\"");
     sites.right.start();
     sites.left.start();
@@ -28,7 +29,9 @@ fn a_peer_with_another_ack_level_is_refused_with_both_values() {
         says(site, &["journaled", "durable"]);
         assert_ne!(site.status()["peer"]["state"], "in_sync");
     }
-    sites.left.try_connect("data").map(|mut client| client.write(0, &[1; 4096], false)).ok();
+    if let Ok(mut client) = sites.left.try_connect("data") {
+        client.write(0, &[1; 4096], false).expect_err("a write was acknowledged by one site");
+    }
     assert_eq!(sites.right.status()["watermarks"]["last"], 0);
 }
 

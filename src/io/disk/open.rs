@@ -13,9 +13,9 @@ use crate::base::BLOCK_BYTES;
 /// Bytes of one write when a file is pre-written: large enough for a disk's sequential rate.
 const PRE_WRITE_BYTES: usize = 1 << 20;
 
-/// How long a lock is waited for. The kernel takes an io_uring apart in the background, so a process that was killed holds
-/// its files for some milliseconds, or as long as a flush takes, after it is gone.
-const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a lock is waited for whose holder has ended. The kernel takes an io_uring apart in the background, so a process
+/// that was killed holds its files for some milliseconds, or as long as a flush takes on a busy disk, after it is gone.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
 const LOCK_RETRY: Duration = Duration::from_millis(5);
 
@@ -131,11 +131,15 @@ impl Disk {
             Errno::EXIST => DiskError::Exists { path: path.into() },
             errno => error("open it", errno),
         })?;
-        let lock = || rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive);
-        patiently(patience, Errno::WOULDBLOCK, lock).map_err(|errno| match errno {
-            Errno::WOULDBLOCK => DiskError::Locked { path: path.into() },
-            errno => error("lock it", errno),
-        })?;
+        let lock = || match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if holder_lives(&fd) => Ok(false),
+            result => result.map(|()| true),
+        };
+        match patiently(patience, Errno::WOULDBLOCK, lock) {
+            Ok(true) => {}
+            Ok(false) | Err(Errno::WOULDBLOCK) => return Err(DiskError::Locked { path: path.into() }),
+            Err(errno) => return Err(error("lock it", errno)),
+        }
         check_alignment(&fd, path)?;
         // The size of a device is where it ends; fstat says 0.
         let bytes = rustix::fs::seek(&fd, SeekFrom::End(0)).map_err(|errno| error("find its size", errno))?;
@@ -267,6 +271,24 @@ fn patiently<T>(
             result => return result,
         }
     }
+}
+
+/// Whether the process that holds the lock is known to run: there is no point in waiting for it. False where /proc/locks
+/// does not tell.
+fn holder_lives(fd: &OwnedFd) -> bool {
+    let (Ok(stat), Ok(locks)) = (rustix::fs::fstat(fd), std::fs::read_to_string("/proc/locks")) else {
+        return false;
+    };
+    let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+    let file = format!("{major:02x}:{minor:02x}:{}", stat.st_ino);
+    locks.lines().any(|line| {
+        // "1: FLOCK  ADVISORY  WRITE 4186 fe:00:6742097 0 EOF", proc_locks(5)
+        let mut fields = line.split_whitespace().skip(1);
+        let (kind, holder, locked) = (fields.next(), fields.nth(2), fields.next());
+        let state = holder.map(|holder| std::fs::read_to_string(format!("/proc/{holder}/stat")));
+        let runs = matches!(state, Some(Ok(stat)) if !stat.contains(") Z "));
+        kind == Some("FLOCK") && locked == Some(file.as_str()) && runs
+    })
 }
 
 /// Some filesystems take O_DIRECT and then want more than our blocks' alignment; the kernel says so since 6.1.
