@@ -17,7 +17,7 @@ use crate::io::metadata::MetadataError;
 use crate::node::config::{Config, ConfigError, SAMPLE};
 use crate::node::control::ClientError;
 use crate::node::format::FormatError;
-use crate::node::run::{self, RunError};
+use crate::node::run::RunError;
 
 /// Exit codes, the same for every command; `docs/OPERATIONS.md` lists them.
 pub mod exit {
@@ -60,7 +60,7 @@ enum Command {
     /// Make a site's volumes, checksums, differential volume, journal and metadata
     Format(site::Format),
     /// Run a site in the foreground until SIGTERM or SIGINT
-    Run(ConfigArgument),
+    Run(site::Run),
     /// Show a running site: role, watermarks, peer, pending writes, rates, CPU
     Status(observe::StatusCommand),
     /// Show where the time of a running site's writes goes
@@ -134,11 +134,7 @@ fn perform(command: Command) -> anyhow::Result<()> {
         Command::Check(argument) => site::check(&argument.load()?),
         Command::Keygen(arguments) => arguments.run()?,
         Command::Format(arguments) => arguments.run()?,
-        Command::Run(argument) => {
-            let config = argument.load()?;
-            let _guard = log::start(&config.log);
-            run::run(&config)?;
-        }
+        Command::Run(arguments) => arguments.run()?,
         Command::Status(arguments) => arguments.run()?,
         Command::Histogram(arguments) => arguments.run()?,
         Command::Wait(arguments) => arguments.run()?,

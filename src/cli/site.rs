@@ -1,16 +1,18 @@
-//! The commands that prepare a site: `check`, `keygen`, `format`.
+//! The commands that prepare a site and run it: `check`, `keygen`, `format`, `run`.
 
 use std::path::PathBuf;
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::ConfigArgument;
+use super::{ConfigArgument, log};
 use crate::core::config::Role;
+use crate::io::disk::FaultPlan;
 use crate::io::quic::identity::Identity;
 use crate::node::config::Config;
 use crate::node::config::quantity::show_size;
 use crate::node::format::{self, Progress};
+use crate::node::run;
 
 /// Says what a correct configuration amounts to.
 pub fn check(config: &Config) {
@@ -82,6 +84,30 @@ impl Format {
             config.file.display()
         );
         Ok(())
+    }
+}
+
+#[derive(clap::Args)]
+pub struct Run {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// A file of faults for this site's disks to show, for rehearsals
+    #[arg(long, value_name = "FILE", hide = true)]
+    faults: Option<PathBuf>,
+}
+
+impl Run {
+    pub fn run(&self) -> anyhow::Result<()> {
+        let config = self.config.load()?;
+        let faults = match &self.faults {
+            None => FaultPlan::default(),
+            Some(file) => {
+                let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+                FaultPlan::parse(&text).with_context(|| file.display().to_string())?
+            }
+        };
+        let _guard = log::start(&config.log);
+        Ok(run::run(&config, faults)?)
     }
 }
 

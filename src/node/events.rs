@@ -1,5 +1,6 @@
 //! A group's events as sentences: what happened, to which volume or peer, and what to do.
 
+use crate::core::config::Role;
 use crate::core::messages::{IoFault, IoTarget};
 use crate::core::outbox::{Event, LossReason};
 use crate::node::config::Config;
@@ -7,6 +8,7 @@ use crate::node::config::Config;
 /// The names that sentences use.
 #[derive(Clone, Debug)]
 pub struct Names {
+    pub role: Role,
     pub group: String,
     pub peer: String,
     pub journal: String,
@@ -31,6 +33,7 @@ impl Names {
             (volume.name.clone(), path, sums)
         });
         Names {
+            role: config.site.role,
             group: config.group.name.clone(),
             peer: peer.to_owned(),
             journal: config.journal.path.display().to_string(),
@@ -62,7 +65,11 @@ impl Names {
                 ),
             ),
             Event::GenerationOpened { generation, first } => {
-                (Level::Info, format!("generation {generation} is open from {first}; hosts are served"))
+                let then = match self.role {
+                    Role::Primary => "hosts are served",
+                    Role::Secondary => "this site follows it",
+                };
+                (Level::Info, format!("generation {generation} is open from {first}; {then}"))
             }
             Event::PeerInSync => (Level::Info, format!("in lockstep with {peer}")),
             Event::PeerCatchingUp { from, to } => {
@@ -176,6 +183,7 @@ mod tests {
 
     fn names() -> Names {
         Names {
+            role: Role::Primary,
             group: "orders".to_owned(),
             peer: "right".to_owned(),
             journal: "/j".to_owned(),

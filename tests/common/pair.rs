@@ -195,12 +195,18 @@ impl Site {
 
     /// Starts it if it is not running, without waiting for anything but its sockets' existence.
     pub fn start(&mut self) {
+        self.start_with(&[]);
+    }
+
+    /// The same with more arguments to `lockstep run`.
+    pub fn start_with(&mut self, arguments: &[&str]) {
         if self.child.is_some() {
             return;
         }
         let log = File::options().create(true).append(true).open(&self.log).expect("a log");
         let child = Command::new(env!("CARGO_BIN_EXE_lockstep"))
             .args(["run", "--config", path(&self.config)])
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log)

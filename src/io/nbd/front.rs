@@ -78,6 +78,8 @@ pub struct NbdFront {
     head: Option<(usize, u32)>,
     /// Connections to which something happened in this turn, each once.
     touched: FixedQueue<usize>,
+    /// How long each reply of the last turn had been in its ring.
+    reply_waits: FixedQueue<Nanos>,
     haggle_check_at: Option<Nanos>,
     stopping: Stopping,
 }
@@ -149,6 +151,7 @@ impl NbdFront {
             line: FixedQueue::new(config.connections_max),
             head: None,
             touched: FixedQueue::new(config.connections_max),
+            reply_waits: FixedQueue::new(TURN_MESSAGES_MAX),
             haggle_check_at: None,
             stopping: Stopping::No,
         })
@@ -167,6 +170,11 @@ impl NbdFront {
     /// Where TCP clients connect; the port that the system chose if the configured one was 0.
     pub fn tcp_address(&self) -> Option<SocketAddr> {
         self.tcp_address
+    }
+
+    /// How long the replies taken in the last turn had waited in their ring.
+    pub fn reply_waits(&self) -> impl Iterator<Item = Nanos> {
+        self.reply_waits.iter().copied()
     }
 
     /// The station of the sessions, and the connections they belong to.
@@ -290,9 +298,11 @@ impl NbdFront {
 
     fn take_replies(&mut self, now: Nanos) -> bool {
         let mut taken = false;
+        self.reply_waits.clear();
         for _ in 0..TURN_MESSAGES_MAX {
             let Some(reply) = self.edges.from_group.pop() else { break };
             taken = true;
+            self.reply_waits.push(now.since(reply.replied_at));
             let index = self.desk.connection_of(reply.ticket);
             let (mut station, connections) = self.parts(now);
             let connection = connections[index].as_mut().expect("a connection outlives its pieces");

@@ -1,4 +1,4 @@
-//! The control plane's line to a group: one question at a time, each answered within a turn of the group's reactor.
+//! The control plane's lines to actors: one question at a time, each answered within a turn of the actor's reactor.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,57 +23,33 @@ pub enum LineError {
     Silent,
 }
 
-/// See the module. Shared by threads through a mutex; none of them is a reactor.
+/// A line to one actor: rings of one place each way.
 #[derive(Debug)]
-pub struct GroupLine {
-    port: Port,
-    questions: Sender<Question>,
-    answers: Receiver<Answer>,
+pub struct Line<Q, A> {
+    questions: Sender<Q>,
+    answers: Receiver<A>,
     /// Questions given up on whose answers may still come.
     unanswered: usize,
-    clock: Clock,
-    total: Recorder,
-    spare: Option<Box<Recorder>>,
-    recording_since: Instant,
-    sampler: Sampler,
 }
 
-impl GroupLine {
-    /// `loads` are the reactors', with their CPU numbers.
-    pub fn new(
-        port: Port,
-        questions: Sender<Question>,
-        answers: Receiver<Answer>,
-        clock: Clock,
-        loads: Vec<(usize, Arc<Loads>)>,
-    ) -> GroupLine {
-        GroupLine {
-            port,
-            questions,
-            answers,
-            unanswered: 0,
-            clock,
-            total: Recorder::new(),
-            spare: Some(Box::new(Recorder::new())),
-            recording_since: Instant::now(),
-            sampler: Sampler::new(loads),
-        }
+impl<Q, A> Line<Q, A> {
+    pub fn new(questions: Sender<Q>, answers: Receiver<A>) -> Line<Q, A> {
+        Line { questions, answers, unanswered: 0 }
     }
 
-    fn ask(&mut self, question: Question) -> Result<Answer, LineError> {
+    /// Asks and waits; `late` is given the answers to earlier questions that come now.
+    fn ask(&mut self, port: &Port, question: Q, mut late: impl FnMut(A)) -> Result<A, LineError> {
         if self.questions.is_closed() {
             return Err(LineError::Ended);
         }
         self.questions.try_push(question).map_err(|_| LineError::Silent)?;
-        self.port.flush_wakes();
+        port.flush_wakes();
         let asked = Instant::now();
         loop {
             match self.answers.pop() {
-                Some(late) if self.unanswered > 0 => {
+                Some(answer) if self.unanswered > 0 => {
                     self.unanswered -= 1;
-                    if let Answer::Record(recorder) = late {
-                        self.keep(recorder);
-                    }
+                    late(answer);
                 }
                 Some(answer) => return Ok(answer),
                 None if self.answers.is_closed() => return Err(LineError::Ended),
@@ -85,15 +61,44 @@ impl GroupLine {
             }
         }
     }
+}
 
-    fn keep(&mut self, mut recorder: Box<Recorder>) {
-        self.total.add(&recorder);
-        recorder.clear();
-        self.spare = Some(recorder);
+/// The lines to a group and its front, and what was heard over them. Shared by threads through a mutex; none of them is a
+/// reactor.
+#[derive(Debug)]
+pub struct GroupLine {
+    port: Port,
+    group: Line<Question, Answer>,
+    front: Line<Box<Recorder>, Box<Recorder>>,
+    clock: Clock,
+    total: Recorder,
+    recording_since: Instant,
+    sampler: Sampler,
+}
+
+impl GroupLine {
+    /// `loads` are the reactors', with their CPU numbers.
+    pub fn new(
+        port: Port,
+        group: Line<Question, Answer>,
+        front: Line<Box<Recorder>, Box<Recorder>>,
+        clock: Clock,
+        loads: Vec<(usize, Arc<Loads>)>,
+    ) -> GroupLine {
+        let (total, sampler) = (Recorder::new(), Sampler::new(loads));
+        GroupLine { port, group, front, clock, total, recording_since: Instant::now(), sampler }
+    }
+
+    fn ask_group(&mut self, question: Question) -> Result<Answer, LineError> {
+        self.group.ask(&self.port, question, |late| {
+            if let Answer::Record(recorder) = late {
+                self.total.add(&recorder);
+            }
+        })
     }
 
     pub fn status(&mut self) -> Result<GroupStatus, LineError> {
-        match self.ask(Question::Status)? {
+        match self.ask_group(Question::Status)? {
             Answer::Status(status) => Ok(status),
             Answer::Record(_) => unreachable!("a question about status was answered with a recorder"),
         }
@@ -101,11 +106,12 @@ impl GroupLine {
 
     /// Everything recorded since the last reset.
     pub fn report(&mut self, reset: bool) -> Result<Report, LineError> {
-        let empty = self.spare.take().unwrap_or_default();
-        match self.ask(Question::Record(empty))? {
-            Answer::Record(recorder) => self.keep(recorder),
+        match self.ask_group(Question::Record(Box::default()))? {
+            Answer::Record(recorder) => self.total.add(&recorder),
             Answer::Status(_) => unreachable!("a question about recordings was answered with a status"),
         }
+        let front = self.front.ask(&self.port, Box::default(), |late| self.total.add(&late))?;
+        self.total.add(&front);
         let report = Report::of(&self.total, self.recording_since.elapsed().as_secs_f64());
         if reset {
             self.total.clear();

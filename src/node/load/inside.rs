@@ -15,7 +15,7 @@ use crate::io::nbd::FrontEdges;
 use crate::io::ring::Ring;
 use crate::node::config::Config;
 use crate::node::control::LineError;
-use crate::node::run::{FrontPlace, RunError, Site};
+use crate::node::run::{Extras, FrontPlace, RunError, Site};
 use crate::node::telemetry::Report;
 use crate::reactor::{Actor, Completion, Driver};
 
@@ -219,7 +219,7 @@ pub fn inside(
             stopping: false,
         })
     };
-    let site = Site::start(config, Some(Box::new(make)))?;
+    let site = Site::start(config, Extras { front: Some(Box::new(make)), ..Extras::default() })?;
     let handle = site.handle();
     let measured = (|| {
         let serving_max = Duration::from_nanos(config.group.host_deadline.0);

@@ -2,16 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Acquire, Release};
 
+use super::front::FrontActor;
 use super::storage::{Held, Storage};
-use super::{MakeFront, RunError};
+use super::{Extras, RunError};
 use crate::base::*;
 use crate::core::config::Role;
 use crate::core::messages::Executor;
 use crate::core::nbd::{AllAllocated, Export};
-use crate::core::outbox::{LINK_CONTROL_MAX, Tables};
+use crate::core::outbox::{Event, LINK_CONTROL_MAX, Tables};
 use crate::io::arena::{Arena, ArenaView};
-use crate::io::disk::{DiskEdges, DiskExecutor, FaultPlan, slots_of};
+use crate::io::disk::{DiskEdges, DiskExecutor, slots_of};
 use crate::io::nbd::{CONNECTIONS_DEFAULT, FrontConfig, FrontEdges, NbdFront};
 use crate::io::quic::LinkStats;
 use crate::io::quic::connection::LinkConfig;
@@ -20,13 +23,17 @@ use crate::io::quic::link::{Link, LinkActor, LinkEdges};
 use crate::io::quic::transport::PayloadSize;
 use crate::io::ring::{ArenaId, Ring};
 use crate::node::config::{Config, Replication};
-use crate::node::control::GroupLine;
+use crate::node::control::{GroupLine, Line};
 use crate::node::events::Names;
 use crate::node::group_actor::*;
-use crate::reactor::{Actor, Clock, Loads, Port, Receiver, Sender, edge, mesh};
+use crate::node::telemetry::Recorder;
+use crate::reactor::{Actor, Clock, Loads, Port, edge, mesh};
 
 /// Bytes in flight each way on the link: 0.9 GB/s, what one connection's cryptography does on a core, over 17 ms.
 const LINK_WINDOW_BYTES: u32 = 16 << 20;
+
+/// The control plane's ends of its rings with the group and the front.
+type Lines = (Line<Question, Answer>, Line<Box<Recorder>, Box<Recorder>>);
 
 /// Builds an actor on the thread that will run it.
 pub type Build = Box<dyn FnOnce(&mut Ring) -> Result<Box<dyn Actor<Ring>>, RunError> + Send>;
@@ -40,6 +47,31 @@ pub struct FrontPlace {
     pub clock: Clock,
 }
 
+/// Whether the group could begin, and whether it had to end. Set on its reactor, read by the main thread.
+#[derive(Debug, Default)]
+pub struct Fate {
+    recovered: AtomicBool,
+    failed: AtomicBool,
+}
+
+impl Fate {
+    fn note(&self, event: &Event) {
+        match event {
+            Event::Recovered { .. } => self.recovered.store(true, Release),
+            Event::Failed { .. } => self.failed.store(true, Release),
+            _ => {}
+        }
+    }
+
+    pub fn recovered(&self) -> bool {
+        self.recovered.load(Acquire)
+    }
+
+    pub fn failed(&self) -> bool {
+        self.failed.load(Acquire)
+    }
+}
+
 pub struct Assembly {
     pub arena: Arc<Arena>,
     /// The main thread's port: for the control plane, and for stopping everything.
@@ -48,8 +80,9 @@ pub struct Assembly {
     /// What each CPU runs, in the order of a write's way.
     pub builds: BTreeMap<usize, Vec<Build>>,
     pub link_stats: Option<Arc<LinkStats>>,
-    /// The control plane's ends of its rings with the group.
-    line: Option<(Sender<Question>, Receiver<Answer>)>,
+    line: Option<Lines>,
+    /// What became of the group.
+    pub fate: Arc<Fate>,
     pub held: Option<Held>,
 }
 
@@ -58,7 +91,7 @@ impl Assembly {
         config: &Config,
         storage: Storage,
         clock: &Clock,
-        extra: Option<MakeFront>,
+        Extras { front: extra, faults }: Extras,
     ) -> Result<Assembly, RunError> {
         let reactors = &config.reactors;
         let fronts = 1 + usize::from(extra.is_some());
@@ -79,7 +112,11 @@ impl Assembly {
         let mut front_ends = Vec::new();
         let (ends, edges) = front_edge(group, front);
         front_ends.push(ends);
-        place(reactors.front, nbd(config, &tables, &arena, edges)?);
+        let nbd_front = nbd(config, &tables, &arena, edges)?;
+        let (front_questions, front_asked) = edge(QUESTIONS_MAX, &main_port, front);
+        let (front_answers, front_answered) = edge(QUESTIONS_MAX, front, &main_port);
+        let front_actor = FrontActor::new(nbd_front, front_asked, front_answers);
+        place(reactors.front, Box::new(move |_| Ok(Box::new(front_actor))));
         if let Some(make) = extra {
             let (ends, edges) = front_edge(group, front);
             front_ends.push(ends);
@@ -115,12 +152,17 @@ impl Assembly {
             control: ControlEnds { questions: asked, answers },
         };
         let names = Names::of(config);
+        let fate = Arc::new(Fate::default());
+        let fate_seen = fate.clone();
         let (group_config, group_tables, view) =
             (config.group_config(pages, fronts), tables.clone(), arena.view());
         place(
             reactors.group,
             Box::new(move |_| {
-                let herald = Box::new(move |event: &_| names.log(event));
+                let herald = Box::new(move |event: &Event| {
+                    fate_seen.note(event);
+                    names.log(event);
+                });
                 Ok(Box::new(GroupActor::new(group_config, ends, view, group_tables, herald)))
             }),
         );
@@ -129,9 +171,9 @@ impl Assembly {
         }
         let journal_disk = vec![(crate::core::messages::IoTarget::Journal, storage.journal)];
         let executor = |executor, edges, disks, view: ArenaView, tables: Arc<Tables>| -> Build {
+            let plan = faults.clone();
             Box::new(move |ring| {
                 let arena = (ArenaId(0), view);
-                let plan = FaultPlan::default();
                 Ok(Box::new(DiskExecutor::new(ring, executor, edges, tables, arena, disks, plan)?))
             })
         };
@@ -150,15 +192,16 @@ impl Assembly {
             ports,
             builds,
             link_stats,
-            line: Some((questions, answered)),
+            line: Some((Line::new(questions, answered), Line::new(front_questions, front_answered))),
+            fate,
             held: Some(storage.held),
         })
     }
 
     /// The control plane's line to the group; there is one.
     pub fn group_line(&mut self, clock: &Clock, loads: Vec<(usize, Arc<Loads>)>) -> GroupLine {
-        let (questions, answers) = self.line.take().expect("the line is taken once");
-        GroupLine::new(self.main_port.clone(), questions, answers, clock.clone(), loads)
+        let (group, front) = self.line.take().expect("the lines are taken once");
+        GroupLine::new(self.main_port.clone(), group, front, clock.clone(), loads)
     }
 }
 
@@ -188,7 +231,7 @@ fn nbd(
     tables: &Arc<Tables>,
     arena: &Arc<Arena>,
     edges: FrontEdges,
-) -> Result<Build, RunError> {
+) -> Result<NbdFront, RunError> {
     let exports = (0u16..).zip(&config.volumes).map(|(index, volume)| Export {
         name: volume.name.clone(),
         volume: VolumeId(index),
@@ -202,8 +245,7 @@ fn nbd(
         exports: exports.collect(),
         connections_max: CONNECTIONS_DEFAULT,
     };
-    let front = NbdFront::new(front, 0, tables.clone(), edges, arena.view(), Box::new(AllAllocated))?;
-    Ok(Box::new(move |_| Ok(Box::new(front))))
+    Ok(NbdFront::new(front, 0, tables.clone(), edges, arena.view(), Box::new(AllAllocated))?)
 }
 
 fn link(

@@ -2,6 +2,7 @@
 //! own, and the main thread watches over them until they have stopped.
 
 mod assembly;
+mod front;
 mod reactors;
 mod storage;
 
@@ -9,8 +10,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::core::group::status::GroupState;
-use crate::io::disk::DiskError;
+use crate::io::disk::{DiskError, FaultPlan};
 use crate::io::metadata::{Difference, MetadataError};
 use crate::io::nbd::{FrontEdges, ListenError};
 use crate::io::quic::connection::LinkError;
@@ -22,7 +22,7 @@ use crate::reactor::{Actor, Clock, Port};
 
 pub use assembly::FrontPlace;
 
-use assembly::Assembly;
+use assembly::{Assembly, Fate};
 use reactors::Threads;
 
 /// From the request to stop until every actor has: hosts' operations and the destage of what is settled, each at most five.
@@ -86,6 +86,15 @@ impl RunError {
 /// A front of the caller's own, built on the reactor that runs the fronts.
 pub type MakeFront = Box<dyn FnOnce(FrontPlace, FrontEdges) -> Box<dyn Actor<Ring>> + Send>;
 
+/// What a site is run with beside its configuration.
+#[derive(Default)]
+pub struct Extras {
+    /// A front beside NBD's.
+    pub front: Option<MakeFront>,
+    /// Faults on order, for rehearsals.
+    pub faults: FaultPlan,
+}
+
 /// What a running site offers to whoever started it.
 #[derive(Clone, Debug)]
 pub struct Handle {
@@ -108,14 +117,15 @@ impl Handle {
 pub struct Site {
     threads: Threads,
     handle: Handle,
+    fate: Arc<Fate>,
 }
 
 impl Site {
-    /// Opens and starts everything. `extra` is a front beside NBD's.
-    pub fn start(config: &Config, extra: Option<MakeFront>) -> Result<Site, RunError> {
+    /// Opens and starts everything.
+    pub fn start(config: &Config, extras: Extras) -> Result<Site, RunError> {
         let clock = Clock::new();
         let storage = storage::open(config)?;
-        let mut assembly = Assembly::new(config, storage, &clock, extra)?;
+        let mut assembly = Assembly::new(config, storage, &clock, extras)?;
         let port = assembly.main_port.clone();
         let threads = Threads::start(config, &mut assembly, &clock)?;
         let line = assembly.group_line(&clock, threads.loads());
@@ -125,7 +135,7 @@ impl Site {
             threads.join(STOP_MAX);
             return Err(error.into());
         }
-        Ok(Site { threads, handle: Handle { control, port } })
+        Ok(Site { threads, handle: Handle { control, port }, fate: assembly.fate })
     }
 
     pub fn handle(&self) -> Handle {
@@ -134,30 +144,23 @@ impl Site {
 
     /// Returns when the site has been asked to stop and has, or cannot go on.
     pub fn wait(self) -> Result<(), RunError> {
-        let Site { threads, handle } = self;
+        let Site { threads, handle, fate } = self;
         let mut rates_at = Instant::now();
-        let (mut served, mut failed) = (false, false);
         while !handle.port.stopping() {
             std::thread::sleep(TICK);
-            if Instant::now() < rates_at {
-                continue;
+            if Instant::now() >= rates_at {
+                rates_at = Instant::now() + RATES_EVERY;
+                handle.control.tick();
             }
-            rates_at = Instant::now() + RATES_EVERY;
-            handle.control.tick();
-            let Ok(status) = handle.control.group_status() else { continue };
-            served |= matches!(status.state, GroupState::Serving | GroupState::AwaitingPeer);
-            if status.state == GroupState::Failed && !failed {
-                failed = true;
-                if !served {
-                    handle.stop();
-                }
+            if fate.failed() && !fate.recovered() {
+                handle.stop();
             }
         }
         if !threads.join(STOP_MAX) {
             return Err(RunError::StopOverdue);
         }
         handle.control.remove_socket();
-        match (failed, served) {
+        match (fate.failed(), fate.recovered()) {
             (false, _) => Ok(()),
             (true, false) => Err(RunError::Unusable),
             (true, true) => Err(RunError::Failed),
@@ -166,10 +169,10 @@ impl Site {
 }
 
 /// Runs a site until SIGTERM, SIGINT, or a request over its control socket.
-pub fn run(config: &Config) -> Result<(), RunError> {
+pub fn run(config: &Config, faults: FaultPlan) -> Result<(), RunError> {
     use signal_hook::consts::{SIGINT, SIGTERM};
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT]).map_err(RunError::Signals)?;
-    let site = Site::start(config, None)?;
+    let site = Site::start(config, Extras { front: None, faults })?;
     let handle = site.handle();
     let watcher = std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
         if let Some(signal) = signals.forever().next() {
