@@ -199,3 +199,23 @@ proptest! {
         let _ = parse(&text);
     }
 }
+
+#[test]
+fn the_manual_lists_every_key_and_exit_code() {
+    let manual = include_str!("../docs/OPERATIONS.md");
+    let mut section = String::new();
+    for line in SAMPLE.lines() {
+        let line = line.strip_prefix("# ").unwrap_or(line);
+        if let Some(name) = line.strip_prefix('[') {
+            section = name.trim_matches(['[', ']']).to_owned();
+        } else if is_assignment(line) {
+            let key = line.split(" = ").next().unwrap_or_default();
+            let (full, short) = (format!("`{section}.{key}`"), format!("`.{key}`"));
+            assert!(manual.contains(&full) || manual.contains(&short), "{full} is not in docs/OPERATIONS.md");
+        }
+    }
+    use lockstep::cli::exit;
+    for code in [exit::FAILED, exit::USAGE, exit::CONFIG, exit::FILES, exit::TIMED_OUT, exit::BROKEN] {
+        assert!(manual.contains(&format!("\n| {code} | ")), "exit code {code} is not in docs/OPERATIONS.md");
+    }
+}
