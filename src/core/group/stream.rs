@@ -189,8 +189,9 @@ impl Group {
                 let lba = update.lba.plus(u64::from(index));
                 self.cache.settle(update.volume, lba, value, &mut self.pages, turn.memory);
             }
-            self.destage.note_dirty(turn.now);
         }
+        // A control update leaves nothing to write, but the checkpoint is to pass it too.
+        self.destage.note_dirty(turn.now);
         if let Some(waiter) = pending.waiter.filter(|waiter| waiter.fua && number <= self.acknowledged) {
             self.window.get_mut(number).waiter = None;
             self.answer(turn, (waiter.front, waiter.ticket), Ok(()));
