@@ -283,6 +283,9 @@ impl Group {
             Control::FlushRequest { number } if !primary => {
                 self.peer.flush_requested = self.peer.flush_requested.max(number);
             }
+            Control::Fetch { .. } if !primary && self.peer.send_to > UpdateNumber::NONE => {
+                self.lose_peer(turn, LossReason::Protocol("a second fetch"));
+            }
             Control::Fetch { from, to } if !primary => {
                 let servable = from > UpdateNumber::NONE
                     && from <= to
@@ -296,6 +299,8 @@ impl Group {
                     return self.refuse(turn, why);
                 }
                 (self.peer.next_to_send, self.peer.send_to) = (from, to);
+                // Numbers go back: what the link has read is counted from here, or the window would let go of it too early.
+                (self.peer.sent, self.peer.consumed) = (from.previous(), from.previous());
             }
             Control::CutTo { keep } if !primary => self.on_cut_to(turn, keep),
             _ => self.lose_peer(turn, LossReason::Protocol("a frame that its role does not send")),
