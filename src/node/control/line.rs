@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::{Sample, Sampler};
 use crate::core::group::status::GroupStatus;
 use crate::node::group_actor::{Answer, Question};
-use crate::node::telemetry::{Recorder, Report};
+use crate::node::telemetry::{Recorder, Report, Totals};
 use crate::reactor::{Clock, Loads, Port, Receiver, Sender};
 
 /// A turn takes microseconds, recovery's longest some milliseconds; a reactor silent this long is stuck.
@@ -71,7 +71,7 @@ pub struct GroupLine {
     group: Line<Question, Answer>,
     front: Line<Box<Recorder>, Box<Recorder>>,
     clock: Clock,
-    total: Recorder,
+    total: Totals,
     recording_since: Instant,
     sampler: Sampler,
 }
@@ -85,7 +85,7 @@ impl GroupLine {
         clock: Clock,
         loads: Vec<(usize, Arc<Loads>)>,
     ) -> GroupLine {
-        let (total, sampler) = (Recorder::new(), Sampler::new(loads));
+        let (total, sampler) = (Totals::default(), Sampler::new(loads));
         GroupLine { port, group, front, clock, total, recording_since: Instant::now(), sampler }
     }
 

@@ -5,7 +5,7 @@ mod recorder;
 mod report;
 mod segments;
 
-pub use distribution::{Distribution, LATENCY_NS_MAX, PERCENTILES, Summary};
-pub use recorder::{Counters, Recorder};
+pub use distribution::{Distribution, LATENCY_NS_MAX, PERCENTILES, Summary, Tally};
+pub use recorder::{Counters, Recorder, Totals};
 pub use report::{Report, ReportError, StageReport, WireReport};
 pub use segments::{STAGES, Segments, Stage, StageKind, segments};

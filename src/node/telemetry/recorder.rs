@@ -5,7 +5,7 @@ use crate::core::config::AckLevel;
 use crate::core::messages::{HostError, HostOp};
 use crate::core::outbox::WriteStamps;
 
-use super::{Distribution, STAGES, Stage, segments};
+use super::{Distribution, STAGES, Stage, Tally, segments};
 
 /// Operations that hosts asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -78,10 +78,10 @@ impl Counters {
     }
 }
 
-/// Histograms by stage, and counters. Allocated whole at start; recording allocates nothing.
+/// Tallies by stage, and counters. Allocated whole at start; recording allocates nothing.
 #[derive(Debug)]
 pub struct Recorder {
-    stages: [Distribution; STAGES.len()],
+    stages: [Tally; STAGES.len()],
     pub counters: Counters,
 }
 
@@ -93,7 +93,7 @@ impl Default for Recorder {
 
 impl Recorder {
     pub fn new() -> Recorder {
-        Recorder { stages: STAGES.map(|_| Distribution::new()), counters: Counters::default() }
+        Recorder { stages: STAGES.map(|_| Tally::default()), counters: Counters::default() }
     }
 
     pub fn write(&mut self, stamps: &WriteStamps, ack: AckLevel) {
@@ -105,20 +105,34 @@ impl Recorder {
     pub fn record(&mut self, stage: Stage, span: Nanos) {
         self.stages[stage as usize].record(span);
     }
+}
+
+/// What recorders held that were taken from reactors, together.
+#[derive(Clone, Debug)]
+pub struct Totals {
+    stages: [Distribution; STAGES.len()],
+    pub counters: Counters,
+}
+
+impl Default for Totals {
+    fn default() -> Totals {
+        Totals { stages: STAGES.map(|_| Distribution::new()), counters: Counters::default() }
+    }
+}
+
+impl Totals {
+    pub fn add(&mut self, recorder: &Recorder) {
+        for (mine, theirs) in self.stages.iter_mut().zip(&recorder.stages) {
+            mine.add_tally(theirs);
+        }
+        self.counters.add(&recorder.counters);
+    }
 
     pub fn stage(&self, stage: Stage) -> &Distribution {
         &self.stages[stage as usize]
     }
 
-    pub fn add(&mut self, other: &Recorder) {
-        for (mine, theirs) in self.stages.iter_mut().zip(&other.stages) {
-            mine.add(theirs);
-        }
-        self.counters.add(&other.counters);
-    }
-
     pub fn clear(&mut self) {
-        self.stages.iter_mut().for_each(Distribution::clear);
-        self.counters = Counters::default();
+        *self = Totals::default();
     }
 }

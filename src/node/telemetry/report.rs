@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Counters, Distribution, Recorder, STAGES, StageKind};
+use super::{Counters, Distribution, STAGES, StageKind, Totals};
 
 /// Named distributions, in the order in which they are shown.
 #[derive(Clone, Debug, Default)]
@@ -45,13 +45,13 @@ struct WireStage {
 }
 
 impl Report {
-    pub fn of(recorder: &Recorder, seconds: f64) -> Report {
+    pub fn of(totals: &Totals, seconds: f64) -> Report {
         let stages = STAGES.into_iter().map(|stage| StageReport {
             name: stage.name().to_owned(),
             kind: stage.kind(),
-            distribution: recorder.stage(stage).clone(),
+            distribution: totals.stage(stage).clone(),
         });
-        Report { stages: stages.collect(), counters: recorder.counters, seconds }
+        Report { stages: stages.collect(), counters: totals.counters, seconds }
     }
 
     pub fn stage(&self, name: &str) -> Option<&Distribution> {
@@ -113,7 +113,13 @@ impl TryFrom<WireReport> for Report {
 mod tests {
     use super::*;
     use crate::base::Nanos;
-    use crate::node::telemetry::Stage;
+    use crate::node::telemetry::{Recorder, Stage};
+
+    fn report(recorder: &Recorder, seconds: f64) -> Report {
+        let mut totals = Totals::default();
+        totals.add(recorder);
+        Report::of(&totals, seconds)
+    }
 
     #[test]
     fn a_report_survives_its_way_over_the_socket() {
@@ -121,7 +127,7 @@ mod tests {
         recorder.record(Stage::Write, Nanos(123_456));
         recorder.record(Stage::Wire, Nanos(77));
         recorder.counters.writes = 1;
-        let report = Report::of(&recorder, 2.0);
+        let report = report(&recorder, 2.0);
         let text = serde_json::to_string(&WireReport::from(&report)).expect("serializes");
         let back: WireReport = serde_json::from_str(&text).expect("parses");
         let back = Report::try_from(back).expect("valid");
@@ -139,10 +145,10 @@ mod tests {
     fn an_interval_after_a_reset_is_the_whole() {
         let mut recorder = Recorder::new();
         recorder.record(Stage::Write, Nanos(10));
-        let before = Report::of(&recorder, 5.0);
-        recorder.clear();
+        let before = report(&recorder, 5.0);
+        let mut recorder = Recorder::new();
         recorder.record(Stage::Wire, Nanos(10));
-        let after = Report::of(&recorder, 1.0);
+        let after = report(&recorder, 1.0);
         let shown = after.since(&before);
         assert_eq!((shown.seconds, shown.stage("wire").map(Distribution::count)), (1.0, Some(1)));
     }
