@@ -644,3 +644,38 @@ fn what_lies_behind_a_torn_batch_is_no_rot_after_a_cut() {
     let site = site.crashed();
     assert_eq!((site.status().state, site.status().last), (GroupState::Serving, UpdateNumber(3)));
 }
+
+#[test]
+fn a_peer_that_applies_slowly_is_not_sent_more_than_its_ring_holds() {
+    let ours = GroupConfig { journal_blocks: 3 * (journal_blocks_min() + 600), ..config(Role::Primary) };
+    let mut site = Site::formatted(ours);
+    let hello = hello(Role::Primary, &[], 0, 0);
+    site.connect(&hello);
+    let usable = hello.ring_blocks - 257 - 16;
+    // This site destages and checkpoints as it goes; the peer has all of it durable and has applied nothing.
+    let mut blocks_sent = 0;
+    for round in 0..100 {
+        for ticket in 0..20 {
+            site.write(ticket, u64::from(ticket) + 20 * round % 1000, 1);
+        }
+        site.turns(10);
+        let last = site.status().last.0;
+        site.ack(last, last, last, 0);
+        site.turns(200);
+        let taken = (0..20).filter(|ticket| site.reply(*ticket).is_some()).count();
+        blocks_sent += taken as u64;
+        if taken < 20 {
+            break;
+        }
+    }
+    let status = site.status();
+    assert!(status.checkpoint > UpdateNumber(100) && status.journal_used_blocks < usable / 2, "{status:?}");
+    // Each may lie behind a header of its own there.
+    assert!(2 * blocks_sent <= usable, "{blocks_sent} blocks for a ring of {usable}");
+    for _ in 0..2 {
+        let last = site.status().last.0;
+        site.ack(last, last, last, last);
+        site.turns(50);
+    }
+    assert_eq!(site.status().operations, 0, "what the peer has applied makes room");
+}

@@ -565,6 +565,7 @@ impl Group {
         self.peer.journaled = before[1].max(journaled);
         self.peer.durable = before[2].max(durable);
         self.peer.applied = before[3].max(applied);
+        self.journal.forget_released(self.peer.applied);
         for number in level.0 + 1..=self.peer_level().0 {
             if self.window.contains(UpdateNumber(number)) {
                 let stamps = &mut self.window.get_mut(UpdateNumber(number)).stamps;
