@@ -17,6 +17,8 @@ class Bench:
         self.layout = layout
         # Lockstep's idle policy; without, chosen by whether a site shares its CPU.
         self.idle = idle
+        # Lockstep's sites once they are formatted, by whether they have a peer.
+        self.pairs = {}
         self.cpus = sorted(os.sched_getaffinity(0))
         everything = set(self.cpus)
         first, last = {self.cpus[0]}, {self.cpus[-1]}

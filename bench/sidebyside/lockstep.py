@@ -137,21 +137,29 @@ class Pair(Subject):
         bench = self.bench
         if not bench.lockstep or not os.access(bench.lockstep, os.X_OK):
             raise Failure(f"{bench.lockstep} is not there; `cargo build --release` makes it, --lockstep names another")
+        self.checks = []
+        # The load inside uses the files of the pair: they run one after the other.
+        self.sites = bench.pairs.get(self.with_peer)
+        if self.sites is None:
+            self.sites = bench.pairs[self.with_peer] = self._format()
+        self.left = self.sites[0]
+
+    def _format(self):
+        bench = self.bench
         # One reactor a site: on two CPUs, more would only displace the peer and the load.
-        self.left = Site(bench, self.name, "left", 1, "primary", bench.lockstep_primary, bench.cpus_load)
-        sites = [self.left]
+        left = Site(bench, self.name, "left", 1, "primary", bench.lockstep_primary, bench.cpus_load)
+        sites = [left]
         if self.with_peer:
             right = Site(bench, self.name, "right", 2, "secondary", bench.lockstep_secondary, bench.cpus_load)
             sites.append(right)
             fingerprints = [site.keygen() for site in sites]
-            self.left.peer = (right, fingerprints[1])
-            right.peer = (self.left, fingerprints[0])
-        self.sites = sites
+            left.peer = (right, fingerprints[1])
+            right.peer = (left, fingerprints[0])
         for site in sites:
             site.format()
             # Formatted volumes are sparse where the filesystem allows it; the others' files are written too.
             self._write_volume(site)
-        self.checks = []
+        return sites
 
     def _write_volume(self, site):
         path = os.path.join(site.directory, "disk.volume")

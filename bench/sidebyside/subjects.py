@@ -93,14 +93,21 @@ def nbd_target(socket_path, export):
     return ["--ioengine=nbd", f"--uri=nbd+unix:///{export}?socket={socket_path}"]
 
 
+def one_file(bench):
+    """The file of everyone who needs just one: they run one after the other."""
+    path = bench.path("one.data")
+    if not os.path.exists(path):
+        fill(path, bench.size_bytes)
+    return path
+
+
 class Raw(Subject):
     """The floor under everything: io_uring and O_DIRECT on a file whose every block is written."""
 
     name = "raw io_uring"
 
     def prepare(self):
-        self.file = self.bench.path("raw.data")
-        fill(self.file, self.bench.size_bytes)
+        self.file = one_file(self.bench)
 
     def target(self):
         return [f"--filename={self.file}", "--ioengine=io_uring", "--direct=1"]
@@ -130,8 +137,7 @@ class Qemu(Subject):
     name = "qemu-storage-daemon"
 
     def prepare(self):
-        self.file = self.bench.path("qemu.data")
-        fill(self.file, self.bench.size_bytes)
+        self.file = one_file(self.bench)
         self.socket = self.bench.path("qemu.sock")
 
     def start(self):
@@ -245,8 +251,7 @@ class NbdkitFile(Subject):
     plugin = "file"
 
     def prepare(self):
-        self.file = self.bench.path("nbdkit.data")
-        fill(self.file, self.bench.size_bytes)
+        self.file = one_file(self.bench)
         self.socket = self.bench.path("nbdkit.sock")
 
     def start(self):
