@@ -8,6 +8,7 @@
 use std::path::Path;
 
 use lockstep::base::*;
+use lockstep::core::messages::HostError;
 use lockstep::core::nbd::{AllAllocated, Desk, Export, Farewell, Limits, Session, Stall, Station};
 use lockstep::format::journal::{decode_batch, digest_of, encode_batch};
 use lockstep::format::nbd;
@@ -234,10 +235,21 @@ pub fn nbd(data: &[u8]) {
     nbd_session(data);
 }
 
-/// An NBD client's bytes, to a session before a group of memory. The first byte chooses the buffers' sizes, how input is
-/// cut; whatever happens, every ticket and page comes back. Returns how many requests reached the group.
+/// Bits of an NBD input's second byte; its high half is the request from which on the group fails, 0 for never.
+pub mod behaviour {
+    /// The group answers only when nothing else can go on.
+    pub const LATE: u8 = 1;
+    /// The newest request is answered first.
+    pub const BACKWARDS: u8 = 2;
+    /// The client reads replies only when nothing else can go on.
+    pub const UNREAD: u8 = 4;
+}
+
+/// An NBD client's bytes, to a session before a group of memory. The first byte chooses the buffers' sizes and how input
+/// is cut, the second the [`behaviour`] of group and client. Whatever happens, every ticket and page comes back. Returns
+/// how many requests reached the group.
 pub fn nbd_session(data: &[u8]) -> u64 {
-    let Some((&choice, client)) = data.split_first() else { return 0 };
+    let &[choice, acts, ref client @ ..] = data else { return 0 };
     let limits = match choice & 1 {
         0 => Limits::MIN,
         _ => Limits { receive_bytes: 256 << 10, send_bytes: 256 << 10 },
@@ -257,7 +269,6 @@ pub fn nbd_session(data: &[u8]) -> u64 {
     let mut out: Vec<u8> = Vec::with_capacity(limits.send_bytes);
     let mut replies = std::collections::VecDeque::new();
     session.greet(&mut out);
-    out.clear();
 
     let mut received = Vec::new();
     let mut waiting = client;
@@ -279,41 +290,36 @@ pub fn nbd_session(data: &[u8]) -> u64 {
         let (taken, stall) = session.advance(&mut station, &received, &mut out);
         received.drain(..taken);
         assert!(out.len() <= limits.send_bytes, "{} bytes of replies", out.len());
-        out.clear();
         while let Some(request) = station.desk.outgoing() {
+            let fails = acts >> 4 != 0 && group.requests >= u64::from(acts >> 4);
+            group.failure = fails.then_some(HostError::Io);
             replies.push_back(group.handle(station.memory, &table, request));
         }
-        let answered = match replies.pop_front() {
-            Some(reply) => {
-                session.complete(&mut station, reply, &mut out);
-                assert!(out.len() <= limits.send_bytes, "{} bytes of replies", out.len());
-                out.clear();
-                true
-            }
-            None => false,
+        let goes_on = taken > 0 || room > 0;
+        let reply = match acts & (behaviour::LATE | behaviour::BACKWARDS) {
+            late if late & behaviour::LATE != 0 && goes_on => None,
+            order if order & behaviour::BACKWARDS != 0 => replies.pop_back(),
+            _ => replies.pop_front(),
         };
-        stuck = if answered || taken > 0 || room > 0 { 0 } else { stuck + 1 };
+        let mut answered = reply.is_some();
+        if let Some(reply) = reply {
+            session.complete(&mut station, reply, &mut out);
+            assert!(out.len() <= limits.send_bytes, "{} bytes of replies", out.len());
+        }
+        if acts & behaviour::UNREAD == 0 || !(goes_on || answered) {
+            answered |= !out.is_empty();
+            out.clear();
+        }
+        stuck = if answered || goes_on { 0 } else { stuck + 1 };
         assert!(stuck < 3, "{stall:?} for good");
         match stall {
-            Stall::Leaving(_) if !answered => break,
-            Stall::Input if waiting.is_empty() && !answered => break,
+            Stall::Leaving(_) if !answered && replies.is_empty() => break,
+            Stall::Input if waiting.is_empty() && !answered && replies.is_empty() => break,
             Stall::Input => assert!(received.len() < limits.receive_bytes, "a full buffer is not enough"),
             _ => {}
         }
     }
     session.abandon(Farewell::Failed);
-    let mut station = Station {
-        now: Nanos(2),
-        exports: &exports,
-        allocation: &AllAllocated,
-        memory: &mut memory,
-        table: &table,
-        desk: &mut desk,
-    };
-    for reply in replies {
-        session.complete(&mut station, reply, &mut out);
-        out.clear();
-    }
     assert_eq!((session.pieces(), session.requests()), (0, 0), "a request is left over");
     desk.assert_at_rest();
     let pages = desk.free_pages() + group.free.len();

@@ -18,6 +18,8 @@ use lockstep::format::wire::*;
 #[path = "../fuzz/exercise.rs"]
 mod exercise;
 
+use exercise::behaviour::{BACKWARDS, LATE, UNREAD};
+
 fn fuzz_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz")
 }
@@ -140,6 +142,13 @@ fn frames() -> Vec<u8> {
         stream.extend_from_slice(&out[..length]);
         stream.resize(stream.len() + update.payload_blocks() * BLOCK_BYTES, 0x77);
     }
+    stream.extend(controls());
+    stream
+}
+
+fn controls() -> Vec<u8> {
+    let mut stream = Vec::new();
+    let mut out = [0; CONTROL_FRAME_BYTES_MAX];
     let number = UpdateNumber;
     for control in [
         Control::Ack {
@@ -160,44 +169,107 @@ fn frames() -> Vec<u8> {
     stream
 }
 
-/// A client that lists, goes, and asks for one of each; the first byte is the fuzzer's choice of buffers and pace.
-fn nbd_client(choice: u8) -> Vec<u8> {
-    let mut bytes = vec![choice];
-    bytes.put(&ClientFlags { fixed_newstyle: true, no_zeroes: true }.encode());
-    let disk = nbd::info_request(b"disk", &[nbd::info::BLOCK_SIZE]);
-    let contexts = nbd::meta_context_request(b"disk", &[nbd::BASE_ALLOCATION]);
-    for (option, data) in [
-        (option::LIST, &[][..]),
-        (option::STRUCTURED_REPLY, &[]),
-        (option::SET_META_CONTEXT, &contexts),
-        (option::INFO, &disk),
-        (option::GO, &disk),
-    ] {
-        bytes.put(&OptionHeader { option, length: data.len() as u32 }.encode());
+fn nbd_options(bytes: &mut Vec<u8>, options: &[(u32, &[u8])]) {
+    for (option, data) in options {
+        bytes.put(&OptionHeader { option: *option, length: data.len() as u32 }.encode());
         bytes.put(data);
     }
-    for (index, (command, offset, length)) in [
-        (command::WRITE, 512, 1024),
-        (command::READ, 0, 8192),
-        (command::FLUSH, 0, 0),
-        (command::WRITE_ZEROES, 4096, 65_536),
-        (command::TRIM, 0, 512),
-        (command::CACHE, 0, 4096),
-        (command::BLOCK_STATUS, 0, 131_072),
-        (command::READ, 0, 393_216),
-        (command::READ, 393_216, 512),
-        (99, 0, 0),
-        (command::DISC, 0, 0),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let flags = if command == command::WRITE { nbd::command_flag::FUA } else { 0 };
+}
+
+/// Command, flags, offset and length of each; a WRITE is followed by its payload.
+fn nbd_requests(bytes: &mut Vec<u8>, requests: &[(u16, u16, u64, u32)]) {
+    for (index, &(command, flags, offset, length)) in requests.iter().enumerate() {
         bytes.put(&Request { flags, command, cookie: Cookie(index as u64), offset, length }.encode());
         if command == command::WRITE {
             bytes.resize(bytes.len() + length as usize, 0x88);
         }
     }
+}
+
+/// A client that lists, goes, and asks for one of each. The first two bytes are the fuzzer's: buffers and pace, behaviour.
+fn nbd_client(choice: u8, acts: u8) -> Vec<u8> {
+    let mut bytes = vec![choice, acts];
+    bytes.put(&ClientFlags { fixed_newstyle: true, no_zeroes: true }.encode());
+    let disk = nbd::info_request(b"disk", &[nbd::info::BLOCK_SIZE]);
+    let contexts = nbd::meta_context_request(b"disk", &[nbd::BASE_ALLOCATION]);
+    nbd_options(
+        &mut bytes,
+        &[
+            (option::LIST, &[]),
+            (option::STRUCTURED_REPLY, &[]),
+            (option::SET_META_CONTEXT, &contexts),
+            (option::INFO, &disk),
+            (option::GO, &disk),
+        ],
+    );
+    nbd_requests(
+        &mut bytes,
+        &[
+            (command::WRITE, nbd::command_flag::FUA, 512, 1024),
+            (command::READ, 0, 0, 8192),
+            (command::FLUSH, 0, 0, 0),
+            (command::WRITE_ZEROES, 0, 4096, 65_536),
+            (command::TRIM, 0, 0, 512),
+            (command::CACHE, 0, 0, 4096),
+            (command::BLOCK_STATUS, 0, 0, 131_072),
+            (command::READ, nbd::command_flag::DF, 0, 393_216),
+            (command::READ, 0, 392_704, 512),
+            (99, 0, 0, 0),
+            (command::DISC, 0, 0, 0),
+        ],
+    );
+    bytes
+}
+
+/// A client of the oldest kind that is served: EXPORT_NAME, zeroes after it, simple replies, whole blocks.
+fn nbd_plain_client(acts: u8) -> Vec<u8> {
+    let mut bytes = vec![0xff, acts];
+    bytes.put(&ClientFlags { fixed_newstyle: true, no_zeroes: false }.encode());
+    nbd_options(&mut bytes, &[(option::EXPORT_NAME, b"disk")]);
+    nbd_requests(
+        &mut bytes,
+        &[
+            (command::WRITE, 0, 4096, 8192),
+            (command::READ, 0, 0, 12_288),
+            (command::READ, 0, 0, 393_216),
+            (command::WRITE, 0, 393_216, 512),
+            (command::READ, 0, 512, 512),
+            (command::DISC, 0, 0, 0),
+        ],
+    );
+    bytes
+}
+
+/// A client of the read-only export that asks for what it cannot have first.
+fn nbd_refused_client() -> Vec<u8> {
+    let mut bytes = vec![0xff, 0];
+    bytes.put(&ClientFlags { fixed_newstyle: true, no_zeroes: true }.encode());
+    let contexts = nbd::meta_context_request(b"small", &[b"base:"]);
+    let (nowhere, small) = (nbd::info_request(b"nowhere", &[]), nbd::info_request(b"small", &[]));
+    nbd_options(
+        &mut bytes,
+        &[
+            (option::LIST_META_CONTEXT, &contexts),
+            (option::STARTTLS, &[]),
+            (77, b"?"),
+            (option::LIST, &[0; 9000]),
+            (option::STRUCTURED_REPLY, &[]),
+            (option::LIST_META_CONTEXT, &contexts),
+            (option::GO, &nowhere),
+            (option::GO, &small),
+        ],
+    );
+    nbd_requests(
+        &mut bytes,
+        &[
+            (command::WRITE, 0, 0, 512),
+            (command::TRIM, 0, 0, 512),
+            (command::BLOCK_STATUS, 0, 0, 512),
+            (command::READ, 0, u64::MAX, 512),
+            (command::READ, 0, 0, 12_288),
+            (command::FLUSH, 0, 0, 0),
+        ],
+    );
     bytes
 }
 
@@ -209,8 +281,15 @@ fn fixed() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ("hello", "fixed-hello", hello()),
         ("hello", "fixed-refusal", refusal()),
         ("frames", "fixed-frames", frames()),
-        ("nbd", "fixed-client", nbd_client(0xff)),
-        ("nbd", "fixed-client-slow", nbd_client(0)),
+        ("frames", "fixed-controls", controls()),
+        ("nbd", "fixed-client", nbd_client(0xff, 0)),
+        ("nbd", "fixed-client-slow", nbd_client(0, 0)),
+        ("nbd", "fixed-client-late", nbd_client(0xff, LATE | BACKWARDS)),
+        ("nbd", "fixed-client-unread", nbd_client(0xfe, LATE | UNREAD)),
+        ("nbd", "fixed-client-failed", nbd_client(0xff, 3 << 4)),
+        ("nbd", "fixed-plain-client", nbd_plain_client(0)),
+        ("nbd", "fixed-plain-client-failed", nbd_plain_client(LATE | BACKWARDS | 4 << 4)),
+        ("nbd", "fixed-refused-client", nbd_refused_client()),
     ]
 }
 
@@ -224,7 +303,10 @@ fn encodings_have_not_changed() {
         }
         let kept = std::fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
         let differs = kept.iter().zip(&bytes).position(|(kept, now)| kept != now);
-        assert!(kept == bytes, "{} differs from byte {differs:?}: a new format needs a new version", name);
+        assert!(
+            kept == bytes,
+            "{corpus}/{name} differs from byte {differs:?}; a new format of ours needs a new version"
+        );
     }
 }
 
@@ -244,10 +326,12 @@ fn fixed_inputs_reach_what_they_are_for() {
         reader.take_payload(reader.payload_left());
     }
     assert_eq!((count, reader.at_boundary()), (12, true));
-    // Every request but CACHE, BLOCK_STATUS, DISC and the unknown one reaches the group.
-    for choice in [0, 0xff] {
-        assert!(exercise::nbd_session(&nbd_client(choice)) >= 7, "choice {choice}");
+    // All but CACHE, BLOCK_STATUS, DISC, the unknown one, and where buffers are small the unfragmented read.
+    for (choice, acts) in [(0, 0), (0xff, 0), (0xff, LATE | BACKWARDS), (0xfe, LATE | UNREAD)] {
+        assert!(exercise::nbd_session(&nbd_client(choice, acts)) >= 6, "choice {choice}, {acts}");
     }
+    assert!(exercise::nbd_session(&nbd_plain_client(0)) >= 4);
+    assert_eq!(exercise::nbd_session(&nbd_refused_client()), 2, "one read and the flush");
 }
 
 #[test]
