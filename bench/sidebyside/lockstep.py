@@ -22,14 +22,12 @@ def default_binary():
 class Site:
     """A site's configuration and files."""
 
-    def __init__(self, bench, subject, name, number, role, cpus, load_cpus):
+    def __init__(self, bench, subject, name, number, role, cpus):
         self.bench = bench
         self.name = name
         self.number = number
         self.role = role
         self.cpus = cpus
-        # A site that shares its CPU with the load must not poll it away from it.
-        self.idle = bench.idle or ("park" if cpus & load_cpus else "adaptive")
         self.directory = bench.path(f"{subject.replace(' ', '-')}-{name}")
         self.config = self.directory + ".toml"
         self.nbd = self.directory + ".nbd"
@@ -41,7 +39,8 @@ class Site:
         argv = [self.bench.lockstep, "keygen", "--identity", f"{self.directory}/identity.pem", "--site", self.name]
         return run(argv).strip()
 
-    def format(self):
+    def write(self, idle):
+        """The configuration, under an idle policy; all else is the same for every subject."""
         bench = self.bench
         text = f"""[site]
 name = "{self.name}"
@@ -65,7 +64,7 @@ size = "{bench.cache_bytes >> 20}MiB"
 socket = "{self.nbd}"
 [reactors]
 cores = [{", ".join(map(str, sorted(self.cpus)))}]
-idle = "{self.idle}"
+idle = "{idle}"
 """
         if self.peer:
             site, fingerprint = self.peer
@@ -79,7 +78,10 @@ listen = "{self.link}"
 """
         with open(self.config, "w") as file:
             file.write(text)
-        run([bench.lockstep, "format", "--config", self.config], seconds_max=600)
+
+    def format(self):
+        self.write("adaptive")
+        run([self.bench.lockstep, "format", "--config", self.config], seconds_max=600)
 
     def status(self):
         """The site's answer on its control socket, as `lockstep status --json` prints it; None while there is none."""
@@ -147,10 +149,10 @@ class Pair(Subject):
     def _format(self):
         bench = self.bench
         # One reactor a site: on two CPUs, more would only displace the peer and the load.
-        left = Site(bench, self.name, "left", 1, "primary", bench.lockstep_primary, bench.cpus_load)
+        left = Site(bench, self.name, "left", 1, "primary", bench.lockstep_primary)
         sites = [left]
         if self.with_peer:
-            right = Site(bench, self.name, "right", 2, "secondary", bench.lockstep_secondary, bench.cpus_load)
+            right = Site(bench, self.name, "right", 2, "secondary", bench.lockstep_secondary)
             sites.append(right)
             fingerprints = [site.keygen() for site in sites]
             left.peer = (right, fingerprints[1])
@@ -169,8 +171,14 @@ class Pair(Subject):
     def spawn_site(self, site):
         return self.spawn(site.name, [self.bench.lockstep, "run", "--config", site.config], set(self.bench.cpus))
 
+    def idle(self, site):
+        # A site that shares its CPU with the load must not poll it away from it.
+        shares = site.cpus & self.bench.cpus_load
+        return self.bench.idle or ("park" if shares else "adaptive")
+
     def start(self):
         for site in reversed(self.sites):
+            site.write(self.idle(site))
             process = self.spawn_site(site)
             process.wait_for(f"{site.name}'s NBD socket", lambda: listens(site.nbd))
         if self.with_peer:
@@ -231,7 +239,12 @@ class InProcess(Pair):
         # Its percentiles are by direction, which a mix would have to merge.
         return workload.read_percent is None
 
+    def idle(self, site):
+        return self.bench.idle or "adaptive"
+
     def start(self):
+        for site in self.sites:
+            site.write(self.idle(site))
         right = self.sites[1]
         process = self.spawn_site(right)
         process.wait_for(f"{right.name}'s NBD socket", lambda: listens(right.nbd))
