@@ -9,6 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::process::Output;
 
+use lockstep::io::nbd_client::{ClientOptions, NbdClient, Operation};
 use pair::*;
 use serde_json::Value;
 
@@ -241,4 +242,54 @@ fn a_failed_journal_is_an_error_to_hosts_and_to_the_operator() {
     assert!(text.contains("the journal") && text.contains("has left the group"), "{text}");
     drop(client);
     assert_eq!(sites.left.stop().code(), Some(1));
+}
+
+/// The first megabyte as `base:allocation` has it: runs of blocks and whether they are known to be zeros.
+fn map(site: &Site) -> Vec<(u32, bool)> {
+    let uri = site.uri("data").parse().expect("a URI");
+    let options = ClientOptions { allocation: true, ..ClientOptions::default() };
+    let mut client = NbdClient::connect(&uri, options).expect("connected");
+    let status = Operation::BlockStatus { offset: 0, length: 1 << 20, one: false };
+    let extents = client.call(status).expect("answered").extents;
+    client.disconnect().expect("disconnected");
+    let mut runs: Vec<(u32, bool)> = Vec::new();
+    for (length, flags) in extents {
+        let (blocks, zeros) = (length / 4096, flags & 2 != 0);
+        match runs.last_mut() {
+            Some(last) if last.1 == zeros => last.0 += blocks,
+            _ => runs.push((blocks, zeros)),
+        }
+    }
+    runs
+}
+
+#[test]
+fn block_status_tells_zeros_from_data_on_both_sites_and_after_a_restart() {
+    let mut sites = Sites::start(&Options::default());
+    sites.left.until("all is zeros", |left| map(left) == [(256, true)]);
+    let mut client = sites.left.connect("data");
+    client.write(10 * 4096, &[1; 20 * 4096], false).expect("written");
+    assert_eq!(map(&sites.left), [(10, true), (20, false), (226, true)], "a completed write is data at once");
+    client.write_zeroes(15 * 4096, 5 * 4096).expect("zeroed");
+    client.trim(25 * 4096, 4 * 4096).expect("trimmed");
+    client.write(26 * 4096 + 512, &[2; 512], false).expect("written");
+    client.disconnect().expect("disconnected");
+    let expected = [
+        (10, true),
+        (5, false),
+        (5, true),
+        (5, false),
+        (1, true),
+        (1, false),
+        (2, true),
+        (1, false),
+        (226, true),
+    ];
+    sites.left.until("zeroed blocks are zeros", |left| map(left) == expected);
+    sites.wait("--settled");
+    sites.right.until("the other site agrees", |right| map(right) == expected);
+    sites.left.kill();
+    sites.left.start();
+    sites.wait("--in-sync");
+    sites.left.until("a restarted site finds out", |left| map(left) == expected);
 }

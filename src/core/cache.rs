@@ -141,6 +141,12 @@ impl Cache {
         entry.newest
     }
 
+    /// What is cached of a block, for who only asks: it does not count as use.
+    pub fn peek(&self, volume: VolumeId, lba: Lba) -> Option<Value> {
+        let entry = &self.entries[self.find(volume, lba)? as usize];
+        entry.newest.or(entry.settled)
+    }
+
     /// The newest settled value: what a secondary's readers see.
     pub fn settled(&mut self, volume: VolumeId, lba: Lba) -> Option<Value> {
         let at = self.find(volume, lba)?;

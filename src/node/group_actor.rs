@@ -9,6 +9,7 @@ use crate::core::group::{Group, Turn};
 use crate::core::messages::*;
 use crate::core::outbox::{Event, Outbox, Tables};
 use crate::io::arena::ArenaView;
+use crate::node::allocation::{Allocation, Survey};
 use crate::node::telemetry::Recorder;
 use crate::reactor::{Actor, Completion, Driver, Receiver, Sender};
 
@@ -84,6 +85,7 @@ pub struct GroupActor {
     recorder: Box<Recorder>,
     ack: AckLevel,
     herald: Herald,
+    survey: Survey,
     started: bool,
     stopping: bool,
     /// The last turn left something, so the next one may have more to do.
@@ -97,6 +99,7 @@ impl GroupActor {
         view: ArenaView,
         tables: Arc<Tables>,
         herald: Herald,
+        allocation: Arc<Allocation>,
     ) -> GroupActor {
         assert_eq!(config.fronts, ends.fronts.len(), "a front without rings");
         assert_eq!(config.peer.is_some(), ends.link.is_some(), "a peer and a link go together");
@@ -109,6 +112,7 @@ impl GroupActor {
             tables,
             recorder: Box::new(Recorder::new()),
             herald,
+            survey: Survey::new(allocation),
             started: false,
             stopping: false,
             busy: false,
@@ -117,7 +121,7 @@ impl GroupActor {
 
     /// Pops at most `TURN_MESSAGES_MAX` from each ring into the group. Returns whether there was anything.
     fn take(&mut self, now: Nanos) -> bool {
-        let GroupActor { group, ends, view, tables, out, recorder, .. } = self;
+        let GroupActor { group, ends, view, tables, out, recorder, survey, .. } = self;
         let mut turn = Turn { now, memory: view, tables, out };
         let mut taken = false;
         if !self.started {
@@ -139,6 +143,7 @@ impl GroupActor {
                     break;
                 }
                 let Some(message) = link.messages.pop() else { break };
+                survey.peer(&message);
                 group.on_link(&mut turn, message);
                 taken = true;
             }
@@ -146,6 +151,7 @@ impl GroupActor {
         for (index, front) in ends.fronts.iter_mut().enumerate() {
             for request in pop(&mut front.requests, TURN_MESSAGES_MAX) {
                 recorder.counters.operation(&request.op);
+                survey.host(&request);
                 group.on_host(&mut turn, index, request);
                 taken = true;
             }
@@ -233,7 +239,8 @@ impl<D: Driver> Actor<D> for GroupActor {
             self.busy = given;
         }
         let answered = self.answer(now);
-        taken || given || answered
+        let surveyed = self.survey.turn(&self.group);
+        taken || given || answered || surveyed
     }
 
     fn complete(&mut self, _: Nanos, _: &mut D, completion: Completion) {
@@ -244,6 +251,7 @@ impl<D: Driver> Actor<D> for GroupActor {
         let ends = &self.ends;
         !self.started
             || self.busy
+            || (self.survey.is_open() && self.group.at_rest())
             || !ends.journal.done.is_empty()
             || !ends.volumes.done.is_empty()
             || !ends.control.questions.is_empty()

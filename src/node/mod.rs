@@ -1,5 +1,6 @@
 //! Floor 5: a site as one process: its configuration, files, placement, telemetry and control plane.
 
+pub mod allocation;
 pub mod config;
 pub mod control;
 pub mod events;

@@ -316,6 +316,19 @@ impl Group {
         matches!(self.phase, Phase::Running) && (self.serving || self.config.role == Role::Secondary)
     }
 
+    /// No operation is inside and everything numbered is settled: what a block holds is certain.
+    pub fn at_rest(&self) -> bool {
+        self.serving() && self.ops_live == 0 && self.settled == self.window.last()
+    }
+
+    /// Whether a block is known to read as zeros; certain when `at_rest`.
+    pub fn reads_as_zeros(&self, volume: VolumeId, lba: Lba) -> bool {
+        match self.cache.peek(volume, lba) {
+            Some(value) => value.page == PageId::ZERO,
+            None => self.sums[volume.0 as usize].get(lba) == BlockSum::ZEROS,
+        }
+    }
+
     fn stop_if_drained(&mut self, turn: &mut Turn<impl Memory>) {
         if self.stop_begun_at.is_some_and(|begun| turn.now.since(begun) >= STOP_GRACE) && self.ops_live > 0 {
             self.answer_all(turn, HostError::NotServing);

@@ -278,6 +278,7 @@ impl Config {
         let volume_blocks = self.volumes.iter().map(Volume::blocks).sum();
         let journal_blocks = self.journal.bytes / BLOCK_BYTES as u64;
         u64::from(pages) * BLOCK_BYTES as u64
+            + volume_blocks / 8
             + CoreGroup::overhead_bytes(pages, fronts, journal_blocks, volume_blocks)
     }
 

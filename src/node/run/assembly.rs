@@ -11,7 +11,7 @@ use super::{Extras, RunError};
 use crate::base::*;
 use crate::core::config::Role;
 use crate::core::messages::Executor;
-use crate::core::nbd::{AllAllocated, Export};
+use crate::core::nbd::Export;
 use crate::core::outbox::{Event, LINK_CONTROL_MAX, Tables};
 use crate::io::arena::{Arena, ArenaView};
 use crate::io::disk::{DiskEdges, DiskExecutor, slots_of};
@@ -22,7 +22,8 @@ use crate::io::quic::identity::Identity;
 use crate::io::quic::link::{Link, LinkActor, LinkEdges};
 use crate::io::quic::transport::PayloadSize;
 use crate::io::ring::{ArenaId, Ring};
-use crate::node::config::{Config, Replication};
+use crate::node::allocation::{Allocation, SharedMap};
+use crate::node::config::{Config, Replication, Volume};
 use crate::node::control::{GroupLine, Line};
 use crate::node::events::Names;
 use crate::node::group_actor::*;
@@ -112,7 +113,8 @@ impl Assembly {
         let mut front_ends = Vec::new();
         let (ends, edges) = front_edge(group, front);
         front_ends.push(ends);
-        let nbd_front = nbd(config, &tables, &arena, edges)?;
+        let allocation = Allocation::new(config.volumes.iter().map(Volume::blocks));
+        let nbd_front = nbd(config, &tables, &arena, edges, allocation.clone())?;
         let (front_questions, front_asked) = edge(QUESTIONS_MAX, &main_port, front);
         let (front_answers, front_answered) = edge(QUESTIONS_MAX, front, &main_port);
         let front_actor = FrontActor::new(nbd_front, front_asked, front_answers);
@@ -163,7 +165,7 @@ impl Assembly {
                     fate_seen.note(event);
                     names.log(event);
                 });
-                Ok(Box::new(GroupActor::new(group_config, ends, view, group_tables, herald)))
+                Ok(Box::new(GroupActor::new(group_config, ends, view, group_tables, herald, allocation)))
             }),
         );
         if let Some(build) = link_build {
@@ -231,6 +233,7 @@ fn nbd(
     tables: &Arc<Tables>,
     arena: &Arc<Arena>,
     edges: FrontEdges,
+    allocation: Arc<Allocation>,
 ) -> Result<NbdFront, RunError> {
     let exports = (0u16..).zip(&config.volumes).map(|(index, volume)| Export {
         name: volume.name.clone(),
@@ -245,7 +248,7 @@ fn nbd(
         exports: exports.collect(),
         connections_max: CONNECTIONS_DEFAULT,
     };
-    Ok(NbdFront::new(front, 0, tables.clone(), edges, arena.view(), Box::new(AllAllocated))?)
+    Ok(NbdFront::new(front, 0, tables.clone(), edges, arena.view(), Box::new(SharedMap(allocation)))?)
 }
 
 fn link(
