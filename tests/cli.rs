@@ -149,3 +149,9 @@ fn a_journal_formatted_halfway_has_no_superblock() {
     let error = superblock(&left.join("journal")).expect_err("no superblock may be left");
     assert!(error.contains("neither superblock slot is valid"), "{error}");
 }
+
+#[test]
+fn cargo_run_means_the_product() {
+    let manifest: toml::Table = include_str!("../Cargo.toml").parse().expect("a manifest");
+    assert_eq!(manifest["package"]["default-run"].as_str(), Some("lockstep"));
+}
