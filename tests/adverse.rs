@@ -389,6 +389,7 @@ fn hello(ours: Role, history: &[(Generation, u64)], last: u64, settled: u64) -> 
         settled: UpdateNumber(settled),
         checkpoint: UpdateNumber(settled),
         ring_blocks: journal_blocks_min() + 600,
+        window_blocks: 8_192,
         solo: false,
         serving: false,
     }

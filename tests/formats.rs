@@ -116,6 +116,7 @@ fn hello() -> Vec<u8> {
         checkpoint: UpdateNumber(0x0102_0300),
         solo: false,
         ring_blocks: 0x8182_8384,
+        window_blocks: 0x9192_9394,
         serving: true,
     };
     let mut body = [0; BLOCK_BYTES];

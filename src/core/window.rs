@@ -34,6 +34,9 @@ pub struct Window {
     last: UpdateNumber,
     /// Payload blocks between the two.
     payload_blocks: usize,
+    /// By slot, the payload blocks of everything pushed before the update that is there.
+    blocks_before: Box<[u64]>,
+    blocks_pushed: u64,
 }
 
 impl Window {
@@ -44,6 +47,8 @@ impl Window {
             retired: after,
             last: after,
             payload_blocks: 0,
+            blocks_before: vec![0; WINDOW_UPDATES_MAX].into_boxed_slice(),
+            blocks_pushed: 0,
         }
     }
 
@@ -82,6 +87,17 @@ impl Window {
         self.payload_blocks
     }
 
+    /// Payload blocks of the updates after `after`, as far as they are in the window, and up to `upto`, which is.
+    pub fn blocks_between(&self, after: UpdateNumber, upto: UpdateNumber) -> u64 {
+        let first = after.max(self.retired).next();
+        if first > upto {
+            return 0;
+        }
+        let before = self.blocks_before[Window::slot_of(first).0 as usize];
+        let upto_before = self.blocks_before[Window::slot_of(upto).0 as usize];
+        upto_before - before + self.get(upto).update.payload_blocks() as u64
+    }
+
     pub fn contains(&self, number: UpdateNumber) -> bool {
         number > self.retired && number <= self.last
     }
@@ -92,6 +108,8 @@ impl Window {
         assert_eq!(number, self.last.next(), "update numbers are dense");
         assert!(self.room() > 0, "window full at {number}");
         self.payload_blocks += pending.update.payload_blocks();
+        self.blocks_before[Window::slot_of(number).0 as usize] = self.blocks_pushed;
+        self.blocks_pushed += pending.update.payload_blocks() as u64;
         self.slots[Window::slot_of(number).0 as usize] = Some(pending);
         self.last = number;
     }
@@ -127,6 +145,7 @@ impl Window {
         let number = self.last;
         let pending = *self.get(number);
         self.slots[Window::slot_of(number).0 as usize] = None;
+        self.blocks_pushed -= pending.update.payload_blocks() as u64;
         self.payload_blocks -= pending.update.payload_blocks();
         self.last = number.previous();
         pending

@@ -1,7 +1,7 @@
 //! Meeting the peer: hellos, what is refused, where the two streams part, and what each side must do before updates flow.
 
 use super::peering::{Talk, refusal};
-use super::{Alone, Group, Phase, Turn};
+use super::{Alone, Group, Phase, RESERVED_PAGES, Turn};
 use crate::base::*;
 use crate::core::config::Role;
 use crate::core::history::common_point;
@@ -27,6 +27,13 @@ impl Group {
         true
     }
 
+    /// Payload blocks of unsettled updates that leave pages for every receiver's pool and the update being received.
+    fn window_blocks(&self) -> u64 {
+        let receivers = self.config.fronts + 1;
+        let taken = RESERVED_PAGES + receivers * self.staging_target + UPDATE_BLOCKS_MAX;
+        self.pages.total().saturating_sub(taken) as u64
+    }
+
     fn our_hello(&self) -> Hello {
         let mut volumes = [HelloVolume::default(); VOLUMES_MAX];
         for (place, volume) in volumes.iter_mut().zip(&self.config.volumes) {
@@ -49,6 +56,7 @@ impl Group {
             settled: self.settled,
             checkpoint: self.checkpoint,
             ring_blocks: self.journal.ring_blocks(),
+            window_blocks: self.window_blocks(),
             solo: self.alone == Alone::Yes,
             serving: self.serving,
         }
@@ -101,6 +109,7 @@ impl Group {
         self.peer.durable = hello.durable.min(common);
         self.peer.applied = hello.checkpoint.min(common);
         self.peer.ring_blocks = hello.ring_blocks;
+        self.peer.window_blocks = hello.window_blocks;
         self.peer.waiting_since = None;
         self.peer.heartbeat_unanswered = false;
         self.peer.flush_asked = UpdateNumber::NONE;

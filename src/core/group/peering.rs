@@ -54,6 +54,8 @@ pub(super) struct Peer {
     pub applied: UpdateNumber,
     /// Blocks in its journal ring.
     pub ring_blocks: u64,
+    /// Payload blocks of unsettled updates that the peer can hold.
+    pub window_blocks: u64,
 
     /// Secondary: what the primary said is settled.
     pub told_settled: UpdateNumber,
@@ -103,6 +105,7 @@ impl Peer {
             durable: UpdateNumber::NONE,
             applied: UpdateNumber::NONE,
             ring_blocks: 0,
+            window_blocks: 0,
             told_settled: UpdateNumber::NONE,
             flush_requested: UpdateNumber::NONE,
             sent: UpdateNumber::NONE,
@@ -298,6 +301,12 @@ impl Group {
                     );
                     return self.refuse(turn, why);
                 }
+                if self.peer.consumed < self.peer.sent {
+                    return self
+                        .lose_peer(turn, LossReason::Protocol("a fetch before the last one was answered"));
+                }
+                // What an earlier fetch had sent and consumed says nothing of these.
+                (self.peer.sent, self.peer.consumed) = (from.previous(), from.previous());
                 (self.peer.next_to_send, self.peer.send_to) = (from, to);
                 // Numbers go back: what the link has read is counted from here, or the window would let go of it too early.
                 (self.peer.sent, self.peer.consumed) = (from.previous(), from.previous());
@@ -438,7 +447,7 @@ impl Group {
         }
         while self.peer.next_to_send <= self.window.last().min(self.peer.send_to) {
             let number = self.peer.next_to_send;
-            if turn.out.to_link.room() <= LINK_SPARE || self.opening(number) {
+            if turn.out.to_link.room() <= LINK_SPARE || self.opening(number) || !self.peer_has_pages(number) {
                 return;
             }
             if self.window.contains(number) {
@@ -473,6 +482,17 @@ impl Group {
     fn opening(&self, number: UpdateNumber) -> bool {
         let opened = self.history.last().map_or(UpdateNumber::NONE, |(_, first)| first);
         self.config.role == Role::Primary && number >= opened && self.journal.durable() < opened
+    }
+
+    /// Whether the peer has pages for `number` beside what it holds unsettled. News of what settled comes behind the updates
+    /// in the stream, so a peer without a page left would never hear what lets it free some (INV-12).
+    fn peer_has_pages(&self, number: UpdateNumber) -> bool {
+        if self.config.role == Role::Secondary || !self.window.contains(number) {
+            return true;
+        }
+        let unsettled = |upto| self.window.blocks_between(self.peer.said_settled, upto);
+        let held = if self.window.contains(number.previous()) { unsettled(number.previous()) } else { 0 };
+        held == 0 || unsettled(number) <= self.peer.window_blocks
     }
 
     fn send_from_journal(&mut self, turn: &mut Turn<impl Memory>, number: UpdateNumber) -> bool {
@@ -532,7 +552,9 @@ impl Group {
         }
         let silence = turn.now.since(self.peer.said_at);
         let news = self.settled > self.peer.said_settled
-            && (silence >= SETTLED_NEWS_AFTER || self.config.ack == AckLevel::Applied);
+            && (silence >= SETTLED_NEWS_AFTER
+                || self.config.ack == AckLevel::Applied
+                || !self.peer_has_pages(self.peer.next_to_send));
         if news || (silence >= self.peer_config().heartbeat_interval && !self.peer.heartbeat_unanswered) {
             self.peer.heartbeats += 1;
             let heartbeat = Control::Heartbeat { settled: self.settled, sequence: self.peer.heartbeats };

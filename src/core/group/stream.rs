@@ -146,7 +146,17 @@ impl Group {
             AckLevel::Received | AckLevel::Journaled => self.journal.journaled(),
             AckLevel::Durable | AckLevel::Applied => self.journal.durable(),
         };
-        if self.in_set() { local.min(self.peer_level().max(self.joint_from.previous())) } else { local }
+        if !self.in_set() {
+            return local;
+        }
+        // A `SoloEnd` that a crash undid would let this site go on alone, without what it acknowledged with its peer.
+        let joint = if self.rejoining() { UpdateNumber::NONE } else { self.peer_level() };
+        local.min(joint.max(self.joint_from.previous()))
+    }
+
+    /// Whether `SoloEnd` is not durable yet.
+    fn rejoining(&self) -> bool {
+        self.in_set() && self.journal.durable() < self.joint_from
     }
 
     /// The prefix that is durable on every site of the synchronous set (INV-4).
@@ -226,7 +236,8 @@ impl Group {
         let wanted = self.flush_wanted.max(self.peer.flush_requested) > journal.durable();
         let level = self.config.ack >= AckLevel::Durable;
         let opening = self.history.last().is_some_and(|(_, first)| first > journal.durable());
-        let control = matches!(self.alone, Alone::Beginning(_)) || opening || self.stopping;
+        let control =
+            matches!(self.alone, Alone::Beginning(_)) || opening || self.rejoining() || self.stopping;
         let old = journal
             .unflushed_since()
             .is_some_and(|since| turn.now.since(since) >= self.config.flush_interval);

@@ -41,6 +41,9 @@ pub struct Hello {
     pub checkpoint: UpdateNumber,
     /// Blocks in the sender's journal ring: admission reserves space against the smaller site's (INV-12).
     pub ring_blocks: u64,
+    /// Payload blocks of unsettled updates that the sender can hold beside what it receives into: the peer sends no more
+    /// ahead of what it has told to be settled (INV-12).
+    pub window_blocks: u64,
     /// Whether the sender acknowledged alone, and its peer has not caught up since.
     pub solo: bool,
     /// Whether the sender serves hosts.
@@ -64,7 +67,8 @@ const DURABLE: usize = 48;
 const SETTLED: usize = 56;
 const CHECKPOINT: usize = 64;
 const RING_BLOCKS: usize = 72;
-const RESERVED: usize = 80;
+const WINDOW_BLOCKS: usize = 80;
+const RESERVED: usize = 88;
 const VOLUMES: usize = 96;
 
 /// Of one volume's entry: blocks, length of the name, reserved, name.
@@ -107,6 +111,7 @@ impl Hello {
         put(out, SETTLED, &self.settled.0.to_le_bytes());
         put(out, CHECKPOINT, &self.checkpoint.0.to_le_bytes());
         put(out, RING_BLOCKS, &self.ring_blocks.to_le_bytes());
+        put(out, WINDOW_BLOCKS, &self.window_blocks.to_le_bytes());
         for (volume, entry) in self.volumes().iter().zip(out[VOLUMES..].chunks_exact_mut(VOLUME_BYTES)) {
             put(entry, 0, &volume.blocks.to_le_bytes());
             entry[NAME_LENGTH] = volume.name.len() as u8;
@@ -167,6 +172,7 @@ impl Hello {
             settled: UpdateNumber(u64_at(bytes, SETTLED)),
             checkpoint: UpdateNumber(u64_at(bytes, CHECKPOINT)),
             ring_blocks: u64_at(bytes, RING_BLOCKS),
+            window_blocks: u64_at(bytes, WINDOW_BLOCKS),
             solo: flag("Hello's solo flag", bytes[SOLO])?,
             serving: flag("Hello's serving flag", bytes[SERVING])?,
         };

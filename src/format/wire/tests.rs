@@ -66,6 +66,7 @@ fn any_hello() -> impl Strategy<Value = Hello> {
                 history,
                 checkpoint: UpdateNumber(numbers[0]),
                 ring_blocks: numbers[1],
+                window_blocks: numbers[2],
                 settled: UpdateNumber(numbers[1]),
                 durable: UpdateNumber(numbers[2]),
                 last: UpdateNumber(numbers[3]),
@@ -99,6 +100,7 @@ fn full_hello() -> Hello {
         settled: UpdateNumber(98),
         checkpoint: UpdateNumber(90),
         ring_blocks: 16_382,
+        window_blocks: 8_192,
         solo: false,
         serving: true,
     }

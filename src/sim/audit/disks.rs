@@ -63,7 +63,8 @@ impl Auditor {
             payload = rest;
             self.sees(site, *update, mine);
         }
-        if let Err(why) = self.sites[site].submits_batch(io, block, blocks.len() as u64, &seen) {
+        let prints = blocks.iter().map(|(_, print)| *print).collect();
+        if let Err(why) = self.sites[site].submits_batch(io, block, prints, &seen) {
             panic!("site {site}: {why}");
         }
     }
@@ -129,12 +130,12 @@ impl Auditor {
     pub fn receives(&mut self, site: usize, number: u64, generation: u64) {
         self.sites[site].receives(number, generation);
         // The primary takes up again what it had lost and its peer kept.
-        let known = self.stream.get(number as usize - 1);
+        let last = self.stream.last().map_or(0, |entry| entry.seen.generation);
         if site == PRIMARY
-            && known.is_none_or(|entry| entry.seen.generation != generation)
-            && let Some(entry) = self.replaced.get(&(generation, number)).cloned()
+            && number == self.stream.len() as u64 + 1
+            && generation >= last
+            && let Some(entry) = self.replaced.remove(&(generation, number))
         {
-            self.replace_from(number);
             self.append(entry);
         }
     }
@@ -189,6 +190,14 @@ impl Auditor {
         self.alive[site] = false;
         if self.alive[PRIMARY] {
             return;
+        }
+        // What was acknowledged alone needs no peer: a primary that lost it goes on without it, whoever else has it.
+        let own = self.written(PRIMARY);
+        for entry in &mut self.stream[own as usize..] {
+            if site == PRIMARY && entry.promised && entry.alone && !entry.excused {
+                entry.excused = true;
+                self.excused_writes += 1;
+            }
         }
         // What neither site has is gone; the level allowed it, or acknowledging it would have been the violation.
         let held = self.received(PRIMARY).max(self.received(SECONDARY));

@@ -105,7 +105,10 @@ impl Auditor {
 
     pub(super) fn promise(&mut self, number: u64) {
         if number > 0 {
-            self.stream[number as usize - 1].promised = true;
+            let alone = self.alone(number);
+            let entry = &mut self.stream[number as usize - 1];
+            entry.alone = if entry.promised { entry.alone && alone } else { alone };
+            entry.promised = true;
             self.promised = self.promised.max(number);
         }
     }

@@ -151,6 +151,8 @@ struct Entry {
     op: Option<u64>,
     /// A host was told of it: acknowledged or returned by a read.
     promised: bool,
+    /// It was promised without the peer.
+    alone: bool,
     /// No site holds it any more, and the level it was acknowledged at allows that.
     excused: bool,
 }

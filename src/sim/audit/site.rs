@@ -3,7 +3,8 @@
 
 use crate::sim::audit::journal::{BatchSeen, KIND_CUT, SuperblockSeen, superblock};
 use crate::sim::audit::{Media, Place};
-use crate::sim::disk::IoId;
+use crate::sim::content::Print;
+use crate::sim::disk::{IoId, Stored};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum State {
@@ -18,7 +19,8 @@ enum State {
 struct Batch {
     io: IoId,
     block: u64,
-    blocks: u64,
+    /// Its blocks, header first: a block that was lost over equal content is there all the same.
+    prints: Vec<Print>,
     sequence: u64,
     first: u64,
     /// Generations of its updates; empty for a cut.
@@ -101,7 +103,7 @@ impl Site {
         &mut self,
         io: IoId,
         block: u64,
-        blocks: u64,
+        prints: Vec<Print>,
         seen: &BatchSeen,
     ) -> Result<(), String> {
         let cut = seen.updates.iter().any(|update| update.kind == KIND_CUT);
@@ -109,6 +111,7 @@ impl Site {
             return Err(format!("a cut shares batch {} with other updates", seen.sequence));
         }
         let expected = 1 + seen.updates.iter().map(|update| update.payload() as u64).sum::<u64>();
+        let blocks = prints.len() as u64;
         if blocks != expected {
             return Err(format!("batch {} of {blocks} blocks should have {expected}", seen.sequence));
         }
@@ -144,7 +147,7 @@ impl Site {
         self.batches.push(Batch {
             io,
             block,
-            blocks,
+            prints,
             sequence: seen.sequence,
             first,
             generations: if cut {
@@ -206,14 +209,12 @@ impl Site {
             .filter_map(|stored| superblock(&stored.data))
             .max_by_key(|seen| seen.sequence)
             .expect("a formatted journal keeps a superblock");
-        let lies_there = |batch: &Batch| {
-            (batch.block..batch.block + batch.blocks)
-                .all(|at| media.visible(Place::Journal, at).is_some_and(|stored| stored.io == batch.io))
+        let there = |batch: &Batch, look: &dyn Fn(u64) -> Print| {
+            (batch.block..).zip(&batch.prints).all(|(at, print)| look(at) == *print)
         };
-        let durable_there = |batch: &Batch| {
-            (batch.block..batch.block + batch.blocks)
-                .all(|at| media.durable(Place::Journal, at).is_some_and(|stored| stored.io == batch.io))
-        };
+        let print = |stored: Option<&Stored>| stored.map_or(Print::ZERO, |stored| stored.print);
+        let visible = |at| print(media.visible(Place::Journal, at));
+        let durable = |at| print(media.durable(Place::Journal, at));
         let mut next = start.position_sequence;
         let mut whole = true;
         self.log.truncate(start.checkpoint as usize);
@@ -221,14 +222,14 @@ impl Site {
             if batch.sequence < start.position_sequence {
                 continue;
             }
-            whole = whole && batch.sequence >= next && lies_there(batch);
+            whole = whole && batch.sequence >= next && there(batch, &visible);
             if !whole {
                 batch.state = State::Dead;
                 continue;
             }
             // A restarted site leaps ahead in its sequence.
             next = batch.sequence + 1;
-            batch.state = if durable_there(batch) { State::Durable } else { State::Written };
+            batch.state = if there(batch, &durable) { State::Durable } else { State::Written };
             // Batches that the checkpoint covers in part or whole add nothing below it.
             if batch.generations.is_empty() {
                 self.log.truncate(batch.last as usize);

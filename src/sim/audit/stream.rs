@@ -62,7 +62,7 @@ impl Auditor {
             );
             self.ops[op as usize].number = Some(seen.number);
         }
-        self.append(Entry { seen, contents, op, promised: false, excused: false });
+        self.append(Entry { seen, contents, op, promised: false, alone: false, excused: false });
     }
 
     pub(super) fn check_same(&self, site: usize, entry: &Entry, seen: &Seen, blocks: &[(Rc<Block>, Print)]) {
