@@ -15,8 +15,12 @@ WATCH_SECONDS = 0.5
 BACKLOG_GROWTH_MAX = 1.1
 
 
+def beside_binary(name):
+    return os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target")), name)
+
+
 def default_binary():
-    return os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target")), "release", "lockstep")
+    return beside_binary("release/lockstep")
 
 
 class Site:

@@ -106,3 +106,36 @@ def write_json(path, document):
     with open(path, "w") as file:
         json.dump(document, file, indent=2)
         file.write("\n")
+
+
+def _markdown_table(header, rows):
+    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def markdown(document):
+    """The figures as docs/PERFORMANCE.md has them."""
+    parts = []
+    for workload in dict.fromkeys(figure["workload"] for figure in document["figures"]):
+        rows = [
+            [
+                figure["subject"],
+                f"{figure['iops']:,.0f}",
+                *(_microseconds(figure["latency_us"][key]) for key in LATENCIES),
+                f"{figure['iops_min']:,.0f} to {figure['iops_max']:,.0f}",
+            ]
+            for figure in document["figures"]
+            if figure["workload"] == workload
+        ]
+        header = ["", "IOPS", *LATENCIES, "IOPS of the rounds"]
+        parts.append(f"**{workload}**, latencies in µs\n\n{_markdown_table(header, rows)}")
+    rows = [
+        [
+            f"{result['what']}, {result['workload']}, {result['measure']}",
+            f"{result['ratio']:.2f}",
+            "" if result["bound"] is None else f"{result['direction']} {result['bound']:g}",
+        ]
+        for result in document["ratios"]
+    ]
+    parts.append(_markdown_table(["ratio", "measured", "wanted"], rows))
+    return "\n\n".join(parts) + "\n"
