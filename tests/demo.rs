@@ -1,9 +1,14 @@
 //! The demo, as a person runs it: two processes, a load, and both sites read back.
 
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
+
+/// Longest the sites may take to notice; a stop takes at most ten seconds.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A folder where the build is, which takes O_DIRECT.
 fn folder() -> TempDir {
@@ -98,4 +103,38 @@ fn a_person_gets_a_table_and_a_plot() {
     for part in ["waiting", "p99.99", "99.9%", "0 of them are missing", "left", "right"] {
         assert!(shown.contains(part), "{part:?} is not in:\n{shown}");
     }
+}
+
+/// Interrupted in the middle, it leaves no folder and no process.
+#[test]
+fn an_interrupted_demo_cleans_up() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let folder = folder();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_lockstep"))
+        .args(["demo", "--seconds", "60", "--no-fio", "--directory"])
+        .arg(folder.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("lockstep runs");
+    let mut lines = BufReader::new(child.stdout.take().expect("its output")).lines();
+    let started = lines.find(|line| line.as_ref().is_ok_and(|line| line.starts_with("load:")));
+    assert!(started.is_some(), "no load began");
+    let sites = || {
+        let processes = std::fs::read_dir("/proc").expect("Linux").filter_map(Result::ok);
+        let commands =
+            processes.filter_map(|entry| std::fs::read_to_string(entry.path().join("cmdline")).ok());
+        let name = folder.path().to_string_lossy().into_owned();
+        commands.filter(|command| command.contains("--with-parent") && command.contains(&name)).count()
+    };
+    assert_eq!(sites(), 2);
+    kill_process(Pid::from_child(&child), Signal::TERM).expect("a signal to a child");
+    assert_eq!(child.wait().expect("its end").code(), Some(128 + 15));
+    let begun = Instant::now();
+    while sites() > 0 {
+        assert!(begun.elapsed() < PATIENCE, "{} sites still run", sites());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let left: Vec<_> = std::fs::read_dir(folder.path()).expect("listed").collect();
+    assert!(left.is_empty(), "{left:?}");
 }

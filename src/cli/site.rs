@@ -94,6 +94,9 @@ pub struct Run {
     /// A file of faults for this site's disks to show, for rehearsals
     #[arg(long, value_name = "FILE", hide = true)]
     faults: Option<PathBuf>,
+    /// Stop, as SIGTERM does, when whoever started this process is gone
+    #[arg(long, hide = true)]
+    with_parent: bool,
 }
 
 impl Run {
@@ -107,6 +110,10 @@ impl Run {
             }
         };
         let _guard = log::start(&config.log);
+        if self.with_parent {
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
+                .context("the end of the parent process cannot be watched")?;
+        }
         Ok(run::run(&config, faults)?)
     }
 }

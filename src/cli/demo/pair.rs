@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
+use signal_hook::iterator::Signals;
 use tempfile::TempDir;
 
 use crate::cli::site::format_site;
@@ -44,6 +45,9 @@ impl Pair {
     pub fn make(directory: Option<&Path>, keep: bool) -> anyhow::Result<Pair> {
         let folder = make_folder(directory)?;
         let path = folder.path().to_owned();
+        if !keep {
+            remove_on_signals(&path)?;
+        }
         let cpus = core_affinity::get_core_ids().context("this process's CPUs cannot be found")?;
         let cpu = |site: usize| cpus.get(site % cpus.len().max(1)).map_or(0, |core| core.id);
         let ports = free_ports()?;
@@ -72,7 +76,7 @@ impl Pair {
         for config in &self.configs {
             let log = File::create(self.log_of(&config.site.name)).context("a site's log")?;
             let child = Command::new(&program)
-                .args(["run", "--config"])
+                .args(["run", "--with-parent", "--config"])
                 .arg(&config.file)
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
@@ -157,6 +161,20 @@ impl Drop for Pair {
             eprintln!("the sites are in {}", folder.keep().display());
         }
     }
+}
+
+/// Removes the folder when the demo is interrupted; the sites stop by themselves when it is gone.
+fn remove_on_signals(folder: &Path) -> anyhow::Result<()> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let mut signals = Signals::new([SIGINT, SIGTERM]).context("the signal handlers")?;
+    let folder = folder.to_owned();
+    std::thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            let _ = std::fs::remove_dir_all(&folder);
+            std::process::exit(128 + signal);
+        }
+    });
+    Ok(())
 }
 
 /// A folder whose filesystem has direct I/O: where asked, else where temporary files go, else here.
