@@ -184,6 +184,7 @@ impl Auditor {
         }
         if site == PRIMARY {
             self.unnumbered.clear();
+            self.first_op = self.ops.len() as u64;
         } else {
             self.blocks.iter_mut().flatten().for_each(|block| block.read_at_secondary = 0);
         }

@@ -25,6 +25,7 @@ impl Auditor {
             succeeded: false,
             floor: self.promised,
             number: None,
+            limit: u64::MAX,
             read_floors,
         });
         if spec.kind.changes() && site == PRIMARY {
@@ -62,45 +63,14 @@ impl Auditor {
             }
             _ => {
                 assert!(self.ops[id as usize].site == PRIMARY, "a secondary acknowledged {spec:?}");
-                let Some(number) = self.ops[id as usize].number.or_else(|| self.number_of_twin(id)) else {
-                    panic!("INV-1: op {id} {spec:?} acknowledged, but no journal or frame has it");
-                };
-                if let Err(why) = self.held(number) {
-                    panic!("INV-1: op {id} {spec:?} acknowledged as #{number}, but {why}");
-                }
-                if spec.kind.fua()
-                    && let Err(why) = self.settled(number)
-                {
-                    panic!("INV-2: op {id} {spec:?} with FUA acknowledged as #{number}, but {why}");
-                }
+                let number = self.confirm(id);
                 self.acknowledged_writes += 1;
-                self.promise(number);
                 for lba in spec.lba..spec.lba + spec.count {
                     let block = &mut self.blocks[usize::from(spec.volume)][lba as usize];
                     block.acknowledged = block.acknowledged.max(number);
                 }
             }
         }
-    }
-
-    /// Zeroing the same range twice gives two updates that nothing tells apart, so the twins may have each other's number.
-    pub(super) fn number_of_twin(&mut self, id: u64) -> Option<u64> {
-        let leaves_zeros = |spec: &OpSpec| {
-            spec.zeros || matches!(spec.kind, OpKind::Zero { .. } | OpKind::ZeroPartial { .. })
-        };
-        let spec = self.ops[id as usize].spec;
-        let twin = self.ops.iter().rposition(|op| {
-            !op.succeeded
-                && op.number.is_some()
-                && leaves_zeros(&op.spec)
-                && leaves_zeros(&spec)
-                && (op.spec.volume, op.spec.lba, op.spec.count) == (spec.volume, spec.lba, spec.count)
-        })?;
-        let number = self.ops[twin].number.take();
-        self.ops[id as usize].number = number;
-        self.unnumbered.retain(|&unnumbered| unnumbered != id);
-        self.unnumbered.push(twin as u64);
-        number
     }
 
     pub(super) fn promise(&mut self, number: u64) {

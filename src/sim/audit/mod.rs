@@ -6,10 +6,12 @@
 mod disks;
 mod hosts;
 pub mod journal;
+mod matching;
 mod site;
 mod stream;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::Rc;
 
 use crate::sim::audit::journal::Seen;
@@ -117,6 +119,8 @@ struct Op {
     floor: u64,
     /// The update it became.
     number: Option<u64>,
+    /// The last number it may have become, given when its host had its reply.
+    limit: u64,
     /// For reads, by block: the oldest version it may return.
     read_floors: Vec<u64>,
 }
@@ -148,6 +152,8 @@ impl Content {
 struct Entry {
     seen: Seen,
     contents: Vec<Content>,
+    /// The operations that the primary's hosts had submitted to the incarnation that numbered it.
+    known_ops: Range<u64>,
     op: Option<u64>,
     /// A host was told of it: acknowledged or returned by a read.
     promised: bool,
@@ -178,6 +184,12 @@ impl BlockHistory {
         self.versions.last().map_or(&Content::ZERO, |version| &version.content)
     }
 
+    /// What update `number` found.
+    fn before(&self, number: u64) -> &Content {
+        let older = self.versions.iter().rev().find(|version| version.number < number);
+        older.map_or(&Content::ZERO, |version| &version.content)
+    }
+
     /// The number of the newest version at or below `number`.
     fn latest_at(&self, number: u64) -> u64 {
         self.versions
@@ -206,6 +218,8 @@ pub struct Auditor {
     newest_generation: u64,
     blocks: Vec<Vec<BlockHistory>>,
     ops: Vec<Op>,
+    /// The first operation of the primary's present incarnation.
+    first_op: u64,
     /// Changing operations of the primary's present incarnation that have no number yet.
     unnumbered: Vec<u64>,
     promised: u64,
@@ -233,6 +247,7 @@ impl Auditor {
             newest_generation: 0,
             blocks: config.volumes.iter().map(histories).collect(),
             ops: Vec::new(),
+            first_op: 0,
             unnumbered: Vec::new(),
             promised: 0,
             solo: Vec::new(),

@@ -1,10 +1,9 @@
-//! The auditor's stream: which updates are in force, what they hold, and which host operation each carries out.
+//! The auditor's stream: which updates are in force, and what they hold.
 
 use std::rc::Rc;
 
-use crate::base::BLOCK_BYTES;
 use crate::sim::audit::journal::{KIND_GENERATION_OPEN, KIND_SOLO_BEGIN, KIND_SOLO_END, KIND_ZERO, Seen};
-use crate::sim::audit::{Auditor, Content, Entry, OpKind, OpSpec, PRIMARY, Version};
+use crate::sim::audit::{Auditor, Content, Entry, PRIMARY, Version};
 use crate::sim::content::{Block, Print};
 
 impl Auditor {
@@ -52,17 +51,13 @@ impl Auditor {
             KIND_ZERO => vec![Content::ZERO; seen.count as usize],
             _ => blocks.iter().map(|(data, print)| Content::of(data, *print)).collect(),
         };
-        let op = if seen.touches() > 0 { Some(self.claim(&seen, &contents)) } else { None };
-        if let Some(op) = op {
-            let floor = self.ops[op as usize].floor;
-            assert!(
-                seen.number > floor,
-                "INV-5: op {op} came after #{floor} was acknowledged, but is #{}",
-                seen.number
-            );
-            self.ops[op as usize].number = Some(seen.number);
+        let known_ops = self.first_op..self.ops.len() as u64;
+        let entry =
+            Entry { seen, contents, known_ops, op: None, promised: false, alone: false, excused: false };
+        self.append(entry);
+        if seen.touches() > 0 {
+            self.claim(seen.number);
         }
-        self.append(Entry { seen, contents, op, promised: false, alone: false, excused: false });
     }
 
     pub(super) fn check_same(&self, site: usize, entry: &Entry, seen: &Seen, blocks: &[(Rc<Block>, Print)]) {
@@ -113,49 +108,5 @@ impl Auditor {
         }
         self.solo.retain(|(number, _)| *number < first);
         self.promised = self.promised.min(first - 1);
-    }
-
-    /// The host operation that this update carries out: exactly one, with exactly its content.
-    pub(super) fn claim(&mut self, seen: &Seen, contents: &[Content]) -> u64 {
-        let fits = |id: u64| {
-            let spec = self.ops[id as usize].spec;
-            spec.volume == seen.volume
-                && spec.lba == seen.lba
-                && spec.count == u64::from(seen.count)
-                && self.is_result_of(id, &spec, contents)
-        };
-        // Operations that were given up may still happen, but are the less likely ones.
-        let waiting = |&id: &u64| self.ops[id as usize].outstanding && fits(id);
-        let position = self
-            .unnumbered
-            .iter()
-            .position(waiting)
-            .or_else(|| self.unnumbered.iter().position(|&id| fits(id)));
-        let Some(position) = position else {
-            let found: Vec<_> = contents.iter().map(|content| content.print.describe()).collect();
-            panic!("INV-5: {seen:?} with {found:?} is no host's operation");
-        };
-        self.unnumbered.remove(position)
-    }
-
-    pub(super) fn is_result_of(&self, id: u64, spec: &OpSpec, contents: &[Content]) -> bool {
-        let whole = |lba: u64| if spec.zeros { Print::ZERO } else { Print::of_write(spec.volume, lba, id) };
-        let merged = |offset: usize, length: usize, with: Print| {
-            let mut block = [0; BLOCK_BYTES];
-            let mut patch = [0; BLOCK_BYTES];
-            self.blocks[usize::from(spec.volume)][spec.lba as usize].newest().write_to(&mut block);
-            with.fill(&mut patch);
-            block[offset..offset + length].copy_from_slice(&patch[offset..offset + length]);
-            Print::of(&block) == contents[0].print
-        };
-        match spec.kind {
-            OpKind::Read | OpKind::Flush => false,
-            OpKind::Write { .. } => {
-                (0..).zip(contents).all(|(index, content)| content.print == whole(spec.lba + index))
-            }
-            OpKind::Zero { .. } => contents.iter().all(|content| content.print == Print::ZERO),
-            OpKind::WritePartial { offset, length, .. } => merged(offset, length, whole(spec.lba)),
-            OpKind::ZeroPartial { offset, length, .. } => merged(offset, length, Print::ZERO),
-        }
     }
 }
