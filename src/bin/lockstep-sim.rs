@@ -28,6 +28,9 @@ struct Arguments {
     /// Print what happens; with --seed.
     #[arg(long, requires = "seed")]
     trace: bool,
+    /// Print each seed's trace hash, to compare two builds.
+    #[arg(long)]
+    hashes: bool,
     /// Threads; each runs its own seeds.
     #[arg(long, default_value_t = 2)]
     jobs: usize,
@@ -137,6 +140,9 @@ fn main() -> anyhow::Result<()> {
                         outcome.hosts.submitted >= HOST_OPERATIONS_MIN
                             && outcome.crashes >= CRASHES_MIN as u64
                     );
+                    if arguments.hashes || arguments.seed.is_some() {
+                        println!("seed {seed}: trace hash {:016x}", outcome.trace_hash);
+                    }
                     totals.lock().expect("no holder panics").add(&outcome);
                 }
                 Err(violation) => {
@@ -154,9 +160,6 @@ fn main() -> anyhow::Result<()> {
     let violations = violations.into_inner().expect("no holder panics");
     if totals.seeds > 0 {
         totals.print(took);
-    }
-    if let Some(seed) = arguments.seed.filter(|_| violations.is_empty()) {
-        println!("seed {seed}: trace hash {:016x}", totals.outcome.trace_hash);
     }
     if let Some(ledger) = &arguments.ledger {
         append(ledger, from, &totals, &violations, took)
