@@ -74,14 +74,15 @@ impl Front {
         self.flights[reply.ticket.0 as usize].as_ref().is_some_and(|flight| flight.wrong.is_none())
     }
 
-    /// The group lets a reply go: it is judged now, whenever it arrives. Returns a description for the trace.
+    /// The group lets a reply go: it is judged now, whenever it arrives. Returns what it
+    /// answers, for the trace.
     pub fn judge(
         &mut self,
         reply: &HostReply,
         memory: &SimMemory,
         audit: &mut Auditor,
         counts: &mut HostCounts,
-    ) -> String {
+    ) -> (Option<u64>, HostOp) {
         let flight = self.flights[reply.ticket.0 as usize].as_mut();
         let flight = flight.filter(|flight| !flight.answered).expect("INV-11: a reply without a request");
         flight.answered = true;
@@ -109,7 +110,7 @@ impl Front {
                 }
             }
         }
-        format!("op {:?} {:?} -> {:?}", flight.op, flight.request, reply.result)
+        (flight.op, flight.request)
     }
 
     /// A reply reaches the host: ticket and pages are free.
@@ -130,7 +131,7 @@ impl Front {
         table: &PageTable,
         audit: &mut Auditor,
         counts: &mut HostCounts,
-    ) -> Option<String> {
+    ) -> Option<(Option<u64>, HostRequest)> {
         // Pages are looked at first: no draw may depend on whether the last one was used.
         if self.free.is_empty() || self.pages.len() < UPDATE_BLOCKS_MAX {
             return None;
@@ -178,13 +179,12 @@ impl Front {
             }
             HostOp::Zero { .. } | HostOp::ZeroPartial { .. } | HostOp::Flush => (),
         }
-        let described = format!("op {op:?} {request:?} of volume {volume}");
         self.flights[ticket.0 as usize] =
             Some(Flight { op, wrong: expected, request, pages: lent, answered: false });
         let ready = self.ring.back().map_or(now, |(ready, _)| *ready).max(now + rng.below(plan.ring_ns + 1));
         let message = HostRequest { ticket, volume: VolumeId(volume), op: request, received_at: Nanos(now) };
         self.ring.push_back((ready, message));
-        Some(described)
+        Some((op, message))
     }
 
     fn draw(&self, plan: &Plan, rng: &mut Rng, volume: u16, blocks: u64) -> OpSpec {

@@ -10,6 +10,7 @@ mod link;
 pub mod memory;
 mod network;
 mod plan;
+mod queue;
 pub mod rng;
 mod run;
 mod stages;

@@ -1,7 +1,6 @@
 //! The event loop: two sites, their disks, the network between them, and time.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 use crate::base::*;
@@ -20,6 +19,7 @@ use crate::sim::link::Link;
 use crate::sim::memory::SimMemory;
 use crate::sim::network::Network;
 use crate::sim::plan::{Crash, Fault, Plan};
+use crate::sim::queue::Queue;
 use crate::sim::rng::Rng;
 use crate::sim::trace::Trace;
 
@@ -72,29 +72,6 @@ pub(super) enum Event {
         connection: u64,
     },
     Healed,
-}
-
-struct Scheduled {
-    at: u64,
-    tie: u64,
-    event: Event,
-}
-
-impl PartialEq for Scheduled {
-    fn eq(&self, other: &Scheduled) -> bool {
-        (self.at, self.tie) == (other.at, other.tie)
-    }
-}
-impl Eq for Scheduled {}
-impl PartialOrd for Scheduled {
-    fn partial_cmp(&self, other: &Scheduled) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Scheduled {
-    fn cmp(&self, other: &Scheduled) -> std::cmp::Ordering {
-        (self.at, self.tie).cmp(&(other.at, other.tie))
-    }
 }
 
 /// The next time somebody is to be woken; an event with an older token is void.
@@ -185,8 +162,7 @@ pub struct World {
     pub(super) plan: Plan,
     pub(super) rng: Rng,
     pub(super) now: u64,
-    heap: BinaryHeap<Reverse<Scheduled>>,
-    pub(super) ties: u64,
+    queue: Queue<Event>,
     pub(super) sites: [Site; 2],
     pub(super) network: Network,
     pub(super) audit: Auditor,
@@ -225,8 +201,7 @@ impl World {
         let mut world = World {
             rng,
             now: 0,
-            heap: BinaryHeap::new(),
-            ties: 0,
+            queue: Queue::new(),
             sites,
             network: Network::new(plan.network_ns, plan.notice_ns),
             audit,
@@ -250,7 +225,7 @@ impl World {
     /// Runs to the end. A violation panics.
     pub fn run(mut self) -> Outcome {
         while !self.finished() {
-            let Some(Reverse(Scheduled { at, event, .. })) = self.heap.pop() else {
+            let Some((at, event)) = self.queue.pop() else {
                 panic!("nothing is going to happen any more, in {:?}", self.stage);
             };
             assert!(at >= self.now, "time goes on");
@@ -267,8 +242,7 @@ impl World {
     }
 
     pub(super) fn schedule(&mut self, at: u64, event: Event) {
-        self.ties += 1;
-        self.heap.push(Reverse(Scheduled { at: at.max(self.now), tie: self.ties, event }));
+        self.queue.push(at.max(self.now), event);
     }
 
     pub(super) fn wake_group(&mut self, site: usize, at: u64) {
@@ -431,7 +405,7 @@ impl World {
         let now = self.now;
         let ring_ns = self.plan.ring_ns;
         let Site { out, memory, tables, link, fronts, disk, .. } = &mut self.sites[index];
-        let mut woken = vec![false; fronts.len()];
+        let mut woken = [false; FRONTS_MAX];
         for (number, front) in fronts.iter_mut().enumerate() {
             while let Some(page) = out.front_pages[number].pop() {
                 memory.lend(page);
@@ -441,8 +415,10 @@ impl World {
             while let Some(reply) = out.to_front[number].pop() {
                 let after = front.replies.back().map_or(now, |(ready, _)| *ready).max(now);
                 let ready = after.max(now + self.rng.below(ring_ns + 1));
-                let described = front.judge(&reply, memory, &mut self.audit, &mut self.counts);
-                self.trace.note(now, || format!("site {index} front {number}: {described}"));
+                let (op, request) = front.judge(&reply, memory, &mut self.audit, &mut self.counts);
+                self.trace.note(now, || {
+                    format!("site {index} front {number}: op {op:?} {request:?} -> {:?}", reply.result)
+                });
                 front.replies.push_back((ready, reply));
                 woken[number] = true;
             }
@@ -483,16 +459,6 @@ impl World {
             link.push(after, message, pages);
         }
         while out.stamps.pop().is_some() {}
-        let mut submits = Vec::new();
-        for executor in [Executor::Journal, Executor::Volumes] {
-            let queue = match executor {
-                Executor::Journal => &mut out.to_journal,
-                Executor::Volumes => &mut out.to_volumes,
-            };
-            while let Some(request) = queue.pop() {
-                submits.push((executor, request));
-            }
-        }
         let mut failed = false;
         while let Some(event) = out.events.pop() {
             self.trace.note(now, || format!("site {index}: {event:?}"));
@@ -516,12 +482,19 @@ impl World {
                 _ => (),
             }
         }
-        for (executor, request) in submits {
-            let site = &mut self.sites[index];
-            let drained = &mut site.submitted_at[executor as usize];
-            *drained = (*drained).max(now + self.rng.below(ring_ns + 1));
-            let (at, incarnation) = (*drained, site.incarnation);
-            self.schedule(at, Event::Submit { site: index, incarnation, executor, request });
+        for executor in [Executor::Journal, Executor::Volumes] {
+            loop {
+                let site = &mut self.sites[index];
+                let queue = match executor {
+                    Executor::Journal => &mut site.out.to_journal,
+                    Executor::Volumes => &mut site.out.to_volumes,
+                };
+                let Some(request) = queue.pop() else { break };
+                let drained = &mut site.submitted_at[executor as usize];
+                *drained = (*drained).max(now + self.rng.below(ring_ns + 1));
+                let (at, incarnation) = (*drained, site.incarnation);
+                self.schedule(at, Event::Submit { site: index, incarnation, executor, request });
+            }
         }
         for (front, woken) in woken.into_iter().enumerate() {
             if woken {
@@ -585,8 +558,10 @@ impl World {
             let table = &tables.fronts[number];
             for _ in 0..rng.between(1, plan.depth as u64) {
                 let sent = front.submit(now, plan, rng, memory, table, &mut self.audit, &mut self.counts);
-                let Some(described) = sent else { break };
-                self.trace.note(now, || format!("site {index} front {number}: {described}"));
+                let Some((op, HostRequest { volume, op: request, .. })) = sent else { break };
+                self.trace.note(now, || {
+                    format!("site {index} front {number}: op {op:?} {request:?} of volume {}", volume.0)
+                });
                 submitted = true;
             }
             if submitted {
