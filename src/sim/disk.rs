@@ -184,13 +184,15 @@ impl Disk {
         }
     }
 
-    pub fn complete_read(&mut self, io: IoId, mut into: impl FnMut(usize, &Block)) {
+    pub fn complete_read(&mut self, io: IoId, mut into: impl FnMut(usize, &Rc<Block>, Print)) {
         let InFlight { target, doing: Doing::Read { block, count }, .. } = self.end(io) else {
             panic!("{io:?} is not a read")
         };
         let stored = &self.targets[target].visible[block as usize..(block + count) as usize];
         for (index, stored) in stored.iter().enumerate() {
-            into(index, stored.as_ref().map_or(&self.zeros, |stored| &stored.data));
+            let (data, print) =
+                stored.as_ref().map_or((&self.zeros, Print::ZERO), |stored| (&stored.data, stored.print));
+            into(index, data, print);
         }
     }
 

@@ -79,7 +79,7 @@ impl Front {
     pub fn judge(
         &mut self,
         reply: &HostReply,
-        memory: &SimMemory,
+        memory: &mut SimMemory,
         audit: &mut Auditor,
         counts: &mut HostCounts,
     ) -> (Option<u64>, HostOp) {
@@ -99,8 +99,7 @@ impl Front {
             let count = u64::from(self.site == PRIMARY);
             match reply.result {
                 Ok(()) => {
-                    let prints: Vec<Print> =
-                        flight.pages.iter().map(|page| Print::of(memory.bytes(*page))).collect();
+                    let prints: Vec<Print> = flight.pages.iter().map(|page| memory.print(*page)).collect();
                     audit.succeeded(op, &prints);
                     counts.succeeded += count;
                 }
@@ -151,8 +150,8 @@ impl Front {
         let mut lent = Vec::new();
         let mut hand_over = |front: &mut Front, index: usize, print: Print, partial: bool| {
             let page = front.pages.pop().expect("counted above");
-            print.fill(memory.fill(page));
-            let sum = if partial { BlockSum::ZEROS } else { sum_of_block(memory.fill(page)) };
+            memory.fill_print(page, print);
+            let sum = if partial { BlockSum::ZEROS } else { sum_of_block(memory.bytes(page)) };
             memory.give_back(page);
             table.set(ticket, index, page, sum);
         };

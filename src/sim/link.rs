@@ -306,7 +306,13 @@ impl Link {
                 let page = *receiving.pages.last().expect("one was pushed");
                 let room = BLOCK_BYTES - receiving.filled;
                 let (head, rest) = input.split_at(input.len().min(room));
-                memory.fill(page)[receiving.filled..receiving.filled + head.len()].copy_from_slice(head);
+                match head.try_into() {
+                    Ok(block) => memory.fill_whole(page, block),
+                    Err(_) => {
+                        let part = receiving.filled..receiving.filled + head.len();
+                        memory.fill(page)[part].copy_from_slice(head);
+                    }
+                }
                 receiving.filled += head.len();
                 session.reader.take_payload(head.len());
                 input = rest;

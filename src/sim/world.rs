@@ -1,7 +1,6 @@
 //! The event loop: two sites, their disks, the network between them, and time.
 
 use std::collections::VecDeque;
-use std::rc::Rc;
 
 use crate::base::*;
 use crate::core::config::AckLevel;
@@ -12,7 +11,6 @@ use crate::format::superblock::Superblock;
 use crate::format::wire::RefusalCode;
 use crate::sim::audit::journal::Seen;
 use crate::sim::audit::{AuditConfig, Auditor, Level, PRIMARY, SECONDARY};
-use crate::sim::content::{Block, Print};
 use crate::sim::disk::{Disk, IoId, place_of};
 use crate::sim::hosts::{Front, HostCounts};
 use crate::sim::link::Link;
@@ -443,7 +441,7 @@ impl World {
                         let page = table.page(SlotId(slot), block);
                         memory.pin_for_reading(page);
                         pages.push(page);
-                        blocks.push(shared(memory.bytes(page)));
+                        blocks.push(memory.shared(page));
                     }
                     self.audit.sends(index, seen(&update), &blocks);
                 }
@@ -601,7 +599,7 @@ impl World {
                 for at in 0..count as usize {
                     let page = table.page(slot, at);
                     memory.pin_for_reading(page);
-                    blocks.push(shared(memory.bytes(page)));
+                    blocks.push(memory.shared(page));
                 }
                 let io = disk.write(target, block, blocks.iter().cloned());
                 self.trace.note(now, || {
@@ -644,7 +642,9 @@ impl World {
         let page = |at: usize| table.page(slot, at);
         let mut write = None;
         match (op, result) {
-            (IoOp::Read, Ok(())) => disk.complete_read(io, |at, data| *memory.fill(page(at)) = *data),
+            (IoOp::Read, Ok(())) => {
+                disk.complete_read(io, |at, data, print| memory.fill_shared(page(at), data.clone(), print));
+            }
             (IoOp::Write, Ok(())) => {
                 disk.complete_write(io);
                 self.audit.written_io(index, io);
@@ -699,10 +699,6 @@ impl Site {
             errors: [None; 2],
         }
     }
-}
-
-fn shared(bytes: &Block) -> (Rc<Block>, Print) {
-    (Rc::new(*bytes), Print::of(bytes))
 }
 
 fn seen(update: &crate::format::update::Update) -> Seen {
