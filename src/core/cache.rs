@@ -54,7 +54,10 @@ const EMPTY: Entry = Entry {
 #[derive(Debug)]
 pub struct Cache {
     heads: Box<[u32]>,
-    entries: Box<[Entry]>,
+    /// Those in use so far; the rest of the capacity is free as well.
+    entries: Vec<Entry>,
+    capacity: usize,
+    /// Entries given back, the last one first to be used again.
     free: Vec<u32>,
     /// Per volume, the blocks whose settled value is not in the volume.
     dirty: Vec<Bitmap>,
@@ -66,8 +69,9 @@ impl Cache {
         assert!(entries > 0 && entries < NIL as usize);
         Cache {
             heads: vec![NIL; entries.next_power_of_two()].into_boxed_slice(),
-            entries: vec![EMPTY; entries].into_boxed_slice(),
-            free: (0..entries as u32).rev().collect(),
+            entries: Vec::with_capacity(entries),
+            capacity: entries,
+            free: Vec::with_capacity(entries),
             dirty: volume_blocks.map(Bitmap::new).collect(),
             hand: 0,
         }
@@ -101,7 +105,14 @@ impl Cache {
         if let Some(at) = self.find(volume, lba) {
             return Some(at);
         }
-        let at = self.free.pop()?;
+        let at = match self.free.pop() {
+            Some(at) => at,
+            None if self.entries.len() < self.capacity => {
+                self.entries.push(EMPTY);
+                self.entries.len() as u32 - 1
+            }
+            None => return None,
+        };
         let bucket = self.bucket(volume, lba);
         self.entries[at as usize] =
             Entry { volume, lba, next: self.heads[bucket], occupied: true, recent: true, ..EMPTY };
@@ -126,11 +137,11 @@ impl Cache {
     }
 
     pub fn free_entries(&self) -> usize {
-        self.free.len()
+        self.capacity - self.entries.len() + self.free.len()
     }
 
     pub fn capacity(&self) -> usize {
-        self.entries.len()
+        self.capacity
     }
 
     /// The newest numbered value, settled or not: what a primary's hosts read (once it is acknowledged).
@@ -309,12 +320,21 @@ impl Cache {
         pages: &mut Pages,
         memory: &mut impl Memory,
     ) {
-        for _ in 0..steps {
-            if pages.free() >= wanted_pages && self.free.len() >= wanted_entries {
+        let mut left = steps;
+        while left > 0 {
+            if pages.free() >= wanted_pages && self.free_entries() >= wanted_entries {
                 return;
             }
             let at = self.hand;
-            self.hand = (self.hand + 1) % self.entries.len() as u32;
+            if at as usize >= self.entries.len() {
+                // Nothing has been there yet, so the hand passes in one go what it would in steps.
+                let passed = (self.capacity - at as usize).min(left);
+                self.hand = ((at as usize + passed) % self.capacity) as u32;
+                left -= passed;
+                continue;
+            }
+            left -= 1;
+            self.hand = (self.hand + 1) % self.capacity as u32;
             let entry = &mut self.entries[at as usize];
             if !entry.occupied || entry.fetching > 0 || entry.writing {
                 continue;

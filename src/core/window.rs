@@ -3,7 +3,7 @@
 //! An update here is *remote write pending* (US 6,647,474) until the peer's acknowledgement covers it. Its slot is its
 //! number modulo the window's size, which journal and link use to find its pages.
 
-use crate::base::{BlockSum, Nanos, PageId, PageTable, SlotId, UpdateNumber, WINDOW_UPDATES_MAX};
+use crate::base::{BlockSum, FixedQueue, Nanos, PageId, PageTable, SlotId, UpdateNumber, WINDOW_UPDATES_MAX};
 use crate::core::messages::Ticket;
 use crate::core::outbox::WriteStamps;
 use crate::format::update::Update;
@@ -27,15 +27,21 @@ pub struct Pending {
 }
 
 #[derive(Debug)]
+struct Held {
+    pending: Pending,
+    /// Payload blocks of everything pushed before it.
+    blocks_before: u64,
+}
+
+#[derive(Debug)]
 pub struct Window {
-    slots: Box<[Option<Pending>]>,
+    /// The updates after `retired`, in order.
+    held: FixedQueue<Held>,
     /// Updates up to here are gone from the window.
     retired: UpdateNumber,
     last: UpdateNumber,
     /// Payload blocks between the two.
     payload_blocks: usize,
-    /// By slot, the payload blocks of everything pushed before the update that is there.
-    blocks_before: Box<[u64]>,
     blocks_pushed: u64,
 }
 
@@ -43,11 +49,10 @@ impl Window {
     /// An empty window whose next update is `after + 1`.
     pub fn new(after: UpdateNumber) -> Window {
         Window {
-            slots: vec![None; WINDOW_UPDATES_MAX].into_boxed_slice(),
+            held: FixedQueue::new(WINDOW_UPDATES_MAX),
             retired: after,
             last: after,
             payload_blocks: 0,
-            blocks_before: vec![0; WINDOW_UPDATES_MAX].into_boxed_slice(),
             blocks_pushed: 0,
         }
     }
@@ -93,9 +98,8 @@ impl Window {
         if first > upto {
             return 0;
         }
-        let before = self.blocks_before[Window::slot_of(first).0 as usize];
-        let upto_before = self.blocks_before[Window::slot_of(upto).0 as usize];
-        upto_before - before + self.get(upto).update.payload_blocks() as u64
+        let newest = self.held(upto);
+        newest.blocks_before + newest.pending.update.payload_blocks() as u64 - self.held(first).blocks_before
     }
 
     pub fn contains(&self, number: UpdateNumber) -> bool {
@@ -108,46 +112,48 @@ impl Window {
         assert_eq!(number, self.last.next(), "update numbers are dense");
         assert!(self.room() > 0, "window full at {number}");
         self.payload_blocks += pending.update.payload_blocks();
-        self.blocks_before[Window::slot_of(number).0 as usize] = self.blocks_pushed;
+        let blocks_before = self.blocks_pushed;
         self.blocks_pushed += pending.update.payload_blocks() as u64;
-        self.slots[Window::slot_of(number).0 as usize] = Some(pending);
+        self.held.push(Held { pending, blocks_before });
         self.last = number;
     }
 
     #[track_caller]
-    pub fn get(&self, number: UpdateNumber) -> &Pending {
+    fn index_of(&self, number: UpdateNumber) -> usize {
         assert!(self.contains(number), "{number} is not in the window ({}, {}]", self.retired, self.last);
-        self.slots[Window::slot_of(number).0 as usize]
-            .as_ref()
-            .expect("slots between retired and last are filled")
+        (number.0 - self.retired.0 - 1) as usize
+    }
+
+    #[track_caller]
+    fn held(&self, number: UpdateNumber) -> &Held {
+        self.held.get(self.index_of(number)).expect("everything between retired and last is held")
+    }
+
+    #[track_caller]
+    pub fn get(&self, number: UpdateNumber) -> &Pending {
+        &self.held(number).pending
     }
 
     #[track_caller]
     pub fn get_mut(&mut self, number: UpdateNumber) -> &mut Pending {
-        assert!(self.contains(number), "{number} is not in the window ({}, {}]", self.retired, self.last);
-        self.slots[Window::slot_of(number).0 as usize]
-            .as_mut()
-            .expect("slots between retired and last are filled")
+        let index = self.index_of(number);
+        &mut self.held.get_mut(index).expect("everything between retired and last is held").pending
     }
 
     /// Removes the oldest update.
     pub fn retire(&mut self) -> Pending {
-        let number = self.retired.next();
-        let pending = *self.get(number);
-        self.slots[Window::slot_of(number).0 as usize] = None;
+        let Held { pending, .. } = self.held.pop().expect("the caller left an update to retire");
         self.payload_blocks -= pending.update.payload_blocks();
-        self.retired = number;
+        self.retired = self.retired.next();
         pending
     }
 
     /// Removes the newest update (a tail cut).
     pub fn cut_last(&mut self) -> Pending {
-        let number = self.last;
-        let pending = *self.get(number);
-        self.slots[Window::slot_of(number).0 as usize] = None;
+        let Held { pending, .. } = self.held.pop_back().expect("the caller left an update to cut");
         self.blocks_pushed -= pending.update.payload_blocks() as u64;
         self.payload_blocks -= pending.update.payload_blocks();
-        self.last = number.previous();
+        self.last = self.last.previous();
         pending
     }
 

@@ -26,7 +26,12 @@ pub(crate) fn put(bytes: &mut [u8], at: usize, field: &[u8]) {
 
 /// Where the first nonzero byte of `bytes[from..to]` is, counted from the start of `bytes`.
 pub(crate) fn nonzero_in(bytes: &[u8], from: usize, to: usize) -> Option<usize> {
-    bytes[from..to].iter().position(|&byte| byte != 0).map(|at| from + at)
+    let field = &bytes[from..to];
+    // Almost always all of it is zero, and that much is found out many bytes at a time.
+    if field.iter().fold(0, |seen, byte| seen | byte) == 0 {
+        return None;
+    }
+    field.iter().position(|&byte| byte != 0).map(|at| from + at)
 }
 
 /// The crc32c of `bytes` as if the four bytes at `at` were zero: they hold the result.

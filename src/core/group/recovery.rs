@@ -9,7 +9,7 @@ use crate::core::config::Role;
 use crate::core::messages::*;
 use crate::core::outbox::{Event, WriteStamps};
 use crate::core::sums::Sums;
-use crate::format::journal::{decode_batch, digest_of};
+use crate::format::journal::{claims_of, decode_batch, digest_of};
 use crate::format::superblock::{RING_FIRST_BLOCK, Superblock, newest_of};
 use crate::format::update::{Update, UpdateKind};
 
@@ -342,10 +342,10 @@ impl Group {
         let Phase::Recovering(recovery) = &mut self.phase else { return };
         let last = recovery.seen.max(recovery.checkpoint);
         let rotten = (0..count as usize).any(|index| {
-            let page = turn.tables.journal_io.page(slot, index);
-            decode_batch(turn.memory.bytes(page), &mut recovery.descriptors).is_ok_and(|header| {
-                header.group == group && header.sequence > head.sequence && header.known_durable > last
-            })
+            let bytes = turn.memory.bytes(turn.tables.journal_io.page(slot, index));
+            // Nearly every block is payload, or a header from before the head.
+            claims_of(bytes).is_some_and(|(sequence, known)| sequence > head.sequence && known > last)
+                && decode_batch(bytes, &mut recovery.descriptors).is_ok_and(|header| header.group == group)
         });
         self.recovery_release(turn, slot, count);
         if rotten {
