@@ -35,9 +35,15 @@ struct Written {
 
 #[derive(Debug)]
 enum Doing {
-    Read { block: u64, count: u64 },
+    Read {
+        block: u64,
+        count: u64,
+    },
     Write(Written),
-    Flush { covers: Vec<IoId> },
+    /// In order.
+    Flush {
+        covers: Vec<IoId>,
+    },
 }
 
 #[derive(Debug)]
@@ -138,7 +144,9 @@ impl Disk {
 
     pub fn flush(&mut self, target: IoTarget) -> IoId {
         let unflushed = &self.targets[index_of(target)].unflushed;
-        let covers = unflushed.iter().filter(|written| written.delivered).map(|written| written.io).collect();
+        let mut covers: Vec<_> =
+            unflushed.iter().filter(|written| written.delivered).map(|written| written.io).collect();
+        covers.sort_unstable();
         self.begin(target, |_| Doing::Flush { covers })
     }
 
@@ -203,7 +211,7 @@ impl Disk {
         };
         let target = &mut self.targets[target];
         for written in std::mem::take(&mut target.unflushed) {
-            if covers.binary_search(&written.io).is_ok() || covers.contains(&written.io) {
+            if covers.binary_search(&written.io).is_ok() {
                 target.make_durable(&written);
             } else {
                 target.unflushed.push(written);
@@ -220,7 +228,8 @@ impl Disk {
     /// The group has heard of the completion, so the next flush covers the write.
     pub fn delivered(&mut self, target: IoTarget, io: IoId) {
         let unflushed = &mut self.targets[index_of(target)].unflushed;
-        for written in unflushed.iter_mut().filter(|written| written.io == io) {
+        // A write that was delivered is one piece, and among the last to have completed.
+        if let Some(written) = unflushed.iter_mut().rev().find(|written| written.io == io) {
             written.delivered = true;
         }
     }
@@ -289,7 +298,11 @@ impl Media for Disk {
     }
 
     fn durable(&self, place: Place, block: u64) -> Option<&Stored> {
-        self.targets[index_of(target_of(place))].durable[block as usize].as_ref()
+        self.all_durable(place)[block as usize].as_ref()
+    }
+
+    fn all_durable(&self, place: Place) -> &[Option<Stored>] {
+        &self.targets[index_of(target_of(place))].durable
     }
 }
 

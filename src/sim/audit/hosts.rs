@@ -96,12 +96,11 @@ impl Auditor {
                 // the level asks for more, since nothing undoes it.
                 let held = || match site {
                     PRIMARY if number <= self.promised => Ok(()),
-                    PRIMARY => self.held(number),
-                    _ => Err(String::new()),
+                    PRIMARY => self.held(number).map_err(Some),
+                    _ => Err(None),
                 };
-                let check =
-                    self.settled(number).or_else(|why| held().map_err(|more| format!("{why}; {more}")));
-                reason = check.as_ref().err().cloned();
+                let check = self.settled(number).or_else(|why| held().map_err(|more| (why, more)));
+                reason = check.err();
                 check.is_ok()
             });
             let Some(newest) = found else {
@@ -112,7 +111,11 @@ impl Auditor {
                      {}; versions {versions:?}",
                     spec.volume,
                     print.describe(),
-                    reason.unwrap_or("no such version".into()),
+                    match reason {
+                        None => "no such version".into(),
+                        Some((why, None)) => why.to_string(),
+                        Some((why, Some(more))) => format!("{why}; {more}"),
+                    }
                 );
             };
             // Zeros may be any of several updates; the oldest that explains them promises least.

@@ -11,6 +11,7 @@ mod site;
 mod stream;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -36,6 +37,8 @@ pub trait Media {
     fn visible(&self, place: Place, block: u64) -> Option<&Stored>;
     /// What has been flushed.
     fn durable(&self, place: Place, block: u64) -> Option<&Stored>;
+    /// The same of every block of a place.
+    fn all_durable(&self, place: Place) -> &[Option<Stored>];
 }
 
 /// How far the peer must be before a write is acknowledged.
@@ -169,10 +172,12 @@ struct Version {
     content: Content,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct BlockHistory {
     /// Ascending by number; before the first, the block reads as zeros.
     versions: Vec<Version>,
+    /// What the last of them holds: the one question that is asked of every block again and again.
+    newest_print: Print,
     acknowledged: u64,
     read: u64,
     /// Highest version the secondary's reader has seen in the secondary's present incarnation.
@@ -180,6 +185,14 @@ struct BlockHistory {
 }
 
 impl BlockHistory {
+    const NONE: BlockHistory = BlockHistory {
+        versions: Vec::new(),
+        newest_print: Print::ZERO,
+        acknowledged: 0,
+        read: 0,
+        read_at_secondary: 0,
+    };
+
     fn newest(&self) -> &Content {
         self.versions.last().map_or(&Content::ZERO, |version| &version.content)
     }
@@ -188,6 +201,20 @@ impl BlockHistory {
     fn before(&self, number: u64) -> &Content {
         let older = self.versions.iter().rev().find(|version| version.number < number);
         older.map_or(&Content::ZERO, |version| &version.content)
+    }
+
+    fn push(&mut self, version: Version) {
+        self.newest_print = version.content.print;
+        self.versions.push(version);
+    }
+
+    /// Versions from `first` on are no longer in the stream.
+    fn cut(&mut self, first: u64) {
+        self.versions.retain(|version| version.number < first);
+        self.newest_print = self.newest().print;
+        let latest = self.latest_at(first - 1);
+        self.acknowledged = self.acknowledged.min(latest);
+        self.read = self.read.min(latest);
     }
 
     /// The number of the newest version at or below `number`.
@@ -204,6 +231,23 @@ impl BlockHistory {
         let initial = (print == Print::ZERO).then_some(0);
         let versions = self.versions.iter().rev().filter(move |version| version.content.print == print);
         versions.map(|version| version.number).chain(initial)
+    }
+}
+
+/// Why an update is not where it should be. A check that fails is often followed by another that may hold, so the sentence
+/// is only written when it is needed.
+#[derive(Clone, Copy, Debug)]
+struct Lack {
+    site: usize,
+    has: u64,
+    what: &'static str,
+    number: u64,
+}
+
+impl fmt::Display for Lack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Lack { site, has, what, number } = self;
+        write!(f, "the {} has only #{has} {what}, not #{number}", ["primary", "secondary"][*site])
     }
 }
 
@@ -239,7 +283,7 @@ pub struct Auditor {
 impl Auditor {
     pub fn new(config: AuditConfig) -> Auditor {
         let site = |site: usize| Site::new(config.journal_blocks[site], config.journal_volatile[site]);
-        let histories = |blocks: &u64| (0..*blocks).map(|_| BlockHistory::default()).collect();
+        let histories = |blocks: &u64| (0..*blocks).map(|_| BlockHistory::NONE).collect();
         Auditor {
             sites: [site(PRIMARY), site(SECONDARY)],
             stream: Vec::new(),
@@ -309,10 +353,9 @@ impl Auditor {
     }
 
     /// Whether `number` is where its acknowledgement level wants it.
-    fn held(&self, number: u64) -> Result<(), String> {
-        let at = |what: &str, site: usize, has: u64| {
-            let name = ["primary", "secondary"][site];
-            if has >= number { Ok(()) } else { Err(format!("the {name} has only #{has} {what}")) }
+    fn held(&self, number: u64) -> Result<(), Lack> {
+        let at = |what: &'static str, site: usize, has: u64| {
+            if has >= number { Ok(()) } else { Err(Lack { site, has, what, number }) }
         };
         let level = self.config.level;
         if level >= Level::Durable {
@@ -342,14 +385,10 @@ impl Auditor {
     }
 
     /// Whether `number` is durable on every site of the synchronous set.
-    fn settled(&self, number: u64) -> Result<(), String> {
+    fn settled(&self, number: u64) -> Result<(), Lack> {
         let at = |site: usize| {
-            let (name, has) = (["primary", "secondary"][site], self.durable(site));
-            if has >= number {
-                Ok(())
-            } else {
-                Err(format!("the {name} has only #{has} durable, not #{number}"))
-            }
+            let has = self.durable(site);
+            if has >= number { Ok(()) } else { Err(Lack { site, has, what: "durable", number }) }
         };
         at(PRIMARY)?;
         at(SECONDARY).or_else(|why| if self.alone(number) { Ok(()) } else { Err(why) })

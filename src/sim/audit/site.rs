@@ -43,6 +43,8 @@ pub struct Site {
     /// What its memory holds beyond its journal: number and generation of the latest update that the peer sent.
     received: (u64, u64),
     superblocks: Vec<(IoId, SuperblockSeen, State)>,
+    /// Sequence and position of the newest superblock that is durable.
+    durable_position: (u64, u64),
     /// The batch that lies on each block.
     owners: Vec<Option<usize>>,
     volatile: bool,
@@ -59,6 +61,7 @@ impl Site {
             durable: 0,
             received: (0, 0),
             superblocks: Vec::new(),
+            durable_position: (0, 0),
             owners: vec![None; journal_blocks as usize],
             volatile,
         }
@@ -89,14 +92,6 @@ impl Site {
 
     pub fn generation_of(&self, number: u64) -> u64 {
         self.log[number as usize - 1]
-    }
-
-    fn durable_position(&self) -> u64 {
-        let durable = self.superblocks.iter().filter(|(_, _, state)| *state == State::Durable);
-        durable
-            .map(|(_, seen, _)| (seen.sequence, seen.position_sequence))
-            .max()
-            .map_or(0, |(_, position)| position)
     }
 
     pub fn submits_batch(
@@ -131,7 +126,7 @@ impl Site {
             }
         }
         // What lies where the batch goes must not be needed by a replay any more.
-        let needed_from = self.durable_position();
+        let (_, needed_from) = self.durable_position;
         for at in block..block + blocks {
             if let Some(owner) = self.owners[at as usize] {
                 let owner = &self.batches[owner];
@@ -144,6 +139,7 @@ impl Site {
             }
             self.owners[at as usize] = Some(self.batches.len());
         }
+        assert!(self.batches.last().is_none_or(|batch| batch.io < io), "batches are kept in order");
         self.batches.push(Batch {
             io,
             block,
@@ -162,6 +158,10 @@ impl Site {
     }
 
     pub fn submits_superblock(&mut self, io: IoId, seen: SuperblockSeen) {
+        assert!(
+            self.superblocks.last().is_none_or(|(last, _, _)| *last < io),
+            "superblocks are kept in order"
+        );
         self.superblocks.push((io, seen, State::Submitted));
     }
 
@@ -175,13 +175,22 @@ impl Site {
     }
 
     fn advance(&mut self, ios: &[IoId], state: State) {
-        for batch in self.batches[self.durable_batches..].iter_mut().filter(|batch| ios.contains(&batch.io)) {
-            if batch.state != State::Dead {
-                batch.state = batch.state.max(state);
+        // I/Os are named in the order they are submitted in.
+        for io in ios {
+            if let Ok(index) = self.batches.binary_search_by_key(io, |batch| batch.io) {
+                let batch = &mut self.batches[index];
+                if batch.state != State::Dead {
+                    batch.state = batch.state.max(state);
+                }
             }
-        }
-        for (_, _, held) in self.superblocks.iter_mut().filter(|(io, _, _)| ios.contains(io)) {
-            *held = (*held).max(state);
+            if let Ok(index) = self.superblocks.binary_search_by_key(io, |(io, _, _)| *io) {
+                let (_, seen, held) = &mut self.superblocks[index];
+                *held = (*held).max(state);
+                if *held == State::Durable {
+                    let position = (seen.sequence, seen.position_sequence);
+                    self.durable_position = self.durable_position.max(position);
+                }
+            }
         }
         self.count();
     }
@@ -249,6 +258,9 @@ impl Site {
                 (false, false) if *state == State::Durable => State::Durable,
                 (false, false) => State::Submitted,
             };
+            if *state == State::Durable {
+                self.durable_position = self.durable_position.max((seen.sequence, seen.position_sequence));
+            }
         }
         let base = start.checkpoint;
         self.written_batches = 0;

@@ -79,7 +79,7 @@ impl Auditor {
             let Some(block) = volume.get_mut(lba as usize + index) else {
                 panic!("INV-13: {:?} reaches beyond its volume", entry.seen);
             };
-            block.versions.push(Version { number, content: content.clone() });
+            block.push(Version { number, content: content.clone() });
         }
         if entry.seen.kind == KIND_SOLO_BEGIN || entry.seen.kind == KIND_SOLO_END {
             self.solo.push((number, entry.seen.kind == KIND_SOLO_BEGIN));
@@ -99,10 +99,7 @@ impl Auditor {
             );
             for index in 0..entry.contents.len() {
                 let block = &mut self.blocks[usize::from(volume)][lba as usize + index];
-                block.versions.retain(|version| version.number < first);
-                let latest = block.latest_at(first - 1);
-                block.acknowledged = block.acknowledged.min(latest);
-                block.read = block.read.min(latest);
+                block.cut(first);
             }
             self.replaced.insert((generation, number), entry);
         }
