@@ -176,9 +176,8 @@ class Pair(Subject):
         return self.spawn(site.name, [self.bench.lockstep, "run", "--config", site.config], set(self.bench.cpus))
 
     def idle(self, site):
-        # A site that shares its CPU with the load must not poll it away from it.
-        shares = site.cpus & self.bench.cpus_load
-        return self.bench.idle or ("park" if shares else "adaptive")
+        # While it waits, an adaptive reactor offers its CPU to whoever else would run there.
+        return self.bench.idle or "adaptive"
 
     def start(self):
         for site in reversed(self.sites):
@@ -242,9 +241,6 @@ class InProcess(Pair):
     def can(self, workload):
         # Its percentiles are by direction, which a mix would have to merge.
         return workload.read_percent is None
-
-    def idle(self, site):
-        return self.bench.idle or "adaptive"
 
     def start(self):
         for site in self.sites:
