@@ -291,6 +291,25 @@ impl Cache {
         Some(value)
     }
 
+    /// Whether [`Cache::bridge_begin`] would find what the volume holds of a block.
+    pub fn may_bridge(&self, volume: VolumeId, lba: Lba) -> bool {
+        let Some(at) = self.find(volume, lba) else { return false };
+        let entry = &self.entries[at as usize];
+        entry.settled.is_some() && !entry.writing && !self.dirty[volume.0 as usize].contains(lba.0)
+    }
+
+    /// Begins to write a clean block as the volume already has it, because the blocks before and after it are destaged. Ends
+    /// like any destage, by [`Cache::destage_end`].
+    pub fn bridge_begin(&mut self, volume: VolumeId, lba: Lba, pages: &mut Pages) -> Value {
+        let at = self.find(volume, lba).expect("the caller asked whether it may be bridged");
+        let entry = &mut self.entries[at as usize];
+        assert!(!entry.writing, "block {lba:?} is being written already");
+        entry.writing = true;
+        let value = entry.settled.expect("the caller asked whether it may be bridged");
+        pages.share(value.page);
+        value
+    }
+
     /// The destage write of `value` is complete; the block is clean unless a newer value settled meanwhile.
     pub fn destage_end(
         &mut self,

@@ -32,6 +32,9 @@ impl Sums {
 
     /// The block was written to the volume with content of this sum.
     pub fn set(&mut self, lba: Lba, sum: BlockSum) {
+        if self.sums[lba.0 as usize] == sum {
+            return;
+        }
         self.sums[lba.0 as usize] = sum;
         self.changed.insert(lba.0 / SUMS_PER_BLOCK);
     }
@@ -57,7 +60,8 @@ impl Sums {
         Some(block)
     }
 
-    pub fn any_changed(&self) -> bool {
-        self.changed.count() > 0
+    /// Takes this block of the checksum file if it has changed.
+    pub fn take_if_changed(&mut self, block: u64) -> bool {
+        self.changed.next_from(block) == Some(block) && self.changed.remove(block)
     }
 }

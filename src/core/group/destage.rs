@@ -46,6 +46,10 @@ pub(super) struct Destage {
     /// What was settled when the sweep began: the checkpoint at its end.
     target: UpdateNumber,
     in_flight: usize,
+    /// What the sweep is paced by: the pressure and the dirty blocks when it began, and the blocks written since.
+    began_percent: u64,
+    began_dirty: u64,
+    swept: u64,
     /// The block numbers each destage write carries, by slot.
     numbers: Box<[[UpdateNumber; VOLUME_IO_BLOCKS_MAX]]>,
     dirty_since: Option<Nanos>,
@@ -57,10 +61,17 @@ pub(super) struct Destage {
 /// A dirty block waits this long at most for company when nothing else asks for a sweep.
 const IDLE_SWEEP_AFTER: Nanos = Nanos::from_millis(1000);
 
-/// Sweeps begin when this share of journal or cache is in use, and are at full depth at the second, in percent: late enough
+/// Sweeps begin when this share of journal or cache is in use, and are to end before the second is, in percent: late enough
 /// that blocks written twice are destaged once, early enough that admission never waits for a sweep.
 const SWEEP_BEGINS_PERCENT: u64 = 50;
-const SWEEP_HURRIES_PERCENT: u64 = 80;
+const SWEEP_ENDS_PERCENT: u64 = 85;
+
+/// Writes in flight of a sweep that is on time. Every one more makes the journal's writes wait longer in the disk's queue.
+const PACED_DEPTH: u64 = 1;
+
+/// Clean blocks between two dirty ones that are written again with them: an I/O of its own for the second costs a disk as
+/// much as ten blocks more in one that it has begun (8.4 µs against 0.8 µs a block where this was measured).
+const BRIDGE_BLOCKS_MAX: u64 = 4;
 
 impl Destage {
     pub fn new() -> Destage {
@@ -68,6 +79,9 @@ impl Destage {
             step: Step::Idle,
             target: UpdateNumber::NONE,
             in_flight: 0,
+            began_percent: 0,
+            began_dirty: 0,
+            swept: 0,
             numbers: vec![[UpdateNumber::NONE; VOLUME_IO_BLOCKS_MAX]; VOLUME_IO_SLOTS].into_boxed_slice(),
             dirty_since: None,
             superblock_sequence: 0,
@@ -120,15 +134,29 @@ impl Group {
         journal.max(dirty).max(entries)
     }
 
-    /// Volume writes that may be in flight now.
+    /// Volume writes that may be in flight now: few as long as the sweep gets on faster than journal and cache fill, one more
+    /// for every percent it is behind.
     fn destage_depth(&self) -> usize {
         let max = self.config.destage_depth_max.clamp(1, VOLUME_IO_SLOTS / 2);
         if self.config.ack == AckLevel::Applied || self.stopping {
             return max;
         }
-        let above = self.pressure_percent().saturating_sub(SWEEP_BEGINS_PERCENT);
-        let span = SWEEP_HURRIES_PERCENT - SWEEP_BEGINS_PERCENT;
-        (max as u64 * above.min(span) / span).max(2) as usize
+        let filled = self.pressure_percent().saturating_sub(self.destage.began_percent);
+        let span = SWEEP_ENDS_PERCENT.saturating_sub(self.destage.began_percent).max(1);
+        let behind = (filled * 100 / span).saturating_sub(self.swept_percent());
+        ((PACED_DEPTH + behind) as usize).min(max)
+    }
+
+    /// How far the sweep is, by address or by what was dirty when it began, whichever is less: new dirt makes the second run
+    /// ahead, dirt that lies at the end the first.
+    fn swept_percent(&self) -> u64 {
+        let Step::Sweep { volume, lba } = self.destage.step else { return 100 };
+        let (before, from) = self.config.volumes.split_at(volume as usize);
+        let before: u64 = before.iter().map(|volume| volume.blocks).sum();
+        let total = before + from.iter().map(|volume| volume.blocks).sum::<u64>();
+        let by_address = (before + lba) * 100 / total;
+        let by_blocks = self.destage.swept * 100 / self.destage.began_dirty.max(1);
+        by_address.min(by_blocks)
     }
 
     fn sweep_due(&self, now: Nanos) -> bool {
@@ -149,6 +177,9 @@ impl Group {
     pub(super) fn destage_turn(&mut self, turn: &mut Turn<impl Memory>) {
         if self.destage.step == Step::Idle && self.sweep_due(turn.now) {
             self.destage.target = self.settled;
+            self.destage.began_percent = self.pressure_percent();
+            self.destage.began_dirty = self.cache.dirty_blocks();
+            self.destage.swept = 0;
             self.destage.dirty_since = None;
             self.destage.retention_moved = false;
             self.destage.step = Step::Sweep { volume: 0, lba: 0 };
@@ -185,37 +216,55 @@ impl Group {
         self.destage.step = Step::Sweep { volume, lba };
     }
 
-    /// Writes the run of dirty blocks that begins at `first`; returns where to look next.
+    /// Writes the run of dirty blocks that begins at `first`, across short gaps of clean ones; returns where to look next.
     fn destage_run(&mut self, turn: &mut Turn<impl Memory>, volume: VolumeId, first: Lba) -> u64 {
         let slot = self.volume_slots.pop().expect("the caller left slots");
-        let mut count = 0;
         let blocks = self.config.volumes[volume.0 as usize].blocks;
-        while count < VOLUME_IO_BLOCKS_MAX && first.0 + (count as u64) < blocks {
-            let lba = first.plus(count as u64);
-            let Some(value) = self.cache.destage_begin(volume, lba, &mut self.pages) else { break };
-            assert!(
-                value.number <= self.settled,
-                "destaging {} beyond settled {}",
-                value.number,
-                self.settled
-            );
-            turn.tables.volume_io.set(slot, count, value.page, value.sum);
-            self.destage.numbers[slot.0 as usize][count] = value.number;
-            count += 1;
+        let end = blocks.min(first.0 + VOLUME_IO_BLOCKS_MAX as u64);
+        let mut lba = first;
+        while lba.0 < end {
+            if let Some(value) = self.cache.destage_begin(volume, lba, &mut self.pages) {
+                self.destage_block(turn, slot, (lba.0 - first.0) as usize, value);
+                self.counters.destage_blocks += 1;
+                self.destage.swept += 1;
+                lba = lba.plus(1);
+                continue;
+            }
+            let Some(dirty) = self.bridge_to(volume, lba, end) else { break };
+            while lba < dirty {
+                let value = self.cache.bridge_begin(volume, lba, &mut self.pages);
+                self.destage_block(turn, slot, (lba.0 - first.0) as usize, value);
+                self.counters.bridged_blocks += 1;
+                lba = lba.plus(1);
+            }
         }
+        let count = (lba.0 - first.0) as u32;
         if count == 0 {
             // Another write of this block is in flight; the version it lacks is for the next sweep.
             self.volume_slots.push(slot);
             return first.0 + 1;
         }
         self.destage.in_flight += 1;
-        let count = count as u32;
         self.counters.destage_writes += 1;
-        self.counters.destage_blocks += u64::from(count);
         let request =
             IoRequest { slot, target: IoTarget::Volume(volume), op: IoOp::Write, block: first.0, count };
         self.submit_volume(turn, slot, VolumeIo::Destage { volume, lba: first, count }, request);
         first.0 + u64::from(count)
+    }
+
+    /// Puts a block into the write being put together in `slot`.
+    fn destage_block(&mut self, turn: &mut Turn<impl Memory>, slot: SlotId, index: usize, value: Value) {
+        assert!(value.number <= self.settled, "destaging {} beyond settled {}", value.number, self.settled);
+        turn.tables.volume_io.set(slot, index, value.page, value.sum);
+        self.destage.numbers[slot.0 as usize][index] = value.number;
+    }
+
+    /// The next dirty block before `end`, if the clean ones from `from` on to it are few and in the cache.
+    fn bridge_to(&self, volume: VolumeId, from: Lba, end: u64) -> Option<Lba> {
+        let dirty = self.cache.next_dirty(volume, from).filter(|dirty| dirty.0 < end)?;
+        let gap = dirty.0 - from.0;
+        let short = gap > 0 && gap <= BRIDGE_BLOCKS_MAX;
+        (short && (0..gap).all(|index| self.cache.may_bridge(volume, from.plus(index)))).then_some(dirty)
     }
 
     /// A destage write is complete: the local write pending indicators of its blocks are reset, unless newer data came.
@@ -241,8 +290,9 @@ impl Group {
     }
 
     fn write_sums(&mut self, turn: &mut Turn<impl Memory>) {
+        let depth = self.destage_depth();
         let Step::Sums { mut volume, mut block } = self.destage.step else { return };
-        while self.destage.in_flight < self.config.destage_depth_max.max(1) {
+        while self.destage.in_flight < depth {
             if volume as usize == self.config.volumes.len() {
                 if self.destage.in_flight == 0 {
                     self.destage.step = Step::Flush { volume: 0 };
@@ -257,19 +307,34 @@ impl Group {
                 (volume, block) = (volume + 1, 0);
                 continue;
             };
-            let slot = self.volume_slots.pop().expect("checked above");
-            let page = self.pages.take().expect("checked above");
-            self.sums[volume as usize].store(changed, turn.memory.bytes_mut(page));
-            turn.memory.seal(page);
-            turn.tables.volume_io.set(slot, 0, page, BlockSum::ZEROS);
-            self.destage.in_flight += 1;
-            let volume = VolumeId(volume);
-            let target = IoTarget::Checksums(volume);
-            let request = IoRequest { slot, target, op: IoOp::Write, block: changed, count: 1 };
-            self.submit_volume(turn, slot, VolumeIo::SumsWrite { volume }, request);
-            block = changed + 1;
+            block = self.write_sums_run(turn, VolumeId(volume), changed);
         }
         self.destage.step = Step::Sums { volume, block };
+    }
+
+    /// Writes the checksum block `first`, which is taken, and the changed ones right behind it; returns where to look next.
+    fn write_sums_run(&mut self, turn: &mut Turn<impl Memory>, volume: VolumeId, first: u64) -> u64 {
+        let slot = self.volume_slots.pop().expect("the caller left a slot");
+        let sums = &mut self.sums[volume.0 as usize];
+        let mut count = 0;
+        loop {
+            let page = self.pages.take().expect("the caller left a page, and the loop looks");
+            let block = first + count as u64;
+            sums.store(block, turn.memory.bytes_mut(page));
+            turn.memory.seal(page);
+            turn.tables.volume_io.set(slot, count, page, BlockSum::ZEROS);
+            count += 1;
+            let more = count < VOLUME_IO_BLOCKS_MAX && self.pages.free() > 0;
+            if !more || !sums.take_if_changed(first + count as u64) {
+                break;
+            }
+        }
+        self.destage.in_flight += 1;
+        let count = count as u32;
+        let target = IoTarget::Checksums(volume);
+        let request = IoRequest { slot, target, op: IoOp::Write, block: first, count };
+        self.submit_volume(turn, slot, VolumeIo::SumsWrite { volume, count }, request);
+        first + u64::from(count)
     }
 
     fn flush_volumes(&mut self, turn: &mut Turn<impl Memory>) {

@@ -18,7 +18,9 @@ pub struct Counters {
     pub journal_blocks: u64,
     pub journal_flushes: u64,
     pub destage_writes: u64,
+    /// Dirty blocks written to their volumes, and clean ones written again between them.
     pub destage_blocks: u64,
+    pub bridged_blocks: u64,
     /// Updates sent to the peer from the journal instead of memory.
     pub catch_up_updates: u64,
     /// Updates found in the journal after the checkpoint when the site started.

@@ -24,9 +24,10 @@ pub(super) enum VolumeIo {
         lba: Lba,
         count: u32,
     },
-    /// A block of the checksum file, being written.
+    /// Blocks of the checksum file, being written.
     SumsWrite {
         volume: VolumeId,
+        count: u32,
     },
     /// Blocks of the checksum file, being loaded.
     SumsLoad {
@@ -94,7 +95,7 @@ impl Group {
             (VolumeIo::Destage { volume, lba, .. }, Err(fault)) => {
                 return self.fail_on_disk(turn, IoTarget::Volume(volume), fault, lba.0);
             }
-            (VolumeIo::SumsWrite { volume }, Err(fault)) => {
+            (VolumeIo::SumsWrite { volume, .. }, Err(fault)) => {
                 return self.fail_on_disk(turn, IoTarget::Checksums(volume), fault, 0);
             }
             (VolumeIo::SumsLoad { volume, block, .. }, Err(fault)) => {
@@ -104,8 +105,10 @@ impl Group {
             (VolumeIo::Destage { volume, lba, count }, Ok(())) => {
                 self.destaged(turn, slot, volume, lba, count);
             }
-            (VolumeIo::SumsWrite { .. }, Ok(())) => {
-                self.pages.release(turn.tables.volume_io.page(slot, 0), turn.memory);
+            (VolumeIo::SumsWrite { count, .. }, Ok(())) => {
+                for index in 0..count as usize {
+                    self.pages.release(turn.tables.volume_io.page(slot, index), turn.memory);
+                }
                 self.destage.write_done();
             }
             (VolumeIo::SumsLoad { volume, block, count }, Ok(())) => {

@@ -91,6 +91,8 @@ pub struct Totals {
     pub journal_flushes: u64,
     pub destage_writes: u64,
     pub destaged_bytes: u64,
+    /// Clean bytes written again because they lay between destaged ones.
+    pub bridged_bytes: u64,
     /// Updates sent to the peer from the journal instead of memory.
     pub catch_up_updates: u64,
     /// Updates found in the journal after the checkpoint when the site started.
@@ -267,6 +269,7 @@ impl Status {
                 journal_flushes: counters.journal_flushes,
                 destage_writes: counters.destage_writes,
                 destaged_bytes: counters.destage_blocks * block,
+                bridged_bytes: counters.bridged_blocks * block,
                 catch_up_updates: counters.catch_up_updates,
                 replayed_updates: counters.replayed_updates,
             },
