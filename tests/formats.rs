@@ -115,7 +115,7 @@ fn hello() -> Vec<u8> {
         settled: UpdateNumber(0x0102_0301),
         checkpoint: UpdateNumber(0x0102_0300),
         solo: false,
-        ring_blocks: 0x8182_8384,
+        journal_free_blocks: 0x8182_8384,
         window_blocks: 0x9192_9394,
         serving: true,
     };
@@ -158,6 +158,7 @@ fn controls() -> Vec<u8> {
             durable: number(0x0102_0305),
             applied: number(0x0102_0304),
             journal_ns: 0x6162_6364,
+            journal_free_blocks: 0x6566_6768,
         },
         Control::Heartbeat { settled: number(0x0102_0301), sequence: 0x7172_7374 },
         Control::FlushRequest { number: number(0x0102_0307) },

@@ -60,7 +60,14 @@ fn every_kind_of_message_crosses() {
     let (mut dialer, mut listener) = connected();
     let number = UpdateNumber(7);
     let controls = [
-        Control::Ack { received: number, journaled: number, durable: number, applied: number, journal_ns: 9 },
+        Control::Ack {
+            received: number,
+            journaled: number,
+            durable: number,
+            applied: number,
+            journal_ns: 9,
+            journal_free_blocks: 1,
+        },
         Control::Heartbeat { settled: number, sequence: 3 },
         Control::FlushRequest { number },
         Control::Fetch { from: number, to: number },

@@ -20,16 +20,6 @@ pub struct Batch {
     cost_before: u64,
 }
 
-/// A run of batches that were released: its last update, and what all batches before the run cost.
-#[derive(Clone, Copy, Debug)]
-struct Released {
-    last: UpdateNumber,
-    cost_before: u64,
-}
-
-/// Runs remembered. Beyond that the newest one grows, which counts what the peer has applied of it as if it had not.
-const RELEASED_MAX: usize = 1024;
-
 #[derive(Clone, Copy, Debug)]
 struct Writing {
     slot: SlotId,
@@ -77,8 +67,6 @@ pub struct Journal {
     used: u64,
     cost: u64,
     batches: FixedQueue<Batch>,
-    /// Batches that left this ring and may still be in the peer's, in runs of some grain.
-    released: FixedQueue<Released>,
     writing: FixedQueue<Writing>,
     free_slots: FixedQueue<SlotId>,
     descriptors: Box<[Update; BATCH_DESCRIPTORS_MAX]>,
@@ -104,7 +92,6 @@ impl Journal {
             cost: 0,
             // A batch takes at least its header block.
             batches: FixedQueue::new((journal_blocks - RING_FIRST_BLOCK) as usize),
-            released: FixedQueue::new(RELEASED_MAX),
             writing: FixedQueue::new(BATCHES_IN_FLIGHT_MAX),
             free_slots,
             descriptors: Box::new([Update::EMPTY; BATCH_DESCRIPTORS_MAX]),
@@ -179,10 +166,6 @@ impl Journal {
 
     /// Ring blocks that the updates after `number` take at worst in any journal, however they are batched there.
     pub fn cost_since(&self, number: UpdateNumber) -> u64 {
-        if self.released.back().is_some_and(|run| run.last > number) {
-            let run = self.released.iter().find(|run| run.last > number);
-            return run.map_or(0, |run| self.cost - run.cost_before);
-        }
         // A batch that `number` cuts through counts whole.
         self.batches.get(self.partition(number.next())).map_or(0, |batch| self.cost - batch.cost_before)
     }
@@ -417,23 +400,6 @@ impl Journal {
         while self.batches.front().is_some_and(|batch| batch.position.sequence < position.sequence) {
             let batch = self.batches.pop().expect("looked at it");
             self.used -= u64::from(batch.span);
-            self.remember_released(&batch);
-        }
-    }
-
-    fn remember_released(&mut self, batch: &Batch) {
-        let grain = 2 * self.ring_blocks() / RELEASED_MAX as u64;
-        let full = self.released.room() == 0;
-        match self.released.back_mut() {
-            Some(run) if full || batch.cost_before - run.cost_before < grain => run.last = batch.last,
-            _ => self.released.push(Released { last: batch.last, cost_before: batch.cost_before }),
-        }
-    }
-
-    /// The peer's ring holds nothing up to `applied` any more.
-    pub fn forget_released(&mut self, applied: UpdateNumber) {
-        while self.released.front().is_some_and(|run| run.last <= applied) {
-            self.released.pop();
         }
     }
 

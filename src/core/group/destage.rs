@@ -52,14 +52,19 @@ pub(super) struct Destage {
     swept: u64,
     /// The block numbers each destage write carries, by slot.
     numbers: Box<[[UpdateNumber; VOLUME_IO_BLOCKS_MAX]]>,
+    /// When the oldest and the newest of what no sweep has begun with became dirty.
     dirty_since: Option<Nanos>,
+    dirtied_at: Nanos,
     superblock_sequence: u64,
     /// Whether replay begins later since the last superblock: there is ring space to gain without any block to write.
     retention_moved: bool,
 }
 
+/// Nothing was written for this long: the disks are free, and an idle group is soon clean.
+const IDLE_SWEEP_AFTER: Nanos = Nanos::from_millis(1_000);
+
 /// A dirty block waits this long at most for company when nothing else asks for a sweep.
-const IDLE_SWEEP_AFTER: Nanos = Nanos::from_millis(1000);
+const DIRTY_MAX: Nanos = Nanos::from_millis(30_000);
 
 /// Sweeps begin when this share of journal or cache is in use, and are to end before the second is, in percent: late enough
 /// that blocks written twice are destaged once, early enough that admission never waits for a sweep.
@@ -84,6 +89,7 @@ impl Destage {
             swept: 0,
             numbers: vec![[UpdateNumber::NONE; VOLUME_IO_BLOCKS_MAX]; VOLUME_IO_SLOTS].into_boxed_slice(),
             dirty_since: None,
+            dirtied_at: Nanos(0),
             superblock_sequence: 0,
             retention_moved: false,
         }
@@ -91,6 +97,13 @@ impl Destage {
 
     pub fn note_dirty(&mut self, now: Nanos) {
         self.dirty_since.get_or_insert(now);
+        self.dirtied_at = now;
+    }
+
+    /// When a sweep is due although neither journal nor cache asks for one.
+    fn sweep_at(&self) -> Option<Nanos> {
+        let since = self.dirty_since?;
+        Some(since.plus(DIRTY_MAX).min(self.dirtied_at.plus(IDLE_SWEEP_AFTER)))
     }
 
     pub fn dirty_since(&self) -> Option<Nanos> {
@@ -118,14 +131,12 @@ impl Group {
 
     pub(super) fn destage_deadline(&self) -> Option<Nanos> {
         let idle = self.destage.step == Step::Idle && self.checkpoint < self.settled;
-        self.destage.dirty_since.filter(|_| idle).map(|since| since.plus(IDLE_SWEEP_AFTER))
+        self.destage.sweep_at().filter(|_| idle)
     }
 
     /// How full the fuller of journal, cache pages and index is, in percent of what updates may use.
     fn pressure_percent(&self) -> u64 {
-        // By what the peer reserves for the same updates, too, or it would refuse more before this site hurries.
-        let reserved = self.journal.used_blocks().max(self.journal.cost_since(self.checkpoint));
-        let journal = reserved * 100 / self.journal.ring_blocks();
+        let journal = self.journal.used_blocks() * 100 / self.journal.ring_blocks();
         let usable = (self.pages.total() - RESERVED_PAGES) as u64;
         let staged = (self.front_pages.iter().sum::<usize>() + self.link_pages) as u64;
         let dirty = (self.cache.dirty_blocks() + staged + self.window.payload_blocks() as u64) * 100 / usable;
@@ -163,7 +174,7 @@ impl Group {
         if self.checkpoint >= self.settled {
             return self.destage.retention_moved && self.pressure_percent() >= SWEEP_BEGINS_PERCENT;
         }
-        let old = self.destage.dirty_since.is_some_and(|since| now.since(since) >= IDLE_SWEEP_AFTER);
+        let old = self.destage.sweep_at().is_some_and(|at| now >= at);
         old || self.stopping
             || self.config.ack == AckLevel::Applied
             || self.pressure_percent() >= SWEEP_BEGINS_PERCENT

@@ -55,7 +55,7 @@ impl Group {
             durable: self.journal.durable(),
             settled: self.settled,
             checkpoint: self.checkpoint,
-            ring_blocks: self.journal.ring_blocks(),
+            journal_free_blocks: self.journal_room(),
             window_blocks: self.window_blocks(),
             solo: self.alone == Alone::Yes,
             serving: self.serving,
@@ -108,7 +108,7 @@ impl Group {
         self.peer.journaled = hello.durable.min(common);
         self.peer.durable = hello.durable.min(common);
         self.peer.applied = hello.checkpoint.min(common);
-        self.peer.ring_blocks = hello.ring_blocks;
+        self.peer.journal_free_blocks = hello.journal_free_blocks;
         self.peer.window_blocks = hello.window_blocks;
         self.peer.waiting_since = None;
         self.peer.heartbeat_unanswered = false;

@@ -8,7 +8,7 @@ use super::handshake::GREETING_MAX;
 use super::{Alone, Group, Phase, Turn};
 use crate::base::*;
 use crate::core::config::{AckLevel, OnPeerLoss, PeerConfig, Role};
-use crate::core::journal::{Forming, Journal};
+use crate::core::journal::Forming;
 use crate::core::messages::*;
 use crate::core::outbox::{Event, LossReason, WriteStamps};
 use crate::core::window::Window;
@@ -52,8 +52,8 @@ pub(super) struct Peer {
     pub journaled: UpdateNumber,
     pub durable: UpdateNumber,
     pub applied: UpdateNumber,
-    /// Blocks in its journal ring.
-    pub ring_blocks: u64,
+    /// What its journal has room for after `received`.
+    pub journal_free_blocks: u64,
     /// Payload blocks of unsettled updates that the peer can hold.
     pub window_blocks: u64,
 
@@ -104,7 +104,7 @@ impl Peer {
             journaled: UpdateNumber::NONE,
             durable: UpdateNumber::NONE,
             applied: UpdateNumber::NONE,
-            ring_blocks: 0,
+            journal_free_blocks: 0,
             window_blocks: 0,
             told_settled: UpdateNumber::NONE,
             flush_requested: UpdateNumber::NONE,
@@ -264,10 +264,9 @@ impl Group {
         if self.cache.free_entries() < blocks {
             self.cache.evict(0, blocks, 4 * ZERO_BLOCKS_MAX, &mut self.pages, turn.memory);
         }
-        let pending = self.window.last().0 - self.journal.appended().0 + self.unappended_blocks;
         self.window.room() > 0
             && self.cache.free_entries() >= blocks
-            && self.journal.free_blocks() > pending + update.payload_blocks() as u64
+            && self.journal_room() > update.payload_blocks() as u64
     }
 
     fn on_control(&mut self, turn: &mut Turn<impl Memory>, control: Control) {
@@ -276,7 +275,10 @@ impl Group {
         }
         let primary = self.config.role == Role::Primary;
         match control {
-            Control::Ack { received, journaled, durable, applied, journal_ns } if primary => {
+            Control::Ack { received, journaled, durable, applied, journal_ns, journal_free_blocks }
+                if primary =>
+            {
+                self.peer.journal_free_blocks = u64::from(journal_free_blocks);
                 self.on_ack(turn, [received, journaled, durable, applied], journal_ns);
             }
             Control::Heartbeat { settled, .. } if !primary => {
@@ -587,7 +589,6 @@ impl Group {
         self.peer.journaled = before[1].max(journaled);
         self.peer.durable = before[2].max(durable);
         self.peer.applied = before[3].max(applied);
-        self.journal.forget_released(self.peer.applied);
         for number in level.0 + 1..=self.peer_level().0 {
             if self.window.contains(UpdateNumber(number)) {
                 let stamps = &mut self.window.get_mut(UpdateNumber(number)).stamps;
@@ -651,6 +652,7 @@ impl Group {
             durable,
             applied,
             journal_ns: self.journal_latency_ns,
+            journal_free_blocks: u32::try_from(self.journal_room()).unwrap_or(u32::MAX),
         }));
         self.peer.last_ack = levels;
         self.peer.ack_owed = false;
@@ -736,12 +738,12 @@ impl Group {
         turn.event(Event::TailCut { keep, dropped });
     }
 
-    /// Whether the peer's journal is sure to take `blocks` more: it keeps what it has not applied (INV-12).
+    /// Whether the peer's journal is sure to take `blocks` more behind what it has not said it received (INV-12).
     pub(super) fn peer_has_room(&self, blocks: u64) -> bool {
         if !self.in_set() || self.peer.talk != Talk::Streaming {
             return true;
         }
-        self.journal.cost_since(self.peer.applied) + blocks <= Journal::usable_blocks(self.peer.ring_blocks)
+        self.journal.cost_since(self.peer.received) + blocks <= self.peer.journal_free_blocks
     }
 }
 

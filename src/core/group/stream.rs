@@ -72,6 +72,12 @@ impl Group {
         number
     }
 
+    /// What the journal has room for behind all that is numbered and not appended, each update with a header of its own.
+    pub(super) fn journal_room(&self) -> u64 {
+        let pending = self.window.last().0 - self.journal.appended().0 + self.unappended_blocks;
+        self.journal.free_blocks().saturating_sub(pending)
+    }
+
     /// Whether `payload` more blocks, and a header for them, are sure to fit the journal behind all that is numbered but
     /// not appended, here and at the peer (INV-12).
     pub(super) fn journal_has_room(&self, payload: usize) -> bool {

@@ -39,8 +39,9 @@ pub struct Hello {
     pub durable: UpdateNumber,
     pub settled: UpdateNumber,
     pub checkpoint: UpdateNumber,
-    /// Blocks in the sender's journal ring: admission reserves space against the smaller site's (INV-12).
-    pub ring_blocks: u64,
+    /// What the sender's journal has room for after `last`, headers included: admission reserves space against the smaller
+    /// site's (INV-12).
+    pub journal_free_blocks: u64,
     /// Payload blocks of unsettled updates that the sender can hold beside what it receives into: the peer sends no more
     /// ahead of what it has told to be settled (INV-12).
     pub window_blocks: u64,
@@ -66,7 +67,7 @@ const LAST_GENERATION: usize = 40;
 const DURABLE: usize = 48;
 const SETTLED: usize = 56;
 const CHECKPOINT: usize = 64;
-const RING_BLOCKS: usize = 72;
+const JOURNAL_FREE_BLOCKS: usize = 72;
 const WINDOW_BLOCKS: usize = 80;
 const RESERVED: usize = 88;
 const VOLUMES: usize = 96;
@@ -110,7 +111,7 @@ impl Hello {
         put(out, DURABLE, &self.durable.0.to_le_bytes());
         put(out, SETTLED, &self.settled.0.to_le_bytes());
         put(out, CHECKPOINT, &self.checkpoint.0.to_le_bytes());
-        put(out, RING_BLOCKS, &self.ring_blocks.to_le_bytes());
+        put(out, JOURNAL_FREE_BLOCKS, &self.journal_free_blocks.to_le_bytes());
         put(out, WINDOW_BLOCKS, &self.window_blocks.to_le_bytes());
         for (volume, entry) in self.volumes().iter().zip(out[VOLUMES..].chunks_exact_mut(VOLUME_BYTES)) {
             put(entry, 0, &volume.blocks.to_le_bytes());
@@ -171,7 +172,7 @@ impl Hello {
             durable: UpdateNumber(u64_at(bytes, DURABLE)),
             settled: UpdateNumber(u64_at(bytes, SETTLED)),
             checkpoint: UpdateNumber(u64_at(bytes, CHECKPOINT)),
-            ring_blocks: u64_at(bytes, RING_BLOCKS),
+            journal_free_blocks: u64_at(bytes, JOURNAL_FREE_BLOCKS),
             window_blocks: u64_at(bytes, WINDOW_BLOCKS),
             solo: flag("Hello's solo flag", bytes[SOLO])?,
             serving: flag("Hello's serving flag", bytes[SERVING])?,

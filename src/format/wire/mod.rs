@@ -75,13 +75,15 @@ impl fmt::Display for AckLevel {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Control {
     /// Secondary to primary, cumulative: the stream's prefix it has in memory, in its journal, flushed, and applied to
-    /// its volumes. `journal_ns` is its own latest journal write, submission to completion.
+    /// its volumes. `journal_ns` is its own latest journal write, submission to completion; `journal_free_blocks` is what
+    /// its journal has room for after `received`, headers included.
     Ack {
         received: UpdateNumber,
         journaled: UpdateNumber,
         durable: UpdateNumber,
         applied: UpdateNumber,
         journal_ns: u32,
+        journal_free_blocks: u32,
     },
     /// Primary to secondary: `settled`, when no update carries it; always answered by an `Ack`. `sequence` is echoed by
     /// nobody, it only tells frames apart in traces.
@@ -116,7 +118,7 @@ pub enum FrameType {
     Refusal = 8,
 }
 
-const ACK_BYTES: usize = 36;
+const ACK_BYTES: usize = 40;
 const HEARTBEAT_BYTES: usize = 8;
 const FLUSH_REQUEST_BYTES: usize = 8;
 const FETCH_BYTES: usize = 16;
@@ -269,11 +271,12 @@ pub fn encode_control(control: &Control, out: &mut [u8]) -> usize {
     let out = &mut out[..FRAME_HEADER_BYTES + body_bytes];
     let body = &mut out[FRAME_HEADER_BYTES..];
     match *control {
-        Control::Ack { received, journaled, durable, applied, journal_ns } => {
+        Control::Ack { received, journaled, durable, applied, journal_ns, journal_free_blocks } => {
             for (index, number) in [received, journaled, durable, applied].iter().enumerate() {
                 put(body, 8 * index, &number.0.to_le_bytes());
             }
             put(body, 32, &journal_ns.to_le_bytes());
+            put(body, 36, &journal_free_blocks.to_le_bytes());
         }
         Control::Heartbeat { sequence, .. } => put(body, 0, &sequence.to_le_bytes()),
         Control::FlushRequest { number } => put(body, 0, &number.0.to_le_bytes()),
@@ -363,6 +366,7 @@ pub fn decode_body<'a>(header: &FrameHeader, body: &'a [u8]) -> Result<Frame<'a>
             durable: number_at(16),
             applied: number_at(24),
             journal_ns: u32_at(body, 32),
+            journal_free_blocks: u32_at(body, 36),
         },
         FrameType::Heartbeat => Control::Heartbeat { settled, sequence: u64_at(body, 0) },
         FrameType::FlushRequest => Control::FlushRequest { number: number_at(0) },

@@ -11,13 +11,14 @@ const FRAME_BYTES_MAX: usize = FRAME_HEADER_BYTES + FRAME_BODY_BYTES_MAX;
 fn any_control() -> impl Strategy<Value = Control> {
     let number = || any::<u64>().prop_map(UpdateNumber);
     prop_oneof![
-        (number(), number(), number(), number(), any::<u32>()).prop_map(
-            |(received, journaled, durable, applied, journal_ns)| Control::Ack {
+        (number(), number(), number(), number(), any::<u32>(), any::<u32>()).prop_map(
+            |(received, journaled, durable, applied, journal_ns, journal_free_blocks)| Control::Ack {
                 received,
                 journaled,
                 durable,
                 applied,
-                journal_ns
+                journal_ns,
+                journal_free_blocks,
             }
         ),
         (number(), any::<u64>()).prop_map(|(settled, sequence)| Control::Heartbeat { settled, sequence }),
@@ -65,7 +66,7 @@ fn any_hello() -> impl Strategy<Value = Hello> {
                 volume_count: list.len(),
                 history,
                 checkpoint: UpdateNumber(numbers[0]),
-                ring_blocks: numbers[1],
+                journal_free_blocks: numbers[1],
                 window_blocks: numbers[2],
                 settled: UpdateNumber(numbers[1]),
                 durable: UpdateNumber(numbers[2]),
@@ -99,7 +100,7 @@ fn full_hello() -> Hello {
         durable: UpdateNumber(99),
         settled: UpdateNumber(98),
         checkpoint: UpdateNumber(90),
-        ring_blocks: 16_382,
+        journal_free_blocks: 16_382,
         window_blocks: 8_192,
         solo: false,
         serving: true,
@@ -369,6 +370,7 @@ fn every_flipped_bit_is_refused() {
         durable: UpdateNumber(2),
         applied: UpdateNumber(1),
         journal_ns: 50_000,
+        journal_free_blocks: 1_000,
     };
     for frame in [
         update_frame(&update(), UpdateNumber(4)),
