@@ -46,6 +46,8 @@ pub(super) struct Destage {
     /// What was settled when the sweep began: the checkpoint at its end.
     target: UpdateNumber,
     in_flight: usize,
+    /// The pressure at which the next sweep begins.
+    begins_percent: u64,
     /// What the sweep is paced by: the pressure and the dirty blocks when it began, and the blocks written since.
     began_percent: u64,
     began_dirty: u64,
@@ -66,10 +68,12 @@ const IDLE_SWEEP_AFTER: Nanos = Nanos::from_millis(1_000);
 /// A dirty block waits this long at most for company when nothing else asks for a sweep.
 const DIRTY_MAX: Nanos = Nanos::from_millis(30_000);
 
-/// Sweeps begin when this share of journal or cache is in use, and are to end before the second is, in percent: late enough
-/// that blocks written twice are destaged once, early enough that admission never waits for a sweep.
-const SWEEP_BEGINS_PERCENT: u64 = 50;
+/// Sweeps are to end before this share of journal or cache is in use, in percent, so that admission never waits for one.
 const SWEEP_ENDS_PERCENT: u64 = 85;
+
+/// They begin as late as the last one allows, since blocks written twice meanwhile are destaged once and the others have
+/// more neighbours; but not so late that a load which sets in suddenly would find no room.
+const SWEEP_BEGINS_PERCENT: std::ops::RangeInclusive<u64> = 50..=65;
 
 /// Writes in flight of a sweep that is on time. Every one more makes the journal's writes wait longer in the disk's queue.
 const PACED_DEPTH: u64 = 1;
@@ -84,6 +88,7 @@ impl Destage {
             step: Step::Idle,
             target: UpdateNumber::NONE,
             in_flight: 0,
+            begins_percent: *SWEEP_BEGINS_PERCENT.start(),
             began_percent: 0,
             began_dirty: 0,
             swept: 0,
@@ -172,12 +177,12 @@ impl Group {
 
     fn sweep_due(&self, now: Nanos) -> bool {
         if self.checkpoint >= self.settled {
-            return self.destage.retention_moved && self.pressure_percent() >= SWEEP_BEGINS_PERCENT;
+            return self.destage.retention_moved && self.pressure_percent() >= self.destage.begins_percent;
         }
         let old = self.destage.sweep_at().is_some_and(|at| now >= at);
         old || self.stopping
             || self.config.ack == AckLevel::Applied
-            || self.pressure_percent() >= SWEEP_BEGINS_PERCENT
+            || self.pressure_percent() >= self.destage.begins_percent
     }
 
     /// The peer's position moved: the journal's tail may follow at the next checkpoint.
@@ -439,6 +444,10 @@ impl Group {
             Step::SuperblockFlush(Ending { page, position, .. }) => {
                 self.journal.return_slot(slot);
                 self.pages.release(page, turn.memory);
+                let grew = self.pressure_percent().saturating_sub(self.destage.began_percent);
+                self.destage.begins_percent = SWEEP_ENDS_PERCENT
+                    .saturating_sub(grew)
+                    .clamp(*SWEEP_BEGINS_PERCENT.start(), *SWEEP_BEGINS_PERCENT.end());
                 self.journal.release_before(position);
                 self.checkpoint = self.destage.target;
                 self.destage.step = Step::Idle;
