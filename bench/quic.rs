@@ -247,6 +247,7 @@ impl Group {
                     durable: received,
                     applied: received,
                     journal_ns: 0,
+                    journal_free_blocks: u32::MAX,
                 };
                 self.to_link.push(ToLink::Control(ack));
             }

@@ -7,6 +7,7 @@ use super::{Alone, Group, RESERVED_PAGES, Turn};
 use crate::base::*;
 use crate::core::cache::Value;
 use crate::core::config::{AckLevel, Role};
+use crate::core::journal::Journal;
 use crate::core::messages::*;
 use crate::core::outbox::Event;
 use crate::format::superblock::{JournalPosition, SUPERBLOCK_SLOTS, Superblock};
@@ -141,7 +142,7 @@ impl Group {
 
     /// How full the fuller of journal, cache pages and index is, in percent of what updates may use.
     fn pressure_percent(&self) -> u64 {
-        let journal = self.journal.used_blocks() * 100 / self.journal.ring_blocks();
+        let journal = self.journal.used_blocks() * 100 / Journal::usable_blocks(self.journal.ring_blocks());
         let usable = (self.pages.total() - RESERVED_PAGES) as u64;
         let staged = (self.front_pages.iter().sum::<usize>() + self.link_pages) as u64;
         let dirty = (self.cache.dirty_blocks() + staged + self.window.payload_blocks() as u64) * 100 / usable;
