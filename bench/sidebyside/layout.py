@@ -8,7 +8,7 @@ MIB = 1 << 20
 
 
 class Bench:
-    def __init__(self, directory, binary, size_mib, journal_mib, cache_mib, layout="apart", idle=None):
+    def __init__(self, directory, binary, size_mib, journal_mib, cache_mib, layout="free", idle=None):
         self.directory = directory
         self.lockstep = binary
         self.size_bytes = size_mib * MIB

@@ -49,8 +49,13 @@ pub const CATCH_UP_SLOTS: usize = 256;
 /// Pages a front or a link holds to receive into (8 MiB): a turn's worth at the fastest link measured.
 pub const STAGING_PAGES: usize = 2048;
 
-/// Messages taken from one ring in one turn, so that no edge starves the others.
-pub const TURN_MESSAGES_MAX: usize = 64;
+/// Messages taken from one ring in one turn, so that no edge starves the others, and so that of a burst the first are on
+/// their way to the peer and the disk while the group takes the rest.
+pub const TURN_MESSAGES_MAX: usize = 32;
+
+/// Messages that the link puts into one write, 64 KiB of small updates: the peer works on the
+/// first while the others are being encrypted.
+pub const LINK_GATHER_MAX: usize = 16;
 
 /// Generations kept in a history. Older ones are below every checkpoint that still matters.
 pub const HISTORY_MAX: usize = 64;

@@ -265,4 +265,4 @@ impl Group {
 }
 
 /// Batches written at once before the next one waits to fill.
-const EAGER_BATCHES: usize = 2;
+const EAGER_BATCHES: usize = 3;

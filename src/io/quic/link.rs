@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::base::{FixedQueue, Memory, Nanos, PageId, SlotId, TURN_MESSAGES_MAX, UpdateNumber};
+use crate::base::{FixedQueue, LINK_GATHER_MAX, Memory, Nanos, PageId, SlotId, UpdateNumber};
 use crate::core::messages::{FromLink, ToLink, UpdateSource};
 use crate::core::outbox::Tables;
 use crate::io::quic::connection::{Change, Connector, LinkConfig, LinkError, Problem};
@@ -24,7 +24,7 @@ const RECEIVE_BYTES_A_TURN_MAX: usize = 256 << 10;
 
 /// Messages to the group that one turn may leave for lack of room: one for each message popped, the window's `Consumed`,
 /// a change of connection, and one that was received.
-const REPORTS_MAX: usize = TURN_MESSAGES_MAX + 8;
+const REPORTS_MAX: usize = LINK_GATHER_MAX + 8;
 
 /// How long to sleep before the group's ring is tried again: popping from it wakes nobody.
 const REPORT_RETRY: Nanos = Nanos::from_micros(100);
@@ -86,11 +86,7 @@ impl<M: Memory> Link<M> {
             begun: false,
             outgoing: Outgoing::new(),
             incoming: Incoming::new(),
-            copied: Copied {
-                popped_at: Nanos(0),
-                window: None,
-                catch_up: FixedQueue::new(TURN_MESSAGES_MAX),
-            },
+            copied: Copied { popped_at: Nanos(0), window: None, catch_up: FixedQueue::new(LINK_GATHER_MAX) },
             reports: FixedQueue::new(REPORTS_MAX),
             log: ProblemLog::default(),
             stats: Arc::new(LinkStats::new()),
@@ -239,7 +235,7 @@ impl<M: Memory> Link<M> {
             return blocked && !self.outgoing.blocked();
         }
         self.copied.popped_at = self.clock.now();
-        for _ in 0..TURN_MESSAGES_MAX {
+        for _ in 0..LINK_GATHER_MAX {
             if !self.outgoing.has_room() {
                 break;
             }
