@@ -76,6 +76,10 @@ const SWEEP_ENDS_PERCENT: u64 = 85;
 /// more neighbours; but not so late that a load which sets in suddenly would find no room.
 const SWEEP_BEGINS_PERCENT: std::ops::RangeInclusive<u64> = 50..=65;
 
+/// A sweep that is on time submits its writes together with the journal's, whose next batch it awaits for this long: one
+/// call and one notice to the disk serve both.
+const COMPANY_MAX: Nanos = Nanos::from_micros(200);
+
 /// Writes in flight of a sweep that is on time. Every one more makes the journal's writes wait longer in the disk's queue.
 const PACED_DEPTH: u64 = 1;
 
@@ -136,8 +140,11 @@ impl Group {
     }
 
     pub(super) fn destage_deadline(&self) -> Option<Nanos> {
-        let idle = self.destage.step == Step::Idle && self.checkpoint < self.settled;
-        self.destage.sweep_at().filter(|_| idle)
+        match self.destage.step {
+            Step::Idle if self.checkpoint < self.settled => self.destage.sweep_at(),
+            Step::Sweep { .. } if self.destage.in_flight == 0 => Some(self.batched_at.plus(COMPANY_MAX)),
+            _ => None,
+        }
     }
 
     /// How full the fuller of journal, cache pages and index is, in percent of what updates may use.
@@ -215,6 +222,10 @@ impl Group {
     fn sweep(&mut self, turn: &mut Turn<impl Memory>) {
         let depth = self.destage_depth();
         let Step::Sweep { mut volume, mut lba } = self.destage.step else { return };
+        let on_time = depth <= PACED_DEPTH as usize;
+        if on_time && self.batched_at < turn.now && turn.now < self.batched_at.plus(COMPANY_MAX) {
+            return;
+        }
         while self.destage.in_flight < depth && !self.volume_slots.is_empty() {
             if volume as usize == self.config.volumes.len() {
                 // The checksums are of what has been written, so the writes come first.

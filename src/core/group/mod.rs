@@ -137,6 +137,8 @@ pub struct Group {
     unappended_blocks: u64,
     /// The latest journal batch, submission to completion.
     journal_latency_ns: u32,
+    /// When a journal batch was last submitted.
+    batched_at: Nanos,
     /// When `end_turn` last ran.
     turned_at: Nanos,
     /// When `stop` was first called.
@@ -197,6 +199,7 @@ impl Group {
             counters: status::Counters::default(),
             unappended_blocks: 0,
             journal_latency_ns: 0,
+            batched_at: Nanos(0),
             turned_at: Nanos(0),
             stop_begun_at: None,
             config,

@@ -115,6 +115,7 @@ impl Group {
             });
             self.unappended_blocks -= u64::from(write.count) - 1;
             self.counters.journal_batches += 1;
+            self.batched_at = turn.now;
             self.counters.journal_blocks += u64::from(write.count);
             for number in write.first.0..=write.last.0 {
                 self.window.get_mut(UpdateNumber(number)).stamps.journal_submitted_at = turn.now;
