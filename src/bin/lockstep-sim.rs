@@ -56,14 +56,12 @@ fn parse_range(text: &str) -> Result<(u64, u64), String> {
 struct Totals {
     seeds: u64,
     outcome: Outcome,
-    resyncs: u64,
 }
 
 impl Totals {
     fn add(&mut self, one: &Outcome) {
         let all = &mut self.outcome;
         self.seeds += 1;
-        self.resyncs += u64::from(one.resync_required);
         all.hosts.submitted += one.hosts.submitted;
         all.hosts.succeeded += one.hosts.succeeded;
         all.hosts.failed += one.hosts.failed;
@@ -103,7 +101,7 @@ impl Totals {
         );
         println!(
             "in all: {} acknowledged writes, {} updates replayed, {} checkpoints, {} catch-ups, {} tail cuts, {} solo \
-             ranges, {} writes lost as their level allows, {} seeds that end with a resync due",
+             ranges, {} writes lost as their level allows",
             self.outcome.acknowledged_writes,
             self.outcome.replayed,
             self.outcome.checkpoints,
@@ -111,7 +109,6 @@ impl Totals {
             self.outcome.cuts,
             self.outcome.solo_ranges,
             self.outcome.excused_writes,
-            self.resyncs
         );
     }
 }

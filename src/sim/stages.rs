@@ -36,11 +36,10 @@ impl World {
         self.sites[site].group.as_ref().map(|group| group.status(Nanos(self.now)))
     }
 
-    /// A pair that needs a resync, which this build refuses to fake, ends as two sites that go on apart.
     pub(super) fn in_lockstep(&self) -> bool {
         let Some(primary) = self.status(PRIMARY) else { return false };
         let serving = primary.state == GroupState::Serving;
-        if !self.plan.has_peer() || self.outcome.resync_required {
+        if !self.plan.has_peer() {
             return serving && self.members().all(|site| self.alive(site));
         }
         serving
@@ -52,11 +51,9 @@ impl World {
     pub(super) fn settled(&self) -> bool {
         self.members().all(|site| {
             let fronts = &self.sites[site].fronts;
-            let left_alone = self.outcome.resync_required && site == SECONDARY;
             fronts.iter().all(|front| front.outstanding() == 0)
                 && self.status(site).is_some_and(|status| {
-                    left_alone
-                        || (status.settled.0 == self.audit.last() && status.checkpoint == status.settled)
+                    status.settled.0 == self.audit.last() && status.checkpoint == status.settled
                 })
         })
     }
@@ -141,9 +138,6 @@ impl World {
 
     pub(super) fn check_end(mut self) -> Outcome {
         for site in self.members() {
-            if self.outcome.resync_required && site == SECONDARY {
-                continue;
-            }
             self.audit.check_volumes(site, &self.sites[site].disk);
             let Site { group, memory, fronts, link, .. } = &self.sites[site];
             let (free, used) = group.as_ref().expect("stopped, not dead").pages();

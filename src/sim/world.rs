@@ -8,7 +8,6 @@ use crate::core::group::{Group, Turn};
 use crate::core::messages::*;
 use crate::core::outbox::{Event as GroupEvent, Outbox, Tables};
 use crate::format::superblock::Superblock;
-use crate::format::wire::RefusalCode;
 use crate::sim::audit::journal::Seen;
 use crate::sim::audit::{AuditConfig, Auditor, Level, PRIMARY, SECONDARY};
 use crate::sim::disk::{Disk, IoId, place_of};
@@ -145,7 +144,6 @@ pub struct Outcome {
     pub checkpoints: u64,
     pub catch_ups: u64,
     pub cuts: u64,
-    pub resync_required: bool,
     pub trace_hash: u64,
 }
 
@@ -466,12 +464,9 @@ impl World {
                 GroupEvent::PeerCatchingUp { .. } => self.outcome.catch_ups += 1,
                 GroupEvent::TailCut { .. } => self.outcome.cuts += 1,
                 GroupEvent::Refused { refusal, .. } => {
+                    // Not even for a resync: what a peer lacks stays in the journal (INV-9).
                     let code = refusal.map(|refusal| refusal.code);
-                    assert!(
-                        code.is_none_or(|code| code == RefusalCode::ResyncRequired),
-                        "INV-7: sites of one pair refuse each other: {code:?}"
-                    );
-                    self.outcome.resync_required = true;
+                    panic!("INV-7, INV-9: sites of one pair refuse each other: {code:?}");
                 }
                 GroupEvent::ChecksumMismatch { volume, lba } => {
                     panic!("site {index} reads other bytes than it wrote: {volume:?} {lba:?}");
@@ -535,7 +530,6 @@ impl World {
                 // Hosts that got an error pause before they try again.
                 front.next_at = front.next_at.max(now + rng.below(4 * MS));
                 if let Stage::Calm { .. } = self.stage
-                    && !self.outcome.resync_required
                     && front.expects_success(&reply)
                 {
                     panic!("in lockstep and undisturbed, but an operation failed: {reply:?}");
