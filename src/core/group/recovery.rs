@@ -65,6 +65,9 @@ const ROT_BLOCKS: u64 = (BATCHES_IN_FLIGHT_MAX * BATCH_BLOCKS_MAX) as u64;
 /// The same where durable means flushed: at worst the window fills, one batch an update, before the flush ends.
 const ROT_BLOCKS_VOLATILE: u64 = ((WINDOW_UPDATES_MAX + 1) * (1 + UPDATE_BLOCKS_MAX)) as u64 + ROT_BLOCKS;
 
+/// Updates replayed in a turn: more than of live ones, since no host waits for the turn's end.
+const REPLAYED_A_TURN_MAX: usize = 64;
+
 /// Checksum reads in flight at start.
 const SUMS_READS: usize = 8;
 
@@ -388,7 +391,7 @@ impl Group {
 
     fn replay(&mut self, turn: &mut Turn<impl Memory>, mut next: UpdateNumber) {
         let last = self.journal.appended();
-        let mut budget = TURN_MESSAGES_MAX;
+        let mut budget = REPLAYED_A_TURN_MAX;
         while next <= last && budget > 0 {
             budget -= 1;
             if !self.replay_has_room(turn) {
