@@ -1,10 +1,19 @@
 """What all subjects share: the folder, the sizes, and who runs on which CPU."""
 
 import os
+from typing import NamedTuple
 
 from .load import fio
 
 MIB = 1 << 20
+
+
+class Placement(NamedTuple):
+    """CPUs that the processes of a subject, and the load, may run on."""
+
+    primary: set
+    secondary: set
+    load: set
 
 
 class Bench:
@@ -15,7 +24,7 @@ class Bench:
         self.journal_bytes = journal_mib * MIB
         self.cache_bytes = cache_mib * MIB
         self.layout = layout
-        # Lockstep's idle policy; without, chosen by whether a site shares its CPU.
+        # Lockstep's idle policy, if not `adaptive`.
         self.idle = idle
         # Lockstep's sites once they are formatted, by whether they have a peer.
         self.pairs = {}
@@ -24,26 +33,29 @@ class Bench:
         first, last = {self.cpus[0]}, {self.cpus[-1]}
         # Reactors are pinned in any layout.
         self.lockstep_primary, self.lockstep_secondary = first, last
-        if layout == "apart":
-            # The load's host would not run on the primary; with two CPUs it shares the secondary's.
-            self.cpus_primary, self.cpus_secondary = first, last
-            self.cpus_load = set(self.cpus[1:]) or first
-        else:
-            self.cpus_primary = self.cpus_secondary = self.cpus_load = everything
+        # The load's host would not run on the primary.
+        apart = Placement(first, last, set(self.cpus[1:]) or first)
+        # Where two sites leave no CPU to the load, the kernel may place everything that does not pin itself.
+        crowded = layout == "free" and len(everything) <= 2
+        self._placements = {1: apart, 2: Placement(everything, everything, everything) if crowded else apart}
 
     def path(self, name):
         return os.path.join(self.directory, name)
 
-    def fio(self, workload, target, seconds, seed):
-        return fio(workload, target, seconds, self.size_bytes, self.cpus_load, seed)
+    def placement_of(self, sites):
+        """Where a subject of one or two processes runs, and the load beside it."""
+        return self._placements[sites]
+
+    def fio(self, workload, target, seconds, seed, cpus):
+        return fio(workload, target, seconds, self.size_bytes, cpus, seed)
 
     def placement(self):
-        primary, secondary, load = (
-            ",".join(map(str, sorted(cpus))) for cpus in (self.cpus_primary, self.cpus_secondary, self.cpus_load)
-        )
-        text = f'placement "{self.layout}": primary on CPU {primary}, secondary on {secondary}, load on {load}'
-        if self.layout != "apart":
-            text += (
-                f"; Lockstep's sites pinned to {sorted(self.lockstep_primary)} and {sorted(self.lockstep_secondary)}"
-            )
-        return text
+        def named(cpus):
+            return ",".join(map(str, sorted(cpus)))
+
+        lines = [
+            f"{sites} site(s): primary on CPU {named(at.primary)}, secondary on {named(at.secondary)}, load on {named(at.load)}"
+            for sites, at in self._placements.items()
+        ]
+        pinned = f"Lockstep's reactors pinned to {named(self.lockstep_primary)} and {named(self.lockstep_secondary)}"
+        return f'placement "{self.layout}": {"; ".join(lines)}; {pinned}'

@@ -137,6 +137,7 @@ class Pair(Subject):
     """Two sites; the primary's NBD socket is driven."""
 
     name = "lockstep pair"
+    sites_count = 2
     with_peer = True
 
     def prepare(self):
@@ -206,7 +207,7 @@ class Pair(Subject):
         return sample
 
     def drive(self, workload, seconds, seed):
-        return self.bench.fio(workload, self.target(), seconds, seed)
+        return self.bench.fio(workload, self.target(), seconds, seed, self.placement().load)
 
     def remarks(self):
         lines = []
@@ -230,6 +231,7 @@ class Alone(Pair):
     """One site without a peer."""
 
     name = "lockstep alone"
+    sites_count = 1
     with_peer = False
 
 
@@ -285,7 +287,7 @@ class NbdMemory(Subject):
         if os.path.exists(self.socket):
             os.unlink(self.socket)
         argv = [self.binary, self.socket, str(self.bench.size_bytes >> 20), "adaptive"]
-        process = self.spawn("front", argv, self.bench.cpus_primary)
+        process = self.spawn("front", argv, self.placement().primary)
         process.wait_for("the front's socket", lambda: listens(self.socket))
 
     def target(self):

@@ -40,13 +40,17 @@ def copy(source, target):
 
 
 class Subject:
-    """`name` for tables; `processes` run between `start` and `stop`."""
+    """`name` for tables; `processes`, one a site, run between `start` and `stop`."""
 
     name = ""
+    sites_count = 1
 
     def __init__(self, bench):
         self.bench = bench
         self.processes = []
+
+    def placement(self):
+        return self.bench.placement_of(self.sites_count)
 
     def prepare(self):
         """Makes its files, once a run."""
@@ -59,7 +63,7 @@ class Subject:
         raise NotImplementedError
 
     def measure(self, workload, seconds, seed):
-        return self.bench.fio(workload, self.target(), seconds, seed)
+        return self.bench.fio(workload, self.target(), seconds, seed, self.placement().load)
 
     def check(self):
         """After a measurement, before `stop`: that it did what it is compared for."""
@@ -150,7 +154,7 @@ class Qemu(Subject):
                 *["--nbd-server", f"addr.type=unix,addr.path={self.socket}"],
                 *["--export", "type=nbd,id=export,node-name=disk,name=disk,writable=on"],
             ],
-            self.bench.cpus_primary,
+            self.placement().primary,
         )
         process.wait_for("the NBD socket", lambda: listens(self.socket))
 
@@ -162,6 +166,7 @@ class QemuMirror(Subject):
     """Two of them, the first with a mirror job that answers a write when both hold it."""
 
     name = "qemu mirror"
+    sites_count = 2
 
     def prepare(self):
         self.files = [self.bench.path("mirror-left.data"), self.bench.path("mirror-right.data")]
@@ -183,7 +188,7 @@ class QemuMirror(Subject):
                 *["--nbd-server", f"addr.type=inet,addr.host=127.0.0.1,addr.port={port}"],
                 *["--export", "type=nbd,id=export,node-name=disk,name=disk,writable=on"],
             ],
-            self.bench.cpus_secondary,
+            self.placement().secondary,
         )
         right.wait_for("the second's NBD port", lambda: _accepts(port))
         remote = {
@@ -203,7 +208,7 @@ class QemuMirror(Subject):
                 *["--chardev", f"socket,id=control,path={self.control},server=on,wait=off"],
                 *["--monitor", "chardev=control"],
             ],
-            self.bench.cpus_primary,
+            self.placement().primary,
         )
         left.wait_for("the first's monitor", lambda: os.path.exists(self.control))
         self.monitor = Monitor(self.control)
@@ -259,7 +264,7 @@ class NbdkitFile(Subject):
         process = self.spawn(
             "server",
             ["nbdkit", "--foreground", "--unix", self.socket, self.plugin, *self.parameters()],
-            self.bench.cpus_primary,
+            self.placement().primary,
         )
         process.wait_for("nbdkit's socket", lambda: listens(self.socket))
 
