@@ -34,6 +34,9 @@ struct Block {
     known: Content,
     /// Submitted after it, with unknown outcome: any of them may be there instead.
     unknown: Vec<Content>,
+    /// What it held before, each with the acknowledgement that replaced it: where disks forget what was not flushed, it may
+    /// be back until a flush covers that acknowledgement.
+    replaced: Vec<(u64, Content)>,
     /// A request of the running session covers it, so no other may.
     busy: bool,
 }
@@ -44,6 +47,9 @@ struct Flight {
     /// `None` for a read.
     content: Option<Content>,
     flush: bool,
+    fua: bool,
+    /// Acknowledgements before it was sent, which a completed flush or forced write makes durable.
+    covers: u64,
 }
 
 /// What the hook of [`Checker::drive`] sees after every step.
@@ -95,14 +101,28 @@ pub struct Checker {
     random: Random,
     stamps: u64,
     seed: u64,
+    /// Acknowledgements so far, and how many of them are flushed.
+    acknowledged: u64,
+    flushed: u64,
+    /// Blocks that [`Checker::verify_flushed`] found to have gone back.
+    pub gone_back: u64,
 }
 
 impl Checker {
     /// For a range that reads as zeros.
     pub fn new(range: Range<u64>, seed: u64) -> Checker {
-        let fresh = Block { known: Content::Zeros, unknown: Vec::new(), busy: false };
+        let fresh = Block { known: Content::Zeros, unknown: Vec::new(), replaced: Vec::new(), busy: false };
         let blocks = vec![fresh; (range.end - range.start) as usize];
-        Checker { range, blocks, random: Random(seed), stamps: 0, seed }
+        Checker {
+            range,
+            blocks,
+            random: Random(seed),
+            stamps: 0,
+            seed,
+            acknowledged: 0,
+            flushed: 0,
+            gone_back: 0,
+        }
     }
 
     pub fn random(&mut self, below: u64) -> u64 {
@@ -166,8 +186,9 @@ impl Checker {
     }
 
     fn plan(&mut self) -> Flight {
+        let covers = self.acknowledged;
         if self.random.below(64) == 0 {
-            return Flight { blocks: 0..0, content: None, flush: true };
+            return Flight { blocks: 0..0, content: None, flush: true, fua: false, covers };
         }
         let wanted = if self.random.below(4) == 0 { 1 + self.random.below(REQUEST_BLOCKS_MAX) } else { 1 };
         loop {
@@ -186,7 +207,8 @@ impl Checker {
                     Some(Content::Stamp(self.stamps))
                 }
             };
-            let flight = Flight { blocks: first..first + free, content, flush: false };
+            let fua = content.is_some() && self.random.below(32) == 0;
+            let flight = Flight { blocks: first..first + free, content, flush: false, fua, covers };
             for block in flight.blocks.clone() {
                 self.block(block).busy = true;
             }
@@ -197,7 +219,7 @@ impl Checker {
     fn submit(&mut self, client: &mut NbdClient, flight: &Flight) -> Result<Cookie, ClientError> {
         let offset = flight.blocks.start * BLOCK as u64;
         let length = (flight.blocks.end - flight.blocks.start) as u32 * BLOCK as u32;
-        let fua = self.random.below(32) == 0;
+        let fua = flight.fua;
         match flight.content {
             _ if flight.flush => client.submit(Operation::Flush),
             None => client.submit(Operation::Read { offset, length }),
@@ -217,6 +239,9 @@ impl Checker {
     }
 
     fn complete(&mut self, flight: &Flight, completed: &Completed, session: &mut Session) {
+        if completed.result.is_ok() && (flight.flush || flight.fua) {
+            self.flushed = self.flushed.max(flight.covers);
+        }
         if flight.flush {
             return;
         }
@@ -234,10 +259,19 @@ impl Checker {
         match flight.content {
             Some(content) => {
                 session.acknowledged += 1;
+                self.acknowledged += 1;
+                let (acknowledged, flushed) = (self.acknowledged, self.flushed);
                 for block in flight.blocks.clone() {
-                    let known = self.block(block);
-                    known.known = content;
-                    known.unknown.clear();
+                    let block = self.block(block);
+                    if flight.fua {
+                        block.replaced.clear();
+                    } else {
+                        block.replaced.retain(|(by, _)| *by > flushed);
+                        let before = block.unknown.iter().chain([&block.known]);
+                        block.replaced.extend(before.map(|content| (acknowledged, *content)));
+                    }
+                    block.known = content;
+                    block.unknown.clear();
                 }
             }
             None => self.check(flight.blocks.start, &completed.data, "a read under load"),
@@ -266,6 +300,26 @@ impl Checker {
         &mut self.blocks[(block - self.range.start) as usize]
     }
 
+    /// Reads the whole range back after both sites lost what was not flushed: a block may have gone back, but no further than to
+    /// what the last flush covers.
+    pub fn verify_flushed(&mut self, client: &mut NbdClient, whose: &str) {
+        let before = self.blocks.clone();
+        for block in &mut self.blocks {
+            let unflushed = block.replaced.drain(..).filter(|(by, _)| *by > self.flushed);
+            block.unknown.extend(unflushed.map(|(_, content)| content));
+        }
+        self.verify(client, whose);
+        let went_back = |(now, before): &(&Block, Block)| {
+            now.known != before.known && !before.unknown.contains(&now.known)
+        };
+        self.gone_back += self.blocks.iter().zip(before).filter(went_back).count() as u64;
+    }
+
+    /// Both sites are known to have everything on stable media.
+    pub fn all_is_flushed(&mut self) {
+        self.flushed = self.acknowledged;
+    }
+
     /// Reads the whole range back. What is read is known from then on, so a second site or a later read has to agree.
     pub fn verify(&mut self, client: &mut NbdClient, whose: &str) {
         let mut first = self.range.start;
@@ -281,6 +335,9 @@ impl Checker {
 
     fn check(&mut self, first: u64, data: &[u8], whose: &str) {
         let seed = self.seed;
+        // What a read shows is as good as acknowledged, and like that not flushed yet.
+        self.acknowledged += 1;
+        let acknowledged = self.acknowledged;
         for (block, bytes) in (first..).zip(data.chunks_exact(BLOCK)) {
             let log = self.block(block);
             let Some(found) = recognise(seed, block, bytes) else {
@@ -293,7 +350,11 @@ impl Checker {
                 found == log.known || log.unknown.contains(&found),
                 "{whose}: block {block} holds {found:?}, which is neither what was acknowledged nor under way: {log:?}"
             );
-            log.known = found;
+            if log.known != found {
+                let before = log.unknown.iter().chain([&log.known]);
+                log.replaced.extend(before.map(|content| (acknowledged, *content)));
+                log.known = found;
+            }
             log.unknown.clear();
         }
     }

@@ -36,6 +36,8 @@ pub struct Options {
     pub reactors: String,
     /// Without, a site alone: the left one.
     pub pair: bool,
+    /// What the disks of both sites do wrong, as `lockstep run --faults` takes it.
+    pub faults: &'static str,
 }
 
 impl Default for Options {
@@ -48,6 +50,7 @@ impl Default for Options {
             group: "latency_budget = \"5s\"\nheartbeat_interval = \"50ms\"".to_owned(),
             reactors: "cores = [CPU]\nidle = \"park\"".to_owned(),
             pair: true,
+            faults: "",
         }
     }
 }
@@ -60,6 +63,7 @@ pub struct Site {
     pub directory: PathBuf,
     pub nbd: PathBuf,
     log: PathBuf,
+    faults: Option<PathBuf>,
     child: Option<Child>,
 }
 
@@ -94,7 +98,7 @@ impl Sites {
         let (left_address, right_address) = free_addresses();
         let dialled = relay(right_address);
         let site = |name| Site::new(name, folder.path(), sockets.path());
-        let (left, right) = (site("left"), site("right"));
+        let (mut left, mut right) = (site("left"), site("right"));
         let mut peers = [None, None];
         if options.pair {
             peers = [
@@ -105,7 +109,7 @@ impl Sites {
         let cpus = core_affinity::get_core_ids().expect("the CPUs of this process");
         let cpus = [cpus.first().expect("a CPU").id, cpus.last().expect("a CPU").id];
         let roles = ["primary", "secondary"];
-        for (index, (site, peer)) in [&left, &right].into_iter().zip(peers).enumerate() {
+        for (index, (site, peer)) in [&mut left, &mut right].into_iter().zip(peers).enumerate() {
             if index == 1 && !options.pair {
                 continue;
             }
@@ -138,6 +142,11 @@ impl Sites {
             }
             fs::write(&site.config, text).expect("a configuration");
             succeeds(lockstep(&["format", "--config", path(&site.config)]));
+            if !options.faults.is_empty() {
+                let file = site.config.with_extension("faults");
+                fs::write(&file, options.faults).expect("a plan of faults");
+                site.faults = Some(file);
+            }
         }
         Sites { left, right, folder, _sockets: sockets, _alone: alone }
     }
@@ -183,6 +192,7 @@ impl Site {
             directory: folder.join(name),
             nbd: sockets.join(format!("{name}.nbd")),
             log: folder.join(format!("{name}.log")),
+            faults: None,
             child: None,
         }
     }
@@ -206,6 +216,7 @@ impl Site {
         let log = File::options().create(true).append(true).open(&self.log).expect("a log");
         let child = Command::new(env!("CARGO_BIN_EXE_lockstep"))
             .args(["run", "--config", path(&self.config)])
+            .args(self.faults.iter().flat_map(|file| ["--faults", path(file)]))
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle"))

@@ -113,6 +113,33 @@ fn the_checker_finds_out_a_planted_loss_and_a_torn_block() {
     }
 }
 
+/// After power loss at both sites a block may be what it was since the last flush, and no older.
+#[test]
+fn the_checker_finds_out_a_flushed_block_that_goes_back() {
+    let server = Nbdkit::start(&["memory", "4M"]);
+    let uri = server.uri().parse().expect("a URI");
+    let mut client =
+        lockstep::io::nbd_client::NbdClient::connect(&uri, Default::default()).expect("connected");
+    let mut checker = Checker::new(0..1024, 7);
+    let drive = |checker: &mut Checker, client: &mut _| {
+        let session = checker
+            .drive(client, 8, |progress| if progress.acknowledged < 1000 { Next::GoOn } else { Next::Drain });
+        assert!(session.acknowledged >= 1000);
+    };
+    drive(&mut checker, &mut client);
+    let before = client.read(0, 4 << 20).expect("the volume");
+    checker.all_is_flushed();
+    drive(&mut checker, &mut client);
+    checker.verify_flushed(&mut client, "the server");
+    assert_eq!(checker.gone_back, 0);
+    // Everything as it was at the flush is not what the flushes of the second drive promise.
+    client.write(0, &before, false).expect("written");
+    let verified = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        checker.verify_flushed(&mut client, "the server that forgot what was flushed");
+    }));
+    assert!(verified.is_err(), "the loss went unnoticed");
+}
+
 #[test]
 fn nbdinfo_says_what_the_sites_offer() {
     let sites = Sites::start(&Options { volumes: vec![("data", 16), ("log", 8)], ..Options::default() });

@@ -186,6 +186,7 @@ fn one_lost_datagram_in_a_thousand_is_no_loss_of_the_peer() {
     let relay = relay.expect("it was started");
     sites.start_both();
     let mut checker = checker(17);
+    let mut p99_99_ms = Vec::new();
     for lost_ppm in [0, 1000] {
         for way in relay.both() {
             way.lost_ppm.store(lost_ppm, Relaxed);
@@ -208,6 +209,12 @@ fn one_lost_datagram_in_a_thousand_is_no_loss_of_the_peer() {
             latency(0.999),
             latency(0.9999)
         );
+        p99_99_ms.push(latency(0.9999));
+    }
+    // A short run has too few operations for this percentile, and company that shows in it.
+    if relay_seconds().is_some() {
+        let costs_ms = p99_99_ms[1] - p99_99_ms[0];
+        assert!(costs_ms < 10.0, "p99.99 is {costs_ms:.2} ms above that of the same relay without loss");
     }
     writes(&mut checker, &sites.left, 5000);
     for (whose, way) in [("the primary's", relay.to_listener()), ("the secondary's", relay.to_dialer())] {
