@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use crate::sim::audit::journal::{KIND_CUT, KIND_SOLO_BEGIN, Seen, batch, superblock};
+use crate::sim::audit::journal::{KIND_CUT, KIND_SOLO_BEGIN, RING_FIRST, Seen, batch, superblock};
 use crate::sim::audit::{Auditor, Lack, Media, PRIMARY, Place, SECONDARY};
 use crate::sim::content::{Block, Print};
 use crate::sim::disk::IoId;
@@ -48,7 +48,7 @@ impl Auditor {
         let Some(seen) = batch(&blocks[0].0) else {
             panic!("site {site} writes {} blocks at journal block {block} that are no batch", blocks.len());
         };
-        assert!(block >= 2, "a batch over the superblocks");
+        assert!(block >= RING_FIRST, "a batch over the superblocks");
         if seen.known_durable > self.sites[site].durable() {
             panic!(
                 "site {site} claims #{} durable in {seen:?}, has {}",
@@ -188,11 +188,14 @@ impl Auditor {
         if site == PRIMARY {
             self.unnumbered.clear();
             self.first_op = self.ops.len() as u64;
+            self.acknowledged = 0;
+            self.resumed = false;
         } else {
             self.blocks.iter_mut().flatten().for_each(|block| block.read_at_secondary = 0);
         }
         self.alive[site] = false;
-        if self.alive[PRIMARY] {
+        // A primary that has numbered updates since it started has all the stream; before, only what it has read or been sent.
+        if self.alive[PRIMARY] && self.resumed {
             return;
         }
         // What was acknowledged alone needs no peer: a primary that lost it goes on without it, whoever else has it.
@@ -212,6 +215,18 @@ impl Auditor {
             }
         }
         self.replace_from(held + 1);
+        if site == PRIMARY {
+            self.take_up_again();
+        }
+    }
+
+    /// The crash undid what the primary had written over an older tail, which is its stream again.
+    fn take_up_again(&mut self) {
+        while let Some(generation) = self.sites[PRIMARY].submitted(self.stream.len() as u64 + 1)
+            && let Some(entry) = self.replaced.remove(&(generation, self.stream.len() as u64 + 1))
+        {
+            self.append(entry);
+        }
     }
 
     pub fn restarted(&mut self, site: usize) {

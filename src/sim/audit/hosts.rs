@@ -95,7 +95,7 @@ impl Auditor {
                 // What was acknowledged may be read though the peer has died since; and what is durable on both sites, though
                 // the level asks for more, since nothing undoes it.
                 let held = || match site {
-                    PRIMARY if number <= self.promised => Ok(()),
+                    PRIMARY if number <= self.promised.max(self.acknowledged) => Ok(()),
                     PRIMARY => self.held(number).map_err(Some),
                     _ => Err(None),
                 };

@@ -5,6 +5,9 @@ use crate::sim::content::Block;
 const BATCH_MAGIC: &[u8; 8] = b"LSTPBTCH";
 const SUPERBLOCK_MAGIC: &[u8; 8] = b"LSTPSUPR";
 
+/// The ring's first block, behind the superblocks.
+pub const RING_FIRST: u64 = 2;
+
 pub const KIND_WRITE: u8 = 1;
 pub const KIND_ZERO: u8 = 2;
 pub const KIND_GENERATION_OPEN: u8 = 7;
@@ -39,6 +42,9 @@ impl Seen {
 #[derive(Clone, Debug)]
 pub struct BatchSeen {
     pub sequence: u64,
+    /// Of the header before it, and of its own.
+    pub previous: u64,
+    pub digest: u64,
     pub known_durable: u64,
     pub settled: u64,
     pub updates: Vec<Seen>,
@@ -48,7 +54,9 @@ pub struct BatchSeen {
 pub struct SuperblockSeen {
     pub sequence: u64,
     pub checkpoint: u64,
+    pub position_block: u64,
     pub position_sequence: u64,
+    pub position_previous: u64,
     pub settled: u64,
 }
 
@@ -75,6 +83,8 @@ pub fn batch(block: &Block) -> Option<BatchSeen> {
     };
     Some(BatchSeen {
         sequence: number_at::<8>(block, 32),
+        previous: number_at::<8>(block, 40),
+        digest: xxhash_rust::xxh3::xxh3_64(block),
         known_durable: number_at::<8>(block, 48),
         settled: number_at::<8>(block, 56),
         updates: (0..count).map(update).collect(),
@@ -86,7 +96,9 @@ pub fn superblock(block: &Block) -> Option<SuperblockSeen> {
     (&block[..8] == SUPERBLOCK_MAGIC).then(|| SuperblockSeen {
         sequence: number_at::<8>(block, 32),
         checkpoint: number_at::<8>(block, 48),
+        position_block: number_at::<8>(block, 64),
         position_sequence: number_at::<8>(block, 72),
+        position_previous: number_at::<8>(block, 80),
         settled: number_at::<8>(block, 96),
     })
 }

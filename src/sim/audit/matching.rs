@@ -257,7 +257,14 @@ mod tests {
             self.batches += 1;
             let io = IoId(self.batches);
             let blocks = 1 + updates.iter().map(Seen::payload).sum::<usize>();
-            let batch = BatchSeen { sequence: self.batches, known_durable: 0, settled: 0, updates };
+            let batch = BatchSeen {
+                sequence: self.batches,
+                previous: 0,
+                digest: 0,
+                known_durable: 0,
+                settled: 0,
+                updates,
+            };
             let prints = vec![Print::ZERO; blocks];
             self.audit.sites[PRIMARY]
                 .submits_batch(io, 2 + 4 * self.batches, prints, &batch)

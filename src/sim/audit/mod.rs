@@ -267,9 +267,13 @@ pub struct Auditor {
     /// Changing operations of the primary's present incarnation that have no number yet.
     unnumbered: Vec<u64>,
     promised: u64,
+    /// The last number that was held when the primary's present incarnation last lost a connection.
+    acknowledged: u64,
     /// `SoloBegin` and `SoloEnd` in the stream: number, and whether it begins.
     solo: Vec<(u64, bool)>,
     alive: [bool; 2],
+    /// The primary's present incarnation has gone on with the stream.
+    resumed: bool,
     /// What each site has truthfully claimed to have in its volumes.
     applied: [u64; 2],
     /// What the secondary had before it died, received, written, durable and applied: the primary may still hear of it, until
@@ -294,8 +298,10 @@ impl Auditor {
             first_op: 0,
             unnumbered: Vec::new(),
             promised: 0,
+            acknowledged: 0,
             solo: Vec::new(),
             alive: [true; 2],
+            resumed: false,
             applied: [0; 2],
             before_death: [0; 4],
             acknowledged_writes: 0,
@@ -379,8 +385,12 @@ impl Auditor {
         [self.received(SECONDARY), self.written(SECONDARY), self.durable(SECONDARY), applied]
     }
 
-    /// The primary learns that its connection is over: acknowledgements under way on it are void.
+    /// The primary learns that its connection is over: acknowledgements under way on it are void. Those that had come stay
+    /// good: a read may go by one that no reply shows, since a write with FUA is answered only when it is settled.
     pub fn primary_disconnected(&mut self) {
+        let last = self.stream.len() as u64;
+        let held = (self.acknowledged + 1..=last).rev().find(|&number| self.held(number).is_ok());
+        self.acknowledged = held.unwrap_or(self.acknowledged);
         self.before_death = [0; 4];
     }
 

@@ -1,7 +1,9 @@
 //! What the auditor knows of one site: the batches it has submitted to its journal, which of them are there, and what its
 //! superblocks promise.
 
-use crate::sim::audit::journal::{BatchSeen, KIND_CUT, SuperblockSeen, superblock};
+use std::collections::HashMap;
+
+use crate::sim::audit::journal::{BatchSeen, KIND_CUT, RING_FIRST, SuperblockSeen, superblock};
 use crate::sim::audit::{Media, Place};
 use crate::sim::content::Print;
 use crate::sim::disk::{IoId, Stored};
@@ -11,17 +13,21 @@ enum State {
     Submitted,
     Written,
     Durable,
-    /// Not in the chain that the last recovery found.
+    /// Not in the chain that the last recovery found. A crash may bring it back, by undoing what was written over it.
     Dead,
 }
 
 #[derive(Debug)]
 struct Batch {
     io: IoId,
+    /// After a crash: the writes, of whatever life, that put its blocks there and that a flush has to cover yet.
+    unflushed: Vec<IoId>,
     block: u64,
     /// Its blocks, header first: a block that was lost over equal content is there all the same.
     prints: Vec<Print>,
     sequence: u64,
+    previous: u64,
+    digest: u64,
     first: u64,
     /// Generations of its updates; empty for a cut.
     generations: Vec<u64>,
@@ -47,6 +53,10 @@ pub struct Site {
     durable_position: (u64, u64),
     /// The batch that lies on each block.
     owners: Vec<Option<usize>>,
+    /// Batches that the last crash left whole, with blocks that no flush covers yet.
+    unflushed: Vec<usize>,
+    /// Batches by the place and the content of their headers, which differ by sequence or digest.
+    headers: HashMap<(u64, Print), usize>,
     volatile: bool,
 }
 
@@ -63,6 +73,8 @@ impl Site {
             superblocks: Vec::new(),
             durable_position: (0, 0),
             owners: vec![None; journal_blocks as usize],
+            unflushed: Vec::new(),
+            headers: HashMap::new(),
             volatile,
         }
     }
@@ -88,6 +100,11 @@ impl Site {
     pub fn has(&self, number: u64, generation: u64) -> bool {
         self.log.get(number as usize - 1) == Some(&generation)
             || (self.received.1 == generation && number <= self.received.0)
+    }
+
+    /// The generation of an update that its journal may have.
+    pub fn submitted(&self, number: u64) -> Option<u64> {
+        self.log.get(number as usize - 1).copied()
     }
 
     pub fn generation_of(&self, number: u64) -> u64 {
@@ -140,11 +157,15 @@ impl Site {
             self.owners[at as usize] = Some(self.batches.len());
         }
         assert!(self.batches.last().is_none_or(|batch| batch.io < io), "batches are kept in order");
+        self.headers.insert((block, prints[0]), self.batches.len());
         self.batches.push(Batch {
             io,
+            unflushed: Vec::new(),
             block,
             prints,
             sequence: seen.sequence,
+            previous: seen.previous,
+            digest: seen.digest,
             first,
             generations: if cut {
                 Vec::new()
@@ -171,6 +192,15 @@ impl Site {
     }
 
     pub fn flushed(&mut self, covers: &[IoId]) {
+        let batches = &mut self.batches;
+        self.unflushed.retain(|&index| {
+            batches[index].unflushed.retain(|io| !covers.contains(io));
+            let waits = !batches[index].unflushed.is_empty();
+            if !waits {
+                batches[index].state = State::Durable;
+            }
+            waits
+        });
         self.advance(covers, State::Durable);
     }
 
@@ -179,7 +209,7 @@ impl Site {
         for io in ios {
             if let Ok(index) = self.batches.binary_search_by_key(io, |batch| batch.io) {
                 let batch = &mut self.batches[index];
-                if batch.state != State::Dead {
+                if batch.state != State::Dead && batch.unflushed.is_empty() {
                     batch.state = batch.state.max(state);
                 }
             }
@@ -224,21 +254,48 @@ impl Site {
         let print = |stored: Option<&Stored>| stored.map_or(Print::ZERO, |stored| stored.print);
         let visible = |at| print(media.visible(Place::Journal, at));
         let durable = |at| print(media.durable(Place::Journal, at));
-        let mut next = start.position_sequence;
-        let mut whole = true;
+        // The chain as docs/FORMATS.md tells a reader to follow it, and not as batches were submitted: where a write was lost,
+        // what lay there before counts again if it is whole.
+        let ring_end = self.owners.len() as u64;
+        let (mut at, mut sequence, mut previous) =
+            (start.position_block, start.position_sequence, start.position_previous);
+        let mut chain: Vec<usize> = Vec::new();
+        while let Some(index) = [at, RING_FIRST].into_iter().find_map(|block| {
+            let index = *self.headers.get(&(block, visible(block)))?;
+            let batch = &self.batches[index];
+            let follows = batch.previous == previous && batch.sequence >= sequence;
+            (follows && there(batch, &visible)).then_some(index)
+        }) {
+            assert!(
+                chain.last().is_none_or(|last| *last < index),
+                "batch {} of an earlier life follows one of a later life",
+                self.batches[index].sequence
+            );
+            let batch = &self.batches[index];
+            let end = batch.block + batch.prints.len() as u64;
+            (at, sequence, previous) =
+                (if end == ring_end { RING_FIRST } else { end }, batch.sequence + 1, batch.digest);
+            chain.push(index);
+        }
+        for batch in self.batches.iter_mut().filter(|batch| batch.sequence >= start.position_sequence) {
+            batch.state = State::Dead;
+            batch.unflushed.clear();
+        }
+        self.unflushed.clear();
         self.log.truncate(start.checkpoint as usize);
-        for batch in self.batches.iter_mut().filter(|batch| batch.state != State::Dead) {
-            if batch.sequence < start.position_sequence {
-                continue;
-            }
-            whole = whole && batch.sequence >= next && there(batch, &visible);
-            if !whole {
-                batch.state = State::Dead;
-                continue;
-            }
-            // A restarted site leaps ahead in its sequence.
-            next = batch.sequence + 1;
-            batch.state = if there(batch, &durable) { State::Durable } else { State::Written };
+        for index in chain {
+            let batch = &mut self.batches[index];
+            batch.unflushed = (batch.block..)
+                .zip(&batch.prints)
+                .filter(|(at, print)| durable(*at) != **print)
+                .map(|(at, _)| media.visible(Place::Journal, at).expect("looked at above").io)
+                .collect();
+            batch.state = if batch.unflushed.is_empty() {
+                State::Durable
+            } else {
+                self.unflushed.push(index);
+                State::Written
+            };
             // Batches that the checkpoint covers in part or whole add nothing below it.
             if batch.generations.is_empty() {
                 self.log.truncate(batch.last as usize);
@@ -246,6 +303,9 @@ impl Site {
                 self.log.truncate(batch.first as usize - 1);
                 assert_eq!(self.log.len() as u64, batch.first - 1, "a surviving chain of batches is dense");
                 self.log.extend(&batch.generations);
+            }
+            for at in batch.block..batch.block + batch.prints.len() as u64 {
+                self.owners[at as usize] = Some(index);
             }
         }
         for (io, seen, state) in &mut self.superblocks {

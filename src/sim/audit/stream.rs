@@ -47,6 +47,7 @@ impl Auditor {
             "INV-7: {seen:?} follows an update of generation {before:x}"
         );
         self.newest_generation = seen.generation;
+        self.resumed = true;
         let contents: Vec<Content> = match seen.kind {
             KIND_ZERO => vec![Content::ZERO; seen.count as usize],
             _ => blocks.iter().map(|(data, print)| Content::of(data, *print)).collect(),
@@ -105,5 +106,14 @@ impl Auditor {
         }
         self.solo.retain(|(number, _)| *number < first);
         self.promised = self.promised.min(first - 1);
+        self.acknowledged = self.acknowledged.min(first - 1);
+        // What a primary's hosts asked before it could know rests on less now.
+        for op in self.ops[self.first_op as usize..].iter_mut().filter(|op| op.site == PRIMARY) {
+            op.floor = op.floor.min(first - 1);
+            let blocks = &self.blocks[usize::from(op.spec.volume)][op.spec.lba as usize..];
+            for (floor, block) in op.read_floors.iter_mut().zip(blocks) {
+                *floor = (*floor).min(block.latest_at(first - 1));
+            }
+        }
     }
 }
