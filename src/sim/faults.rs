@@ -6,8 +6,11 @@ use crate::core::outbox::Outbox;
 use crate::sim::audit::{PRIMARY, SECONDARY};
 use crate::sim::hosts::Front;
 use crate::sim::link::Link;
-use crate::sim::plan::{Crash, Fault};
+use crate::sim::plan::{CRASHES_MIN, Crash, Fault};
 use crate::sim::world::{Alarm, Event, Site, Stage, World};
+
+/// A crash that found no site alive is tried again after this many events.
+const CRASH_AGAIN_EVENTS: u64 = 50;
 
 impl World {
     pub(super) fn fire_armed(&mut self) {
@@ -36,6 +39,10 @@ impl World {
         match fault {
             Fault::Crash { site, crash } => {
                 let other = 1 - site;
+                if !self.alive(site) && !self.alive(other) && self.outcome.crashes < CRASHES_MIN as u64 {
+                    // Nobody is there to crash, and the seed is to have its crashes.
+                    return self.armed.push((CRASH_AGAIN_EVENTS, fault));
+                }
                 let site = if self.alive(site) || !self.alive(other) { site } else { other };
                 self.crash(site, crash);
             }

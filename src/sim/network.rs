@@ -19,6 +19,8 @@ struct Connection {
     cut: [u64; 2],
     /// Pieces under way to each side; an `Arrive` takes the first.
     pieces: [VecDeque<Vec<u8>>; 2],
+    /// A side is going to notice that it is over.
+    doomed: bool,
 }
 
 pub struct Network {
@@ -64,6 +66,18 @@ impl Network {
         self.gray_until = 0;
         self.garble = [false; 2];
     }
+
+    /// Whether nothing that a fault did is still to be felt.
+    pub fn is_whole(&self, now: u64) -> bool {
+        now >= self.partitioned_until
+            && self.connection.as_ref().is_some_and(|connection| {
+                !connection.doomed && connection.arrives.iter().all(|at| *at <= now + 10 * self.delay_ns)
+            })
+    }
+
+    fn doom(&mut self) {
+        self.connection.iter_mut().for_each(|connection| connection.doomed = true);
+    }
 }
 
 impl World {
@@ -81,8 +95,14 @@ impl World {
         let delay = self.network.delay_ns;
         let ready = [0, 1].map(|_| self.now + 2 * delay + self.rng.latency(2 * delay));
         let never = u64::MAX;
-        self.network.connection =
-            Some(Connection { number, ready, arrives: ready, cut: [never; 2], pieces: Default::default() });
+        self.network.connection = Some(Connection {
+            number,
+            ready,
+            arrives: ready,
+            cut: [never; 2],
+            pieces: Default::default(),
+            doomed: false,
+        });
         for site in [PRIMARY, SECONDARY] {
             self.schedule(ready[site], Event::Established { site, connection: number });
         }
@@ -139,6 +159,7 @@ impl World {
         if close {
             let at = self.arrival(to);
             self.schedule(at, Event::Lost { site: to, connection: number });
+            self.network.doom();
             self.after_loss(from);
         }
     }
@@ -201,6 +222,7 @@ impl World {
                 current.cut[other] = current.cut[other].min(cut);
             }
             self.schedule(notice, Event::Lost { site: other, connection });
+            self.network.doom();
         }
         self.after_loss(PRIMARY);
     }
@@ -216,6 +238,7 @@ impl World {
                 current.cut[site] = current.cut[site].min(cut);
             }
             self.schedule(notice, Event::Lost { site, connection: number });
+            self.network.doom();
         }
     }
 
@@ -230,6 +253,7 @@ impl World {
             let idle = 10 * MS + self.rng.latency(20 * self.network.notice_ns);
             if idle < ns {
                 self.schedule(self.now + idle, Event::Lost { site, connection: number });
+                self.network.doom();
             }
         }
     }
@@ -247,6 +271,7 @@ impl World {
             {
                 let at = self.now + self.rng.latency(self.network.notice_ns);
                 self.schedule(at, Event::Lost { site, connection: number });
+                self.network.doom();
             }
         }
         if self.plan.has_peer() {

@@ -48,6 +48,12 @@ impl World {
             && self.status(SECONDARY).is_some_and(|secondary| secondary.peer == PeerState::InSync)
     }
 
+    /// Whether the last faults are over in their effects too.
+    fn undisturbed(&self) -> bool {
+        let slow = self.members().any(|site| self.now < self.sites[site].slow_io_until);
+        !slow && (!self.plan.has_peer() || self.network.is_whole(self.now))
+    }
+
     pub(super) fn settled(&self) -> bool {
         self.members().all(|site| {
             let fronts = &self.sites[site].fronts;
@@ -79,7 +85,7 @@ impl World {
                 );
                 let idle =
                     self.sites.iter().flat_map(|site| &site.fronts).all(|front| front.outstanding() == 0);
-                if idle && self.armed.is_empty() && self.in_lockstep() {
+                if idle && self.armed.is_empty() && self.undisturbed() && self.in_lockstep() {
                     self.trace.note(self.now, || "in lockstep again".into());
                     let operations = self.counts.submitted + CALM_OPERATIONS;
                     self.stage = Stage::Calm { operations, until: self.now + HEAL_NS_MAX };

@@ -103,6 +103,8 @@ pub(super) struct Site {
     /// When each executor's ring is drained of what was pushed so far.
     pub(super) submitted_at: [u64; 2],
     pub(super) slow_until: u64,
+    /// When the last I/O of a slow disk ends.
+    pub(super) slow_io_until: u64,
     /// Errors to inject: journal, volumes.
     pub(super) errors: [Option<i32>; 2],
 }
@@ -576,7 +578,8 @@ impl World {
     fn submit_io(&mut self, index: usize, executor: Executor, request: IoRequest) {
         let now = self.now;
         let plan = &self.plan;
-        let Site { memory, tables, disk, slow_until, errors, incarnation, .. } = &mut self.sites[index];
+        let Site { memory, tables, disk, slow_until, slow_io_until, errors, incarnation, .. } =
+            &mut self.sites[index];
         let table = if executor == Executor::Journal { &tables.journal_io } else { &tables.volume_io };
         let IoRequest { slot, target, op, block, count } = request;
         let count = u64::from(count);
@@ -607,6 +610,9 @@ impl World {
         };
         let slow = if now < *slow_until { 100 } else { 1 };
         let latency = self.rng.latency(typical * slow);
+        if slow > 1 {
+            *slow_io_until = (*slow_io_until).max(now + latency);
+        }
         let result = match errors[executor as usize].take() {
             Some(errno) => Err(IoFault::Errno(errno)),
             None => Ok(()),
@@ -690,6 +696,7 @@ impl Site {
             front_alarms: vec![Alarm::default(); config.fronts],
             submitted_at: [0; 2],
             slow_until: 0,
+            slow_io_until: 0,
             errors: [None; 2],
         }
     }
