@@ -15,6 +15,10 @@ use lockstep::format::superblock::{SUPERBLOCK_SLOTS, Superblock};
 use lockstep::format::update::{Update, UpdateKind};
 use lockstep::format::wire::{Hello, HelloVolume, PROTOCOL_MAX, PROTOCOL_MIN, RefusalCode, VolumeName};
 
+/// What is lost with a peer or with an earlier life of a site.
+#[path = "adverse/lost.rs"]
+mod lost;
+
 type Block = Box<[u8; BLOCK_BYTES]>;
 type Disks = HashMap<(IoTarget, u64), Block>;
 
@@ -357,10 +361,16 @@ impl Site {
         self.with(|group, turn| group.on_host(turn, 0, request));
     }
 
-    fn read(&mut self, ticket: u32, lba: u64) -> Result<u8, HostError> {
+    /// Asks for a block, which comes into the page.
+    fn begin_read(&mut self, ticket: u32, lba: u64) -> PageId {
         let page = self.front_pages.pop().expect("granted");
         self.tables.fronts[0].set(SlotId(ticket), 0, page, BlockSum::ZEROS);
         self.request(ticket, HostOp::Read { lba: Lba(lba), count: 1 });
+        page
+    }
+
+    fn read(&mut self, ticket: u32, lba: u64) -> Result<u8, HostError> {
+        let page = self.begin_read(ticket, lba);
         self.turns(20);
         let byte = self.memory.bytes(page)[0];
         self.front_pages.push(page);

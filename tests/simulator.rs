@@ -3,7 +3,7 @@
 use lockstep::sim::{keep_panics, run_seed};
 
 /// Each found a mistake once; the commit that mended it names it.
-const REGRESSIONS: [u64; 2] = [208, 340];
+const REGRESSIONS: [u64; 6] = [208, 340, 3992, 5679, 11922, 13135];
 
 fn run(seed: u64) {
     if let Err(violation) = run_seed(seed, false) {

@@ -461,11 +461,13 @@ impl Journal {
         self.appended = last.max(self.durable);
     }
 
-    /// The scan is over and what it found was flushed: all of it is journaled and durable.
-    pub fn recover_end(&mut self) {
+    /// The scan is over and what it found was flushed: all of it is journaled and durable. Batches up to the sequence
+    /// `left_behind` lie behind its end.
+    pub fn recover_end(&mut self, left_behind: u64) {
         self.journaled = self.appended;
         self.durable = self.appended;
-        self.head.sequence += RESTART_LEAP;
+        // From above those too: a header that is byte for byte one of theirs would make what followed that one follow it.
+        self.head.sequence = self.head.sequence.max(left_behind) + RESTART_LEAP;
     }
 }
 

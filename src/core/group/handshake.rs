@@ -216,8 +216,9 @@ impl Group {
         self.peer.said_settled = UpdateNumber::NONE;
         self.peer.received = self.peer.received.max(from.previous());
         self.peer.waiting_since = None;
-        // A heartbeat goes out at once, so that its answer tells where the peer is now.
-        self.peer.said_at = Nanos(0);
+        // A heartbeat goes out before all else, and its answer tells where the peer is now.
+        self.peer.introduced = false;
+        self.peer.said_at = turn.now;
         if from <= self.window.last() {
             turn.event(Event::PeerCatchingUp { from, to: self.window.last() });
         }

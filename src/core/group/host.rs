@@ -174,7 +174,15 @@ impl Group {
         }
     }
 
-    /// Copies what is cached, fetches the rest; false when pages, entries or I/O slots are short.
+    /// Whether the volume may have a version of the block that this site does not know to be settled: one that replay found,
+    /// destaged before the restart. Its primary will say so; until then the disk's content is neither here nor there.
+    fn is_uncertain(&self, volume: VolumeId, lba: Lba) -> bool {
+        self.settled < self.replayed
+            && self.config.role == Role::Secondary
+            && self.cache.peek(volume, lba).is_some_and(|newest| newest.number > self.settled)
+    }
+
+    /// Copies what is cached, fetches the rest; false when pages, entries or I/O slots are short, or content is uncertain.
     fn start_read(
         &mut self,
         turn: &mut Turn<impl Memory>,
@@ -183,7 +191,15 @@ impl Group {
         lba: Lba,
         count: u32,
     ) -> bool {
-        let missing = (0..count).filter(|&i| self.readable(volume, lba.plus(u64::from(i))).is_none()).count();
+        let mut missing = 0;
+        for block in (0..count).map(|index| lba.plus(u64::from(index))) {
+            if self.readable(volume, block).is_none() {
+                if self.is_uncertain(volume, block) {
+                    return false;
+                }
+                missing += 1;
+            }
+        }
         // Each run of missing blocks takes a slot; there are at most as many runs as missing blocks.
         if missing > 0 && !self.room_to_fetch(turn, missing) {
             return false;

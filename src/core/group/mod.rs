@@ -104,6 +104,8 @@ pub struct Group {
     acknowledged: UpdateNumber,
     settled: UpdateNumber,
     checkpoint: UpdateNumber,
+    /// The last update that replay found, and no cut has dropped since.
+    replayed: UpdateNumber,
 
     alone: Alone,
     /// Updates before this one need no peer: they were made solo, or there is no peer.
@@ -174,6 +176,7 @@ impl Group {
             acknowledged: UpdateNumber::NONE,
             settled: UpdateNumber::NONE,
             checkpoint: UpdateNumber::NONE,
+            replayed: UpdateNumber::NONE,
             alone: Alone::No,
             joint_from: UpdateNumber(1),
             peer: peering::Peer::new(),

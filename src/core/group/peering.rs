@@ -71,6 +71,8 @@ pub(super) struct Peer {
 
     pub inbound: FixedQueue<Inbound>,
 
+    /// Primary: the peer has heard what is settled since it was last met.
+    pub introduced: bool,
     pub said_settled: UpdateNumber,
     pub flush_asked: UpdateNumber,
     pub said_at: Nanos,
@@ -113,6 +115,7 @@ impl Peer {
             next_to_send: UpdateNumber(1),
             send_to: UpdateNumber::NONE,
             inbound: FixedQueue::new(2 * LINK_INBOUND_SLOTS),
+            introduced: false,
             said_settled: UpdateNumber::NONE,
             flush_asked: UpdateNumber::NONE,
             said_at: Nanos(0),
@@ -352,6 +355,10 @@ impl Group {
         self.peer.hello = None;
         self.peer.waiting_since = None;
         self.peer.send_to = UpdateNumber::NONE;
+        // The peer may be losing what it has not flushed, and nobody would hear of it: from here on only what survives that
+        // counts for what is not acknowledged yet (INV-1).
+        self.peer.journaled = self.peer.durable;
+        self.peer.received = self.peer.durable;
         while let Some(inbound) = self.peer.inbound.pop() {
             self.drop_inbound(turn, &inbound);
         }
@@ -425,6 +432,11 @@ impl Group {
                 self.begin_solo_if_allowed(turn);
                 self.end_solo_if_caught_up(turn);
                 if self.engaged() {
+                    // What is settled comes first: a peer that holds much unsettled may have no page to receive an update
+                    // with before it hears (INV-12).
+                    if !self.peer.introduced {
+                        self.send_news(turn);
+                    }
                     self.send_updates(turn);
                     self.send_news(turn);
                     if let Some(unanswered_ns) = self.overdue(turn.now) {
@@ -444,7 +456,8 @@ impl Group {
 
     /// Gives the link what comes next, from the window or read back from the journal.
     fn send_updates(&mut self, turn: &mut Turn<impl Memory>) {
-        if !matches!(self.peer.talk, Talk::Streaming | Talk::Following) {
+        let introduced = self.peer.talk == Talk::Streaming && self.peer.introduced;
+        if !introduced && self.peer.talk != Talk::Following {
             return;
         }
         while self.peer.next_to_send <= self.window.last().min(self.peer.send_to) {
@@ -557,11 +570,13 @@ impl Group {
             && (silence >= SETTLED_NEWS_AFTER
                 || self.config.ack == AckLevel::Applied
                 || !self.peer_has_pages(self.peer.next_to_send));
-        if news || (silence >= self.peer_config().heartbeat_interval && !self.peer.heartbeat_unanswered) {
+        let beat = silence >= self.peer_config().heartbeat_interval && !self.peer.heartbeat_unanswered;
+        if !self.peer.introduced || news || beat {
             self.peer.heartbeats += 1;
             let heartbeat = Control::Heartbeat { settled: self.settled, sequence: self.peer.heartbeats };
             turn.out.to_link.push(ToLink::Control(heartbeat));
             self.peer.heartbeat_unanswered = true;
+            self.peer.introduced = true;
             self.said(turn.now, self.settled);
         }
     }
@@ -711,6 +726,7 @@ impl Group {
                 self.cache.renumber(update.volume, update.lba.plus(u64::from(index)), value);
             }
         }
+        self.replayed = self.replayed.min(keep);
         self.history.truncate_after(keep);
         self.generation = self.history.last().map_or(Generation::NONE, |(generation, _)| generation);
         let write = self.journal.form_cut(

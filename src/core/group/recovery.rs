@@ -52,6 +52,8 @@ pub(super) struct Recovery {
     checkpoint: UpdateNumber,
     /// The highest number seen in the chain, cut or not.
     seen: UpdateNumber,
+    /// The highest sequence of a batch behind the chain's end.
+    left_behind: u64,
     settled_bound: UpdateNumber,
     solo: bool,
     replayed: u64,
@@ -68,6 +70,9 @@ const ROT_BLOCKS_VOLATILE: u64 = ((WINDOW_UPDATES_MAX + 1) * (1 + UPDATE_BLOCKS_
 /// Updates replayed in a turn: more than of live ones, since no host waits for the turn's end.
 const REPLAYED_A_TURN_MAX: usize = 64;
 
+/// Sequences from here on are no site's, but of a header that a host forged: they would run out.
+const SEQUENCE_MAX: u64 = 1 << 63;
+
 /// Checksum reads in flight at start.
 const SUMS_READS: usize = 8;
 
@@ -79,6 +84,7 @@ impl Recovery {
             known_durable: UpdateNumber::NONE,
             checkpoint: UpdateNumber::NONE,
             seen: UpdateNumber::NONE,
+            left_behind: 0,
             settled_bound: UpdateNumber::NONE,
             solo: false,
             replayed: 0,
@@ -344,12 +350,21 @@ impl Group {
         let group = self.config.group;
         let Phase::Recovering(recovery) = &mut self.phase else { return };
         let last = recovery.seen.max(recovery.checkpoint);
-        let rotten = (0..count as usize).any(|index| {
+        let mut rotten = false;
+        for index in 0..count as usize {
             let bytes = turn.memory.bytes(turn.tables.journal_io.page(slot, index));
             // Nearly every block is payload, or a header from before the head.
-            claims_of(bytes).is_some_and(|(sequence, known)| sequence > head.sequence && known > last)
-                && decode_batch(bytes, &mut recovery.descriptors).is_ok_and(|header| header.group == group)
-        });
+            if claims_of(bytes).is_none_or(|(sequence, _)| sequence <= head.sequence) {
+                continue;
+            }
+            let Ok(header) = decode_batch(bytes, &mut recovery.descriptors) else { continue };
+            if header.group == group {
+                rotten |= header.known_durable > last;
+                if header.sequence < SEQUENCE_MAX {
+                    recovery.left_behind = recovery.left_behind.max(header.sequence);
+                }
+            }
+        }
         self.recovery_release(turn, slot, count);
         if rotten {
             return self.rot(turn);
@@ -374,7 +389,8 @@ impl Group {
 
     fn flushed_after_scan(&mut self, turn: &mut Turn<impl Memory>) {
         let checkpoint = self.checkpoint;
-        self.journal.recover_end();
+        let left_behind = self.recovery().left_behind;
+        self.journal.recover_end(left_behind);
         let last = self.journal.appended();
         // The joint prefix a restarting site may rely on: all of it if no peer has a say.
         let alone = self.config.peer.is_none() || (self.config.role == Role::Primary && self.recovery().solo);
@@ -437,6 +453,7 @@ impl Group {
             (recovery.checkpoint, recovery.replayed, recovery.solo, recovery.settled_bound);
         let last = self.window.last();
         self.counters.replayed_updates = replayed;
+        self.replayed = last;
         self.advance(turn);
         self.phase = Phase::Running;
         self.acknowledged = self.settled;

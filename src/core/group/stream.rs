@@ -156,8 +156,13 @@ impl Group {
         if !self.in_set() {
             return local;
         }
-        // A `SoloEnd` that a crash undid would let this site go on alone, without what it acknowledged with its peer.
-        let joint = if self.rejoining() { UpdateNumber::NONE } else { self.peer_level() };
+        // A `SoloEnd` that a crash undid, or a `SoloBegin` that it did not, would let this site go on alone, without what it
+        // acknowledged with its peer.
+        let joint = match self.alone {
+            _ if self.rejoining() => UpdateNumber::NONE,
+            Alone::Beginning(at) => self.peer_level().min(at.previous()),
+            _ => self.peer_level(),
+        };
         local.min(joint.max(self.joint_from.previous()))
     }
 
