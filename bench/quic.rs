@@ -221,6 +221,7 @@ impl Group {
             sum: self.sum,
             volume: VolumeId(0),
             kind: UpdateKind::Write,
+            ..Update::EMPTY
         };
         let source = UpdateSource::Window;
         self.to_link.push(ToLink::Update { update, settled: UpdateNumber::NONE, slot: slot.0, source });

@@ -12,6 +12,10 @@ use lockstep::core::messages::HostError;
 use lockstep::core::nbd::{AllAllocated, Desk, Export, Farewell, Limits, Session, Stall, Station};
 use lockstep::format::journal::{decode_batch, digest_of, encode_batch};
 use lockstep::format::nbd;
+use lockstep::format::snapshot::{
+    SNAPSHOT_RECORD_BYTES, SNAPSHOTS_PAGE_MAX, SnapshotRecord, decode_payload, decode_snapshots,
+    encode_snapshots,
+};
 use lockstep::format::superblock::{Superblock, newest_of};
 use lockstep::format::update::Update;
 use lockstep::format::wire::*;
@@ -27,11 +31,12 @@ const BLOCK_CRC: usize = 252;
 /// A fuzzer, by the name of its corpus.
 pub type Exercise = (&'static str, fn(&[u8]));
 
-pub const ALL: [Exercise; 6] = [
+pub const ALL: [Exercise; 7] = [
     ("frames", frames),
     ("batch", batch),
     ("superblock", superblock),
     ("hello", hello),
+    ("snapshot", snapshot),
     ("nbd", nbd),
     ("config", config),
 ];
@@ -189,6 +194,29 @@ pub fn superblock(data: &[u8]) {
     let slots = [Superblock::decode(&repaired), Superblock::decode(&other)];
     if let Ok(newest) = newest_of(slots[0], slots[1]) {
         assert!(slots.iter().flatten().all(|slot| slot.sequence <= newest.sequence));
+    }
+}
+
+/// A page of snapshots' records, as the payload of an update brings it.
+pub fn snapshot(data: &[u8]) {
+    let as_is = block_of(data);
+    let mut repaired = as_is;
+    for record in repaired[SNAPSHOT_RECORD_BYTES..].as_chunks_mut::<SNAPSHOT_RECORD_BYTES>().0 {
+        if record.iter().any(|&byte| byte != 0) {
+            make_crc_right(record, SNAPSHOT_RECORD_BYTES - 4);
+        }
+    }
+    for block in [as_is, repaired] {
+        let mut records = [SnapshotRecord::EMPTY; SNAPSHOTS_PAGE_MAX];
+        match decode_snapshots(&block, &mut records) {
+            Ok(count) => {
+                let mut again = [0xaa; BLOCK_BYTES];
+                encode_snapshots(records[..count].iter(), &mut again);
+                assert_eq!(again, block, "{:?}", &records[..count]);
+                assert_eq!(decode_payload(&block).is_ok(), count == 1);
+            }
+            Err(error) => assert!(!error.to_string().is_empty()),
+        }
     }
 }
 

@@ -89,6 +89,8 @@ fn config(role: Role) -> GroupConfig {
         }),
         volumes: vec![VolumeSpec { name: "a".into(), blocks: VOLUME_BLOCKS }],
         journal_blocks: journal_blocks_min() + 600,
+        differential_blocks: 0,
+        on_differential_full: OnDifferentialFull::DeleteOldest,
         journal_volatile: true,
         pages: PAGES_MIN + 2000,
         ack: AckLevel::Journaled,
@@ -357,7 +359,13 @@ impl Site {
     }
 
     fn request(&mut self, ticket: u32, op: HostOp) {
-        let request = HostRequest { ticket: SlotId(ticket), volume: VolumeId(0), op, received_at: self.now };
+        let request = HostRequest {
+            ticket: SlotId(ticket),
+            volume: VolumeId(0),
+            snapshot: UpdateNumber::NONE,
+            op,
+            received_at: self.now,
+        };
         self.with(|group, turn| group.on_host(turn, 0, request));
     }
 
@@ -412,6 +420,7 @@ fn hello(ours: Role, history: &[(Generation, u64)], last: u64, settled: u64) -> 
         checkpoint: UpdateNumber(settled),
         journal_free_blocks: PEER_FREE_BLOCKS,
         window_blocks: 8_192,
+        differential_blocks: 0,
         solo: false,
         serving: false,
     }

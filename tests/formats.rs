@@ -10,6 +10,7 @@ use lockstep::base::*;
 use lockstep::format::history::History;
 use lockstep::format::journal::{BatchHeader, Digest, decode_batch, encode_batch};
 use lockstep::format::nbd::{self, ClientFlags, Cookie, OptionHeader, Request, Sink, command, option};
+use lockstep::format::snapshot::{SnapshotName, SnapshotRecord, encode_snapshots};
 use lockstep::format::superblock::{JournalPosition, Superblock};
 use lockstep::format::text::Text;
 use lockstep::format::update::{Update, UpdateKind};
@@ -35,7 +36,7 @@ fn history() -> History {
     history
 }
 
-fn updates() -> [Update; 5] {
+fn updates() -> [Update; 7] {
     let update = |number: u64, kind: UpdateKind| Update {
         number: UpdateNumber(0x0102_0304 + number),
         generation: generation(2),
@@ -45,10 +46,12 @@ fn updates() -> [Update; 5] {
     let write = Update { lba: Lba(0x1112_1314), count: 3, sum: 0x2122_2324, ..update(1, UpdateKind::Write) };
     [
         update(0, UpdateKind::GenerationOpen),
-        Update { volume: VolumeId(1), ..write },
+        Update { volume: VolumeId(1), slot: Slot(0x5152_5354), ..write },
         Update { lba: Lba(7), count: 1024, ..update(2, UpdateKind::Zero) },
-        update(3, UpdateKind::SoloBegin),
-        update(4, UpdateKind::SoloEnd),
+        Update { count: 1, sum: 0x2526_2728, ..update(3, UpdateKind::SnapshotCreate) },
+        Update { lba: Lba(0x0102_0307), ..update(4, UpdateKind::SnapshotDelete) },
+        update(5, UpdateKind::SoloBegin),
+        update(6, UpdateKind::SoloEnd),
     ]
 }
 
@@ -59,8 +62,8 @@ fn batch() -> Vec<u8> {
         previous: Digest(0x4142_4344_4546_4748),
         known_durable: UpdateNumber(0x0102_0302),
         settled: UpdateNumber(0x0102_0301),
-        count: 5,
-        payload_blocks: 3,
+        count: 7,
+        payload_blocks: 4,
     };
     let mut block = [0; BLOCK_BYTES];
     encode_batch(&header, &updates(), &mut block);
@@ -117,11 +120,27 @@ fn hello() -> Vec<u8> {
         solo: false,
         journal_free_blocks: 0x8182_8384,
         window_blocks: 0x9192_9394,
+        differential_blocks: 0xa1a2_a3a4,
         serving: true,
     };
     let mut body = [0; BLOCK_BYTES];
     let length = hello.encode(&mut body);
     body[..length].to_vec()
+}
+
+fn snapshots(count: u64) -> Vec<u8> {
+    let records: Vec<SnapshotRecord> = (0..count)
+        .map(|index| SnapshotRecord {
+            number: UpdateNumber(0x0102_0307 + index),
+            taken_at_ns: 0xb1b2_b3b4_b5b6_b7b8,
+            volumes: VolumeSet(0b11 << index),
+            protected: index % 2 == 0,
+            name: SnapshotName::new(["before the naïve upgrade", "b", "c"][index as usize]),
+        })
+        .collect();
+    let mut page = [0; BLOCK_BYTES];
+    encode_snapshots(records.iter(), &mut page);
+    page.to_vec()
 }
 
 fn refusal() -> Vec<u8> {
@@ -282,6 +301,8 @@ fn fixed() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ("superblock", "fixed-superblocks", [superblock(8), superblock(9)].concat()),
         ("hello", "fixed-hello", hello()),
         ("hello", "fixed-refusal", refusal()),
+        ("snapshot", "fixed-create", snapshots(1)),
+        ("snapshot", "fixed-list", snapshots(3)),
         ("frames", "fixed-frames", frames()),
         ("frames", "fixed-controls", controls()),
         ("nbd", "fixed-client", nbd_client(0xff, 0)),
@@ -317,7 +338,7 @@ fn encodings_have_not_changed() {
 fn fixed_inputs_reach_what_they_are_for() {
     let mut updates = [Update::EMPTY; BATCH_DESCRIPTORS_MAX];
     let header = decode_batch(batch().first_chunk().expect("a block"), &mut updates).expect("a batch");
-    assert_eq!((header.count, &updates[..5]), (5, &self::updates()[..]));
+    assert_eq!((header.count, &updates[..7]), (7, &self::updates()[..]));
     let mut reader = FrameReader::new();
     let stream = frames();
     let mut input = &stream[..];
@@ -327,7 +348,7 @@ fn fixed_inputs_reach_what_they_are_for() {
         input = &input[reader.payload_left()..];
         reader.take_payload(reader.payload_left());
     }
-    assert_eq!((count, reader.at_boundary()), (12, true));
+    assert_eq!((count, reader.at_boundary()), (14, true));
     // All but CACHE, BLOCK_STATUS, DISC, the unknown one, and where buffers are small the unfragmented read.
     for (choice, acts) in [(0, 0), (0xff, 0), (0xff, LATE | BACKWARDS), (0xfe, LATE | UNREAD)] {
         assert!(exercise::nbd_session(&nbd_client(choice, acts)) >= 6, "choice {choice}, {acts}");
@@ -407,7 +428,7 @@ fn tables_of_offsets(markdown: &str) -> Vec<(String, Vec<(usize, usize)>)> {
 fn tables_of_offsets_have_no_gaps() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/FORMATS.md");
     let tables = tables_of_offsets(&std::fs::read_to_string(file).expect("the document is there"));
-    assert_eq!(tables.len(), 13);
+    assert_eq!(tables.len(), 16);
     for (title, rows) in tables {
         let mut end = 0;
         for (offset, bytes) in rows {

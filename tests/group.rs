@@ -56,6 +56,8 @@ fn config(role: Role, peer: bool) -> GroupConfig {
         }),
         volumes: vec![VolumeSpec { name: "a".into(), blocks: VOLUME_BLOCKS }],
         journal_blocks: journal_blocks_min() + 600,
+        differential_blocks: 0,
+        on_differential_full: OnDifferentialFull::DeleteOldest,
         journal_volatile: true,
         pages: PAGES_MIN + 2000,
         ack: AckLevel::Journaled,
@@ -185,7 +187,13 @@ impl Site {
     }
 
     fn request(&mut self, now: Nanos, ticket: u32, op: HostOp) {
-        let request = HostRequest { ticket: SlotId(ticket), volume: VolumeId(0), op, received_at: now };
+        let request = HostRequest {
+            ticket: SlotId(ticket),
+            volume: VolumeId(0),
+            snapshot: UpdateNumber::NONE,
+            op,
+            received_at: now,
+        };
         self.with(now, |group, turn| group.on_host(turn, 0, request));
     }
 

@@ -62,3 +62,20 @@ pub const HISTORY_MAX: usize = 64;
 
 /// Bytes in a site's or volume's name.
 pub const NAME_BYTES_MAX: usize = 64;
+
+/// Snapshots of a group that are kept at once. Every one is looked at by name and number in memory, and when a slot is
+/// reclaimed; hourly ones for ten days are fewer.
+pub const SNAPSHOTS_MAX: usize = 256;
+
+/// Old blocks numbered for a snapshot and not yet in the differential volume: as many as updates in the window, so that
+/// single blocks are never held up by this bound before that one.
+pub const CAPTURES_MAX: usize = 16_384;
+
+/// Pages of management information in one commit (half a megabyte): some thousand captured blocks an fsync.
+pub const METADATA_PAGES_MAX: usize = 32;
+
+/// Slots of the metadata executor's page table: a commit, a reclaim, and looks-up for readers of snapshots.
+pub const METADATA_IO_SLOTS: usize = 32;
+
+/// Administrators' requests inside the group.
+pub const ADMIN_REQUESTS_MAX: usize = 16;

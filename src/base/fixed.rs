@@ -93,6 +93,22 @@ impl Bitmap {
         }
     }
 
+    /// With every bit set.
+    pub fn full(bits: u64) -> Bitmap {
+        let mut bitmap = Bitmap::new(bits);
+        let (words, summary) = (&mut bitmap.words, &mut bitmap.summary);
+        words.fill(u64::MAX);
+        if !bits.is_multiple_of(64) {
+            *words.last_mut().expect("some bits, so some words") = (1 << (bits % 64)) - 1;
+        }
+        summary.fill(u64::MAX);
+        if !words.len().is_multiple_of(64) {
+            *summary.last_mut().expect("some words") = (1 << (words.len() % 64)) - 1;
+        }
+        bitmap.count = bits;
+        bitmap
+    }
+
     pub fn count(&self) -> u64 {
         self.count
     }
@@ -151,6 +167,67 @@ impl Bitmap {
     }
 }
 
+/// A set of small integers that is emptied at once, however large it is: each stretch of it remembers when it was last
+/// emptied, and what is older counts as empty.
+#[derive(Debug)]
+pub struct Marks {
+    words: Box<[u64]>,
+    /// By stretch of `STRETCH_WORDS`.
+    epochs: Box<[u32]>,
+    epoch: u32,
+    bits: u64,
+}
+
+const STRETCH_WORDS: usize = 64;
+
+impl Marks {
+    pub fn new(bits: u64) -> Marks {
+        let words = bits.div_ceil(64) as usize;
+        Marks {
+            words: vec![0; words].into_boxed_slice(),
+            epochs: vec![0; words.div_ceil(STRETCH_WORDS)].into_boxed_slice(),
+            epoch: 0,
+            bits,
+        }
+    }
+
+    pub fn contains(&self, bit: u64) -> bool {
+        assert!(bit < self.bits, "mark {bit} of {}", self.bits);
+        let word = (bit / 64) as usize;
+        self.epochs[word / STRETCH_WORDS] == self.epoch && self.words[word] >> (bit % 64) & 1 == 1
+    }
+
+    pub fn insert(&mut self, bit: u64) {
+        assert!(bit < self.bits, "mark {bit} of {}", self.bits);
+        let word = (bit / 64) as usize;
+        let stretch = word / STRETCH_WORDS;
+        if self.epochs[stretch] != self.epoch {
+            let end = self.words.len().min((stretch + 1) * STRETCH_WORDS);
+            self.words[stretch * STRETCH_WORDS..end].fill(0);
+            self.epochs[stretch] = self.epoch;
+        }
+        self.words[word] |= 1 << (bit % 64);
+    }
+
+    pub fn remove(&mut self, bit: u64) {
+        if self.contains(bit) {
+            self.words[(bit / 64) as usize] &= !(1 << (bit % 64));
+        }
+    }
+
+    pub fn clear(&mut self) {
+        match self.epoch.checked_add(1) {
+            Some(epoch) => self.epoch = epoch,
+            // Once in four billion times it takes as long as it takes.
+            None => {
+                self.words.fill(0);
+                self.epochs.fill(0);
+                self.epoch = 0;
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,6 +243,35 @@ mod tests {
             }
             prop_assert_eq!(bitmap.count(), set.len() as u64);
             prop_assert_eq!(bitmap.next_from(from), set.range(from..).next().copied());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn marks_agree_with_a_tree_set(ops in prop::collection::vec((0u8..16, 0u64..9_000), 1..300)) {
+            let mut marks = Marks::new(9_000);
+            marks.epoch = u32::MAX - 2;
+            let mut set = std::collections::BTreeSet::new();
+            for (op, bit) in ops {
+                match op {
+                    0 => { marks.clear(); set.clear(); }
+                    1..4 => { marks.remove(bit); set.remove(&bit); }
+                    _ => { marks.insert(bit); set.insert(bit); }
+                }
+                let near = bit.saturating_sub(70)..(bit + 70).min(9_000);
+                prop_assert!(near.clone().all(|bit| marks.contains(bit) == set.contains(&bit)));
+            }
+        }
+
+        #[test]
+        fn a_full_bitmap_has_every_bit(bits in 1u64..9_000) {
+            let mut bitmap = Bitmap::full(bits);
+            for bit in 0..bits {
+                prop_assert_eq!(bitmap.next_from(bit), Some(bit));
+            }
+            prop_assert_eq!((bitmap.count(), bitmap.next_from(bits)), (bits, None));
+            (0..bits).for_each(|bit| assert!(bitmap.remove(bit)));
+            prop_assert_eq!((bitmap.count(), bitmap.next_from(0)), (0, None));
         }
     }
 

@@ -8,6 +8,6 @@ pub mod units;
 
 pub use bounds::*;
 pub use checksum::{BlockSum, sum_of_block, sum_of_sums};
-pub use fixed::{Bitmap, FixedQueue};
+pub use fixed::{Bitmap, FixedQueue, Marks};
 pub use page::{Memory, PageId, PageTable, SlotId};
 pub use units::*;

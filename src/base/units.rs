@@ -19,6 +19,51 @@ impl Lba {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VolumeId(pub u16);
 
+/// A block of the differential volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot(pub u64);
+
+impl Slot {
+    /// No slot: nothing is captured.
+    pub const NONE: Slot = Slot(u64::MAX);
+
+    pub fn plus(self, slots: u64) -> Slot {
+        Slot(
+            self.0.checked_add(slots).expect("Slot beyond u64: a run of slots was checked when it was given"),
+        )
+    }
+}
+
+impl Default for Slot {
+    fn default() -> Slot {
+        Slot::NONE
+    }
+}
+
+/// Some volumes of a group: bit n is its nth volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct VolumeSet(pub u32);
+
+impl VolumeSet {
+    /// The first `count` volumes.
+    pub fn first(count: usize) -> VolumeSet {
+        VolumeSet((0..count).fold(0, |set, volume| set | 1 << volume))
+    }
+
+    pub fn contains(self, volume: VolumeId) -> bool {
+        self.0.checked_shr(u32::from(volume.0)).is_some_and(|rest| rest & 1 == 1)
+    }
+
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether every volume of this set is also in `other`.
+    pub fn is_within(self, other: VolumeSet) -> bool {
+        self.0 & !other.0 == 0
+    }
+}
+
 /// The place of an update in its group's stream: dense, from 1. Zero means "before the first update".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UpdateNumber(pub u64);

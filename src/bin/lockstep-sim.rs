@@ -77,6 +77,10 @@ impl Totals {
             (&mut all.checkpoints, one.checkpoints),
             (&mut all.catch_ups, one.catch_ups),
             (&mut all.cuts, one.cuts),
+            (&mut all.snapshots, one.snapshots),
+            (&mut all.snapshot_reads, one.snapshot_reads),
+            (&mut all.captured_blocks, one.captured_blocks),
+            (&mut all.reclaimed_blocks, one.reclaimed_blocks),
         ] {
             *sum += value;
         }
@@ -109,6 +113,13 @@ impl Totals {
             self.outcome.cuts,
             self.outcome.solo_ranges,
             self.outcome.excused_writes,
+        );
+        println!(
+            "of snapshots: {} taken, {} reads, {} blocks captured and {} slots reclaimed since the sites' last starts",
+            self.outcome.snapshots,
+            self.outcome.snapshot_reads,
+            self.outcome.captured_blocks,
+            self.outcome.reclaimed_blocks
         );
     }
 }

@@ -158,6 +158,13 @@ impl Cache {
         entry.newest.or(entry.settled)
     }
 
+    /// Whether the volume has the block's newest value, too.
+    pub fn is_clean(&self, volume: VolumeId, lba: Lba) -> bool {
+        let Some(at) = self.find(volume, lba) else { return true };
+        let entry = &self.entries[at as usize];
+        entry.newest == entry.settled && !self.dirty[volume.0 as usize].contains(lba.0)
+    }
+
     /// The newest settled value: what a secondary's readers see.
     pub fn settled(&mut self, volume: VolumeId, lba: Lba) -> Option<Value> {
         let at = self.find(volume, lba)?;
@@ -308,6 +315,20 @@ impl Cache {
         let value = entry.settled.expect("the caller asked whether it may be bridged");
         pages.share(value.page);
         value
+    }
+
+    /// The destage that began with `value` does not happen now; the block stays dirty.
+    pub fn destage_cancel(
+        &mut self,
+        volume: VolumeId,
+        lba: Lba,
+        value: Value,
+        pages: &mut Pages,
+        memory: &mut impl Memory,
+    ) {
+        let at = self.find(volume, lba).expect("a block being written stays indexed");
+        self.entries[at as usize].writing = false;
+        pages.release(value.page, memory);
     }
 
     /// The destage write of `value` is complete; the block is clean unless a newer value settled meanwhile.

@@ -13,6 +13,16 @@ pub enum OnPeerLoss {
     Solo = 2,
 }
 
+/// What a primary does when a host's write needs a slot of the differential volume and there is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum OnDifferentialFull {
+    /// Delete the oldest snapshot that is not protected; the write waits for its slots.
+    DeleteOldest = 1,
+    /// The host gets an error: snapshots are worth more than new data.
+    Error = 2,
+}
+
 /// A volume of the group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeSpec {
@@ -31,6 +41,9 @@ pub struct GroupConfig {
     pub peer: Option<PeerConfig>,
     pub volumes: Vec<VolumeSpec>,
     pub journal_blocks: u64,
+    /// Slots for old blocks that snapshots keep; both sites have the same. Zero if the group takes no snapshots.
+    pub differential_blocks: u64,
+    pub on_differential_full: OnDifferentialFull,
     /// Whether the journal's device may lose completed writes at power loss. If not, journaled is durable.
     pub journal_volatile: bool,
     /// Pages of the arena, page zero included. Everything the group caches or stages lives in them.

@@ -1,7 +1,8 @@
 //! What travels on the rings between a group and its helpers. Every message is `Copy` and fits a cache line; page lists
 //! travel beside it in a [`PageTable`](crate::base::PageTable) row that the message names.
 
-use crate::base::{Lba, Nanos, PageId, SlotId, UpdateNumber, VolumeId};
+use crate::base::{Lba, Nanos, PageId, Slot, SlotId, UpdateNumber, VolumeId, VolumeSet};
+use crate::format::snapshot::SnapshotName;
 use crate::format::update::Update;
 pub use crate::format::wire::{Control, PageFrame};
 
@@ -32,6 +33,8 @@ pub enum HostOp {
 pub struct HostRequest {
     pub ticket: Ticket,
     pub volume: VolumeId,
+    /// What a `Read` is to see: this snapshot of the volume, or with `NONE` the volume itself. Nothing else may name one.
+    pub snapshot: UpdateNumber,
     pub op: HostOp,
     /// When the request's last byte was received, for the histogram of the first ring.
     pub received_at: Nanos,
@@ -50,6 +53,10 @@ pub enum HostError {
     NotServing,
     /// A disk returned an error, or a block's checksum did not match.
     Io,
+    /// The snapshot does not exist (any more), or is not of this volume.
+    NoSuchSnapshot,
+    /// The differential volume is full, and no snapshot may be deleted to make room.
+    NoSpace,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,6 +149,8 @@ pub enum IoTarget {
     Volume(VolumeId),
     /// The volume's checksum file: 1024 little-endian sums a block.
     Checksums(VolumeId),
+    /// Old blocks that snapshots keep.
+    Differential,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,6 +193,122 @@ pub struct IoDone {
     pub result: Result<(), IoFault>,
 }
 
+// ------------------------------------------------------------------------------- management information: group <-> executor
+
+/// What the metadata executor is asked. The row `slot` of its table names an open page for the answer, and for a commit the
+/// sealed pages behind it. Each request is carried out whole or not at all, in the order of the ring, and is durable when answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetadataOp {
+    /// Records of snapshots, from the `first`th on, as many as fit the page.
+    LoadSnapshots { first: u32 },
+    /// Bits of the volume's blocks from `first` on: whether there is an entry for `since` or a later snapshot.
+    LoadCaptured { volume: VolumeId, since: UpdateNumber, first: Lba },
+    /// Bits of the slots from `first` on: whether there is an entry that names it.
+    LoadSlots { first: Slot },
+    /// The changes in so many pages, each at most once: what is there already stays. The answer has a bit for each captured block:
+    /// whether it was redundant, because the block is kept in another slot for this snapshot or a later one.
+    Commit { applied: UpdateNumber, pages: u32 },
+    /// Removes entries that no snapshot needs, among the next ones from this block on; the answer has their slots.
+    Reclaim { volume: VolumeId, lba: Lba },
+    /// For each of the blocks: the entry of the first snapshot from `snapshot` on that has one.
+    LookUp { snapshot: UpdateNumber, volume: VolumeId, lba: Lba, count: u32 },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MetadataRequest {
+    pub slot: SlotId,
+    pub op: MetadataOp,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetadataAnswer {
+    /// So many records in the page, of so many in all; the number up to which updates are applied; and how many entries there are.
+    Snapshots {
+        count: u32,
+        total: u32,
+        applied: UpdateNumber,
+        entries: u64,
+    },
+    Bits,
+    Committed,
+    /// So many slots in the page; where to go on, unless the pass is over.
+    Reclaimed {
+        freed: u32,
+        next: Option<(VolumeId, Lba)>,
+    },
+    Found,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetadataFault {
+    /// The database's storage failed.
+    Storage,
+    /// What it holds is not what was written there.
+    Corrupt,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MetadataDone {
+    pub slot: SlotId,
+    pub result: Result<MetadataAnswer, MetadataFault>,
+}
+
+// ------------------------------------------------------------------------------------------ administrators: control -> group
+
+/// What an administrator asks of a group. Control is no ring of the data path, so this may be longer than a cache line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdminOp {
+    CreateSnapshot {
+        name: SnapshotName,
+        volumes: VolumeSet,
+        protected: bool,
+        /// Nanoseconds since 1970, by the asking site's clock.
+        taken_at_ns: u64,
+    },
+    DeleteSnapshot {
+        snapshot: UpdateNumber,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdminRequest {
+    /// Names the request in its reply.
+    pub id: u64,
+    pub op: AdminOp,
+}
+
+/// Why an administrator's request was not carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AdminError {
+    #[error("this site is a secondary; ask the primary")]
+    ReadOnly,
+    #[error("the site does not serve its hosts")]
+    NotServing,
+    #[error("the site has no differential volume, so it takes no snapshots")]
+    NoDifferential,
+    #[error("a snapshot of that name exists")]
+    NameTaken,
+    #[error("a snapshot needs a name")]
+    NoName,
+    #[error("a snapshot is of one volume or more of the group's")]
+    NoSuchVolume,
+    #[error("there is no such snapshot")]
+    NoSuchSnapshot,
+    #[error("there are as many snapshots as a group keeps; delete one first")]
+    TooMany,
+    #[error("too many requests at once")]
+    Busy,
+    #[error("the sites did not agree in time; it may still happen")]
+    Deadline,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdminReply {
+    pub id: u64,
+    /// The number of the update that did it: of a created snapshot, its own.
+    pub result: Result<UpdateNumber, AdminError>,
+}
+
 /// Which executor an I/O message belongs to: the journal's on the group's core, the volumes' wherever it was placed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Executor {
@@ -196,3 +321,5 @@ const _: () = assert!(size_of::<HostReply>() <= 64);
 const _: () = assert!(size_of::<ToLink>() <= 64);
 const _: () = assert!(size_of::<FromLink>() <= 64);
 const _: () = assert!(size_of::<IoRequest>() <= 64);
+const _: () = assert!(size_of::<MetadataRequest>() <= 64);
+const _: () = assert!(size_of::<MetadataDone>() <= 64);

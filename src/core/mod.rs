@@ -2,6 +2,7 @@
 //! allocation after start.
 
 pub mod cache;
+pub mod captures;
 pub mod config;
 pub mod group;
 pub mod history;
@@ -10,5 +11,7 @@ pub mod messages;
 pub mod nbd;
 pub mod outbox;
 pub mod pages;
+pub mod slots;
+pub mod snapshots;
 pub mod sums;
 pub mod window;

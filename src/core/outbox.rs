@@ -17,6 +17,8 @@ pub struct Tables {
     pub catch_up: PageTable,
     pub journal_io: PageTable,
     pub volume_io: PageTable,
+    /// The answer's page, then the commit's.
+    pub metadata_io: PageTable,
 }
 
 impl Tables {
@@ -29,6 +31,7 @@ impl Tables {
             catch_up: PageTable::new(CATCH_UP_SLOTS, UPDATE_BLOCKS_MAX),
             journal_io: PageTable::new(JOURNAL_IO_SLOTS, BATCH_BLOCKS_MAX),
             volume_io: PageTable::new(VOLUME_IO_SLOTS, VOLUME_IO_BLOCKS_MAX),
+            metadata_io: PageTable::new(METADATA_IO_SLOTS, 1 + METADATA_PAGES_MAX),
         }
     }
 }
@@ -107,6 +110,30 @@ pub enum Event {
     Checkpointed {
         number: UpdateNumber,
     },
+    SnapshotCreated {
+        snapshot: UpdateNumber,
+    },
+    SnapshotDeleted {
+        snapshot: UpdateNumber,
+    },
+    /// The oldest snapshot is being deleted because a host's write needed its slots.
+    SnapshotGivenUp {
+        snapshot: UpdateNumber,
+    },
+    /// Most slots of the differential volume are in use.
+    DifferentialFilling {
+        used: u64,
+        total: u64,
+    },
+    /// A block that a snapshot keeps is not what was written there.
+    SnapshotMismatch {
+        snapshot: UpdateNumber,
+        volume: VolumeId,
+        lba: Lba,
+    },
+    MetadataFailed {
+        fault: MetadataFault,
+    },
     HostDeadline {
         oldest_ns: u64,
     },
@@ -129,6 +156,8 @@ pub struct Outbox {
     pub to_link: FixedQueue<ToLink>,
     pub to_journal: FixedQueue<IoRequest>,
     pub to_volumes: FixedQueue<IoRequest>,
+    pub to_metadata: FixedQueue<MetadataRequest>,
+    pub to_admin: FixedQueue<AdminReply>,
     /// Drained every turn; a full queue drops the sample, which only thins the histogram.
     pub stamps: FixedQueue<WriteStamps>,
     pub events: FixedQueue<Event>,
@@ -150,6 +179,8 @@ impl Outbox {
             to_link: FixedQueue::new(WINDOW_UPDATES_MAX + CATCH_UP_SLOTS + LINK_CONTROL_MAX),
             to_journal: FixedQueue::new(JOURNAL_IO_SLOTS),
             to_volumes: FixedQueue::new(VOLUME_IO_SLOTS),
+            to_metadata: FixedQueue::new(METADATA_IO_SLOTS),
+            to_admin: FixedQueue::new(2 * ADMIN_REQUESTS_MAX),
             stamps: FixedQueue::new(SAMPLES_A_TURN_MAX),
             events: FixedQueue::new(EVENTS_A_TURN_MAX),
         }

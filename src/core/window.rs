@@ -92,14 +92,14 @@ impl Window {
         self.payload_blocks
     }
 
-    /// Payload blocks of the updates after `after`, as far as they are in the window, and up to `upto`, which is.
+    /// Blocks that the updates hold back after `after`, as far as they are in the window, and up to `upto`, which is.
     pub fn blocks_between(&self, after: UpdateNumber, upto: UpdateNumber) -> u64 {
         let first = after.max(self.retired).next();
         if first > upto {
             return 0;
         }
         let newest = self.held(upto);
-        newest.blocks_before + newest.pending.update.payload_blocks() as u64 - self.held(first).blocks_before
+        newest.blocks_before + newest.pending.update.held_blocks() as u64 - self.held(first).blocks_before
     }
 
     pub fn contains(&self, number: UpdateNumber) -> bool {
@@ -113,7 +113,7 @@ impl Window {
         assert!(self.room() > 0, "window full at {number}");
         self.payload_blocks += pending.update.payload_blocks();
         let blocks_before = self.blocks_pushed;
-        self.blocks_pushed += pending.update.payload_blocks() as u64;
+        self.blocks_pushed += pending.update.held_blocks() as u64;
         self.held.push(Held { pending, blocks_before });
         self.last = number;
     }
@@ -151,7 +151,7 @@ impl Window {
     /// Removes the newest update (a tail cut).
     pub fn cut_last(&mut self) -> Pending {
         let Held { pending, .. } = self.held.pop_back().expect("the caller left an update to cut");
-        self.blocks_pushed -= pending.update.payload_blocks() as u64;
+        self.blocks_pushed -= pending.update.held_blocks() as u64;
         self.payload_blocks -= pending.update.payload_blocks();
         self.last = self.last.previous();
         pending

@@ -8,7 +8,7 @@ use crate::format::update::{
 
 /// The first eight bytes of a batch header.
 pub const BATCH_MAGIC: [u8; 8] = *b"LSTPBTCH";
-pub const BATCH_VERSION: u16 = 1;
+pub const BATCH_VERSION: u16 = 2;
 
 /// The xxh3-64 of a whole batch header block. Each header holds its predecessor's, so an old batch that lies where the
 /// chain would go on is told from the real one.
@@ -292,7 +292,7 @@ mod tests {
         assert_eq!(refused(PAYLOAD_BLOCKS, 1), JournalError::PayloadBlocks { expected: 2, found: 1 });
         assert_eq!(refused(PAYLOAD_BLOCKS, 257), JournalError::PayloadBound { found: 257 });
         assert_eq!(refused(RESERVED_A, 1), JournalError::Reserved { offset: RESERVED_A, found: 1 });
-        assert_eq!(refused(VERSION, 2), JournalError::Version { found: 2 });
+        assert_eq!(refused(VERSION, 1), JournalError::Version { found: 1 });
         assert!(matches!(decoded(&[0; BLOCK_BYTES]), Err(JournalError::Magic { .. })));
     }
 

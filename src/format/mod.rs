@@ -5,7 +5,9 @@
 mod bytes;
 pub mod history;
 pub mod journal;
+pub mod metadata;
 pub mod nbd;
+pub mod snapshot;
 pub mod superblock;
 pub mod text;
 pub mod update;

@@ -1,6 +1,8 @@
 //! An update's descriptor: the same 64 bytes in a journal batch header and in a wire frame.
 
-use crate::base::{Generation, Lba, UPDATE_BLOCKS_MAX, UpdateNumber, VOLUMES_MAX, VolumeId, ZERO_BLOCKS_MAX};
+use crate::base::{
+    Generation, Lba, Slot, UPDATE_BLOCKS_MAX, UpdateNumber, VOLUMES_MAX, VolumeId, ZERO_BLOCKS_MAX,
+};
 use crate::format::bytes::{nonzero_in, put, u16_at, u32_at, u64_at};
 
 /// Bytes of an encoded descriptor.
@@ -14,6 +16,10 @@ pub enum UpdateKind {
     Write = 1,
     /// `count` blocks at `lba` read as zeros from here on; no payload.
     Zero = 2,
+    /// A snapshot of everything before this number, which names it; the payload is its [record](crate::format::snapshot).
+    SnapshotCreate = 3,
+    /// The snapshot whose number is in `lba` is no longer kept.
+    SnapshotDelete = 4,
     /// A site became or resumed primary: the generation field is the one that starts at this number.
     GenerationOpen = 7,
     /// From here on the primary acknowledges alone.
@@ -29,6 +35,8 @@ impl UpdateKind {
         match code {
             1 => Some(UpdateKind::Write),
             2 => Some(UpdateKind::Zero),
+            3 => Some(UpdateKind::SnapshotCreate),
+            4 => Some(UpdateKind::SnapshotDelete),
             7 => Some(UpdateKind::GenerationOpen),
             8 => Some(UpdateKind::SoloBegin),
             9 => Some(UpdateKind::SoloEnd),
@@ -42,6 +50,7 @@ impl UpdateKind {
         match self {
             UpdateKind::Write => (1, UPDATE_BLOCKS_MAX as u32),
             UpdateKind::Zero => (1, ZERO_BLOCKS_MAX as u32),
+            UpdateKind::SnapshotCreate => (1, 1),
             _ => (0, 0),
         }
     }
@@ -52,9 +61,13 @@ impl UpdateKind {
 pub struct Update {
     pub number: UpdateNumber,
     pub generation: Generation,
+    /// The first block; of a `SnapshotDelete`, the number of the snapshot.
     pub lba: Lba,
-    /// Blocks; 0 for kinds that touch none.
+    /// Blocks of the volume, or of payload; 0 for kinds that have neither.
     pub count: u32,
+    /// Where the differential volume keeps what the blocks held before: `count` slots from here, one a block, for the newest
+    /// snapshot of the volume. `NONE` if no snapshot needs any of them.
+    pub slot: Slot,
     /// [`crate::base::sum_of_sums`] of the payload's block sums; 0 without payload.
     pub sum: u32,
     pub volume: VolumeId,
@@ -64,7 +77,7 @@ pub struct Update {
 /// Why bytes are not an update's descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DescriptorError {
-    #[error("update kind {found}, expected 1, 2 or 7 to 10")]
+    #[error("update kind {found}, expected 1 to 4 or 7 to 10")]
     Kind { found: u8 },
     #[error("update number 0 in a {kind:?}, expected 1 or higher")]
     Number { kind: UpdateKind },
@@ -72,6 +85,12 @@ pub enum DescriptorError {
     Count { kind: UpdateKind, number: UpdateNumber, min: u32, max: u32, found: u32 },
     #[error("{number} covers {count} blocks from {lba}, expected its end below 2^64", lba = lba.0)]
     Range { number: UpdateNumber, lba: Lba, count: u32 },
+    #[error("{number} captures {count} blocks, expected at most {UPDATE_BLOCKS_MAX}")]
+    Captured { number: UpdateNumber, count: u32 },
+    #[error("{number} captures {count} blocks from slot {slot}, expected its end below 2^64", slot = slot.0)]
+    Slots { number: UpdateNumber, slot: Slot, count: u32 },
+    #[error("{number} deletes snapshot {found}, expected one of 1 to below its own number")]
+    Snapshot { number: UpdateNumber, found: u64 },
     #[error("{number} is for volume {found}, expected below {VOLUMES_MAX}")]
     Volume { number: UpdateNumber, found: u16 },
     #[error("{kind:?} {number} has {field} {found}, expected 0")]
@@ -87,6 +106,7 @@ impl Update {
         generation: Generation::NONE,
         lba: Lba(0),
         count: 0,
+        slot: Slot::NONE,
         sum: 0,
         volume: VolumeId(0),
         kind: UpdateKind::GenerationOpen,
@@ -110,11 +130,26 @@ impl Update {
             return Err(DescriptorError::Volume { number, found: self.volume.0 });
         }
         let not_zero = |field, found| Err(DescriptorError::NotZero { kind, number, field, found });
-        if kind != UpdateKind::Write && self.sum != 0 {
+        if self.payload_blocks() == 0 && self.sum != 0 {
             return not_zero("payload sum", u64::from(self.sum));
         }
-        if !self.touches_blocks() && lba.0 != 0 {
+        if kind == UpdateKind::SnapshotDelete && !(1..number.0).contains(&lba.0) {
+            return Err(DescriptorError::Snapshot { number, found: lba.0 });
+        }
+        if !self.touches_blocks() && kind != UpdateKind::SnapshotDelete && lba.0 != 0 {
             return not_zero("block", lba.0);
+        }
+        if self.captures() {
+            if !self.touches_blocks() {
+                return not_zero("slot", self.slot.0);
+            }
+            if count as usize > UPDATE_BLOCKS_MAX {
+                return Err(DescriptorError::Captured { number, count });
+            }
+            // The last value names no slot.
+            if self.slot.0.checked_add(u64::from(count)).is_none() {
+                return Err(DescriptorError::Slots { number, slot: self.slot, count });
+            }
         }
         if !self.touches_blocks() && self.volume.0 != 0 {
             return not_zero("volume", u64::from(self.volume.0));
@@ -124,7 +159,20 @@ impl Update {
 
     /// Payload blocks that travel with the update.
     pub fn payload_blocks(&self) -> usize {
-        if self.kind == UpdateKind::Write { self.count as usize } else { 0 }
+        match self.kind {
+            UpdateKind::Write | UpdateKind::SnapshotCreate => self.count as usize,
+            _ => 0,
+        }
+    }
+
+    /// Whether its blocks' old content is kept for a snapshot.
+    pub fn captures(&self) -> bool {
+        self.slot != Slot::NONE
+    }
+
+    /// Pages that the update may hold back: its payload, and what its blocks held before if a snapshot needs it.
+    pub fn held_blocks(&self) -> usize {
+        self.payload_blocks() + if self.captures() { self.count as usize } else { 0 }
     }
 
     /// Whether the update changes blocks of a volume.
@@ -146,7 +194,9 @@ const COUNT: usize = 24;
 const SUM: usize = 28;
 const VOLUME: usize = 32;
 const KIND: usize = 34;
-const RESERVED: usize = 35;
+const RESERVED_A: usize = 35;
+const SLOT: usize = 40;
+const RESERVED_B: usize = 48;
 
 /// Panics if the update breaks its own bounds ([`Update::check`]): nothing later could be trusted to read it.
 pub fn encode_descriptor(update: &Update, out: &mut [u8; DESCRIPTOR_BYTES]) {
@@ -160,21 +210,26 @@ pub fn encode_descriptor(update: &Update, out: &mut [u8; DESCRIPTOR_BYTES]) {
     put(out, SUM, &update.sum.to_le_bytes());
     put(out, VOLUME, &update.volume.0.to_le_bytes());
     out[KIND] = update.kind as u8;
-    out[RESERVED..].fill(0);
+    out[RESERVED_A..].fill(0);
+    // Zero means no slot, so that what captures nothing is zeros here.
+    put(out, SLOT, &update.slot.0.wrapping_add(1).to_le_bytes());
 }
 
 /// The update in a descriptor, with every field within its bounds. Descriptors carry no checksum of their own: the batch
 /// header's or the frame's covers them.
 pub fn decode_descriptor(bytes: &[u8; DESCRIPTOR_BYTES]) -> Result<Update, DescriptorError> {
     let kind = UpdateKind::from_code(bytes[KIND]).ok_or(DescriptorError::Kind { found: bytes[KIND] })?;
-    if let Some(offset) = nonzero_in(bytes, RESERVED, DESCRIPTOR_BYTES) {
-        return Err(DescriptorError::Reserved { offset, found: bytes[offset] });
+    for (from, to) in [(RESERVED_A, SLOT), (RESERVED_B, DESCRIPTOR_BYTES)] {
+        if let Some(offset) = nonzero_in(bytes, from, to) {
+            return Err(DescriptorError::Reserved { offset, found: bytes[offset] });
+        }
     }
     let update = Update {
         number: UpdateNumber(u64_at(bytes, NUMBER)),
         generation: Generation(u64_at(bytes, GENERATION)),
         lba: Lba(u64_at(bytes, LBA)),
         count: u32_at(bytes, COUNT),
+        slot: Slot(u64_at(bytes, SLOT).wrapping_sub(1)),
         sum: u32_at(bytes, SUM),
         volume: VolumeId(u16_at(bytes, VOLUME)),
         kind,
@@ -192,25 +247,39 @@ pub(crate) mod tests {
         let kind = prop_oneof![
             4 => Just(UpdateKind::Write),
             2 => Just(UpdateKind::Zero),
+            1 => Just(UpdateKind::SnapshotCreate),
+            1 => Just(UpdateKind::SnapshotDelete),
             1 => Just(UpdateKind::GenerationOpen),
             1 => Just(UpdateKind::SoloBegin),
             1 => Just(UpdateKind::SoloEnd),
             1 => Just(UpdateKind::Cut),
         ];
-        let numbers = (1..=u64::MAX, any::<u64>(), any::<u64>());
+        let numbers = (2..=u64::MAX, any::<u64>(), any::<u64>(), any::<Option<u64>>());
         (kind, numbers, any::<u32>(), any::<u32>(), 0..VOLUMES_MAX as u16).prop_map(
-            |(kind, (number, generation, lba), count, sum, volume)| {
+            |(kind, (number, generation, lba, slot), count, sum, volume)| {
                 let (min, max) = kind.count_bounds();
                 let count = min + count % (max - min + 1);
-                let touches = max > 0;
-                Update {
+                let lba = match kind {
+                    UpdateKind::Write | UpdateKind::Zero => lba.min(u64::MAX - u64::from(count)),
+                    UpdateKind::SnapshotDelete => 1 + lba % (number - 1),
+                    _ => 0,
+                };
+                let update = Update {
                     number: UpdateNumber(number),
                     generation: Generation(generation),
-                    lba: Lba(if touches { lba.min(u64::MAX - u64::from(count)) } else { 0 }),
+                    lba: Lba(lba),
                     count,
-                    sum: if kind == UpdateKind::Write { sum } else { 0 },
-                    volume: VolumeId(if touches { volume } else { 0 }),
+                    slot: Slot::NONE,
+                    sum: 0,
+                    volume: VolumeId(0),
                     kind,
+                };
+                let slot = slot.filter(|_| update.touches_blocks() && count as usize <= UPDATE_BLOCKS_MAX);
+                Update {
+                    slot: slot.map_or(Slot::NONE, |slot| Slot(slot.min(u64::MAX - u64::from(count)))),
+                    sum: if update.payload_blocks() > 0 { sum } else { 0 },
+                    volume: VolumeId(if update.touches_blocks() { volume } else { 0 }),
+                    ..update
                 }
             },
         )
@@ -221,6 +290,7 @@ pub(crate) mod tests {
         generation: Generation(1 << 16),
         lba: Lba(100),
         count: 3,
+        slot: Slot::NONE,
         sum: 0xdead_beef,
         volume: VolumeId(1),
         kind: UpdateKind::Write,
@@ -255,7 +325,7 @@ pub(crate) mod tests {
             put(&mut bytes, offset, field);
             decode_descriptor(&bytes).expect_err("the field is out of bounds")
         };
-        for kind in [0u8, 3, 4, 5, 6, 11, 255] {
+        for kind in [0u8, 5, 6, 11, 255] {
             assert_eq!(refused(KIND, &[kind]), DescriptorError::Kind { found: kind });
         }
         assert!(matches!(refused(NUMBER, &[0; 8]), DescriptorError::Number { .. }));
@@ -265,7 +335,7 @@ pub(crate) mod tests {
         assert!(matches!(refused(LBA, &(u64::MAX - 2).to_le_bytes()), DescriptorError::Range { .. }));
         let volume = VOLUMES_MAX as u16;
         assert!(matches!(refused(VOLUME, &volume.to_le_bytes()), DescriptorError::Volume { found: 32, .. }));
-        for offset in RESERVED..DESCRIPTOR_BYTES {
+        for offset in (RESERVED_A..SLOT).chain(RESERVED_B..DESCRIPTOR_BYTES) {
             assert_eq!(refused(offset, &[1]), DescriptorError::Reserved { offset, found: 1 });
         }
         for kind in [UpdateKind::GenerationOpen, UpdateKind::SoloBegin, UpdateKind::SoloEnd, UpdateKind::Cut]
@@ -273,6 +343,35 @@ pub(crate) mod tests {
             assert!(matches!(refused(KIND, &[kind as u8]), DescriptorError::Count { max: 0, found: 3, .. }));
         }
         assert!(matches!(refused(KIND, &[2]), DescriptorError::NotZero { field: "payload sum", .. }));
+        let beyond = u64::MAX - 1;
+        assert!(matches!(refused(SLOT, &beyond.to_le_bytes()), DescriptorError::Slots { count: 3, .. }));
+    }
+
+    #[test]
+    fn what_snapshots_need_is_checked() {
+        let refused = |update: Update, offset: usize, field: &[u8]| {
+            let mut bytes = encoded(&update);
+            put(&mut bytes, offset, field);
+            decode_descriptor(&bytes).expect_err("the field is out of bounds")
+        };
+        let delete = Update { number: UpdateNumber(7), kind: UpdateKind::SnapshotDelete, ..Update::EMPTY };
+        let delete = Update { lba: Lba(6), ..delete };
+        for snapshot in [0u64, 7, u64::MAX] {
+            let error = refused(delete, LBA, &snapshot.to_le_bytes());
+            assert_eq!(error, DescriptorError::Snapshot { number: UpdateNumber(7), found: snapshot });
+        }
+        let slot = refused(delete, SLOT, &5u64.to_le_bytes());
+        assert!(matches!(slot, DescriptorError::NotZero { field: "slot", found: 4, .. }));
+        let zero = Update { kind: UpdateKind::Zero, sum: 0, count: 33, ..WRITE };
+        let captured = refused(zero, SLOT, &5u64.to_le_bytes());
+        assert_eq!(captured, DescriptorError::Captured { number: WRITE.number, count: 33 });
+        let create =
+            Update { kind: UpdateKind::SnapshotCreate, count: 1, lba: Lba(0), volume: VolumeId(0), ..WRITE };
+        assert!(matches!(
+            refused(create, COUNT, &[0]),
+            DescriptorError::Count { min: 1, max: 1, found: 0, .. }
+        ));
+        assert!(matches!(refused(create, VOLUME, &[1]), DescriptorError::NotZero { field: "volume", .. }));
     }
 
     #[test]

@@ -67,14 +67,15 @@ pub struct DiskExecutor {
     stopping: bool,
 }
 
-/// Journal, then volume and checksums of each volume.
-const TARGETS_MAX: usize = 1 + 2 * VOLUMES_MAX;
+/// Journal, then volume and checksums of each volume, then the differential volume.
+const TARGETS_MAX: usize = 2 + 2 * VOLUMES_MAX;
 
 fn index_of(target: IoTarget) -> usize {
     match target {
         IoTarget::Journal => 0,
         IoTarget::Volume(volume) => 1 + 2 * volume.0 as usize,
         IoTarget::Checksums(volume) => 2 + 2 * volume.0 as usize,
+        IoTarget::Differential => 1 + 2 * VOLUMES_MAX,
     }
 }
 

@@ -1,15 +1,22 @@
-//! A site's management information, in redb: what the site was formatted as. Only plain threads come here.
+//! A site's management information, in redb: what the site was formatted as, its snapshots, and where old blocks are that they
+//! keep. Only plain threads come here.
+
+mod executor;
+mod store;
+
+pub use executor::{MetadataEdges, MetadataExecutor};
+pub use store::{RequestPages, Store};
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
 use crate::base::SiteId;
 use crate::core::config::VolumeSpec;
 
 /// Version of everything below; a site formatted by another one is refused.
-pub const METADATA_VERSION: u64 = 1;
+pub const METADATA_VERSION: u64 = 2;
 
 const NUMBERS: TableDefinition<&str, u64> = TableDefinition::new("numbers");
 const NAMES: TableDefinition<&str, &str> = TableDefinition::new("names");
@@ -122,6 +129,11 @@ impl Metadata {
         }
     }
 
+    /// The tables of snapshots, for the thread that serves the group.
+    pub fn into_store(self) -> Store {
+        Store::new(self.database)
+    }
+
     fn failed(path: &Path, source: redb::Error) -> MetadataError {
         let path = path.to_owned();
         match source {
@@ -131,8 +143,17 @@ impl Metadata {
     }
 }
 
+/// The tables that begin empty.
+fn make_tables(transaction: &WriteTransaction) -> Result<(), redb::Error> {
+    transaction.open_table(NUMBERS)?;
+    transaction.open_table(store::SNAPSHOTS)?;
+    transaction.open_table(store::CAPTURED)?;
+    Ok(())
+}
+
 fn write(database: &Database, record: &SiteRecord) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
+    make_tables(&transaction)?;
     {
         let mut numbers = transaction.open_table(NUMBERS)?;
         numbers.insert("version", METADATA_VERSION)?;

@@ -1,7 +1,7 @@
 //! A group's events as sentences: what happened, to which volume or peer, and what to do.
 
 use crate::core::config::Role;
-use crate::core::messages::{IoFault, IoTarget};
+use crate::core::messages::{IoFault, IoTarget, MetadataFault};
 use crate::core::outbox::{Event, LossReason};
 use crate::node::config::Config;
 
@@ -12,6 +12,7 @@ pub struct Names {
     pub group: String,
     pub peer: String,
     pub journal: String,
+    pub differential: String,
     /// Name and path of each volume, and the path of its checksums.
     pub volumes: Vec<(String, String, String)>,
 }
@@ -37,6 +38,7 @@ impl Names {
             group: config.group.name.clone(),
             peer: peer.to_owned(),
             journal: config.journal.path.display().to_string(),
+            differential: config.differential.path.display().to_string(),
             volumes: volumes.collect(),
         }
     }
@@ -52,6 +54,7 @@ impl Names {
                 let (name, _, sums) = &self.volumes[volume.0 as usize];
                 format!("the checksums of volume {name} ({sums})")
             }
+            IoTarget::Differential => format!("the differential volume {}", self.differential),
         }
     }
 
@@ -117,6 +120,45 @@ impl Names {
                 ),
             ),
             Event::Checkpointed { number } => (Level::Debug, format!("checkpoint {number}")),
+            Event::SnapshotCreated { snapshot } => (Level::Info, format!("snapshot {snapshot} is taken")),
+            Event::SnapshotDeleted { snapshot } => (Level::Info, format!("snapshot {snapshot} is deleted")),
+            Event::SnapshotGivenUp { snapshot } => (
+                Level::Warn,
+                format!(
+                    "the differential volume is full, so the oldest snapshot that is not protected, {snapshot}, is deleted"
+                ),
+            ),
+            Event::DifferentialFilling { used, total } => (
+                Level::Warn,
+                format!(
+                    "the differential volume is {} % full ({used} of {total} blocks): delete snapshots that nobody needs",
+                    used * 100 / total
+                ),
+            ),
+            Event::SnapshotMismatch { snapshot, volume, lba } => (
+                Level::Error,
+                format!(
+                    "{} block {} as of snapshot {snapshot} is not what was kept (checksum mismatch); the read was answered \
+                     with an error. Check the drive of the differential volume",
+                    self.target(IoTarget::Volume(volume)),
+                    lba.0
+                ),
+            ),
+            Event::MetadataFailed { fault } => (
+                Level::Error,
+                match fault {
+                    MetadataFault::Storage => {
+                        "the management information cannot be read or written; the log says why. \
+                         This site has left the group; see to its disk, then restart the site"
+                            .to_owned()
+                    }
+                    MetadataFault::Corrupt => {
+                        "the management information is damaged; the log says where. This site has \
+                         left the group"
+                            .to_owned()
+                    }
+                },
+            ),
             Event::HostDeadline { oldest_ns } => (
                 Level::Warn,
                 format!(
@@ -187,6 +229,7 @@ mod tests {
             group: "orders".to_owned(),
             peer: "right".to_owned(),
             journal: "/j".to_owned(),
+            differential: "/d".to_owned(),
             volumes: vec![("data".to_owned(), "/v".to_owned(), "/s".to_owned())],
         }
     }

@@ -8,6 +8,7 @@ use crate::core::group::status::GroupStatus;
 use crate::core::group::{Group, Turn};
 use crate::core::messages::*;
 use crate::core::outbox::{Event, Outbox, Tables};
+use crate::format::snapshot::SnapshotRecord;
 use crate::io::arena::ArenaView;
 use crate::node::allocation::{Allocation, Survey};
 use crate::node::telemetry::Recorder;
@@ -22,6 +23,15 @@ pub enum Question {
     Status,
     /// Swap the recorder for this empty one.
     Record(Box<Recorder>),
+    /// Fill this list, which has capacity for all there can be.
+    Snapshots(Vec<SnapshotListed>),
+}
+
+/// A snapshot, and whether it can be read at this site yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotListed {
+    pub record: SnapshotRecord,
+    pub readable: bool,
 }
 
 #[derive(Debug)]
@@ -32,6 +42,7 @@ pub enum Question {
 pub enum Answer {
     Status(GroupStatus),
     Record(Box<Recorder>),
+    Snapshots(Vec<SnapshotListed>),
 }
 
 /// The group's ends of a front's rings.
@@ -57,11 +68,21 @@ pub struct DiskEnds {
     pub done: Receiver<IoDone>,
 }
 
+/// The group's ends of the metadata executor's rings.
+#[derive(Debug)]
+pub struct MetadataEnds {
+    pub requests: Sender<MetadataRequest>,
+    pub done: Receiver<MetadataDone>,
+}
+
 /// The group's ends of the control plane's rings.
 #[derive(Debug)]
 pub struct ControlEnds {
     pub questions: Receiver<Question>,
     pub answers: Sender<Answer>,
+    /// What administrators ask is answered when the sites have agreed on it, so it has rings of its own.
+    pub admin: Receiver<AdminRequest>,
+    pub admin_replies: Sender<AdminReply>,
 }
 
 #[derive(Debug)]
@@ -70,6 +91,7 @@ pub struct GroupEnds {
     pub link: Option<LinkEnds>,
     pub journal: DiskEnds,
     pub volumes: DiskEnds,
+    pub metadata: MetadataEnds,
     pub control: ControlEnds,
 }
 
@@ -137,6 +159,10 @@ impl GroupActor {
                 taken = true;
             }
         }
+        for done in pop(&mut ends.metadata.done, TURN_MESSAGES_MAX) {
+            group.on_metadata(&mut turn, done);
+            taken = true;
+        }
         if let Some(link) = &mut ends.link {
             for _ in 0..TURN_MESSAGES_MAX {
                 if group.link_room() == 0 {
@@ -156,6 +182,10 @@ impl GroupActor {
                 taken = true;
             }
         }
+        for request in pop(&mut ends.control.admin, ADMIN_REQUESTS_MAX) {
+            group.on_admin(&mut turn, request);
+            taken = true;
+        }
         if self.stopping {
             group.stop(&mut turn);
         }
@@ -173,6 +203,8 @@ impl GroupActor {
         }
         given |= forward(&mut out.to_journal, &mut ends.journal.requests);
         given |= forward(&mut out.to_volumes, &mut ends.volumes.requests);
+        given |= forward(&mut out.to_admin, &mut ends.control.admin_replies);
+        given |= forward(&mut out.to_metadata, &mut ends.metadata.requests);
         for (index, front) in ends.fronts.iter_mut().enumerate() {
             while let Some(reply) = out.to_front[index].pop() {
                 recorder.counters.reply(&reply.result);
@@ -195,6 +227,16 @@ impl GroupActor {
         let answer = match question {
             Question::Status => Answer::Status(self.group.status(now)),
             Question::Record(empty) => Answer::Record(std::mem::replace(&mut self.recorder, empty)),
+            Question::Snapshots(mut list) => {
+                list.clear();
+                let room = list.capacity();
+                let all = self
+                    .group
+                    .snapshots()
+                    .map(|(record, readable)| SnapshotListed { record: *record, readable });
+                list.extend(all.take(room));
+                Answer::Snapshots(list)
+            }
         };
         self.ends.control.answers.push(answer);
         true
@@ -254,6 +296,8 @@ impl<D: Driver> Actor<D> for GroupActor {
             || (self.survey.is_open() && self.group.at_rest())
             || !ends.journal.done.is_empty()
             || !ends.volumes.done.is_empty()
+            || !ends.metadata.done.is_empty()
+            || !ends.control.admin.is_empty()
             || !ends.control.questions.is_empty()
             || ends.fronts.iter().any(|front| !front.requests.is_empty())
             || ends.link.as_ref().is_some_and(|link| !link.messages.is_empty() && self.group.link_room() > 0)

@@ -10,6 +10,7 @@ use crate::base::VolumeId;
 use crate::core::messages::IoTarget;
 use crate::sim::audit::{Media, Place};
 use crate::sim::content::{Block, Print};
+use crate::sim::metadata::Metadata;
 use crate::sim::rng::Rng;
 
 /// Names one I/O of a site, over all its incarnations.
@@ -82,31 +83,39 @@ pub struct Disk {
     in_flight: Vec<InFlight>,
     next_io: u64,
     zeros: Rc<Block>,
+    pub metadata: Metadata,
 }
 
 fn index_of(target: IoTarget) -> usize {
     match target {
         IoTarget::Journal => 0,
-        IoTarget::Volume(VolumeId(volume)) => 1 + 2 * usize::from(volume),
-        IoTarget::Checksums(VolumeId(volume)) => 2 + 2 * usize::from(volume),
+        IoTarget::Differential => 1,
+        IoTarget::Volume(VolumeId(volume)) => 2 + 2 * usize::from(volume),
+        IoTarget::Checksums(VolumeId(volume)) => 3 + 2 * usize::from(volume),
     }
 }
 
 impl Disk {
     /// `volumes` are sizes in blocks; each has a checksum file of a block for 1024 of its own.
-    pub fn new(journal_blocks: u64, journal_volatile: bool, volumes: &[u64]) -> Disk {
+    pub fn new(
+        journal_blocks: u64,
+        journal_volatile: bool,
+        differential_blocks: u64,
+        volumes: &[u64],
+    ) -> Disk {
         let target = |blocks: u64, volatile: bool| Target {
             volatile,
             visible: vec![None; blocks as usize],
             durable: vec![None; blocks as usize],
             unflushed: Vec::new(),
         };
-        let mut targets = vec![target(journal_blocks, journal_volatile)];
+        let mut targets = vec![target(journal_blocks, journal_volatile), target(differential_blocks, true)];
         for &blocks in volumes {
             targets.push(target(blocks, true));
             targets.push(target(blocks.div_ceil(1024), true));
         }
-        Disk { targets, in_flight: Vec::new(), next_io: 1, zeros: Rc::new([0; 4096]) }
+        let metadata = Metadata::default();
+        Disk { targets, in_flight: Vec::new(), next_io: 1, zeros: Rc::new([0; 4096]), metadata }
     }
 
     fn begin(&mut self, target: IoTarget, doing: impl FnOnce(IoId) -> Doing) -> IoId {
@@ -279,6 +288,7 @@ impl Disk {
 pub fn place_of(target: IoTarget) -> Place {
     match target {
         IoTarget::Journal => Place::Journal,
+        IoTarget::Differential => Place::Differential,
         IoTarget::Volume(VolumeId(volume)) => Place::Volume(volume),
         IoTarget::Checksums(VolumeId(volume)) => Place::Checksums(volume),
     }
@@ -287,6 +297,7 @@ pub fn place_of(target: IoTarget) -> Place {
 fn target_of(place: Place) -> IoTarget {
     match place {
         Place::Journal => IoTarget::Journal,
+        Place::Differential => IoTarget::Differential,
         Place::Volume(volume) => IoTarget::Volume(VolumeId(volume)),
         Place::Checksums(volume) => IoTarget::Checksums(VolumeId(volume)),
     }
@@ -303,6 +314,18 @@ impl Media for Disk {
 
     fn all_durable(&self, place: Place) -> &[Option<Stored>] {
         &self.targets[index_of(target_of(place))].durable
+    }
+
+    fn kept(&self, volume: u16, lba: u64, snapshot: u64) -> Option<u64> {
+        self.metadata.first_from(volume, lba, snapshot).map(|(_, slot, _)| slot)
+    }
+
+    fn slot_is_named(&self, slot: u64) -> bool {
+        self.metadata.captured.values().any(|(named, _)| *named == slot)
+    }
+
+    fn applied(&self) -> u64 {
+        self.metadata.applied
     }
 }
 
@@ -333,7 +356,7 @@ mod tests {
         let mut torn = 0;
         for seed in 0..200 {
             let mut rng = Rng::new(seed);
-            let mut disk = Disk::new(16, true, &[8]);
+            let mut disk = Disk::new(16, true, 0, &[8]);
             let flushed = disk.write(VOLUME, 0, blocks(1, 4).into_iter());
             disk.complete_write(flushed);
             disk.delivered(VOLUME, flushed);
@@ -355,7 +378,7 @@ mod tests {
 
     #[test]
     fn a_flush_covers_what_was_delivered_before_it() {
-        let mut disk = Disk::new(16, true, &[8]);
+        let mut disk = Disk::new(16, true, 0, &[8]);
         let write = disk.write(VOLUME, 0, blocks(1, 1).into_iter());
         disk.complete_write(write);
         let flush = disk.flush(VOLUME);
@@ -365,7 +388,7 @@ mod tests {
 
     #[test]
     fn a_device_without_a_cache_keeps_what_completed() {
-        let mut disk = Disk::new(16, false, &[8]);
+        let mut disk = Disk::new(16, false, 0, &[8]);
         let write = disk.write(IoTarget::Journal, 3, blocks(1, 2).into_iter());
         disk.complete_write(write);
         disk.crash_power(&mut Rng::new(1));

@@ -73,6 +73,7 @@ impl World {
             Crash::Process => site.disk.crash_process(&mut self.rng),
             Crash::Power => site.disk.crash_power(&mut self.rng),
         }
+        site.disk.metadata.crash(&mut self.snapshot_rng, &site.memory, &site.tables);
         self.audit.crashed(index, &site.disk);
         let link = std::mem::replace(&mut site.link, Link::new(1));
         if let Some(connection) = link.connection() {
@@ -93,6 +94,8 @@ impl World {
         site.fronts = (0..site.fronts.len()).map(|_| Front::new(index, self.plan.depth)).collect();
         site.journal_done.clear();
         site.volume_done.clear();
+        site.metadata_done.clear();
+        site.admin.clear();
         site.out = Outbox::new(site.fronts.len());
         site.submitted_at = [self.now; 2];
         site.errors = [None; 2];

@@ -139,7 +139,16 @@ impl Front {
         let volume = rng.below(plan.configs[0].volumes.len() as u64) as u16;
         let blocks = plan.configs[0].volumes[usize::from(volume)].blocks;
         let wrong = rng.percent(plan.mix.wrong);
-        let spec = self.draw(plan, rng, volume, blocks);
+        let mut spec = self.draw(plan, rng, volume, blocks);
+        if let Some(snapshots) = &plan.snapshots {
+            if matches!(spec.kind, OpKind::Zero { .. }) || spec.zeros {
+                // Zeros do not say whose they are, so the auditor could not tell the parts of one operation from others.
+                (spec.count, spec.zeros) = (1, false);
+            }
+            if spec.kind == OpKind::Read && rng.percent(snapshots.read_percent) {
+                spec.snapshot = draw_snapshot(rng, audit, volume);
+            }
+        }
         let (request, expected) = if wrong { self.draw_wrong(rng, blocks) } else { (host_op(&spec), None) };
         let op = (!wrong).then(|| {
             if self.site == PRIMARY {
@@ -181,7 +190,13 @@ impl Front {
         self.flights[ticket.0 as usize] =
             Some(Flight { op, wrong: expected, request, pages: lent, answered: false });
         let ready = self.ring.back().map_or(now, |(ready, _)| *ready).max(now + rng.below(plan.ring_ns + 1));
-        let message = HostRequest { ticket, volume: VolumeId(volume), op: request, received_at: Nanos(now) };
+        let message = HostRequest {
+            ticket,
+            volume: VolumeId(volume),
+            snapshot: UpdateNumber(if wrong { 0 } else { spec.snapshot }),
+            op: request,
+            received_at: Nanos(now),
+        };
         self.ring.push_back((ready, message));
         Some((op, message))
     }
@@ -228,7 +243,7 @@ impl Front {
         let room = blocks - count;
         let lba = if rng.once_in(8) { rng.between(0, room) } else { rng.below(plan.hot_blocks).min(room) };
         let zeros = matches!(kind, OpKind::Write { .. }) && rng.percent(mix.zeros);
-        OpSpec { volume, lba, count, kind, zeros }
+        OpSpec { volume, lba, count, kind, zeros, snapshot: 0 }
     }
 
     fn draw_wrong(&self, rng: &mut Rng, blocks: u64) -> (HostOp, Option<HostError>) {
@@ -241,6 +256,16 @@ impl Front {
             4 => (HostOp::Write { lba: Lba(0), count: 1, fua: false }, Some(HostError::ReadOnly)),
             _ => (HostOp::Zero { lba: Lba(0), count: 1, fua: true }, Some(HostError::ReadOnly)),
         }
+    }
+}
+
+/// One of the volume's snapshots, or 0 if it has none.
+fn draw_snapshot(rng: &mut Rng, audit: &Auditor, volume: u16) -> u64 {
+    let of_volume = audit.snapshots().filter(|(_, volumes)| volumes >> volume & 1 == 1);
+    let numbers: Vec<u64> = of_volume.map(|(number, _)| number).collect();
+    match numbers.len() as u64 {
+        0 => 0,
+        count => numbers[rng.below(count) as usize],
     }
 }
 

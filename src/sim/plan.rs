@@ -6,6 +6,7 @@ use crate::core::config::*;
 use crate::core::group::PAGES_MIN;
 use crate::core::journal::journal_blocks_min;
 use crate::sim::rng::Rng;
+use crate::sim::snapshots::SnapshotPlan;
 
 /// Operations of hosts that every seed submits at least.
 pub const HOST_OPERATIONS_MIN: u64 = 1000;
@@ -109,10 +110,11 @@ pub struct Plan {
     /// A crash follows soon after a restart, in a hundred.
     pub crash_again_percent: u64,
     pub faults: Vec<Planned>,
+    pub snapshots: Option<SnapshotPlan>,
 }
 
 impl Plan {
-    pub fn new(seed: u64, rng: &mut Rng) -> Plan {
+    pub fn new(seed: u64, rng: &mut Rng, snapshots: Option<SnapshotPlan>) -> Plan {
         let peer = !rng.once_in(24);
         let volumes: Vec<VolumeSpec> = (0..rng.between(1, 3))
             .map(|index| VolumeSpec { name: format!("volume-{index}"), blocks: rng.between(64, 256) })
@@ -143,6 +145,9 @@ impl Plan {
             }),
             volumes: volumes.clone(),
             journal_blocks: journal_blocks_min() + rng.pick(&[0, 40, 300, 1500]),
+            differential_blocks: snapshots.map_or(0, |plan| plan.differential_blocks),
+            on_differential_full: snapshots
+                .map_or(OnDifferentialFull::DeleteOldest, |plan| plan.on_differential_full),
             journal_volatile: !rng.once_in(4),
             pages: PAGES_MIN + rng.pick(&[0, 100, 800]) as u32,
             ack,
@@ -181,6 +186,7 @@ impl Plan {
             crash_again_percent: rng.pick(&[0, 20, 50]),
             faults: faults(rng, operations, peer),
             configs,
+            snapshots,
         }
     }
 

@@ -24,11 +24,13 @@ impl World {
     }
 
     pub(super) fn stopped(&self, site: usize) -> bool {
-        let Site { group, disk, link, journal_done, volume_done, .. } = &self.sites[site];
+        let Site { group, disk, link, journal_done, volume_done, metadata_done, .. } = &self.sites[site];
         group.as_ref().is_some_and(|group| group.stopped())
             && disk.in_flight() == 0
             && journal_done.is_empty()
             && volume_done.is_empty()
+            && metadata_done.is_empty()
+            && disk.metadata.is_idle()
             && link.idle()
     }
 
@@ -145,15 +147,20 @@ impl World {
     pub(super) fn check_end(mut self) -> Outcome {
         for site in self.members() {
             self.audit.check_volumes(site, &self.sites[site].disk);
+            self.audit.check_snapshots(site, &self.sites[site].disk);
             let Site { group, memory, fronts, link, .. } = &self.sites[site];
             let (free, used) = group.as_ref().expect("stopped, not dead").pages();
             let held = fronts.iter().map(Front::pages_held).sum::<usize>() + link.pages_held();
             let status = self.status(site).expect("stopped, not dead");
+            self.outcome.captured_blocks += status.counters.captured_blocks;
+            self.outcome.reclaimed_blocks += status.counters.reclaimed_blocks;
             assert_eq!(free + used, self.plan.configs[site].pages as usize - 1, "site {site} lost pages");
             assert_eq!(memory.lent(), held, "site {site}: pages lent and pages held");
             assert_eq!(status.pages_staged as usize, held, "site {site}: pages granted and pages held");
             assert_eq!(memory.pinned(), 0, "site {site}: pages still in use");
         }
+        self.outcome.snapshots = self.audit.snapshots_taken() as u64;
+        self.outcome.snapshot_reads = self.audit.snapshot_reads;
         self.outcome.hosts = self.counts;
         self.outcome.virtual_ns = self.now;
         self.outcome.updates = self.audit.last();

@@ -14,10 +14,12 @@ use crate::sim::disk::{Disk, IoId, place_of};
 use crate::sim::hosts::{Front, HostCounts};
 use crate::sim::link::Link;
 use crate::sim::memory::SimMemory;
+use crate::sim::metadata::Metadata;
 use crate::sim::network::Network;
 use crate::sim::plan::{Crash, Fault, Plan};
 use crate::sim::queue::Queue;
 use crate::sim::rng::Rng;
+use crate::sim::snapshots::{self, SnapshotPlan};
 use crate::sim::trace::Trace;
 
 const MS: u64 = 1_000_000;
@@ -51,6 +53,11 @@ pub(super) enum Event {
         request: IoRequest,
         io: IoId,
         result: Result<(), IoFault>,
+    },
+    /// The oldest request of a site's management information is done.
+    Metadata {
+        site: usize,
+        incarnation: u32,
     },
     Restart {
         site: usize,
@@ -96,6 +103,9 @@ pub(super) struct Site {
     pub(super) fronts: Vec<Front>,
     pub(super) journal_done: VecDeque<Done>,
     pub(super) volume_done: VecDeque<Done>,
+    pub(super) metadata_done: VecDeque<(u64, MetadataDone)>,
+    /// What administrators ask, on its way.
+    pub(super) admin: VecDeque<(u64, AdminRequest)>,
     pub(super) incarnation: u32,
     pub(super) alarm: Alarm,
     pub(super) link_alarm: Alarm,
@@ -143,6 +153,10 @@ pub struct Outcome {
     /// Acknowledged below `durable`, and lost with both sites' power as that level allows.
     pub excused_writes: u64,
     pub solo_ranges: u64,
+    pub snapshots: u64,
+    pub snapshot_reads: u64,
+    pub captured_blocks: u64,
+    pub reclaimed_blocks: u64,
     pub checkpoints: u64,
     pub catch_ups: u64,
     pub cuts: u64,
@@ -159,6 +173,10 @@ const SLACK_NS: u64 = 5 * MS;
 pub struct World {
     pub(super) plan: Plan,
     pub(super) rng: Rng,
+    /// Snapshots' own, so that seeds without them are not changed by them.
+    pub(super) snapshot_rng: Rng,
+    /// Administrators' acts so far.
+    pub(super) administered: u64,
     pub(super) now: u64,
     queue: Queue<Event>,
     pub(super) sites: [Site; 2],
@@ -176,7 +194,9 @@ pub struct World {
 impl World {
     pub fn new(seed: u64, print: bool) -> World {
         let mut rng = Rng::new(seed);
-        let plan = Plan::new(seed, &mut rng);
+        let mut snapshot_rng = snapshots::generator(seed);
+        let snapshots = SnapshotPlan::new(&mut snapshot_rng);
+        let plan = Plan::new(seed, &mut rng, snapshots);
         let mut trace = Trace::new(print);
         trace.note(0, || format!("{plan:#?}"));
         let config = &plan.configs[0];
@@ -198,6 +218,8 @@ impl World {
         let sites = [0, 1].map(|index| Site::new(&plan, index, &volumes));
         let mut world = World {
             rng,
+            snapshot_rng,
+            administered: 0,
             now: 0,
             queue: Queue::new(),
             sites,
@@ -307,6 +329,11 @@ impl World {
                     self.complete_io(site, executor, request, io, result);
                 }
             }
+            Event::Metadata { site, incarnation } => {
+                if self.sites[site].incarnation == incarnation {
+                    self.complete_metadata(site);
+                }
+            }
             Event::Restart { site } => self.restart(site),
             Event::Dial => self.dial(),
             Event::Established { site, connection } => self.established(site, connection),
@@ -322,10 +349,31 @@ impl World {
         let now = self.now;
         let rng = &mut self.rng;
         let bound = self.plan.turn_messages;
-        let Site { group, memory, tables, out, link, fronts, journal_done, volume_done, disk, .. } =
-            &mut self.sites[index];
+        let Site {
+            group,
+            memory,
+            tables,
+            out,
+            link,
+            fronts,
+            journal_done,
+            volume_done,
+            metadata_done,
+            admin,
+            disk,
+            ..
+        } = &mut self.sites[index];
         let group = group.as_mut().expect("the caller looked");
         let mut turn = Turn { now: Nanos(now), memory, tables, out };
+        while metadata_done.front().is_some_and(|(ready, _)| *ready <= now) {
+            let (_, done) = metadata_done.pop_front().expect("looked at it");
+            group.on_metadata(&mut turn, done);
+        }
+        while admin.front().is_some_and(|(ready, _)| *ready <= now) {
+            let (_, request) = admin.pop_front().expect("looked at it");
+            group.on_admin(&mut turn, request);
+        }
+        let mut disconnected = false;
         let first_front = 3;
         let edges = first_front + fronts.len();
         let start = rng.below(edges as u64) as usize;
@@ -360,7 +408,8 @@ impl World {
                             FromLink::Connected { .. } | FromLink::Disconnected { .. }
                                 if index == PRIMARY =>
                             {
-                                self.audit.primary_disconnected();
+                                // What came before it on the ring still counts, and is answered by this turn.
+                                disconnected = true;
                             }
                             _ => (),
                         }
@@ -382,11 +431,16 @@ impl World {
         let deadline = group.next_deadline();
         let stopped = group.stopped();
         self.drain(index);
+        if disconnected {
+            self.audit.primary_disconnected();
+        }
         let site = &self.sites[index];
         let rings = [
             site.journal_done.front().map(|done| done.ready),
             site.volume_done.front().map(|done| done.ready),
             site.link.ring.front().map(|(ready, _)| *ready),
+            site.metadata_done.front().map(|(ready, _)| *ready),
+            site.admin.front().map(|(ready, _)| *ready),
         ];
         let hosts = site.fronts.iter().map(|front| front.ring.front().map(|(ready, _)| *ready));
         let next = rings.into_iter().chain(hosts).flatten().map(|at| at.max(now + TURN_GAP_NS)).min();
@@ -470,13 +524,17 @@ impl World {
                     let code = refusal.map(|refusal| refusal.code);
                     panic!("INV-7, INV-9: sites of one pair refuse each other: {code:?}");
                 }
+                GroupEvent::SnapshotMismatch { snapshot, volume, lba } => {
+                    panic!("site {index} reads other bytes than it kept for {snapshot}: {volume:?} {lba:?}");
+                }
                 GroupEvent::ChecksumMismatch { volume, lba } => {
                     panic!("site {index} reads other bytes than it wrote: {volume:?} {lba:?}");
                 }
-                GroupEvent::Failed { .. } => failed = true,
+                GroupEvent::Failed { .. } | GroupEvent::MetadataFailed { .. } => failed = true,
                 _ => (),
             }
         }
+        self.drain_snapshots(index);
         for executor in [Executor::Journal, Executor::Volumes] {
             loop {
                 let site = &mut self.sites[index];
@@ -533,6 +591,7 @@ impl World {
                 front.next_at = front.next_at.max(now + rng.below(4 * MS));
                 if let Stage::Calm { .. } = self.stage
                     && front.expects_success(&reply)
+                    && !reply.result.is_err_and(|error| World::snapshots_excuse(&plan.snapshots, error))
                 {
                     panic!("in lockstep and undisturbed, but an operation failed: {reply:?}");
                 }
@@ -570,6 +629,9 @@ impl World {
         }
         if let Some(at) = next {
             self.wake_front(index, number, at.max(now + 1));
+        }
+        if submitted && index == PRIMARY {
+            self.perhaps_administer();
         }
     }
 
@@ -672,7 +734,9 @@ impl World {
 impl Site {
     fn new(plan: &Plan, index: usize, volumes: &[u64]) -> Site {
         let config = &plan.configs[index];
-        let mut disk = Disk::new(config.journal_blocks, config.journal_volatile, volumes);
+        let mut disk =
+            Disk::new(config.journal_blocks, config.journal_volatile, config.differential_blocks, volumes);
+        disk.metadata = Metadata::new(plan.snapshots.map_or(1, |plan| plan.reclaim_step));
         for sequence in 0..2 {
             let formatted =
                 Superblock::formatted(config.group, config.site, sequence, config.journal_blocks, volumes);
@@ -690,6 +754,8 @@ impl Site {
             fronts: (0..config.fronts).map(|_| Front::new(index, plan.depth)).collect(),
             journal_done: VecDeque::new(),
             volume_done: VecDeque::new(),
+            metadata_done: VecDeque::new(),
+            admin: VecDeque::new(),
             incarnation: 0,
             alarm: Alarm::default(),
             link_alarm: Alarm::default(),
@@ -710,5 +776,6 @@ fn seen(update: &crate::format::update::Update) -> Seen {
         volume: update.volume.0,
         lba: update.lba.0,
         count: update.count,
+        slot: if update.captures() { update.slot.0 + 1 } else { 0 },
     }
 }

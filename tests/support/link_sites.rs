@@ -104,7 +104,7 @@ pub fn update(number: u64, kind: UpdateKind, count: u32) -> Update {
         _ => sum_of_sums((0..blocks).map(|index| sum_of_block(&contents(number, index)))),
     };
     let (generation, lba, volume) = (Generation(1 << 16), Lba(number.0 * 64), VolumeId(0));
-    Update { number, generation, lba, count, sum, volume, kind }
+    Update { number, generation, lba, count, sum, volume, kind, ..Update::EMPTY }
 }
 
 impl Group {

@@ -6,6 +6,7 @@ use super::storage::VolumeIo;
 use super::{Alone, Group, RESERVED_PAGES, Turn};
 use crate::base::*;
 use crate::core::cache::Value;
+use crate::core::captures::Source;
 use crate::core::config::{AckLevel, Role};
 use crate::core::journal::Journal;
 use crate::core::messages::*;
@@ -13,8 +14,17 @@ use crate::core::outbox::Event;
 use crate::format::superblock::{JournalPosition, SUPERBLOCK_SLOTS, Superblock};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
     Idle,
+    /// Old blocks go to the differential volume: the next capture to look at.
+    Captures {
+        next: usize,
+    },
+    DifferentialFlush {
+        begun: bool,
+    },
+    /// The management information is brought up to the target.
+    Commit,
     /// The next place to look for a dirty block.
     Sweep {
         volume: u16,
@@ -35,7 +45,7 @@ enum Step {
 
 /// The superblock on its way: its I/O slot, its page, and where it lets replay begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Ending {
+pub(super) struct Ending {
     slot: SlotId,
     page: PageId,
     position: JournalPosition,
@@ -120,6 +130,22 @@ impl Destage {
         self.dirty_since
     }
 
+    pub fn set_step(&mut self, step: Step) {
+        self.step = step;
+    }
+
+    pub fn target(&self) -> UpdateNumber {
+        self.target
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    pub fn write_begun(&mut self) {
+        self.in_flight += 1;
+    }
+
     pub fn write_done(&mut self) {
         self.in_flight -= 1;
     }
@@ -152,15 +178,16 @@ impl Group {
         let journal = self.journal.used_blocks() * 100 / Journal::usable_blocks(self.journal.ring_blocks());
         let usable = (self.pages.total() - RESERVED_PAGES) as u64;
         let staged = (self.front_pages.iter().sum::<usize>() + self.link_pages) as u64;
-        let dirty = (self.cache.dirty_blocks() + staged + self.window.payload_blocks() as u64) * 100 / usable;
+        let dirty = (self.held_pages() + staged) * 100 / usable;
         let entries =
             (self.cache.dirty_blocks() + self.window.len() as u64) * 100 / self.cache.capacity() as u64;
-        journal.max(dirty).max(entries)
+        let captures = self.captures.len() as u64 * 100 / self.captures.capacity() as u64;
+        journal.max(dirty).max(entries).max(captures)
     }
 
     /// Volume writes that may be in flight now: few as long as the sweep gets on faster than journal and cache fill, one more
     /// for every percent it is behind.
-    fn destage_depth(&self) -> usize {
+    pub(super) fn destage_depth(&self) -> usize {
         let max = self.config.destage_depth_max.clamp(1, VOLUME_IO_SLOTS / 2);
         if self.config.ack == AckLevel::Applied || self.stopping {
             return max;
@@ -189,6 +216,7 @@ impl Group {
         }
         let old = self.destage.sweep_at().is_some_and(|at| now >= at);
         old || self.stopping
+            || self.sweep_wanted
             || self.config.ack == AckLevel::Applied
             || self.pressure_percent() >= self.destage.begins_percent
     }
@@ -206,7 +234,20 @@ impl Group {
             self.destage.swept = 0;
             self.destage.dirty_since = None;
             self.destage.retention_moved = false;
-            self.destage.step = Step::Sweep { volume: 0, lba: 0 };
+            self.destage.step = match self.has_changes(self.settled) {
+                true => Step::Captures { next: 0 },
+                false => Step::Sweep { volume: 0, lba: 0 },
+            };
+            self.sweep_wanted = false;
+        }
+        if let Step::Captures { next } = self.destage.step {
+            self.copy_captures(turn, next);
+        }
+        if let Step::DifferentialFlush { begun } = self.destage.step {
+            self.flush_differential(turn, begun);
+        }
+        if self.destage.step == Step::Commit {
+            self.commit_changes(turn);
         }
         if let Step::Sweep { .. } = self.destage.step {
             self.sweep(turn);
@@ -251,7 +292,8 @@ impl Group {
         let end = blocks.min(first.0 + VOLUME_IO_BLOCKS_MAX as u64);
         let mut lba = first;
         while lba.0 < end {
-            if let Some(value) = self.cache.destage_begin(volume, lba, &mut self.pages) {
+            let value = self.cache.destage_begin(volume, lba, &mut self.pages);
+            if let Some(value) = value.and_then(|value| self.before_captures(turn, volume, lba, value)) {
                 self.destage_block(turn, slot, (lba.0 - first.0) as usize, value);
                 self.counters.destage_blocks += 1;
                 self.destage.swept += 1;
@@ -293,6 +335,38 @@ impl Group {
         let gap = dirty.0 - from.0;
         let short = gap > 0 && gap <= BRIDGE_BLOCKS_MAX;
         (short && (0..gap).all(|index| self.cache.may_bridge(volume, from.plus(index)))).then_some(dirty)
+    }
+
+    /// What may go to the volume where `value` is due: if it is newer than the sweep's target and something it overwrote is not
+    /// durable for a snapshot yet, what it overwrote first (INV-3), or nothing if the volume has that.
+    fn before_captures(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        volume: VolumeId,
+        lba: Lba,
+        value: Value,
+    ) -> Option<Value> {
+        if self.captures.is_empty() {
+            return Some(value);
+        }
+        let Some(&capture) = self.capture_before(volume, lba, value.number) else { return Some(value) };
+        assert!(
+            capture.number > self.destage.target,
+            "INV-3: the capture of {} is not durable, and {} is next",
+            capture.number,
+            value.number
+        );
+        match capture.source {
+            Source::Page(page) => {
+                self.pages.share(page);
+                self.pages.release(value.page, turn.memory);
+                Some(Value { page, sum: capture.sum, number: capture.given_by })
+            }
+            Source::Volume => {
+                self.cache.destage_cancel(volume, lba, value, &mut self.pages, turn.memory);
+                None
+            }
+        }
     }
 
     /// A destage write is complete: the local write pending indicators of its blocks are reset, unless newer data came.

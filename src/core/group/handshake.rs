@@ -57,6 +57,7 @@ impl Group {
             checkpoint: self.checkpoint,
             journal_free_blocks: self.journal_room(),
             window_blocks: self.window_blocks(),
+            differential_blocks: self.config.differential_blocks,
             solo: self.alone == Alone::Yes,
             serving: self.serving,
         }
@@ -189,6 +190,13 @@ impl Group {
         if hello.volumes().len() != self.config.volumes.len() {
             let (ours, theirs) = (self.config.volumes.len(), hello.volumes().len());
             return object(RefusalCode::Volumes, format_args!("{ours} volumes here and {theirs} there"));
+        }
+        if hello.differential_blocks != self.config.differential_blocks {
+            let (ours, theirs) = (self.config.differential_blocks, hello.differential_blocks);
+            return object(
+                RefusalCode::Volumes,
+                format_args!("the differential volume has {ours} blocks here and {theirs} there"),
+            );
         }
         for (ours, theirs) in self.config.volumes.iter().zip(hello.volumes()) {
             if ours.name != theirs.name.as_str() || ours.blocks != theirs.blocks {

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 
+use super::capture::{Piece, Room};
 use super::storage::VolumeIo;
 use super::{Group, Phase, RESERVED_PAGES, Turn, Wakeup};
 use crate::base::*;
@@ -24,6 +25,14 @@ pub(super) enum OpState {
         visible_at: UpdateNumber,
         failed: bool,
     },
+    /// The metadata executor is asked where blocks of a snapshot are.
+    LookingUp,
+    /// They are being read; some may have been elsewhere.
+    FetchingSnapshot {
+        remaining: u32,
+        failed: bool,
+        stale: bool,
+    },
     /// Its update is numbered.
     Numbered(UpdateNumber),
     /// A read or flush that waits for a watermark.
@@ -44,6 +53,7 @@ impl Op {
         request: HostRequest {
             ticket: SlotId(0),
             volume: VolumeId(0),
+            snapshot: UpdateNumber::NONE,
             op: HostOp::Flush,
             received_at: Nanos(0),
         },
@@ -54,7 +64,7 @@ impl Op {
 }
 
 /// Slots of the volumes' table that read misses leave to destage, so that readers alone cannot stop writers.
-const DESTAGE_SLOTS: usize = VOLUME_IO_SLOTS / 4;
+pub(super) const DESTAGE_SLOTS: usize = VOLUME_IO_SLOTS / 4;
 
 /// Deadlines are looked at this many times in a deadline's span: an operation is late by a sixteenth at most.
 const DEADLINE_SCANS: u64 = 16;
@@ -109,7 +119,11 @@ impl Group {
         if count == 0 || count as usize > bound || !within || end.is_none_or(|end| end > spec.blocks) {
             return Err(HostError::OutOfRange);
         }
-        if self.config.role == Role::Secondary && !matches!(request.op, HostOp::Read { .. }) {
+        let reads = matches!(request.op, HostOp::Read { .. });
+        if request.snapshot != UpdateNumber::NONE && !reads {
+            return Err(HostError::ReadOnly);
+        }
+        if self.config.role == Role::Secondary && !reads {
             return Err(HostError::ReadOnly);
         }
         Ok(())
@@ -119,8 +133,8 @@ impl Group {
     fn attempt(&mut self, turn: &mut Turn<impl Memory>, at: (u8, Ticket)) {
         let request = self.op(at).request;
         match request.op {
-            HostOp::Read { lba, count } => {
-                if !self.start_read(turn, at, request.volume, lba, count) {
+            HostOp::Read { .. } => {
+                if !self.begin_read(turn, at) {
                     self.op_mut(at).state = OpState::Waiting;
                     self.stalled.push(at);
                 }
@@ -152,13 +166,9 @@ impl Group {
             self.queued.pop();
         }
         while let Some(&at) = self.stalled.front() {
-            if self.op(at).state == OpState::Waiting
-                && let HostOp::Read { lba, count } = self.op(at).request.op
-            {
-                let volume = self.op(at).request.volume;
-                if !self.start_read(turn, at, volume, lba, count) {
-                    break;
-                }
+            let read = matches!(self.op(at).request.op, HostOp::Read { .. });
+            if self.op(at).state == OpState::Waiting && read && !self.begin_read(turn, at) {
+                break;
             }
             self.stalled.pop();
         }
@@ -171,6 +181,15 @@ impl Group {
         match self.config.role {
             Role::Primary => self.cache.newest(volume, lba),
             Role::Secondary => self.cache.settled(volume, lba),
+        }
+    }
+
+    fn begin_read(&mut self, turn: &mut Turn<impl Memory>, at: (u8, Ticket)) -> bool {
+        let HostRequest { volume, snapshot, op, .. } = self.op(at).request;
+        let HostOp::Read { lba, count } = op else { unreachable!("not a read") };
+        match snapshot {
+            UpdateNumber::NONE => self.start_read(turn, at, volume, lba, count),
+            _ => self.start_snapshot_read(turn, at),
         }
     }
 
@@ -398,14 +417,30 @@ impl Group {
         if !self.room_to_number(turn, count as usize, payload) {
             return false;
         }
+        let partial = matches!(request.op, HostOp::WritePartial { .. } | HostOp::ZeroPartial { .. });
+        if partial && self.cache.newest(request.volume, lba).is_none() {
+            return self.fetch_base(turn, at, request.volume, lba);
+        }
+        self.pieces.clear();
+        if self.snapshots.newest(request.volume) == UpdateNumber::NONE {
+            self.pieces.push(Piece { count, slot: Slot::NONE });
+        } else {
+            match self.cut_in_pieces(turn, request.volume, lba, count, payload) {
+                Room::Enough => {}
+                Room::Later => return false,
+                Room::Never => {
+                    self.drop_payload(turn, at);
+                    self.answer(turn, at, Err(HostError::NoSpace));
+                    return true;
+                }
+            }
+        }
         let row = &turn.tables.fronts[at.0 as usize];
         let (kind, fua) = match request.op {
             HostOp::Write { fua, .. } => (UpdateKind::Write, fua),
             HostOp::Zero { fua, .. } => (UpdateKind::Zero, fua),
             HostOp::WritePartial { offset, length, fua, .. } => {
-                let Some(base) = self.cache.newest(request.volume, lba) else {
-                    return self.fetch_base(turn, at, request.volume, lba);
-                };
+                let base = self.cache.newest(request.volume, lba).expect("it was there above");
                 let page = row.page(at.1, 0);
                 let (start, end) = (usize::from(offset), usize::from(offset) + usize::from(length));
                 turn.memory.copy(base.page, page, 0..start);
@@ -414,10 +449,8 @@ impl Group {
                 (UpdateKind::Write, fua)
             }
             HostOp::ZeroPartial { offset, length, fua, .. } => {
-                let Some(base) = self.cache.newest(request.volume, lba) else {
-                    return self.fetch_base(turn, at, request.volume, lba);
-                };
-                let Some(page) = self.pages.take() else { return false };
+                let base = self.cache.newest(request.volume, lba).expect("it was there above");
+                let page = self.pages.take().expect("room_to_number left pages");
                 turn.memory.copy(base.page, page, 0..BLOCK_BYTES);
                 let (start, end) = (usize::from(offset), usize::from(offset) + usize::from(length));
                 turn.memory.bytes_mut(page)[start..end].fill(0);
@@ -426,18 +459,6 @@ impl Group {
             }
             HostOp::Read { .. } | HostOp::Flush => unreachable!("not a write"),
         };
-        let update = Update {
-            number: self.window.last().next(),
-            generation: self.generation,
-            lba,
-            count,
-            sum: match kind {
-                UpdateKind::Write => sum_of_sums((0..count as usize).map(|i| row.sum(at.1, i))),
-                _ => 0,
-            },
-            volume: request.volume,
-            kind,
-        };
         let stamps = WriteStamps {
             received_at: request.received_at,
             taken_at: self.op(at).taken_at,
@@ -445,15 +466,38 @@ impl Group {
             ..WriteStamps::default()
         };
         let waiter = Waiter { front: at.0, ticket: at.1, fua };
-        self.op_mut(at).state = OpState::Numbered(update.number);
+        let mut done = 0;
+        for index in 0..self.pieces.len() {
+            let piece = self.pieces[index];
+            let first = done;
+            done += piece.count;
+            let blocks = first as usize..done as usize;
+            let update = Update {
+                number: self.window.last().next(),
+                generation: self.generation,
+                lba: lba.plus(u64::from(first)),
+                count: piece.count,
+                slot: piece.slot,
+                sum: match kind {
+                    UpdateKind::Write => sum_of_sums(blocks.map(|i| row.sum(at.1, i))),
+                    _ => 0,
+                },
+                volume: request.volume,
+                kind,
+            };
+            // Acknowledgements are cumulative: the last one answers for all.
+            let waiter = (done == count).then_some(waiter);
+            self.append(turn, update, waiter, stamps, |index| {
+                (row.page(at.1, first as usize + index), row.sum(at.1, first as usize + index))
+            });
+        }
+        let number = self.window.last();
+        self.op_mut(at).state = OpState::Numbered(number);
         if fua {
-            self.flush_wanted = self.flush_wanted.max(update.number);
+            self.flush_wanted = self.flush_wanted.max(number);
         }
         self.counters.writes += 1;
         self.counters.write_bytes += u64::from(count) * BLOCK_BYTES as u64;
-        self.append(turn, update, Some(waiter), stamps, |index| {
-            (row.page(at.1, index), row.sum(at.1, index))
-        });
         true
     }
 
@@ -482,11 +526,11 @@ impl Group {
         }
         // What waits here is dropped at its deadline, what is numbered is not: if it took the last pages while the peer is
         // away, hosts could not even be refused (INV-11).
-        let held = self.window.payload_blocks() as u64 + self.cache.dirty_blocks();
+        let held = self.held_pages();
         (payload == 0 || held + payload as u64 <= self.holdable_pages as u64)
             && self.cache.free_entries() >= blocks
             && self.window.room() > super::stream::CONTROL_UPDATES
-            && self.journal_has_room(payload)
+            && self.journal_has_room(1, payload)
             && self.pages.free() > BATCH_BLOCKS_MAX.min(RESERVED_PAGES)
     }
 
@@ -600,7 +644,7 @@ impl Group {
                 }
             }
             OpState::Waiting | OpState::Fetching { .. } => self.drop_payload(turn, at),
-            OpState::Watching => {}
+            OpState::LookingUp | OpState::FetchingSnapshot { .. } | OpState::Watching => {}
         }
         // The ticket may come back before its queue entry is reached, so the entry goes now.
         remove(&mut self.queued, at);

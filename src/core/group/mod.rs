@@ -1,13 +1,19 @@
 //! A consistency group: one owner of the cache index, numbering, write-pending indicators, journal positions, destage and
 //! peer state. The rooms: `host` (operations), `stream` (numbering and watermarks), `storage` (completions), `destage`,
-//! `handshake`, `peering` (streaming, loss, solo), `catch_up` (the journal read back), `recovery`, `status`.
+//! `handshake`, `peering` (streaming, loss, solo), `catch_up` (the journal read back), `recovery`, `status`; and of snapshots:
+//! `capture` (what an update's blocks held before), `differential` (making that durable), `admin` (creating, deleting),
+//! `snapshot_reads`.
 
+mod admin;
+mod capture;
 mod catch_up;
 mod destage;
+mod differential;
 mod handshake;
 mod host;
 mod peering;
 mod recovery;
+mod snapshot_reads;
 pub mod status;
 mod storage;
 mod stream;
@@ -17,11 +23,14 @@ use std::collections::BinaryHeap;
 
 use crate::base::*;
 use crate::core::cache::Cache;
+use crate::core::captures::Captures;
 use crate::core::config::{AckLevel, GroupConfig, Role};
 use crate::core::journal::Journal;
 use crate::core::messages::*;
 use crate::core::outbox::{Event, Outbox, Tables};
 use crate::core::pages::Pages;
+use crate::core::slots::Slots;
+use crate::core::snapshots::Snapshots;
 use crate::core::sums::Sums;
 use crate::core::window::Window;
 use crate::format::history::History;
@@ -129,6 +138,26 @@ pub struct Group {
     volume_slots: FixedQueue<SlotId>,
     destage: destage::Destage,
 
+    snapshots: Snapshots,
+    /// By volume: blocks that are captured for its newest snapshot. Some may lack a mark, none has one too many.
+    captured: Vec<Marks>,
+    slots: Slots,
+    captures: Captures,
+    /// Scratch of the operation being numbered.
+    pieces: Vec<capture::Piece>,
+    /// The management information has everything up to here.
+    applied: UpdateNumber,
+    committing: bool,
+    reclaim: differential::Reclaim,
+    /// Something waits for slots, captures or pages that a sweep sets free.
+    sweep_wanted: bool,
+    differential_warned: bool,
+    /// An operator is to hear of it.
+    differential_warning: bool,
+    metadata_io: Box<[differential::MetadataIo]>,
+    metadata_slots: FixedQueue<SlotId>,
+    admin: FixedQueue<admin::Waiting>,
+
     front_pages: Vec<usize>,
     link_pages: usize,
     staging_target: usize,
@@ -158,6 +187,9 @@ impl Group {
         let tickets = config.fronts * FRONT_TICKETS_MAX;
         let mut volume_slots = FixedQueue::new(VOLUME_IO_SLOTS);
         (0..VOLUME_IO_SLOTS as u32).for_each(|slot| volume_slots.push(SlotId(slot)));
+        let mut metadata_slots = FixedQueue::new(METADATA_IO_SLOTS);
+        (0..METADATA_IO_SLOTS as u32).for_each(|slot| metadata_slots.push(SlotId(slot)));
+        let keeps = config.differential_blocks > 0;
         let consumers = config.fronts + usize::from(config.peer.is_some());
         let spare = config.pages as usize - RESERVED_PAGES;
         // Half of what is not reserved may be staged; the rest holds blocks on their way to the volume.
@@ -195,6 +227,20 @@ impl Group {
             volume_io: vec![storage::VolumeIo::Free; VOLUME_IO_SLOTS].into_boxed_slice(),
             volume_slots,
             destage: destage::Destage::new(),
+            snapshots: Snapshots::new(),
+            captured: config.volumes.iter().map(|v| Marks::new(if keeps { v.blocks } else { 0 })).collect(),
+            slots: Slots::new(config.differential_blocks),
+            captures: Captures::new(if keeps { CAPTURES_MAX } else { 1 }),
+            pieces: Vec::with_capacity(ZERO_BLOCKS_MAX),
+            applied: UpdateNumber::NONE,
+            committing: false,
+            reclaim: differential::Reclaim::default(),
+            sweep_wanted: false,
+            differential_warned: false,
+            differential_warning: false,
+            metadata_io: vec![differential::MetadataIo::Free; METADATA_IO_SLOTS].into_boxed_slice(),
+            metadata_slots,
+            admin: FixedQueue::new(ADMIN_REQUESTS_MAX),
             front_pages: vec![0; config.fronts],
             link_pages: 0,
             staging_target,
@@ -211,18 +257,28 @@ impl Group {
 
     /// Bytes that a group of this configuration takes beside its pages: index, window, tables and checksums. `cache` in
     /// the configuration counts them.
-    pub fn overhead_bytes(pages: u32, fronts: usize, journal_blocks: u64, volume_blocks: u64) -> u64 {
+    pub fn overhead_bytes(
+        pages: u32,
+        fronts: usize,
+        journal_blocks: u64,
+        volume_blocks: u64,
+        differential_blocks: u64,
+    ) -> u64 {
         let entries = pages as usize + ENTRIES_WITHOUT_PAGE;
         let tables = fronts * PageTable::bytes(FRONT_TICKETS_MAX, UPDATE_BLOCKS_MAX)
             + PageTable::bytes(WINDOW_UPDATES_MAX, UPDATE_BLOCKS_MAX)
             + PageTable::bytes(2 * LINK_INBOUND_SLOTS + CATCH_UP_SLOTS, UPDATE_BLOCKS_MAX)
             + PageTable::bytes(JOURNAL_IO_SLOTS, BATCH_BLOCKS_MAX)
-            + PageTable::bytes(VOLUME_IO_SLOTS, VOLUME_IO_BLOCKS_MAX);
+            + PageTable::bytes(VOLUME_IO_SLOTS, VOLUME_IO_BLOCKS_MAX)
+            + PageTable::bytes(METADATA_IO_SLOTS, 1 + METADATA_PAGES_MAX);
+        // What snapshots take, whether there are any or not: captures, slots, and marks of what is captured.
+        let snapshots = Captures::bytes(CAPTURES_MAX) as u64 + differential_blocks / 8 + volume_blocks / 8;
         let window = WINDOW_UPDATES_MAX * 192;
         (Cache::bytes(entries) + tables + window) as u64
             + journal_blocks * 64
             + volume_blocks * 4
             + volume_blocks / 8
+            + snapshots
     }
 
     /// Reads the superblock and replays the journal; `end_turn` carries it on.
@@ -244,6 +300,7 @@ impl Group {
             Phase::Running => {
                 self.ingest_inbound(turn);
                 self.advance(turn);
+                self.admin_turn(turn);
                 self.retry_waiting(turn);
                 self.peer_turn(turn);
             }
@@ -255,6 +312,8 @@ impl Group {
         self.advance(turn);
         self.flush_if_due(turn);
         self.destage_turn(turn);
+        self.reclaim_turn(turn);
+        self.tell_of_filling(turn);
         self.retire(turn);
         let (pages, entries) = self.eviction_goal();
         self.cache.evict(pages, entries, EVICT_STEPS_A_TURN, &mut self.pages, turn.memory);
@@ -281,7 +340,8 @@ impl Group {
         let scan = (self.ops_live > 0).then_some(self.deadline_scan_at);
         let stop = self.stop_begun_at.filter(|_| self.ops_live > 0).map(|begun| begun.plus(STOP_GRACE));
         let evict = self.wants_eviction().then(|| self.turned_at.plus(EVICT_AGAIN_AFTER));
-        [flush, scan, stop, evict, self.peer_deadline(), self.destage_deadline()].into_iter().flatten().min()
+        let others = [self.peer_deadline(), self.destage_deadline(), self.admin_deadline()];
+        [flush, scan, stop, evict].into_iter().chain(others).flatten().min()
     }
 
     /// Free pages and index entries that eviction keeps ready.
@@ -346,8 +406,10 @@ impl Group {
             && self.journal.writes_in_flight() == 0
             && self.journal.durable() == self.window.last()
             && self.checkpoint == self.settled
-            && self.destage_idle();
+            && self.destage_idle()
+            && self.metadata_slots.room() == 0;
         if drained {
+            self.answer_administrators(turn);
             self.phase = Phase::Stopped;
             turn.event(Event::Stopped);
         }
@@ -358,6 +420,7 @@ impl Group {
         self.phase = Phase::Failed;
         self.serving = false;
         self.answer_all(turn, HostError::NotServing);
+        self.answer_administrators(turn);
         if self.peer.connection.is_some() {
             turn.out.to_link.push(ToLink::Close);
         }

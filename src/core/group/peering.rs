@@ -3,6 +3,7 @@
 
 use std::fmt::Write;
 
+use super::capture::Room;
 use super::catch_up::Found;
 use super::handshake::GREETING_MAX;
 use super::{Alone, Group, Phase, Turn};
@@ -219,12 +220,21 @@ impl Group {
     pub(super) fn ingest_inbound(&mut self, turn: &mut Turn<impl Memory>) {
         while let Some(inbound) = self.peer.inbound.front() {
             let update = inbound.update;
-            if let Err(why) = self.judge_update(&update) {
+            let page = inbound.pages[0].0;
+            let judged =
+                self.judge_update(&update).and_then(|()| self.judge_snapshots(turn.memory, &update, page));
+            if let Err(why) = judged {
                 return self.lose_peer(turn, LossReason::Protocol(why));
+            }
+            match self.room_to_follow(&update) {
+                Room::Enough => {}
+                Room::Later => return,
+                Room::Never => return self.lose_peer(turn, LossReason::Protocol("slots that are not free")),
             }
             if !self.room_to_take(turn, &update) {
                 return;
             }
+            self.follow_slots(&update);
             let inbound = self.peer.inbound.pop().expect("looked at it");
             let stamps = WriteStamps { numbered_at: turn.now, ..WriteStamps::default() };
             self.append(turn, update, None, stamps, |index| inbound.pages[index]);
@@ -263,7 +273,7 @@ impl Group {
     }
 
     fn room_to_take(&mut self, turn: &mut Turn<impl Memory>, update: &Update) -> bool {
-        let blocks = update.count as usize;
+        let blocks = if update.touches_blocks() { update.count as usize } else { 0 };
         if self.cache.free_entries() < blocks {
             self.cache.evict(0, blocks, 4 * ZERO_BLOCKS_MAX, &mut self.pages, turn.memory);
         }
@@ -727,6 +737,7 @@ impl Group {
             }
         }
         self.replayed = self.replayed.min(keep);
+        self.uncapture(turn, keep);
         self.history.truncate_after(keep);
         self.generation = self.history.last().map_or(Generation::NONE, |(generation, _)| generation);
         let write = self.journal.form_cut(

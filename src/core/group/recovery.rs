@@ -1,7 +1,9 @@
 //! Replay: superblock, checksums, the journal's chain, and then its updates after the checkpoint, through the same window
 //! and cache as live ones, so that destage makes room while it goes.
 
+use super::capture::Room;
 use super::catch_up::Found;
+use super::differential::MetadataIo;
 use super::storage::VolumeIo;
 use super::{Alone, Group, Phase, Turn};
 use crate::base::*;
@@ -10,6 +12,8 @@ use crate::core::messages::*;
 use crate::core::outbox::{Event, WriteStamps};
 use crate::core::sums::Sums;
 use crate::format::journal::{claims_of, decode_batch, digest_of};
+use crate::format::metadata::{BITS_PAGE_MAX, bit_at};
+use crate::format::snapshot::{SNAPSHOTS_PAGE_MAX, SnapshotRecord, decode_snapshots};
 use crate::format::superblock::{RING_FIRST_BLOCK, Superblock, newest_of};
 use crate::format::update::{Update, UpdateKind};
 
@@ -24,6 +28,8 @@ enum Step {
         block: u64,
         in_flight: usize,
     },
+    /// Reading from the management information.
+    Metadata(Load),
     /// Reading at `block` what may be the next batches; `wrapped` if the ring's start is being tried in place of the head.
     Scan {
         slot: SlotId,
@@ -42,6 +48,14 @@ enum Step {
     Ingest {
         next: UpdateNumber,
     },
+}
+
+/// What is read next: snapshots from the nth on, blocks that are captured already, slots that are in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Load {
+    Snapshots { first: u32 },
+    Captured { volume: u16, first: u64 },
+    Slots { first: u64 },
 }
 
 #[derive(Debug)]
@@ -105,6 +119,11 @@ impl Group {
         recovery
     }
 
+    /// Whether what the disks hold is still being read: replay has not begun.
+    pub(super) fn is_loading(&self) -> bool {
+        matches!(&self.phase, Phase::Recovering(recovery) if !recovery.is_replaying())
+    }
+
     /// While replay is under way: what the journal said was settled, and whether this site was alone. Superblocks written
     /// meanwhile must not know less than the ones before.
     pub(super) fn found_in_journal(&self) -> (UpdateNumber, bool) {
@@ -148,7 +167,7 @@ impl Group {
                 self.journal.return_slot(slot);
                 self.flushed_after_scan(turn);
             }
-            Step::Sums { .. } | Step::Ingest { .. } => {
+            Step::Sums { .. } | Step::Metadata(_) | Step::Ingest { .. } => {
                 panic!("journal I/O {slot:?} completed in {:?}", recovery.step)
             }
         }
@@ -229,8 +248,101 @@ impl Group {
         }
         self.recovery().step = Step::Sums { volume, block, in_flight };
         if volume == self.config.volumes.len() && in_flight == 0 {
-            self.scan_at_head(turn);
+            match self.config.differential_blocks {
+                0 => self.scan_at_head(turn),
+                _ => self.load_metadata(turn, Load::Snapshots { first: 0 }),
+            }
         }
+    }
+
+    // ------------------------------------------------------------------------------------ the management information
+
+    fn load_metadata(&mut self, turn: &mut Turn<impl Memory>, load: Load) {
+        let op = match load {
+            Load::Snapshots { first } => MetadataOp::LoadSnapshots { first },
+            Load::Captured { volume, first } => {
+                let volume = VolumeId(volume);
+                MetadataOp::LoadCaptured { volume, since: self.snapshots.newest(volume), first: Lba(first) }
+            }
+            Load::Slots { first } => MetadataOp::LoadSlots { first: Slot(first) },
+        };
+        self.recovery().step = Step::Metadata(load);
+        let slot = self.metadata_slots.pop().expect("recovery loads one page at a time");
+        let page = self.pages.take().expect("pages are reserved for recovery's reads");
+        turn.tables.metadata_io.set(slot, 0, page, BlockSum::ZEROS);
+        self.submit_metadata(turn, slot, MetadataIo::Load, op);
+    }
+
+    pub(super) fn metadata_loaded(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        slot: SlotId,
+        answer: MetadataAnswer,
+    ) {
+        let Step::Metadata(load) = self.recovery().step else { panic!("{answer:?} was not asked for") };
+        let page = turn.tables.metadata_io.page(slot, 0);
+        let next = match (load, answer) {
+            (Load::Snapshots { first }, MetadataAnswer::Snapshots { count, total, applied, entries }) => {
+                let mut records = [SnapshotRecord::EMPTY; SNAPSHOTS_PAGE_MAX];
+                let read = decode_snapshots(turn.memory.bytes(page), &mut records);
+                if read != Ok(count as usize)
+                    || total as usize > SNAPSHOTS_MAX
+                    || (count == 0 && first < total)
+                {
+                    turn.event(Event::MetadataFailed { fault: MetadataFault::Corrupt });
+                    return self.fail(turn);
+                }
+                records[..count as usize].iter().for_each(|record| self.snapshots.load(*record));
+                // What a sweep had nothing to commit for is not said to be applied, but is.
+                self.applied = applied.max(self.checkpoint);
+                match first + count < total {
+                    true => Some(Load::Snapshots { first: first + count }),
+                    false if entries > 0 => {
+                        self.owe_reclaim();
+                        self.next_captured(0, 0)
+                    }
+                    false => None,
+                }
+            }
+            (Load::Captured { volume, first }, MetadataAnswer::Bits) => {
+                let blocks = self.config.volumes[volume as usize].blocks;
+                for bit in
+                    (0..BITS_PAGE_MAX.min(blocks - first)).filter(|&bit| bit_at(turn.memory.bytes(page), bit))
+                {
+                    self.captured[volume as usize].insert(first + bit);
+                }
+                self.next_captured(volume, first + BITS_PAGE_MAX)
+            }
+            (Load::Slots { first }, MetadataAnswer::Bits) => {
+                let total = self.slots.total();
+                for bit in
+                    (0..BITS_PAGE_MAX.min(total - first)).filter(|&bit| bit_at(turn.memory.bytes(page), bit))
+                {
+                    self.slots.take(Slot(first + bit));
+                }
+                let first = first + BITS_PAGE_MAX;
+                (first < total).then_some(Load::Slots { first })
+            }
+            (load, answer) => panic!("{load:?} was answered with {answer:?}"),
+        };
+        self.pages.release(page, turn.memory);
+        match next {
+            Some(load) => self.load_metadata(turn, load),
+            None => self.scan_at_head(turn),
+        }
+    }
+
+    /// The next page of captured blocks from there on, of volumes that have a snapshot; slots come after the last.
+    fn next_captured(&self, volume: u16, first: u64) -> Option<Load> {
+        let mut first = first;
+        for volume in volume..self.config.volumes.len() as u16 {
+            let more = first < self.config.volumes[volume as usize].blocks;
+            if more && self.snapshots.newest(VolumeId(volume)) != UpdateNumber::NONE {
+                return Some(Load::Captured { volume, first });
+            }
+            first = 0;
+        }
+        Some(Load::Slots { first: 0 })
     }
 
     // -------------------------------------------------------------------------------------------------- the chain
@@ -420,6 +532,15 @@ impl Group {
             };
             let tables = turn.tables;
             let row = &tables.journal_io;
+            match self.room_to_follow(&update) {
+                Room::Enough => self.follow_slots(&update),
+                Room::Later => break,
+                // The journal and the management information contradict each other.
+                Room::Never => {
+                    turn.event(Event::MetadataFailed { fault: MetadataFault::Corrupt });
+                    return self.fail(turn);
+                }
+            }
             self.append(turn, update, None, WriteStamps::default(), |index| {
                 (row.page(slot, page + index), row.sum(slot, page + index))
             });

@@ -21,6 +21,9 @@ pub struct Counters {
     /// Dirty blocks written to their volumes, and clean ones written again between them.
     pub destage_blocks: u64,
     pub bridged_blocks: u64,
+    /// Old blocks written to the differential volume, and slots that became free again.
+    pub captured_blocks: u64,
+    pub reclaimed_blocks: u64,
     /// Updates sent to the peer from the journal instead of memory.
     pub catch_up_updates: u64,
     /// Updates found in the journal after the checkpoint when the site started.
@@ -83,6 +86,14 @@ pub struct GroupStatus {
     pub pages_staged: u64,
     pub journal_blocks: u64,
     pub journal_used_blocks: u64,
+    /// Snapshots that live; slots of the differential volume, and those in use.
+    pub snapshots: u64,
+    pub differential_blocks: u64,
+    pub differential_used_blocks: u64,
+    /// Old blocks that are not in their slots yet.
+    pub captures: u64,
+    /// The management information has everything up to here.
+    pub applied: UpdateNumber,
     pub operations: u64,
     pub operations_waiting: u64,
     pub counters: Counters,
@@ -120,6 +131,11 @@ impl Group {
             pages_staged: (self.front_pages.iter().sum::<usize>() + self.link_pages) as u64,
             journal_blocks: self.journal.ring_blocks(),
             journal_used_blocks: self.journal.used_blocks(),
+            snapshots: self.snapshots.living().count() as u64,
+            differential_blocks: self.slots.total(),
+            differential_used_blocks: self.slots.total() - self.slots.free(),
+            captures: self.captures.len() as u64,
+            applied: self.applied,
             operations: self.ops_live as u64,
             operations_waiting: (self.queued.len() + self.stalled.len()) as u64,
             counters: self.counters,

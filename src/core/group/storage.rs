@@ -1,5 +1,6 @@
 //! Completions from the disks.
 
+use super::snapshot_reads::Reader;
 use super::{Group, Phase, Turn};
 use crate::base::*;
 use crate::core::messages::*;
@@ -33,6 +34,25 @@ pub(super) enum VolumeIo {
     SumsLoad {
         volume: VolumeId,
         block: u64,
+        count: u32,
+    },
+    /// Old blocks on their way from their volume to their slots; the first one's place among the captures.
+    CaptureRead {
+        first: u32,
+        count: u32,
+    },
+    /// Old blocks on their way to their slots; whether they were read for it.
+    Keep {
+        count: u32,
+        read: bool,
+    },
+    /// Blocks of a snapshot that a host reads, with the sums they should have in the row; `first` is the first one's place in
+    /// the operation.
+    SnapshotFetch {
+        reader: Reader,
+        target: IoTarget,
+        block: u64,
+        first: u32,
         count: u32,
     },
     Flush {
@@ -92,6 +112,11 @@ impl Group {
                 self.volume_slots.push(slot);
                 return;
             }
+            (VolumeIo::SnapshotFetch { .. }, result) => {
+                self.snapshot_fetched(turn, slot, io, result);
+                self.volume_slots.push(slot);
+                return;
+            }
             (VolumeIo::Destage { volume, lba, .. }, Err(fault)) => {
                 return self.fail_on_disk(turn, IoTarget::Volume(volume), fault, lba.0);
             }
@@ -101,6 +126,21 @@ impl Group {
             (VolumeIo::SumsLoad { volume, block, .. }, Err(fault)) => {
                 return self.fail_on_disk(turn, IoTarget::Checksums(volume), fault, block);
             }
+            (VolumeIo::CaptureRead { first, .. }, Err(fault)) => {
+                let (target, block) =
+                    self.captures.get(first as usize).map_or((IoTarget::Differential, 0), |capture| {
+                        (IoTarget::Volume(capture.volume), capture.lba.0)
+                    });
+                return self.fail_on_disk(turn, target, fault, block);
+            }
+            (VolumeIo::Keep { .. }, Err(fault)) => {
+                return self.fail_on_disk(turn, IoTarget::Differential, fault, 0);
+            }
+            (VolumeIo::CaptureRead { first, count }, Ok(())) => {
+                // The write takes over the slot and its row.
+                return self.capture_read(turn, slot, first as usize, count);
+            }
+            (VolumeIo::Keep { count, read }, Ok(())) => self.kept(turn, slot, count, read),
             (VolumeIo::Flush { target }, Err(fault)) => return self.fail_on_disk(turn, target, fault, 0),
             (VolumeIo::Destage { volume, lba, count }, Ok(())) => {
                 self.destaged(turn, slot, volume, lba, count);

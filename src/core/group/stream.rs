@@ -31,6 +31,9 @@ impl Group {
         }
         self.window.push(Pending { update, waiter, stamps, given_to_link_at: turn.now });
         self.unappended_blocks += update.payload_blocks() as u64;
+        if update.captures() && update.number > self.applied {
+            self.capture(&update);
+        }
         self.index(turn, &update);
         self.note_control(turn, &update);
     }
@@ -53,6 +56,9 @@ impl Group {
                 self.generation = update.generation;
                 self.history.push(update.generation, update.number);
                 turn.event(Event::GenerationOpened { generation: update.generation, first: update.number });
+            }
+            UpdateKind::SnapshotCreate | UpdateKind::SnapshotDelete if update.number > self.applied => {
+                self.note_snapshot(turn, update);
             }
             _ => {}
         }
@@ -78,11 +84,11 @@ impl Group {
         self.journal.free_blocks().saturating_sub(pending)
     }
 
-    /// Whether `payload` more blocks, and a header for them, are sure to fit the journal behind all that is numbered but
+    /// Whether `payload` more blocks, and a header for each of so many updates, are sure to fit behind all that is numbered but
     /// not appended, here and at the peer (INV-12).
-    pub(super) fn journal_has_room(&self, payload: usize) -> bool {
+    pub(super) fn journal_has_room(&self, updates: usize, payload: usize) -> bool {
         let pending: u64 = self.window.last().0 - self.journal.appended().0;
-        let pending_blocks = pending + self.unappended_blocks + payload as u64 + 1;
+        let pending_blocks = pending + self.unappended_blocks + (payload + updates) as u64;
         self.journal.free_blocks() >= pending_blocks && self.peer_has_room(pending_blocks)
     }
 

@@ -1,7 +1,8 @@
 //! A front's tickets and pages, shared by all its connections, and the requests on their way to the group.
 
 use crate::base::{
-    BlockSum, FRONT_TICKETS_MAX, FixedQueue, Nanos, PageId, PageTable, STAGING_PAGES, SlotId, VolumeId,
+    BlockSum, FRONT_TICKETS_MAX, FixedQueue, Nanos, PageId, PageTable, STAGING_PAGES, SlotId, UpdateNumber,
+    VolumeId,
 };
 use crate::core::messages::{HostOp, HostRequest, Ticket};
 
@@ -104,7 +105,13 @@ impl Desk {
         let place = &mut self.jobs[ticket.0 as usize];
         assert!(place.is_none(), "ticket {} is used twice", ticket.0);
         *place = Some(job);
-        self.outgoing.push(HostRequest { ticket, volume, op, received_at: now });
+        self.outgoing.push(HostRequest {
+            ticket,
+            volume,
+            snapshot: UpdateNumber::NONE,
+            op,
+            received_at: now,
+        });
     }
 
     /// The ticket and the pages lent with it are free again.

@@ -81,6 +81,13 @@ impl Failure {
             HostError::Deadline => {
                 Failure::new(NbdError::Io, "the sites did not agree before the deadline; see lockstep status")
             }
+            HostError::NoSpace => Failure::new(
+                NbdError::NoSpc,
+                "the differential volume is full, and no snapshot may be deleted",
+            ),
+            HostError::NoSuchSnapshot => {
+                Failure::new(NbdError::Shutdown, "the snapshot does not exist any more")
+            }
             HostError::NotServing => Failure::new(NbdError::Shutdown, "this site does not serve the volume"),
             HostError::Io => {
                 Failure::new(NbdError::Io, "a disk failed or a checksum did not match; see the log")

@@ -45,6 +45,8 @@ pub struct Hello {
     /// Payload blocks of unsettled updates that the sender can hold beside what it receives into: the peer sends no more
     /// ahead of what it has told to be settled (INV-12).
     pub window_blocks: u64,
+    /// Blocks of the sender's differential volume: one site gives the slots, so both have the same.
+    pub differential_blocks: u64,
     /// Whether the sender acknowledged alone, and its peer has not caught up since.
     pub solo: bool,
     /// Whether the sender serves hosts.
@@ -69,7 +71,7 @@ const SETTLED: usize = 56;
 const CHECKPOINT: usize = 64;
 const JOURNAL_FREE_BLOCKS: usize = 72;
 const WINDOW_BLOCKS: usize = 80;
-const RESERVED: usize = 88;
+const DIFFERENTIAL_BLOCKS: usize = 88;
 const VOLUMES: usize = 96;
 
 /// Of one volume's entry: blocks, length of the name, reserved, name.
@@ -113,6 +115,7 @@ impl Hello {
         put(out, CHECKPOINT, &self.checkpoint.0.to_le_bytes());
         put(out, JOURNAL_FREE_BLOCKS, &self.journal_free_blocks.to_le_bytes());
         put(out, WINDOW_BLOCKS, &self.window_blocks.to_le_bytes());
+        put(out, DIFFERENTIAL_BLOCKS, &self.differential_blocks.to_le_bytes());
         for (volume, entry) in self.volumes().iter().zip(out[VOLUMES..].chunks_exact_mut(VOLUME_BYTES)) {
             put(entry, 0, &volume.blocks.to_le_bytes());
             entry[NAME_LENGTH] = volume.name.len() as u8;
@@ -136,9 +139,6 @@ impl Hello {
         let expected = history_at + generations * HISTORY_ENTRY_BYTES;
         if bytes.len() != expected {
             return Err(WireError::Length { frame: "Hello", expected, found: bytes.len() });
-        }
-        if let Some(offset) = nonzero_in(bytes, RESERVED, VOLUMES) {
-            return Err(WireError::Reserved { frame: "Hello", offset, found: bytes[offset] });
         }
         let role = match bytes[ROLE] {
             1 => Role::Primary,
@@ -174,6 +174,7 @@ impl Hello {
             checkpoint: UpdateNumber(u64_at(bytes, CHECKPOINT)),
             journal_free_blocks: u64_at(bytes, JOURNAL_FREE_BLOCKS),
             window_blocks: u64_at(bytes, WINDOW_BLOCKS),
+            differential_blocks: u64_at(bytes, DIFFERENTIAL_BLOCKS),
             solo: flag("Hello's solo flag", bytes[SOLO])?,
             serving: flag("Hello's serving flag", bytes[SERVING])?,
         };

@@ -1,5 +1,5 @@
 use super::*;
-use crate::base::{Generation, GroupId, HISTORY_MAX, Lba, SiteId, VOLUMES_MAX, VolumeId};
+use crate::base::{Generation, GroupId, HISTORY_MAX, Lba, SiteId, Slot, VOLUMES_MAX, VolumeId};
 use crate::format::history::History;
 use crate::format::history::tests::any_history;
 use crate::format::text::Text;
@@ -68,6 +68,7 @@ fn any_hello() -> impl Strategy<Value = Hello> {
                 checkpoint: UpdateNumber(numbers[0]),
                 journal_free_blocks: numbers[1],
                 window_blocks: numbers[2],
+                differential_blocks: numbers[3],
                 settled: UpdateNumber(numbers[1]),
                 durable: UpdateNumber(numbers[2]),
                 last: UpdateNumber(numbers[3]),
@@ -102,6 +103,7 @@ fn full_hello() -> Hello {
         checkpoint: UpdateNumber(90),
         journal_free_blocks: 16_382,
         window_blocks: 8_192,
+        differential_blocks: 256,
         solo: false,
         serving: true,
     }
@@ -113,6 +115,7 @@ fn update() -> Update {
         generation: Generation(1 << 16),
         lba: Lba(8),
         count: 1,
+        slot: Slot::NONE,
         sum: 77,
         volume: VolumeId(0),
         kind: UpdateKind::Write,

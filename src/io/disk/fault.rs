@@ -122,8 +122,10 @@ impl RawRule {
 }
 
 fn target_named(name: &str) -> Option<IoTarget> {
-    if name == "journal" {
-        return Some(IoTarget::Journal);
+    match name {
+        "journal" => return Some(IoTarget::Journal),
+        "differential" => return Some(IoTarget::Differential),
+        _ => {}
     }
     let (kind, volume) = name.split_once(':')?;
     let volume = VolumeId(volume.parse().ok()?);

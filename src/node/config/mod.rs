@@ -11,7 +11,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use crate::base::*;
-use crate::core::config::{AckLevel, GroupConfig, OnPeerLoss, PeerConfig, Role, VolumeSpec};
+use crate::core::config::{
+    AckLevel, GroupConfig, OnDifferentialFull, OnPeerLoss, PeerConfig, Role, VolumeSpec,
+};
 use crate::core::group::{Group as CoreGroup, PAGES_MIN};
 use crate::io::quic::identity::Fingerprint;
 use crate::io::quic::transport::{Congestion, PAYLOAD_BYTES_MAX};
@@ -247,6 +249,8 @@ impl Config {
                 .map(|volume| VolumeSpec { name: volume.name.clone(), blocks: volume.blocks() })
                 .collect(),
             journal_blocks: self.journal.bytes / BLOCK_BYTES as u64,
+            differential_blocks: self.differential.bytes / BLOCK_BYTES as u64,
+            on_differential_full: OnDifferentialFull::DeleteOldest,
             journal_volatile: self.journal.volatile,
             pages,
             ack: self.group.ack,
@@ -277,9 +281,10 @@ impl Config {
     pub fn memory_bytes(&self, pages: u32, fronts: usize) -> u64 {
         let volume_blocks = self.volumes.iter().map(Volume::blocks).sum();
         let journal_blocks = self.journal.bytes / BLOCK_BYTES as u64;
+        let differential_blocks = self.differential.bytes / BLOCK_BYTES as u64;
         u64::from(pages) * BLOCK_BYTES as u64
             + volume_blocks / 8
-            + CoreGroup::overhead_bytes(pages, fronts, journal_blocks, volume_blocks)
+            + CoreGroup::overhead_bytes(pages, fronts, journal_blocks, volume_blocks, differential_blocks)
     }
 
     pub fn group_id(&self) -> GroupId {

@@ -8,7 +8,7 @@ mod server;
 mod status;
 
 pub use client::{Client, ClientError};
-pub use line::{GroupLine, Line, LineError};
+pub use line::{AdminLine, GroupLine, Line, LineError, Lines};
 pub use protocol::{Goal, Request, Response};
 pub use server::{Control, ControlError};
 pub use status::{PeerStatus, Pending, Rates, Sample, Sampler, StageLoad, Status, Watermarks};

@@ -133,7 +133,13 @@ impl LoadActor {
                 false => HostOp::Read { lba, count },
             };
             self.doing[index] = Some(doing);
-            self.edges.to_group.push(HostRequest { ticket, volume: self.volume, op, received_at: now });
+            self.edges.to_group.push(HostRequest {
+                ticket,
+                volume: self.volume,
+                snapshot: UpdateNumber::NONE,
+                op,
+                received_at: now,
+            });
         }
         if engine.in_flight() == 0 && (self.stopping || engine.is_over(ring.now())) {
             let engine = self.engine.take().expect("it is there");

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use super::front::FrontActor;
-use super::storage::{Held, Storage};
+use super::storage::Storage;
 use super::{Extras, RunError};
 use crate::base::*;
 use crate::core::config::Role;
@@ -15,6 +15,7 @@ use crate::core::nbd::Export;
 use crate::core::outbox::{Event, LINK_CONTROL_MAX, Tables};
 use crate::io::arena::{Arena, ArenaView};
 use crate::io::disk::{DiskEdges, DiskExecutor, slots_of};
+use crate::io::metadata::{MetadataEdges, MetadataExecutor};
 use crate::io::nbd::{CONNECTIONS_DEFAULT, FrontConfig, FrontEdges, NbdFront};
 use crate::io::quic::LinkStats;
 use crate::io::quic::connection::LinkConfig;
@@ -24,17 +25,13 @@ use crate::io::quic::transport::PayloadSize;
 use crate::io::ring::{ArenaId, Ring};
 use crate::node::allocation::{Allocation, SharedMap};
 use crate::node::config::{Config, Replication, Volume};
-use crate::node::control::{GroupLine, Line};
+use crate::node::control::{AdminLine, GroupLine, Line, Lines};
 use crate::node::events::Names;
 use crate::node::group_actor::*;
-use crate::node::telemetry::Recorder;
 use crate::reactor::{Actor, Clock, Loads, Port, edge, mesh};
 
 /// Bytes in flight each way on the link: 0.9 GB/s, what one connection's cryptography does on a core, over 17 ms.
 const LINK_WINDOW_BYTES: u32 = 16 << 20;
-
-/// The control plane's ends of its rings with the group and the front.
-type Lines = (Line<Question, Answer>, Line<Box<Recorder>, Box<Recorder>>);
 
 /// Builds an actor on the thread that will run it.
 pub type Build = Box<dyn FnOnce(&mut Ring) -> Result<Box<dyn Actor<Ring>>, RunError> + Send>;
@@ -84,7 +81,7 @@ pub struct Assembly {
     line: Option<Lines>,
     /// What became of the group.
     pub fate: Arc<Fate>,
-    pub held: Option<Held>,
+    pub metadata: Option<MetadataExecutor>,
 }
 
 impl Assembly {
@@ -103,8 +100,9 @@ impl Assembly {
             .map_err(|source| RunError::Memory { bytes: config.cache_bytes, source })?;
         let tables = Arc::new(Tables::new(fronts));
 
-        let mut ports = mesh(1 + reactors.cores.len()).map_err(RunError::Ports)?;
-        let main_port = ports.pop().expect("one more than there are cores");
+        let mut ports = mesh(2 + reactors.cores.len()).map_err(RunError::Ports)?;
+        let main_port = ports.pop().expect("two more than there are cores");
+        let metadata_port = ports.pop().expect("two more than there are cores");
         let ports: BTreeMap<usize, Port> = reactors.cores.iter().copied().zip(ports).collect();
         let (group, front) = (&ports[&reactors.group], &ports[&reactors.front]);
         let mut builds: BTreeMap<usize, Vec<Build>> = BTreeMap::new();
@@ -131,6 +129,18 @@ impl Assembly {
         let (answers, answered) = edge(QUESTIONS_MAX, group, &main_port);
         let (journal, journal_edges) = disk_edge(Executor::Journal, group, group);
         let (volumes, volume_edges) = disk_edge(Executor::Volumes, group, &ports[&reactors.capture]);
+        let (admin_requests, admin_asked) = edge(ADMIN_REQUESTS_MAX, &main_port, group);
+        let (admin_replies, admin_answered) = edge(ADMIN_REQUESTS_MAX, group, &main_port);
+        let admin_line = AdminLine::new(admin_requests, admin_answered);
+        let (to_metadata, metadata_asked) = edge(METADATA_IO_SLOTS, group, &metadata_port);
+        let (metadata_done, from_metadata) = edge(METADATA_IO_SLOTS, &metadata_port, group);
+        let metadata = MetadataExecutor::new(
+            MetadataEdges { requests: metadata_asked, done: metadata_done },
+            metadata_port,
+            storage.metadata.into_store(),
+            tables.clone(),
+            arena.view(),
+        );
         let mut link_build = None;
         let mut link_stats = None;
         let mut link_ends = None;
@@ -151,7 +161,8 @@ impl Assembly {
             link: link_ends,
             journal,
             volumes,
-            control: ControlEnds { questions: asked, answers },
+            metadata: MetadataEnds { requests: to_metadata, done: from_metadata },
+            control: ControlEnds { questions: asked, answers, admin: admin_asked, admin_replies },
         };
         let names = Names::of(config);
         let fate = Arc::new(Fate::default());
@@ -194,16 +205,20 @@ impl Assembly {
             ports,
             builds,
             link_stats,
-            line: Some((Line::new(questions, answered), Line::new(front_questions, front_answered))),
+            line: Some((
+                Line::new(questions, answered),
+                Line::new(front_questions, front_answered),
+                admin_line,
+            )),
             fate,
-            held: Some(storage.held),
+            metadata: Some(metadata),
         })
     }
 
     /// The control plane's line to the group; there is one.
     pub fn group_line(&mut self, clock: &Clock, loads: Vec<(usize, Arc<Loads>)>) -> GroupLine {
-        let (group, front) = self.line.take().expect("the lines are taken once");
-        GroupLine::new(self.main_port.clone(), group, front, clock.clone(), loads)
+        let (group, front, admin) = self.line.take().expect("the lines are taken once");
+        GroupLine::new(self.main_port.clone(), (group, front, admin), clock.clone(), loads)
     }
 }
 

@@ -63,6 +63,8 @@ pub enum RunError {
     Cpu { cpu: usize, available: Vec<usize> },
     #[error("the thread of CPU {cpu} cannot be started: {source}")]
     Thread { cpu: usize, source: io::Error },
+    #[error("the thread of the management information cannot be started: {0}")]
+    MetadataThread(#[source] io::Error),
     #[error("the signal handlers cannot be installed: {0}")]
     Signals(#[source] io::Error),
     #[error("the site cannot start from its files; the log says why")]

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::RunError;
 use super::assembly::{Assembly, Build};
-use super::storage::Held;
 use crate::io::arena::Arena;
+use crate::io::metadata::MetadataExecutor;
 use crate::io::nbd::{CONNECTIONS_DEFAULT, NbdFront};
 use crate::io::ring::{OPERATIONS_DEFAULT, Ring, RingConfig};
 use crate::node::config::{Config, Idle};
@@ -19,7 +19,8 @@ const JOIN_LOOKS_EVERY: Duration = Duration::from_millis(1);
 pub struct Threads {
     threads: Vec<(usize, JoinHandle<()>)>,
     loads: Vec<(usize, Arc<Loads>)>,
-    _held: Option<Held>,
+    /// Not pinned, and none of the path to a reply.
+    metadata: Option<JoinHandle<()>>,
 }
 
 /// What one thread is told.
@@ -42,7 +43,10 @@ impl Threads {
             Idle::Adaptive => IdlePolicy::Adaptive { spin: config.reactors.spin },
             Idle::Park => IdlePolicy::Park,
         };
-        let mut threads = Threads { threads: Vec::new(), loads: Vec::new(), _held: assembly.held.take() };
+        let mut threads = Threads { threads: Vec::new(), loads: Vec::new(), metadata: None };
+        if let Some(executor) = assembly.metadata.take() {
+            threads.metadata = Some(start_metadata(executor)?);
+        }
         let mut started = Vec::new();
         for (cpu, builds) in std::mem::take(&mut assembly.builds) {
             let loads = Arc::new(Loads::default());
@@ -94,7 +98,8 @@ impl Threads {
     /// Waits until all have ended, at most this long. Returns whether they have.
     pub fn join(self, at_most: Duration) -> bool {
         let begun = Instant::now();
-        while self.threads.iter().any(|(_, thread)| !thread.is_finished()) {
+        let reactors = || self.threads.iter().map(|(_, thread)| thread);
+        while reactors().chain(&self.metadata).any(|thread| !thread.is_finished()) {
             if begun.elapsed() >= at_most {
                 return false;
             }
@@ -122,6 +127,15 @@ impl Drop for AbortOnPanic {
             std::process::abort();
         }
     }
+}
+
+/// The thread of the metadata executor. It ends when the group does.
+fn start_metadata(executor: MetadataExecutor) -> Result<JoinHandle<()>, RunError> {
+    let thread = std::thread::Builder::new().name("metadata".to_owned()).spawn(move || {
+        let _guard = AbortOnPanic;
+        executor.run();
+    });
+    thread.map_err(RunError::MetadataThread)
 }
 
 fn work(plan: Plan, ready: &mpsc::Sender<Result<(), RunError>>) {

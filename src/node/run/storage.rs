@@ -12,15 +12,9 @@ use crate::node::format::record;
 #[derive(Debug)]
 pub struct Storage {
     pub journal: Disk,
+    /// With their checksums, and the differential volume.
     pub volumes: Vec<(IoTarget, Disk)>,
-    pub held: Held,
-}
-
-/// Files that only have to stay locked.
-#[derive(Debug)]
-pub struct Held {
-    _metadata: Metadata,
-    _differential: Disk,
+    pub metadata: Metadata,
 }
 
 pub fn open(config: &Config) -> Result<Storage, RunError> {
@@ -45,7 +39,8 @@ pub fn open(config: &Config) -> Result<Storage, RunError> {
         volumes.push((IoTarget::Checksums(VolumeId(index)), sums));
     }
     let differential = sized(Disk::open(&config.differential.path)?, config.differential.bytes)?;
-    Ok(Storage { journal, volumes, held: Held { _metadata: metadata, _differential: differential } })
+    volumes.push((IoTarget::Differential, differential));
+    Ok(Storage { journal, volumes, metadata })
 }
 
 fn sized(disk: Disk, need: u64) -> Result<Disk, DiskError> {

@@ -22,7 +22,12 @@ impl Auditor {
             Place::Journal => self.writes_journal(site, io, block, blocks, media),
             Place::Volume(volume) => {
                 for (lba, (_, print)) in (block..).zip(blocks) {
-                    self.check_destage(site, volume, lba, *print);
+                    self.check_destage(site, volume, lba, *print, media);
+                }
+            }
+            Place::Differential => {
+                for (slot, (_, print)) in (block..).zip(blocks) {
+                    self.check_kept_block(site, slot, *print, media);
                 }
             }
             Place::Checksums(_) => (),
@@ -76,7 +81,7 @@ impl Auditor {
     }
 
     /// Only what is settled reaches a volume (INV-4).
-    pub(super) fn check_destage(&self, site: usize, volume: u16, lba: u64, print: Print) {
+    pub(super) fn check_destage(&self, site: usize, volume: u16, lba: u64, print: Print, media: &dyn Media) {
         let Some(block) = self.blocks[usize::from(volume)].get(lba as usize) else {
             panic!("INV-13: site {site} writes block {lba} beyond volume {volume}");
         };
@@ -85,13 +90,15 @@ impl Auditor {
             let own = self.durable(site);
             let lack = Lack { site, has: own, what: "durable", number };
             let check = if own < number { Err(lack) } else { self.settled(number) };
+            let check = check.map_err(|why| format!("INV-4: {why}"));
+            let check = check.and_then(|()| self.check_needs(volume, lba, number, media));
             check.map_err(|why| reason = Some(why)).is_ok()
         });
         assert!(
             allowed,
-            "INV-4: site {site} writes {} to volume {volume} block {lba}: {}",
+            "site {site} writes {} to volume {volume} block {lba}: {}",
             print.describe(),
-            reason.map_or("it is no version of the block".into(), |why| why.to_string())
+            reason.unwrap_or("INV-4: it is no version of the block".into())
         );
     }
 

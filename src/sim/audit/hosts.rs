@@ -54,6 +54,7 @@ impl Auditor {
         let spec = self.ops[id as usize].spec;
         self.ops[id as usize].succeeded = true;
         match spec.kind {
+            OpKind::Read if spec.snapshot > 0 => self.check_snapshot_read(id, prints),
             OpKind::Read => self.check_read(id, prints),
             OpKind::Flush => {
                 let floor = self.ops[id as usize].floor;
@@ -67,6 +68,8 @@ impl Auditor {
                 self.acknowledged_writes += 1;
                 for lba in spec.lba..spec.lba + spec.count {
                     let block = &mut self.blocks[usize::from(spec.volume)][lba as usize];
+                    // An operation in several updates has its blocks at several numbers, none of them above its own.
+                    let number = block.latest_at(number);
                     block.acknowledged = block.acknowledged.max(number);
                 }
             }

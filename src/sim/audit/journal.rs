@@ -10,6 +10,8 @@ pub const RING_FIRST: u64 = 2;
 
 pub const KIND_WRITE: u8 = 1;
 pub const KIND_ZERO: u8 = 2;
+pub const KIND_SNAPSHOT_CREATE: u8 = 3;
+pub const KIND_SNAPSHOT_DELETE: u8 = 4;
 pub const KIND_GENERATION_OPEN: u8 = 7;
 pub const KIND_SOLO_BEGIN: u8 = 8;
 pub const KIND_SOLO_END: u8 = 9;
@@ -24,12 +26,14 @@ pub struct Seen {
     pub volume: u16,
     pub lba: u64,
     pub count: u32,
+    /// One more than the first of its slots, 0 for none.
+    pub slot: u64,
 }
 
 impl Seen {
     /// Blocks that follow it in a journal or frame.
     pub fn payload(&self) -> usize {
-        if self.kind == KIND_WRITE { self.count as usize } else { 0 }
+        if self.kind == KIND_WRITE || self.kind == KIND_SNAPSHOT_CREATE { self.count as usize } else { 0 }
     }
 
     /// Blocks of the volume that it changes.
@@ -79,6 +83,7 @@ pub fn batch(block: &Block) -> Option<BatchSeen> {
             count: number_at::<4>(block, at + 24) as u32,
             volume: number_at::<2>(block, at + 32) as u16,
             kind: block[at + 34],
+            slot: number_at::<8>(block, at + 40),
         }
     };
     Some(BatchSeen {
@@ -89,6 +94,12 @@ pub fn batch(block: &Block) -> Option<BatchSeen> {
         settled: number_at::<8>(block, 56),
         updates: (0..count).map(update).collect(),
     })
+}
+
+/// The volumes of the snapshot whose record is in this payload block, as bits.
+pub fn snapshot_volumes(block: &Block) -> u32 {
+    assert!(&block[..8] == b"LSTPSNAP" && block[10] == 1, "no page of one snapshot's record");
+    number_at::<4>(block, 128 + 16) as u32
 }
 
 /// The superblock in this block, if there is one.

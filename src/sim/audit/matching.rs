@@ -9,12 +9,16 @@
 //! update too many, a reply too many or a reply too early leaves none.
 
 use crate::base::BLOCK_BYTES;
-use crate::sim::audit::{Auditor, Content, Entry, OpKind, OpSpec, PRIMARY};
+use crate::sim::audit::journal::Seen;
+use crate::sim::audit::{Auditor, Content, Entry, Op, OpKind, OpSpec, PRIMARY};
 use crate::sim::content::Print;
 
 impl Auditor {
     /// Finds the operation of the stream's newest update.
     pub(super) fn claim(&mut self, number: u64) {
+        if self.is_piece(number) {
+            return;
+        }
         let mut moved = Vec::new();
         if self.find_op(number, &mut moved) {
             return self.promise_again(&moved);
@@ -146,7 +150,8 @@ impl Auditor {
     /// The updates that the operation may be, ascending.
     fn numbers_for(&self, id: u64) -> Vec<u64> {
         let op = &self.ops[id as usize];
-        let block = &self.blocks[usize::from(op.spec.volume)][op.spec.lba as usize];
+        let last = op.spec.lba + op.spec.count - 1;
+        let block = &self.blocks[usize::from(op.spec.volume)][last as usize];
         let newer = block.versions.iter().rev().map(|version| version.number).take_while(|&n| n > op.floor);
         let mut numbers: Vec<u64> =
             newer.filter(|&number| self.fits(id, &self.stream[number as usize - 1])).collect();
@@ -167,12 +172,38 @@ impl Auditor {
         entry.known_ops.contains(&id)
             && op.site == PRIMARY
             && spec.volume == seen.volume
-            && spec.lba == seen.lba
-            && spec.count == u64::from(seen.count)
-            && self.is_result_of(id, spec, seen.number, &entry.contents)
+            && spec.lba + spec.count == seen.lba + u64::from(seen.count)
+            && (spec.lba == seen.lba || (spec.lba < seen.lba && self.follows_pieces(id, seen)))
+            && self.is_result_of(id, spec, seen.number, seen.lba, &entry.contents)
     }
 
-    fn is_result_of(&self, id: u64, spec: &OpSpec, number: u64, contents: &[Content]) -> bool {
+    /// Whether the update is the beginning or the middle of a write whose blocks are not all captured alike, so that it takes
+    /// several updates. The operation is that of the last one. Content names it: nothing else takes several.
+    fn is_piece(&self, number: u64) -> bool {
+        let Entry { seen, contents, known_ops, .. } = &self.stream[number as usize - 1];
+        let Some(id) = contents[0].print.op().filter(|id| known_ops.contains(id)) else { return false };
+        let Op { spec, floor, .. } = &self.ops[id as usize];
+        let whole = |(lba, content): (u64, &Content)| content.print == Print::of_write(seen.volume, lba, id);
+        matches!(spec.kind, OpKind::Write { .. })
+            && spec.volume == seen.volume
+            && seen.lba + u64::from(seen.count) < spec.lba + spec.count
+            && *floor < number
+            && (spec.lba == seen.lba || (spec.lba < seen.lba && self.follows_pieces(id, seen)))
+            && (seen.lba..).zip(contents).all(whole)
+    }
+
+    /// Whether the updates right before this one are the operation's blocks before its own.
+    fn follows_pieces(&self, id: u64, seen: &Seen) -> bool {
+        let Some(before) = self.stream.get((seen.number as usize).wrapping_sub(2)) else { return false };
+        before.seen.volume == seen.volume
+            && before.seen.generation == seen.generation
+            && before.seen.touches() > 0
+            && before.seen.lba + u64::from(before.seen.count) == seen.lba
+            && before.contents[0].print.op() == Some(id)
+            && self.is_piece(before.seen.number)
+    }
+
+    fn is_result_of(&self, id: u64, spec: &OpSpec, number: u64, lba: u64, contents: &[Content]) -> bool {
         let whole = |lba: u64| if spec.zeros { Print::ZERO } else { Print::of_write(spec.volume, lba, id) };
         let merged = |offset: usize, length: usize, with: Print| {
             let mut block = [0; BLOCK_BYTES];
@@ -185,7 +216,7 @@ impl Auditor {
         match spec.kind {
             OpKind::Read | OpKind::Flush => false,
             OpKind::Write { .. } => {
-                (0..).zip(contents).all(|(index, content)| content.print == whole(spec.lba + index))
+                (0..).zip(contents).all(|(index, content)| content.print == whole(lba + index))
             }
             OpKind::Zero { .. } => contents.iter().all(|content| content.print == Print::ZERO),
             OpKind::WritePartial { offset, length, .. } => merged(offset, length, whole(spec.lba)),
@@ -199,7 +230,7 @@ mod tests {
     use std::rc::Rc;
 
     use super::*;
-    use crate::sim::audit::journal::{BatchSeen, KIND_GENERATION_OPEN, KIND_WRITE, KIND_ZERO, Seen};
+    use crate::sim::audit::journal::{BatchSeen, KIND_GENERATION_OPEN, KIND_WRITE, KIND_ZERO};
     use crate::sim::audit::{AuditConfig, Level};
     use crate::sim::content::Block;
     use crate::sim::disk::IoId;
@@ -234,13 +265,14 @@ mod tests {
 
         /// A host's operation on block 0.
         fn op(&mut self, kind: OpKind) -> u64 {
-            self.audit.submitted(PRIMARY, OpSpec { volume: 0, lba: 0, count: 1, kind, zeros: false })
+            self.audit
+                .submitted(PRIMARY, OpSpec { volume: 0, lba: 0, count: 1, kind, zeros: false, snapshot: 0 })
         }
 
         fn update(&mut self, kind: u8, blocks: &[Block]) -> u64 {
             let number = self.audit.last() + 1;
             let count = u32::from(kind == KIND_WRITE || kind == KIND_ZERO);
-            let seen = Seen { number, generation: GENERATION, kind, volume: 0, lba: 0, count };
+            let seen = Seen { number, generation: GENERATION, kind, volume: 0, lba: 0, count, slot: 0 };
             let blocks: Vec<_> = blocks.iter().map(|block| (Rc::new(*block), Print::of(block))).collect();
             self.audit.sends(PRIMARY, seen, &blocks);
             self.waiting.push(seen);

@@ -8,6 +8,7 @@ mod hosts;
 pub mod journal;
 mod matching;
 mod site;
+mod snapshots;
 mod stream;
 
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ pub const SECONDARY: usize = 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     Journal,
+    Differential,
     Volume(u16),
     Checksums(u16),
 }
@@ -39,6 +41,12 @@ pub trait Media {
     fn durable(&self, place: Place, block: u64) -> Option<&Stored>;
     /// The same of every block of a place.
     fn all_durable(&self, place: Place) -> &[Option<Stored>];
+    /// The slot of the block's first durable entry for this snapshot or a later one.
+    fn kept(&self, volume: u16, lba: u64, snapshot: u64) -> Option<u64>;
+    /// Whether any durable entry names the slot.
+    fn slot_is_named(&self, slot: u64) -> bool;
+    /// Up to which update the durable entries go.
+    fn applied(&self) -> u64;
 }
 
 /// How far the peer must be before a write is acknowledged.
@@ -109,6 +117,8 @@ pub struct OpSpec {
     pub kind: OpKind,
     /// A write whose data is all zeros.
     pub zeros: bool,
+    /// What a read sees: this snapshot, or with 0 the volume itself.
+    pub snapshot: u64,
 }
 
 #[derive(Debug)]
@@ -269,6 +279,11 @@ pub struct Auditor {
     promised: u64,
     /// The last number that was held when the primary's present incarnation last lost a connection.
     acknowledged: u64,
+    /// In the order of their numbers, those deleted included.
+    snapshots: Vec<snapshots::SnapshotSeen>,
+    /// Their records, by generation and number, wherever one was seen.
+    records: BTreeMap<(u64, u64), (Print, u32)>,
+    pub snapshot_reads: u64,
     /// `SoloBegin` and `SoloEnd` in the stream: number, and whether it begins.
     solo: Vec<(u64, bool)>,
     alive: [bool; 2],
@@ -299,6 +314,9 @@ impl Auditor {
             unnumbered: Vec::new(),
             promised: 0,
             acknowledged: 0,
+            snapshots: Vec::new(),
+            records: BTreeMap::new(),
+            snapshot_reads: 0,
             solo: Vec::new(),
             alive: [true; 2],
             resumed: false,

@@ -2,7 +2,9 @@
 
 use std::rc::Rc;
 
-use crate::sim::audit::journal::{KIND_GENERATION_OPEN, KIND_SOLO_BEGIN, KIND_SOLO_END, KIND_ZERO, Seen};
+use crate::sim::audit::journal::{
+    KIND_GENERATION_OPEN, KIND_SNAPSHOT_CREATE, KIND_SOLO_BEGIN, KIND_SOLO_END, KIND_ZERO, Seen,
+};
 use crate::sim::audit::{Auditor, Content, Entry, PRIMARY, Version};
 use crate::sim::content::{Block, Print};
 
@@ -14,6 +16,7 @@ impl Auditor {
 
     pub(super) fn sees(&mut self, site: usize, seen: Seen, blocks: &[(Rc<Block>, Print)]) {
         assert_eq!(blocks.len(), seen.payload(), "payload of {seen:?}");
+        self.check_snapshots_of(&seen, blocks);
         let known = self.stream.get(seen.number as usize - 1);
         if let Some(entry) = known
             && entry.seen.generation == seen.generation
@@ -49,12 +52,14 @@ impl Auditor {
         self.newest_generation = seen.generation;
         self.resumed = true;
         let contents: Vec<Content> = match seen.kind {
+            KIND_SNAPSHOT_CREATE => Vec::new(),
             KIND_ZERO => vec![Content::ZERO; seen.count as usize],
             _ => blocks.iter().map(|(data, print)| Content::of(data, *print)).collect(),
         };
         let known_ops = self.first_op..self.ops.len() as u64;
         let entry =
             Entry { seen, contents, known_ops, op: None, promised: false, alone: false, excused: false };
+        self.check_captures(&seen);
         self.append(entry);
         if seen.touches() > 0 {
             self.claim(seen.number);
@@ -85,6 +90,7 @@ impl Auditor {
         if entry.seen.kind == KIND_SOLO_BEGIN || entry.seen.kind == KIND_SOLO_END {
             self.solo.push((number, entry.seen.kind == KIND_SOLO_BEGIN));
         }
+        self.note_snapshot(&entry.seen);
         self.stream.push(entry);
     }
 
@@ -104,6 +110,7 @@ impl Auditor {
             }
             self.replaced.insert((generation, number), entry);
         }
+        self.forget_snapshots(first);
         self.solo.retain(|(number, _)| *number < first);
         self.promised = self.promised.min(first - 1);
         self.acknowledged = self.acknowledged.min(first - 1);

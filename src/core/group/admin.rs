@@ -1,0 +1,231 @@
+//! What administrators ask: snapshots created and deleted. Each is one update in the stream, so nobody is paused for it.
+
+use super::{Group, Phase, Turn};
+use crate::base::*;
+use crate::core::config::Role;
+use crate::core::messages::*;
+use crate::core::outbox::{Event, WriteStamps};
+use crate::format::snapshot::{SnapshotName, SnapshotRecord, decode_payload, encode_snapshots};
+use crate::format::update::{Update, UpdateKind};
+
+/// A request that has not been answered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Waiting {
+    request: AdminRequest,
+    since: Nanos,
+    /// Its update; `NONE` until there is room for one.
+    number: UpdateNumber,
+}
+
+impl Group {
+    pub fn on_admin(&mut self, turn: &mut Turn<impl Memory>, request: AdminRequest) {
+        let verdict = match self.judge_admin(&request.op) {
+            Ok(()) if self.admin.room() == 0 => Err(AdminError::Busy),
+            verdict => verdict,
+        };
+        match verdict {
+            Ok(()) => self.admin.push(Waiting { request, since: turn.now, number: UpdateNumber::NONE }),
+            Err(error) => turn.out.to_admin.push(AdminReply { id: request.id, result: Err(error) }),
+        }
+    }
+
+    /// The snapshots that live, oldest first, and whether each can be read here.
+    pub fn snapshots(&self) -> impl Iterator<Item = (&SnapshotRecord, bool)> {
+        let seen = if self.config.role == Role::Primary { self.acknowledged } else { self.settled };
+        self.snapshots.living().map(move |record| (record, record.number <= seen))
+    }
+
+    fn judge_admin(&self, op: &AdminOp) -> Result<(), AdminError> {
+        if !self.serving() || self.stopping {
+            return Err(AdminError::NotServing);
+        }
+        if self.config.role == Role::Secondary {
+            return Err(AdminError::ReadOnly);
+        }
+        if self.config.differential_blocks == 0 {
+            return Err(AdminError::NoDifferential);
+        }
+        match op {
+            AdminOp::CreateSnapshot { name, volumes, .. } => {
+                let taken = |name: &SnapshotName| self.snapshots.living().any(|record| record.name == *name);
+                if name.is_empty() {
+                    Err(AdminError::NoName)
+                } else if volumes.is_empty()
+                    || !volumes.is_within(VolumeSet::first(self.config.volumes.len()))
+                {
+                    Err(AdminError::NoSuchVolume)
+                } else if taken(name) {
+                    Err(AdminError::NameTaken)
+                } else if self.snapshots.living().count() == SNAPSHOTS_MAX {
+                    Err(AdminError::TooMany)
+                } else {
+                    Ok(())
+                }
+            }
+            AdminOp::DeleteSnapshot { snapshot } if self.snapshots.lives(*snapshot) => Ok(()),
+            AdminOp::DeleteSnapshot { .. } => Err(AdminError::NoSuchSnapshot),
+        }
+    }
+
+    /// Numbers what waits, in order, and answers what is acknowledged or has waited too long.
+    pub(super) fn admin_turn(&mut self, turn: &mut Turn<impl Memory>) {
+        let mut blocked = false;
+        for _ in 0..self.admin.len() {
+            let mut waiting = self.admin.pop().expect("counted");
+            if waiting.number == UpdateNumber::NONE && !blocked {
+                // Another request may have changed what this one was judged by.
+                if let Err(error) = self.judge_admin(&waiting.request.op) {
+                    self.answer_admin(turn, waiting, Err(error));
+                    continue;
+                }
+                waiting.number = self.number_admin(turn, &waiting.request.op);
+                blocked = waiting.number == UpdateNumber::NONE;
+            }
+            if waiting.number != UpdateNumber::NONE && waiting.number <= self.acknowledged {
+                self.answer_admin(turn, waiting, Ok(waiting.number));
+            } else if turn.now.since(waiting.since) >= self.config.host_deadline {
+                self.answer_admin(turn, waiting, Err(AdminError::Deadline));
+            } else {
+                self.admin.push(waiting);
+            }
+        }
+    }
+
+    fn answer_admin(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        waiting: Waiting,
+        result: Result<UpdateNumber, AdminError>,
+    ) {
+        turn.out.to_admin.push(AdminReply { id: waiting.request.id, result });
+    }
+
+    /// The site leaves, or stops: nobody waits for it any more.
+    pub(super) fn answer_administrators(&mut self, turn: &mut Turn<impl Memory>) {
+        while let Some(waiting) = self.admin.pop() {
+            self.answer_admin(turn, waiting, Err(AdminError::NotServing));
+        }
+    }
+
+    pub(super) fn admin_deadline(&self) -> Option<Nanos> {
+        let oldest = self.admin.iter().map(|waiting| waiting.since).min()?;
+        Some(oldest.plus(self.config.host_deadline))
+    }
+
+    /// Whether a control update with so many blocks of payload can be numbered now.
+    pub(super) fn room_for_control(&self, payload: usize) -> bool {
+        self.window.room() > super::stream::CONTROL_UPDATES
+            && self.journal_has_room(1, payload)
+            && self.held_pages() + payload as u64 <= self.holdable_pages as u64
+            && self.pages.free() > BATCH_BLOCKS_MAX
+    }
+
+    /// Gives the request its number; `NONE` if there is no room for it now.
+    fn number_admin(&mut self, turn: &mut Turn<impl Memory>, op: &AdminOp) -> UpdateNumber {
+        match *op {
+            AdminOp::CreateSnapshot { name, volumes, protected, taken_at_ns } => {
+                if !self.room_for_control(1) || self.snapshots.room() == 0 {
+                    self.sweep_wanted = true;
+                    return UpdateNumber::NONE;
+                }
+                let number = self.window.last().next();
+                let record = SnapshotRecord { number, taken_at_ns, volumes, protected, name };
+                let page = self.pages.take().expect("room_for_control left pages");
+                encode_snapshots([record].iter(), turn.memory.bytes_mut(page));
+                let sum = sum_of_block(turn.memory.bytes(page));
+                let update = Update {
+                    number,
+                    generation: self.generation,
+                    count: 1,
+                    sum: sum_of_sums([sum].into_iter()),
+                    kind: UpdateKind::SnapshotCreate,
+                    ..Update::EMPTY
+                };
+                let stamps = WriteStamps { numbered_at: turn.now, ..WriteStamps::default() };
+                self.append(turn, update, None, stamps, |_| (page, sum));
+                number
+            }
+            AdminOp::DeleteSnapshot { snapshot } => match self.room_for_control(0) {
+                true => self.append_delete(turn, snapshot),
+                false => UpdateNumber::NONE,
+            },
+        }
+    }
+
+    pub(super) fn append_delete(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        snapshot: UpdateNumber,
+    ) -> UpdateNumber {
+        let number = self.window.last().next();
+        let update = Update {
+            number,
+            generation: self.generation,
+            lba: Lba(snapshot.0),
+            kind: UpdateKind::SnapshotDelete,
+            ..Update::EMPTY
+        };
+        let stamps = WriteStamps { numbered_at: turn.now, ..WriteStamps::default() };
+        self.append(turn, update, None, stamps, |_| unreachable!("a deletion has no payload"));
+        number
+    }
+
+    /// What a snapshot's creation or deletion changes in the group itself, on every site that takes it.
+    pub(super) fn note_snapshot(&mut self, turn: &mut Turn<impl Memory>, update: &Update) {
+        // Replay tells of nothing that was told before.
+        let news = matches!(self.phase, Phase::Running);
+        if update.kind == UpdateKind::SnapshotDelete {
+            let snapshot = UpdateNumber(update.lba.0);
+            self.snapshots.delete(snapshot, update.number);
+            if news {
+                turn.event(Event::SnapshotDeleted { snapshot });
+            }
+            return;
+        }
+        let (page, _) = crate::core::window::Window::block(&turn.tables.window, update, 0);
+        let record = decode_payload(turn.memory.bytes(page)).expect("judged before it was taken");
+        self.snapshots.create(record);
+        for (volume, captured) in self.captured.iter_mut().enumerate() {
+            if record.volumes.contains(VolumeId(volume as u16)) {
+                captured.clear();
+            }
+        }
+        if news {
+            turn.event(Event::SnapshotCreated { snapshot: record.number });
+        }
+    }
+
+    /// Whether an update of somebody else's that concerns snapshots makes sense here. `page` is its payload's first.
+    pub(super) fn judge_snapshots(
+        &self,
+        memory: &impl Memory,
+        update: &Update,
+        page: PageId,
+    ) -> Result<(), &'static str> {
+        match update.kind {
+            UpdateKind::SnapshotCreate | UpdateKind::SnapshotDelete
+                if self.config.differential_blocks == 0 =>
+            {
+                Err("a snapshot, for which this site has no differential volume")
+            }
+            UpdateKind::SnapshotCreate => {
+                let volumes = VolumeSet::first(self.config.volumes.len());
+                match decode_payload(memory.bytes(page)) {
+                    Ok(record) if record.number == update.number && record.volumes.is_within(volumes) => {
+                        Ok(())
+                    }
+                    _ => Err("a snapshot whose record is wrong"),
+                }
+            }
+            UpdateKind::SnapshotDelete if !self.snapshots.lives(UpdateNumber(update.lba.0)) => {
+                Err("the deletion of a snapshot that does not exist")
+            }
+            UpdateKind::Write | UpdateKind::Zero
+                if update.captures() && self.snapshots.newest(update.volume) == UpdateNumber::NONE =>
+            {
+                Err("an update that captures for no snapshot")
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,399 @@
+//! The part of a sweep that snapshots need: old blocks go to the differential volume, then the management information that
+//! names them becomes durable, and only then are the blocks overwritten (INV-3). And slots that no snapshot needs any more.
+
+use super::destage::Step;
+use super::snapshot_reads::Reader;
+use super::storage::VolumeIo;
+use super::{Group, Turn};
+use crate::base::*;
+use crate::core::captures::{Capture, Source};
+use crate::core::messages::*;
+use crate::core::outbox::Event;
+use crate::format::metadata::{
+    BITS_PAGE_MAX, CHANGES_PAGE_MAX, Captured, Change, bit_at, put_change, slot_at,
+};
+use crate::format::snapshot::encode_snapshots;
+
+/// What a slot of the metadata executor's table is in use for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum MetadataIo {
+    Free,
+    Load,
+    Commit(Commit),
+    Reclaim,
+    LookUp(Reader),
+}
+
+/// A commit under way: so many of the oldest captures and changes, in so many pages beside the answer's.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Commit {
+    applied: UpdateNumber,
+    captures: usize,
+    changes: usize,
+    pages: usize,
+}
+
+/// Garbage among the captured blocks is looked for in passes over all of them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Reclaim {
+    /// A snapshot was deleted since the pass began, or before the first.
+    owed: bool,
+    /// Where the pass goes on.
+    next: Option<(VolumeId, Lba)>,
+    in_flight: bool,
+}
+
+/// Pages that a commit leaves to others.
+const COMMIT_LEAVES_PAGES: usize = 16;
+
+impl Group {
+    /// Whether a sweep to `target` has old blocks to keep, or snapshots to record.
+    pub(super) fn has_changes(&self, target: UpdateNumber) -> bool {
+        self.captures.front().is_some_and(|capture| capture.number <= target)
+            || self.snapshots.pending(0).is_some_and(|pending| pending.number <= target)
+    }
+
+    // ------------------------------------------------------------------------------------------ old blocks
+
+    /// Copies old blocks to their slots, in the order in which they were captured.
+    pub(super) fn copy_captures(&mut self, turn: &mut Turn<impl Memory>, mut next: usize) {
+        let depth = self.destage_depth();
+        while self.destage.in_flight() < depth && !self.volume_slots.is_empty() {
+            let Some((first, count)) = self.run_of_captures(next) else {
+                // All of them are on their way.
+                if self.destage.in_flight() > 0 {
+                    break;
+                }
+                let step = if next > 0 { Step::DifferentialFlush { begun: false } } else { Step::Commit };
+                self.destage.set_step(step);
+                return;
+            };
+            let count_blocks = count as u32;
+            let slot = match first.source {
+                Source::Volume if self.pages.free() < count => break,
+                _ => self.volume_slots.pop().expect("checked above"),
+            };
+            let (io, request) = match first.source {
+                Source::Page(_) => {
+                    for index in 0..count {
+                        let capture = self.captures.get(next + index).expect("counted");
+                        let Source::Page(page) = capture.source else { unreachable!("a run has one source") };
+                        turn.tables.volume_io.set(slot, index, page, capture.sum);
+                    }
+                    (
+                        VolumeIo::Keep { count: count_blocks, read: false },
+                        keep_request(slot, first.slot, count_blocks),
+                    )
+                }
+                Source::Volume => {
+                    for index in 0..count {
+                        let page = self.pages.take().expect("counted above");
+                        turn.tables.volume_io.set(slot, index, page, BlockSum::ZEROS);
+                    }
+                    let (target, block) = (IoTarget::Volume(first.volume), first.lba.0);
+                    let request = IoRequest { slot, target, op: IoOp::Read, block, count: count_blocks };
+                    (VolumeIo::CaptureRead { first: next as u32, count: count_blocks }, request)
+                }
+            };
+            self.destage.write_begun();
+            self.submit_volume(turn, slot, io, request);
+            next += count;
+        }
+        self.destage.set_step(Step::Captures { next });
+    }
+
+    /// The capture at `index`, if the sweep includes it, and how many from there on can be one I/O.
+    fn run_of_captures(&self, index: usize) -> Option<(Capture, usize)> {
+        let target = self.destage.target();
+        let first = *self.captures.get(index).filter(|capture| capture.number <= target)?;
+        let mut count = 1;
+        while count < VOLUME_IO_BLOCKS_MAX
+            && let Some(capture) = self.captures.get(index + count)
+        {
+            let follows = capture.number <= target && capture.slot == first.slot.plus(count as u64);
+            let alike = match (first.source, capture.source) {
+                (Source::Page(_), Source::Page(_)) => true,
+                (Source::Volume, Source::Volume) => {
+                    capture.volume == first.volume && capture.lba == first.lba.plus(count as u64)
+                }
+                _ => false,
+            };
+            if !(follows && alike) {
+                break;
+            }
+            count += 1;
+        }
+        Some((first, count))
+    }
+
+    /// Old blocks were read from their volume; their row becomes that of the write to their slots.
+    pub(super) fn capture_read(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        slot: SlotId,
+        first: usize,
+        count: u32,
+    ) {
+        let at = self.captures.get(first).expect("captures stay until they are committed").slot;
+        for index in 0..count as usize {
+            let capture = *self.captures.get(first + index).expect("captures stay until they are committed");
+            let page = turn.tables.volume_io.page(slot, index);
+            if sum_of_block(turn.memory.bytes(page)) != capture.sum {
+                // It goes to the slot as it is, under the sum it should have: who reads the snapshot's block gets an error.
+                turn.event(Event::ChecksumMismatch { volume: capture.volume, lba: capture.lba });
+            }
+            turn.memory.seal(page);
+            turn.tables.volume_io.set(slot, index, page, capture.sum);
+        }
+        self.submit_volume(turn, slot, VolumeIo::Keep { count, read: true }, keep_request(slot, at, count));
+    }
+
+    /// Old blocks are in their slots.
+    pub(super) fn kept(&mut self, turn: &mut Turn<impl Memory>, slot: SlotId, count: u32, read: bool) {
+        if read {
+            for index in 0..count as usize {
+                self.pages.release(turn.tables.volume_io.page(slot, index), turn.memory);
+            }
+        }
+        self.counters.captured_blocks += u64::from(count);
+        self.destage.write_done();
+    }
+
+    pub(super) fn flush_differential(&mut self, turn: &mut Turn<impl Memory>, begun: bool) {
+        if begun {
+            if self.destage.in_flight() == 0 {
+                self.destage.set_step(Step::Commit);
+            }
+            return;
+        }
+        let Some(slot) = self.volume_slots.pop() else { return };
+        let target = IoTarget::Differential;
+        self.destage.write_begun();
+        let request = IoRequest { slot, target, op: IoOp::Flush, block: 0, count: 0 };
+        self.submit_volume(turn, slot, VolumeIo::Flush { target }, request);
+        self.destage.set_step(Step::DifferentialFlush { begun: true });
+    }
+
+    // ------------------------------------------------------------------------------------------ commits
+
+    /// Commits what the sweep includes, in as many transactions as its pages need; then the volumes' turn comes.
+    pub(super) fn commit_changes(&mut self, turn: &mut Turn<impl Memory>) {
+        if self.committing {
+            return;
+        }
+        let target = self.destage.target();
+        if !self.has_changes(target) {
+            self.destage.set_step(Step::Sweep { volume: 0, lba: 0 });
+            return;
+        }
+        if self.pages.free() < COMMIT_LEAVES_PAGES + 4 {
+            return;
+        }
+        let Some(slot) = self.metadata_slots.pop() else { return };
+        let commit = self.fill_commit(turn, slot, target);
+        self.committing = true;
+        self.submit_metadata(
+            turn,
+            slot,
+            MetadataIo::Commit(commit),
+            MetadataOp::Commit { applied: commit.applied, pages: commit.pages as u32 },
+        );
+    }
+
+    /// Writes changes in stream order into pages of the row; an update's are never split, so that a commit ends with it.
+    fn fill_commit(&mut self, turn: &mut Turn<impl Memory>, slot: SlotId, target: UpdateNumber) -> Commit {
+        let answer = self.pages.take().expect("the caller counted");
+        turn.tables.metadata_io.set(slot, 0, answer, BlockSum::ZEROS);
+        let most = METADATA_PAGES_MAX.min(self.pages.free() - COMMIT_LEAVES_PAGES);
+        let mut commit = Commit { applied: UpdateNumber::NONE, captures: 0, changes: 0, pages: 0 };
+        // The page being filled and how far.
+        let mut filling: Option<(PageId, usize)> = None;
+        loop {
+            let capture = self.captures.get(commit.captures).filter(|capture| capture.number <= target);
+            let change = self.snapshots.pending(commit.changes).filter(|change| change.number <= target);
+            let number = match (capture, change) {
+                (None, None) => {
+                    commit.applied = target;
+                    break;
+                }
+                (Some(capture), Some(change)) => capture.number.min(change.number),
+                (Some(capture), None) => capture.number,
+                (None, Some(change)) => change.number,
+            };
+            let left = filling.map_or(0, |(_, used)| CHANGES_PAGE_MAX - used);
+            let captured = (commit.captures..)
+                .take_while(|&index| self.captures.get(index).is_some_and(|capture| capture.number == number))
+                .count();
+            // A record takes a page of its own, and what comes after it another.
+            let fits = match captured {
+                0 => commit.pages + usize::from(left == 0) < most,
+                cells => left + (most - commit.pages) * CHANGES_PAGE_MAX >= cells,
+            };
+            if !fits {
+                break;
+            }
+            commit.applied = number;
+            let changes = captured.max(1);
+            for _ in 0..changes {
+                let (change, record) = if captured > 0 {
+                    let capture = self.captures.get(commit.captures).expect("counted");
+                    commit.captures += 1;
+                    (Change::Captured(entry_of(capture)), None)
+                } else {
+                    let pending = *self.snapshots.pending(commit.changes).expect("looked at it");
+                    commit.changes += 1;
+                    match pending.created {
+                        true => {
+                            let found =
+                                self.snapshots.find(pending.snapshot).expect("pending, so it is there");
+                            (Change::Created(pending.snapshot), Some(found.record))
+                        }
+                        false => (Change::Deleted(pending.snapshot), None),
+                    }
+                };
+                let (page, used) =
+                    filling.filter(|(_, used)| *used < CHANGES_PAGE_MAX).unwrap_or_else(|| {
+                        commit.pages += 1;
+                        (self.pages.take().expect("counted above"), 0)
+                    });
+                put_change(turn.memory.bytes_mut(page), used, &change);
+                turn.tables.metadata_io.set(slot, commit.pages, page, BlockSum::ZEROS);
+                filling = Some((page, used + 1));
+                if let Some(record) = record {
+                    commit.pages += 1;
+                    let page = self.pages.take().expect("counted above");
+                    encode_snapshots([record].iter(), turn.memory.bytes_mut(page));
+                    turn.tables.metadata_io.set(slot, commit.pages, page, BlockSum::ZEROS);
+                    filling = None;
+                }
+            }
+        }
+        for index in 1..=commit.pages {
+            turn.memory.seal(turn.tables.metadata_io.page(slot, index));
+        }
+        commit
+    }
+
+    fn committed(&mut self, turn: &mut Turn<impl Memory>, slot: SlotId, commit: Commit) {
+        let answer = turn.tables.metadata_io.page(slot, 0);
+        for index in 0..commit.captures {
+            let capture = self.captures.pop_front().expect("committed, so it was there");
+            let redundant = bit_at(turn.memory.bytes(answer), index as u64);
+            self.let_go(turn, &capture);
+            if redundant {
+                self.slots.give(capture.slot);
+            }
+        }
+        for _ in 0..commit.changes {
+            self.reclaim.owed |= self.snapshots.committed();
+        }
+        for index in 0..=commit.pages {
+            self.pages.release(turn.tables.metadata_io.page(slot, index), turn.memory);
+        }
+        self.applied = commit.applied;
+        self.committing = false;
+    }
+
+    // ------------------------------------------------------------------------------------------ reclaim
+
+    pub(super) fn owe_reclaim(&mut self) {
+        self.reclaim.owed = true;
+    }
+
+    /// Whether slots may come free by it.
+    pub(super) fn reclaiming(&self) -> bool {
+        self.reclaim.owed || self.reclaim.next.is_some()
+    }
+
+    /// Looks for garbage a piece at a time, so that nobody feels it.
+    pub(super) fn reclaim_turn(&mut self, turn: &mut Turn<impl Memory>) {
+        // Until everything is loaded, nobody knows which slots are in use.
+        let loading = self.is_loading();
+        if !self.reclaiming()
+            || loading
+            || self.reclaim.in_flight
+            || self.stopping
+            || self.pages.free() < COMMIT_LEAVES_PAGES
+        {
+            return;
+        }
+        let Some(slot) = self.metadata_slots.pop() else { return };
+        let from = self.reclaim.next.unwrap_or_else(|| {
+            self.reclaim.owed = false;
+            (VolumeId(0), Lba(0))
+        });
+        self.reclaim.next = Some(from);
+        self.reclaim.in_flight = true;
+        let page = self.pages.take().expect("counted above");
+        turn.tables.metadata_io.set(slot, 0, page, BlockSum::ZEROS);
+        let (volume, lba) = from;
+        self.submit_metadata(turn, slot, MetadataIo::Reclaim, MetadataOp::Reclaim { volume, lba });
+    }
+
+    fn reclaimed(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        slot: SlotId,
+        freed: u32,
+        next: Option<(VolumeId, Lba)>,
+    ) {
+        let page = turn.tables.metadata_io.page(slot, 0);
+        for index in 0..freed as usize {
+            self.slots.give(slot_at(turn.memory.bytes(page), index));
+        }
+        self.pages.release(page, turn.memory);
+        self.counters.reclaimed_blocks += u64::from(freed);
+        self.reclaim.in_flight = false;
+        self.reclaim.next = next;
+    }
+
+    // ------------------------------------------------------------------------------------------ the executor
+
+    pub(super) fn submit_metadata(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        slot: SlotId,
+        io: MetadataIo,
+        op: MetadataOp,
+    ) {
+        self.metadata_io[slot.0 as usize] = io;
+        turn.out.to_metadata.push(MetadataRequest { slot, op });
+    }
+
+    pub fn on_metadata(&mut self, turn: &mut Turn<impl Memory>, done: MetadataDone) {
+        if self.stopped() {
+            return;
+        }
+        let slot = done.slot;
+        let io = std::mem::replace(&mut self.metadata_io[slot.0 as usize], MetadataIo::Free);
+        let answer = match done.result {
+            Ok(answer) => answer,
+            Err(fault) => {
+                turn.event(Event::MetadataFailed { fault });
+                return self.fail(turn);
+            }
+        };
+        match (io, answer) {
+            (MetadataIo::Load, answer) => self.metadata_loaded(turn, slot, answer),
+            (MetadataIo::Commit(commit), MetadataAnswer::Committed) => self.committed(turn, slot, commit),
+            (MetadataIo::Reclaim, MetadataAnswer::Reclaimed { freed, next }) => {
+                self.reclaimed(turn, slot, freed, next);
+            }
+            (MetadataIo::LookUp(reader), MetadataAnswer::Found) => self.looked_up(turn, slot, reader),
+            (io, answer) => panic!("the metadata executor answered {io:?} with {answer:?}"),
+        }
+        self.metadata_slots.push(slot);
+    }
+}
+
+fn entry_of(capture: &Capture) -> Captured {
+    let Capture { volume, lba, snapshot, slot, sum, .. } = *capture;
+    Captured { volume, lba, snapshot, slot, sum }
+}
+
+fn keep_request(slot: SlotId, at: Slot, count: u32) -> IoRequest {
+    IoRequest { slot, target: IoTarget::Differential, op: IoOp::Write, block: at.0, count }
+}
+
+/// A commit's answer has a bit for each capture.
+const _: () = assert!((METADATA_PAGES_MAX * CHANGES_PAGE_MAX) as u64 <= BITS_PAGE_MAX);

@@ -1,0 +1,474 @@
+//! The tables of snapshots and captured blocks: what a metadata executor is asked, carried out in redb.
+
+use redb::{
+    Database, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition,
+};
+
+use super::NUMBERS;
+use crate::base::*;
+use crate::core::messages::{MetadataAnswer, MetadataFault, MetadataOp};
+use crate::format::metadata::*;
+use crate::format::snapshot::{
+    SNAPSHOT_RECORD_BYTES, SNAPSHOTS_PAGE_MAX, SnapshotRecord, decode_payload, encode_snapshots,
+};
+
+/// By number.
+pub(super) const SNAPSHOTS: TableDefinition<u64, &[u8; SNAPSHOT_RECORD_BYTES]> =
+    TableDefinition::new("snapshots");
+/// By volume, block and snapshot.
+pub(super) const CAPTURED: TableDefinition<(u16, u64, u64), &[u8; ENTRY_BYTES]> =
+    TableDefinition::new("captured");
+
+const APPLIED: &str = "applied";
+
+/// Entries that one step of a pass looks at.
+const RECLAIM_STEP: usize = 4096;
+
+#[derive(Debug)]
+pub struct Store {
+    database: Database,
+    /// Slots in use, by bit: gathered when loading begins, since the tables are not ordered by them.
+    slots: Vec<u64>,
+}
+
+/// Why a request was not carried out, for the log; the group hears of the kind only.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("{0}")]
+    Database(Box<redb::Error>),
+    #[error("{0}")]
+    Entry(#[from] EntryError),
+    #[error("{0}")]
+    Snapshot(#[from] crate::format::snapshot::SnapshotError),
+}
+
+macro_rules! of_database {
+    ($($error:ty),*) => {
+        $(impl From<$error> for StoreError {
+            fn from(error: $error) -> StoreError {
+                StoreError::Database(Box::new(error.into()))
+            }
+        })*
+    };
+}
+
+of_database!(redb::StorageError, redb::TableError, redb::TransactionError, redb::CommitError);
+
+impl StoreError {
+    pub fn fault(&self) -> MetadataFault {
+        match self {
+            StoreError::Database(error) if !matches!(**error, redb::Error::Corrupted(_)) => {
+                MetadataFault::Storage
+            }
+            _ => MetadataFault::Corrupt,
+        }
+    }
+}
+
+/// The pages of a request: the open one for the answer, and the commit's.
+pub trait RequestPages {
+    fn answer(&mut self) -> &mut [u8; BLOCK_BYTES];
+    /// `index` counts from 1.
+    fn page(&self, index: usize) -> &[u8; BLOCK_BYTES];
+}
+
+type Key = (u16, u64, u64);
+
+impl Store {
+    pub fn new(database: Database) -> Store {
+        Store { database, slots: Vec::new() }
+    }
+
+    pub fn perform(
+        &mut self,
+        op: &MetadataOp,
+        pages: &mut dyn RequestPages,
+    ) -> Result<MetadataAnswer, StoreError> {
+        match *op {
+            MetadataOp::LoadSnapshots { first } => self.load_snapshots(first as usize, pages.answer()),
+            MetadataOp::LoadCaptured { volume, since, first } => {
+                self.load_captured(volume, since, first, pages.answer())
+            }
+            MetadataOp::LoadSlots { first } => {
+                let page = pages.answer();
+                page.fill(0);
+                for bit in 0..BITS_PAGE_MAX {
+                    let slot = first.0 + bit;
+                    let word = self.slots.get((slot / 64) as usize).copied().unwrap_or(0);
+                    if word >> (slot % 64) & 1 == 1 {
+                        set_bit(page, bit);
+                    }
+                }
+                Ok(MetadataAnswer::Bits)
+            }
+            MetadataOp::Commit { applied, pages: count } => self.commit(applied, count as usize, pages),
+            MetadataOp::Reclaim { volume, lba } => self.reclaim(volume, lba, pages.answer()),
+            MetadataOp::LookUp { snapshot, volume, lba, count } => {
+                self.look_up(snapshot, volume, lba, count, pages.answer())
+            }
+        }
+    }
+
+    fn load_snapshots(
+        &mut self,
+        first: usize,
+        page: &mut [u8; BLOCK_BYTES],
+    ) -> Result<MetadataAnswer, StoreError> {
+        let transaction = self.database.begin_read()?;
+        if first == 0 {
+            self.slots = slots_in_use(&transaction)?;
+        }
+        let applied = transaction.open_table(NUMBERS)?.get(APPLIED)?.map_or(0, |value| value.value());
+        let records = snapshots(&transaction)?;
+        let part = &records[first.min(records.len())..records.len().min(first + SNAPSHOTS_PAGE_MAX)];
+        encode_snapshots(part.iter(), page);
+        Ok(MetadataAnswer::Snapshots {
+            count: part.len() as u32,
+            total: records.len() as u32,
+            applied: UpdateNumber(applied),
+            entries: transaction.open_table(CAPTURED)?.len()?,
+        })
+    }
+
+    fn load_captured(
+        &self,
+        volume: VolumeId,
+        since: UpdateNumber,
+        first: Lba,
+        page: &mut [u8; BLOCK_BYTES],
+    ) -> Result<MetadataAnswer, StoreError> {
+        page.fill(0);
+        let transaction = self.database.begin_read()?;
+        let table = transaction.open_table(CAPTURED)?;
+        let end = first.0.saturating_add(BITS_PAGE_MAX);
+        for entry in table.range((volume.0, first.0, 0)..(volume.0, end, 0))? {
+            let (_, lba, snapshot) = entry?.0.value();
+            if snapshot >= since.0 {
+                set_bit(page, lba - first.0);
+            }
+        }
+        Ok(MetadataAnswer::Bits)
+    }
+
+    fn commit(
+        &self,
+        applied: UpdateNumber,
+        count: usize,
+        pages: &mut dyn RequestPages,
+    ) -> Result<MetadataAnswer, StoreError> {
+        pages.answer().fill(0);
+        let transaction = self.database.begin_write()?;
+        {
+            let mut captured = transaction.open_table(CAPTURED)?;
+            let mut records = transaction.open_table(SNAPSHOTS)?;
+            let mut number = 0;
+            let mut index = 1;
+            while index <= count {
+                let page = *pages.page(index);
+                index += 1;
+                for change in (0..changes_in(&page)).filter_map(|at| change_at(&page, at)) {
+                    match change {
+                        Change::Captured(entry) => {
+                            if !insert(&mut captured, &entry)? {
+                                set_bit(pages.answer(), number);
+                            }
+                            number += 1;
+                        }
+                        Change::Created(snapshot) => {
+                            let record = decode_payload(pages.page(index))?;
+                            let mut bytes = [0; SNAPSHOT_RECORD_BYTES];
+                            record.encode(&mut bytes);
+                            records.insert(snapshot.0, &bytes)?;
+                            index += 1;
+                        }
+                        Change::Deleted(snapshot) => {
+                            records.remove(snapshot.0)?;
+                        }
+                    }
+                }
+            }
+            transaction.open_table(NUMBERS)?.insert(APPLIED, applied.0)?;
+        }
+        transaction.commit()?;
+        Ok(MetadataAnswer::Committed)
+    }
+
+    fn reclaim(
+        &self,
+        volume: VolumeId,
+        lba: Lba,
+        page: &mut [u8; BLOCK_BYTES],
+    ) -> Result<MetadataAnswer, StoreError> {
+        let reading = self.database.begin_read()?;
+        let living = snapshots(&reading)?;
+        let mut garbage: Vec<Key> = Vec::new();
+        let mut next = None;
+        // The entry before, if it is of the same block.
+        let mut before: Option<Key> = None;
+        let table = reading.open_table(CAPTURED)?;
+        for (seen, entry) in table.range((volume.0, lba.0, 0)..)?.enumerate() {
+            let (key, value) = entry?;
+            let key = key.value();
+            let (volume, lba, snapshot) = key;
+            let same = before.is_some_and(|(v, l, _)| (v, l) == (volume, lba));
+            // A block's entries are judged in one step, unless they alone fill the answer.
+            if (seen >= RECLAIM_STEP && !same) || garbage.len() == SLOTS_PAGE_MAX {
+                next = Some((VolumeId(volume), Lba(lba)));
+                break;
+            }
+            let since = before.filter(|_| same).map_or(0, |(_, _, snapshot)| snapshot);
+            let needed = living.iter().any(|record| {
+                record.volumes.contains(VolumeId(volume))
+                    && record.number.0 > since
+                    && record.number.0 <= snapshot
+            });
+            if !needed {
+                let entry =
+                    Captured::of_value((VolumeId(volume), Lba(lba), UpdateNumber(snapshot)), value.value())?;
+                put_slot(page, garbage.len(), entry.slot);
+                garbage.push(key);
+            }
+            before = Some(key);
+        }
+        if !garbage.is_empty() {
+            let transaction = self.database.begin_write()?;
+            {
+                let mut captured = transaction.open_table(CAPTURED)?;
+                for key in &garbage {
+                    captured.remove(key)?;
+                }
+            }
+            transaction.commit()?;
+        }
+        Ok(MetadataAnswer::Reclaimed { freed: garbage.len() as u32, next })
+    }
+
+    fn look_up(
+        &self,
+        snapshot: UpdateNumber,
+        volume: VolumeId,
+        lba: Lba,
+        count: u32,
+        page: &mut [u8; BLOCK_BYTES],
+    ) -> Result<MetadataAnswer, StoreError> {
+        let transaction = self.database.begin_read()?;
+        let table = transaction.open_table(CAPTURED)?;
+        for index in 0..u64::from(count) {
+            let block = lba.plus(index);
+            let from = (volume.0, block.0, snapshot.0);
+            let kept = match table.range(from..(volume.0, block.0 + 1, 0))?.next() {
+                None => None,
+                Some(entry) => {
+                    let (key, value) = entry?;
+                    let kept_for = UpdateNumber(key.value().2);
+                    let Captured { snapshot, slot, sum, .. } =
+                        Captured::of_value((volume, block, kept_for), value.value())?;
+                    Some(Kept { snapshot, slot, sum })
+                }
+            };
+            put_kept(page, index as usize, kept);
+        }
+        Ok(MetadataAnswer::Found)
+    }
+}
+
+/// Returns whether the block is kept in the entry's slot now; else it was kept already.
+fn insert(
+    table: &mut redb::Table<Key, &'static [u8; ENTRY_BYTES]>,
+    entry: &Captured,
+) -> Result<bool, StoreError> {
+    let key = (entry.volume.0, entry.lba.0, entry.snapshot.0);
+    let found = match table.range(key..(entry.volume.0, entry.lba.0 + 1, 0))?.next() {
+        None => None,
+        Some(found) => {
+            let (at, value) = found?;
+            let at = at.value();
+            Some((
+                at == key,
+                Captured::of_value((entry.volume, entry.lba, UpdateNumber(at.2)), value.value())?,
+            ))
+        }
+    };
+    match found {
+        // A commit that is repeated after a crash.
+        Some((true, kept)) => Ok(kept.slot == entry.slot),
+        Some((false, _)) => Ok(false),
+        None => {
+            table.insert(key, &entry.value())?;
+            Ok(true)
+        }
+    }
+}
+
+fn snapshots(transaction: &ReadTransaction) -> Result<Vec<SnapshotRecord>, StoreError> {
+    let mut records = Vec::new();
+    for entry in transaction.open_table(SNAPSHOTS)?.iter()? {
+        records.push(SnapshotRecord::decode(entry?.1.value())?);
+    }
+    Ok(records)
+}
+
+fn slots_in_use(transaction: &ReadTransaction) -> Result<Vec<u64>, StoreError> {
+    let mut slots = Vec::new();
+    for entry in transaction.open_table(CAPTURED)?.iter()? {
+        let (key, value) = entry?;
+        let (volume, lba, snapshot) = key.value();
+        let entry = Captured::of_value((VolumeId(volume), Lba(lba), UpdateNumber(snapshot)), value.value())?;
+        let word = (entry.slot.0 / 64) as usize;
+        if word >= slots.len() {
+            slots.resize(word + 1, 0);
+        }
+        slots[word] |= 1 << (entry.slot.0 % 64);
+    }
+    Ok(slots)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::snapshot::SnapshotName;
+
+    struct Row(Vec<[u8; BLOCK_BYTES]>);
+
+    impl RequestPages for Row {
+        fn answer(&mut self) -> &mut [u8; BLOCK_BYTES] {
+            &mut self.0[0]
+        }
+        fn page(&self, index: usize) -> &[u8; BLOCK_BYTES] {
+            &self.0[index]
+        }
+    }
+
+    fn record(number: u64) -> SnapshotRecord {
+        SnapshotRecord {
+            number: UpdateNumber(number),
+            taken_at_ns: 0,
+            volumes: VolumeSet(1),
+            protected: false,
+            name: SnapshotName::new("a"),
+        }
+    }
+
+    fn captured(lba: u64, snapshot: u64, slot: u64) -> Change {
+        let (lba, snapshot, slot) = (Lba(lba), UpdateNumber(snapshot), Slot(slot));
+        Change::Captured(Captured { volume: VolumeId(0), lba, snapshot, slot, sum: BlockSum(7) })
+    }
+
+    struct Site {
+        store: Store,
+        row: Row,
+    }
+
+    impl Site {
+        fn new(folder: &tempfile::TempDir) -> Site {
+            let database = Database::create(folder.path().join("metadata.redb")).expect("created");
+            let transaction = database.begin_write().expect("begun");
+            super::super::make_tables(&transaction).expect("made");
+            transaction.commit().expect("committed");
+            Site { store: Store::new(database), row: Row(vec![[0xdb; BLOCK_BYTES]; 8]) }
+        }
+
+        fn ask(&mut self, op: MetadataOp) -> MetadataAnswer {
+            self.store.perform(&op, &mut self.row).expect("carried out")
+        }
+
+        /// Commits and returns which captures were redundant.
+        fn commit(&mut self, applied: u64, changes: &[Change]) -> Vec<bool> {
+            let (mut page, mut at) = (1, 0);
+            for change in changes {
+                put_change(&mut self.row.0[page], at, change);
+                at += 1;
+                if let Change::Created(number) = change {
+                    encode_snapshots([record(number.0)].iter(), &mut self.row.0[page + 1]);
+                    (page, at) = (page + 2, 0);
+                }
+            }
+            let pages = if at == 0 { page - 1 } else { page };
+            let op = MetadataOp::Commit { applied: UpdateNumber(applied), pages: pages as u32 };
+            assert_eq!(self.ask(op), MetadataAnswer::Committed);
+            let captures =
+                changes.iter().filter(|change| matches!(change, Change::Captured(_))).count() as u64;
+            (0..captures).map(|bit| bit_at(&self.row.0[0], bit)).collect()
+        }
+
+        fn look_up(&mut self, snapshot: u64, lba: u64) -> Option<(u64, u64)> {
+            let (snapshot, lba) = (UpdateNumber(snapshot), Lba(lba));
+            self.ask(MetadataOp::LookUp { snapshot, volume: VolumeId(0), lba, count: 2 });
+            kept_at(&self.row.0[0], 0).map(|kept| (kept.snapshot.0, kept.slot.0))
+        }
+
+        fn reclaim(&mut self) -> Vec<u64> {
+            let op = MetadataOp::Reclaim { volume: VolumeId(0), lba: Lba(0) };
+            let MetadataAnswer::Reclaimed { freed, next: None } = self.ask(op) else {
+                panic!("not one step")
+            };
+            (0..freed as usize).map(|index| slot_at(&self.row.0[0], index).0).collect()
+        }
+    }
+
+    #[test]
+    fn what_was_committed_is_found_and_loaded() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut site = Site::new(&folder);
+        let first = [Change::Created(UpdateNumber(3)), captured(5, 3, 70), captured(6, 3, 1)];
+        assert_eq!(site.commit(9, &first), [false, false]);
+        // The same again after a crash, another slot for what is kept already, and a later snapshot.
+        let again =
+            [captured(5, 3, 70), captured(6, 3, 2), Change::Created(UpdateNumber(11)), captured(5, 11, 9)];
+        assert_eq!(site.commit(12, &again), [false, true, false]);
+        assert_eq!([site.look_up(3, 5), site.look_up(4, 5)], [Some((3, 70)), Some((11, 9))]);
+        assert_eq!([site.look_up(3, 6), site.look_up(4, 6), site.look_up(3, 7)], [Some((3, 1)), None, None]);
+        let loaded = site.ask(MetadataOp::LoadSnapshots { first: 0 });
+        let applied = UpdateNumber(12);
+        assert_eq!(loaded, MetadataAnswer::Snapshots { count: 2, total: 2, applied, entries: 3 });
+        site.ask(MetadataOp::LoadSlots { first: Slot(0) });
+        let used: Vec<u64> = (0..BITS_PAGE_MAX).filter(|&bit| bit_at(&site.row.0[0], bit)).collect();
+        assert_eq!(used, [1, 9, 70]);
+        let since = UpdateNumber(11);
+        site.ask(MetadataOp::LoadCaptured { volume: VolumeId(0), since, first: Lba(5) });
+        assert!(bit_at(&site.row.0[0], 0) && !bit_at(&site.row.0[0], 1));
+    }
+
+    #[test]
+    fn a_deleted_snapshot_leaves_what_older_ones_need() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut site = Site::new(&folder);
+        let [three, five, eight] = [3, 5, 8].map(|number| Change::Created(UpdateNumber(number)));
+        site.commit(9, &[three, captured(0, 3, 30), five]);
+        site.commit(9, &[captured(0, 5, 50), captured(1, 5, 51), eight, captured(0, 8, 80)]);
+        assert!(site.reclaim().is_empty());
+        site.commit(10, &[Change::Deleted(UpdateNumber(5))]);
+        assert_eq!(
+            site.look_up(3, 1),
+            Some((5, 51)),
+            "kept for a snapshot that is gone, needed by an older one"
+        );
+        assert_eq!(site.reclaim(), [50]);
+        assert_eq!(site.look_up(3, 1), Some((5, 51)));
+        // What is kept for a later one makes a capture for an older one redundant, though that has no entry of its own.
+        site.commit(11, &[Change::Deleted(UpdateNumber(8))]);
+        assert_eq!(site.reclaim(), [80]);
+        assert_eq!(site.commit(12, &[captured(1, 3, 31)]), [true]);
+        site.commit(13, &[Change::Deleted(UpdateNumber(3))]);
+        assert_eq!(site.reclaim(), [30, 51]);
+    }
+
+    #[test]
+    fn a_flipped_bit_is_found() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut site = Site::new(&folder);
+        site.commit(9, &[Change::Created(UpdateNumber(3)), captured(5, 3, 70)]);
+        let transaction = site.store.database.begin_write().expect("begun");
+        {
+            let mut table = transaction.open_table(CAPTURED).expect("opened");
+            let mut value = *table.get((0, 5, 3)).expect("read").expect("there").value();
+            value[0] ^= 1;
+            table.insert((0, 5, 3), &value).expect("written");
+        }
+        transaction.commit().expect("committed");
+        let op = MetadataOp::LoadSnapshots { first: 0 };
+        let error = site.store.perform(&op, &mut site.row).expect_err("damaged");
+        assert_eq!(error.fault(), MetadataFault::Corrupt);
+        assert!(error.to_string().contains("volume 0 block 5 for snapshot #3"), "{error}");
+    }
+}

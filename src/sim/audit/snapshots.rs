@@ -1,0 +1,212 @@
+//! The auditor and snapshots: what each must hold, whether that is kept before it is overwritten, and what readers of it got.
+
+use std::rc::Rc;
+
+use crate::sim::audit::journal::{KIND_SNAPSHOT_CREATE, KIND_SNAPSHOT_DELETE, Seen, snapshot_volumes};
+use crate::sim::audit::{Auditor, BlockHistory, Media, Place};
+use crate::sim::content::{Block, Print};
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SnapshotSeen {
+    number: u64,
+    volumes: u32,
+    deleted_at: Option<u64>,
+}
+
+impl SnapshotSeen {
+    fn has(&self, volume: u16) -> bool {
+        self.volumes >> volume & 1 == 1
+    }
+
+    fn lives_at(&self, number: u64) -> bool {
+        self.number < number && self.deleted_at.is_none_or(|deleted| deleted > number)
+    }
+}
+
+impl BlockHistory {
+    /// What the block held at a number.
+    fn print_at(&self, number: u64) -> Print {
+        let version = self.versions.iter().rev().find(|version| version.number <= number);
+        version.map_or(Print::ZERO, |version| version.content.print)
+    }
+}
+
+impl Auditor {
+    /// A snapshot's record is the same wherever it is.
+    pub(super) fn check_snapshots_of(&mut self, seen: &Seen, blocks: &[(Rc<Block>, Print)]) {
+        if seen.kind == KIND_SNAPSHOT_CREATE {
+            let (data, print) = &blocks[0];
+            let key = (seen.generation, seen.number);
+            let (known, _) = *self.records.entry(key).or_insert_with(|| (*print, snapshot_volumes(data)));
+            assert_eq!(known, *print, "INV-8: {seen:?} with another record than before");
+        }
+    }
+
+    /// An update enters the stream: what it overwrites first since the volume's newest snapshot must have a slot.
+    pub(super) fn check_captures(&self, seen: &Seen) {
+        let newest = self.snapshots.iter().rev().find(|snapshot| {
+            seen.touches() > 0 && snapshot.has(seen.volume) && snapshot.lives_at(seen.number)
+        });
+        let Some(newest) = newest else {
+            assert!(seen.slot == 0, "{seen:?} captures for no snapshot");
+            return;
+        };
+        for lba in seen.lba..seen.lba + seen.touches() as u64 {
+            let block = &self.blocks[usize::from(seen.volume)][lba as usize];
+            assert!(
+                seen.slot > 0 || block.latest_at(u64::MAX) > newest.number,
+                "INV-3: {seen:?} overwrites block {lba}, which #{} needs, and captures nothing",
+                newest.number
+            );
+        }
+    }
+
+    pub(super) fn note_snapshot(&mut self, seen: &Seen) {
+        match seen.kind {
+            KIND_SNAPSHOT_CREATE => {
+                let (_, volumes) = self.records[&(seen.generation, seen.number)];
+                self.snapshots.push(SnapshotSeen { number: seen.number, volumes, deleted_at: None });
+            }
+            KIND_SNAPSHOT_DELETE => {
+                let alive = |snapshot: &&mut SnapshotSeen| {
+                    snapshot.number == seen.lba && snapshot.deleted_at.is_none()
+                };
+                let Some(deleted) = self.snapshots.iter_mut().find(alive) else {
+                    panic!("{seen:?} deletes a snapshot that is not there");
+                };
+                deleted.deleted_at = Some(seen.number);
+            }
+            _ => (),
+        }
+    }
+
+    pub(super) fn forget_snapshots(&mut self, first: u64) {
+        self.snapshots.retain(|snapshot| snapshot.number < first);
+        for snapshot in &mut self.snapshots {
+            snapshot.deleted_at = snapshot.deleted_at.filter(|deleted| *deleted < first);
+        }
+    }
+
+    /// Whether the block may be overwritten with version `number` (INV-3): every snapshot that needs what it held has it,
+    /// durably, and the entry that says where.
+    pub(super) fn check_needs(
+        &self,
+        volume: u16,
+        lba: u64,
+        number: u64,
+        media: &dyn Media,
+    ) -> Result<(), String> {
+        let block = &self.blocks[usize::from(volume)][lba as usize];
+        for snapshot in self.snapshots.iter().filter(|snapshot| snapshot.has(volume)) {
+            let gone = snapshot.deleted_at.is_some_and(|deleted| deleted <= media.applied());
+            if !snapshot.lives_at(number) || gone {
+                continue;
+            }
+            let due = block.print_at(snapshot.number);
+            let Some(slot) = media.kept(volume, lba, snapshot.number) else {
+                return Err(format!("INV-3: snapshot #{} needs the block and has no entry", snapshot.number));
+            };
+            let kept = media.durable(Place::Differential, slot).map_or(Print::ZERO, |stored| stored.print);
+            if kept != due {
+                return Err(format!(
+                    "INV-3: snapshot #{} needs {}, slot {slot} durably has {}",
+                    snapshot.number,
+                    due.describe(),
+                    kept.describe()
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// A block goes to a slot: it is what a settled update overwrote, and no snapshot needs what the slot holds.
+    pub(super) fn check_kept_block(&self, site: usize, slot: u64, print: Print, media: &dyn Media) {
+        assert!(!media.slot_is_named(slot), "INV-3: site {site} writes slot {slot}, which an entry names");
+        let mut reason = "no update captures into it".to_owned();
+        let allowed = self.stream.iter().rev().any(|entry| {
+            let seen = &entry.seen;
+            if seen.slot == 0 || !(seen.slot - 1..seen.slot - 1 + u64::from(seen.count)).contains(&slot) {
+                return false;
+            }
+            let lba = seen.lba + slot - (seen.slot - 1);
+            let due = self.blocks[usize::from(seen.volume)][lba as usize].print_at(seen.number - 1);
+            let check = if due != print {
+                Err(format!("#{} overwrote {}", seen.number, due.describe()))
+            } else if self.durable(site) < seen.number {
+                Err(format!("INV-4: #{} is not durable here", seen.number))
+            } else {
+                self.settled(seen.number).map_err(|why| format!("INV-4: {why}"))
+            };
+            check.map_err(|why| reason = why).is_ok()
+        });
+        assert!(allowed, "site {site} writes {} to slot {slot}: {reason}", print.describe());
+    }
+
+    pub(super) fn check_snapshot_read(&mut self, id: u64, prints: &[Print]) {
+        let spec = self.ops[id as usize].spec;
+        let known = self.snapshots.iter().find(|snapshot| snapshot.number == spec.snapshot);
+        assert!(
+            known.is_some_and(|snapshot| snapshot.has(spec.volume)),
+            "read {id} of snapshot #{}, which the stream does not have",
+            spec.snapshot
+        );
+        for (lba, print) in (spec.lba..).zip(prints) {
+            let due = self.blocks[usize::from(spec.volume)][lba as usize].print_at(spec.snapshot);
+            assert!(
+                *print == due,
+                "INV-8: read {id} at site {} of snapshot #{} volume {} block {lba} returned {}, not {}",
+                self.ops[id as usize].site,
+                spec.snapshot,
+                spec.volume,
+                print.describe(),
+                due.describe()
+            );
+        }
+        self.snapshot_reads += 1;
+    }
+
+    /// An administrator was told that the update did what was asked.
+    pub fn administered(&mut self, number: u64) {
+        if let Err(why) = self.held(number) {
+            panic!("INV-1: a snapshot's update #{number} acknowledged, but {why}");
+        }
+        let kind = self.stream[number as usize - 1].seen.kind;
+        assert!(matches!(kind, KIND_SNAPSHOT_CREATE | KIND_SNAPSHOT_DELETE), "#{number} is of kind {kind}");
+        self.promise(number);
+    }
+
+    /// Snapshots that live, by number, and their volumes as bits.
+    pub fn snapshots(&self) -> impl Iterator<Item = (u64, u32)> + '_ {
+        let living = self.snapshots.iter().filter(|snapshot| snapshot.deleted_at.is_none());
+        living.map(|snapshot| (snapshot.number, snapshot.volumes))
+    }
+
+    pub fn snapshots_taken(&self) -> usize {
+        self.snapshots.len()
+    }
+
+    /// Everything is drained: each snapshot that lives holds what the stream says it does (INV-8).
+    pub fn check_snapshots(&self, site: usize, media: &dyn Media) {
+        for (snapshot, volumes) in self.snapshots() {
+            for (volume, blocks) in
+                (0u16..).zip(&self.blocks).filter(|(volume, _)| volumes >> volume & 1 == 1)
+            {
+                for (lba, block) in (0u64..).zip(blocks) {
+                    let (place, at) = match media.kept(volume, lba, snapshot) {
+                        Some(slot) => (Place::Differential, slot),
+                        None => (Place::Volume(volume), lba),
+                    };
+                    let has = media.durable(place, at).map_or(Print::ZERO, |stored| stored.print);
+                    let due = block.print_at(snapshot);
+                    assert!(
+                        has == due,
+                        "INV-8: site {site} ends with {} in snapshot #{snapshot} volume {volume} block {lba} ({place:?} {at}), \
+                         not {}",
+                        has.describe(),
+                        due.describe()
+                    );
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Snapshots in a run: administrators who take and delete them at any moment, and the sites' management information.
+
+use crate::base::*;
+use crate::core::config::OnDifferentialFull;
+use crate::core::messages::*;
+use crate::format::snapshot::SnapshotName;
+use crate::sim::audit::PRIMARY;
+use crate::sim::rng::Rng;
+use crate::sim::world::{Event, Stage, World};
+
+const US: u64 = 1_000;
+
+/// What one seed does with snapshots. Drawn from a generator of its own, so that seeds without them are what they were.
+#[derive(Clone, Copy, Debug)]
+pub struct SnapshotPlan {
+    pub differential_blocks: u64,
+    pub on_differential_full: OnDifferentialFull,
+    /// After a host's operation an administrator acts, in a thousand.
+    pub act_permille: u64,
+    /// Acts that take a snapshot; the others delete one.
+    pub create_percent: u64,
+    pub protected_percent: u64,
+    /// Hosts' reads that are of a snapshot.
+    pub read_percent: u64,
+    pub metadata_ns: u64,
+    /// Entries a step of a reclaim looks at.
+    pub reclaim_step: usize,
+}
+
+/// Tells the generator of snapshots from the others of its seed.
+const FORK: u64 = 0x736e_6170_7368_6f74;
+
+pub fn generator(seed: u64) -> Rng {
+    Rng::new(seed ^ FORK)
+}
+
+impl SnapshotPlan {
+    pub fn new(rng: &mut Rng) -> Option<SnapshotPlan> {
+        if rng.once_in(3) {
+            return None;
+        }
+        Some(SnapshotPlan {
+            differential_blocks: rng.pick(&[24, 100, 600, 4000]),
+            on_differential_full: rng.pick(&[
+                OnDifferentialFull::DeleteOldest,
+                OnDifferentialFull::DeleteOldest,
+                OnDifferentialFull::Error,
+            ]),
+            act_permille: rng.pick(&[5, 20, 60]),
+            create_percent: rng.pick(&[50, 70, 90]),
+            protected_percent: rng.pick(&[0, 0, 10]),
+            read_percent: rng.pick(&[0, 20, 50]),
+            metadata_ns: rng.pick(&[30, 200, 500]) * US,
+            reclaim_step: rng.pick(&[3, 16, 300]) as usize,
+        })
+    }
+}
+
+impl World {
+    /// Whether an error is what snapshots may bring, though nothing fails: no space for what a write overwrites, or so little
+    /// that its host's deadline passes while an old snapshot makes room; a snapshot that was deleted before it was read.
+    pub(super) fn snapshots_excuse(plan: &Option<SnapshotPlan>, error: HostError) -> bool {
+        match error {
+            HostError::NoSpace => plan.is_some(),
+            HostError::NoSuchSnapshot => plan.is_some(),
+            HostError::Deadline => plan.is_some_and(|plan| plan.differential_blocks < 100),
+            _ => false,
+        }
+    }
+
+    /// A host has just asked something; perhaps an administrator does, too.
+    pub(super) fn perhaps_administer(&mut self) {
+        let Some(plan) = self.plan.snapshots else { return };
+        let rng = &mut self.snapshot_rng;
+        if self.stage != Stage::Working || rng.below(1000) >= plan.act_permille {
+            return;
+        }
+        self.administered += 1;
+        let op = if rng.percent(plan.create_percent) {
+            let all = VolumeSet::first(self.plan.configs[PRIMARY].volumes.len());
+            let some = VolumeSet(rng.draw() as u32 & all.0);
+            AdminOp::CreateSnapshot {
+                name: SnapshotName::new(&format!("snapshot-{}", self.administered)),
+                volumes: if some.is_empty() { all } else { some },
+                protected: rng.percent(plan.protected_percent),
+                taken_at_ns: self.now,
+            }
+        } else {
+            let living: Vec<u64> = self.audit.snapshots().map(|(number, _)| number).collect();
+            let Some(index) = (living.len() as u64).checked_sub(1).map(|last| rng.between(0, last)) else {
+                return;
+            };
+            AdminOp::DeleteSnapshot { snapshot: UpdateNumber(living[index as usize]) }
+        };
+        let ready = self.now + rng.below(self.plan.ring_ns + 1);
+        let admin = &mut self.sites[PRIMARY].admin;
+        if admin.len() < ADMIN_REQUESTS_MAX {
+            self.trace.note(self.now, || format!("administrator asks {op:?}"));
+            admin.push_back((ready, AdminRequest { id: self.administered, op }));
+            self.wake_group(PRIMARY, ready);
+        }
+    }
+
+    /// Takes the group's requests to its metadata executor, and its answers to administrators.
+    pub(super) fn drain_snapshots(&mut self, index: usize) {
+        let Some(plan) = self.plan.snapshots else { return };
+        while let Some(request) = self.sites[index].out.to_metadata.pop() {
+            let latency = self.snapshot_rng.latency(plan.metadata_ns);
+            self.trace.note(self.now, || format!("site {index} asks its metadata {request:?}"));
+            let site = &mut self.sites[index];
+            site.disk.metadata.submit(self.now, latency, request, &mut site.memory, &site.tables);
+            let (at, incarnation) = (site.disk.metadata.busy_until(), site.incarnation);
+            self.schedule(at, Event::Metadata { site: index, incarnation });
+        }
+        while let Some(reply) = self.sites[index].out.to_admin.pop() {
+            self.trace.note(self.now, || format!("administrator hears {reply:?}"));
+            if let Ok(number) = reply.result {
+                self.audit.administered(number.0);
+            }
+        }
+    }
+
+    pub(super) fn complete_metadata(&mut self, index: usize) {
+        let site = &mut self.sites[index];
+        let done = site.disk.metadata.complete(&mut site.memory, &site.tables);
+        self.trace.note(self.now, || format!("site {index} metadata: {done:?}"));
+        let site = &mut self.sites[index];
+        let after = site.metadata_done.back().map_or(self.now, |(ready, _)| *ready);
+        let ready = after.max(self.now + self.snapshot_rng.below(self.plan.ring_ns + 1));
+        site.metadata_done.push_back((ready, done));
+        assert!(site.metadata_done.len() <= METADATA_IO_SLOTS, "INV-12: more completions than slots");
+        self.wake_group(index, ready);
+    }
+}

@@ -1,0 +1,420 @@
+//! Snapshots of one site over perfect disks and its real management information: what the simulator's operations do not come to.
+
+use std::collections::HashMap;
+
+use lockstep::base::*;
+use lockstep::core::config::*;
+use lockstep::core::group::{Group, PAGES_MIN, Turn};
+use lockstep::core::journal::journal_blocks_min;
+use lockstep::core::messages::*;
+use lockstep::core::outbox::{Event, Outbox, Tables};
+use lockstep::format::snapshot::SnapshotName;
+use lockstep::format::superblock::{SUPERBLOCK_SLOTS, Superblock};
+use lockstep::io::metadata::{Metadata, RequestPages, SiteRecord, Store};
+
+type Block = Box<[u8; BLOCK_BYTES]>;
+
+struct Pages(Vec<Block>);
+
+impl Memory for Pages {
+    fn bytes(&self, page: PageId) -> &[u8; BLOCK_BYTES] {
+        &self.0[page.0 as usize]
+    }
+    fn bytes_mut(&mut self, page: PageId) -> &mut [u8; BLOCK_BYTES] {
+        assert!(page != PageId::ZERO, "the page of zeros is nobody's to write");
+        &mut self.0[page.0 as usize]
+    }
+    fn seal(&mut self, _page: PageId) {}
+    fn reopen(&mut self, _page: PageId) {}
+}
+
+struct Row<'a>(SlotId, &'a Tables, &'a mut Pages);
+
+impl RequestPages for Row<'_> {
+    fn answer(&mut self) -> &mut [u8; BLOCK_BYTES] {
+        self.2.bytes_mut(self.1.metadata_io.page(self.0, 0))
+    }
+    fn page(&self, index: usize) -> &[u8; BLOCK_BYTES] {
+        self.2.bytes(self.1.metadata_io.page(self.0, index))
+    }
+}
+
+const VOLUME_BLOCKS: u64 = 1500;
+const VOLUME: VolumeId = VolumeId(0);
+
+/// What survives the process.
+struct Durable {
+    disks: HashMap<(IoTarget, u64), Block>,
+    store: Store,
+    _folder: tempfile::TempDir,
+}
+
+struct Site {
+    group: Group,
+    config: GroupConfig,
+    memory: Pages,
+    tables: Tables,
+    out: Outbox,
+    durable: Durable,
+    front_pages: Vec<PageId>,
+    replies: Vec<HostReply>,
+    answers: Vec<AdminReply>,
+    events: Vec<Event>,
+    now: Nanos,
+}
+
+fn config(differential_blocks: u64, on_differential_full: OnDifferentialFull) -> GroupConfig {
+    GroupConfig {
+        group: GroupId(7),
+        site: SiteId(1),
+        role: Role::Primary,
+        peer: None,
+        volumes: vec![VolumeSpec { name: "a".into(), blocks: VOLUME_BLOCKS }],
+        journal_blocks: journal_blocks_min() + 6000,
+        differential_blocks,
+        on_differential_full,
+        journal_volatile: true,
+        pages: PAGES_MIN + 12_000,
+        ack: AckLevel::Journaled,
+        host_deadline: Nanos::from_millis(5000),
+        flush_interval: Nanos::from_millis(2),
+        flush_blocks: 1000,
+        destage_depth_max: 16,
+        fronts: 1,
+    }
+}
+
+impl Site {
+    fn new(differential_blocks: u64, on_differential_full: OnDifferentialFull) -> Site {
+        let config = config(differential_blocks, on_differential_full);
+        let mut disks = HashMap::new();
+        for sequence in 0..SUPERBLOCK_SLOTS {
+            let superblock = Superblock::formatted(
+                config.group,
+                config.site,
+                sequence,
+                config.journal_blocks,
+                &[VOLUME_BLOCKS],
+            );
+            let mut block = Box::new([0; BLOCK_BYTES]);
+            superblock.encode(&mut block);
+            disks.insert((IoTarget::Journal, superblock.slot()), block);
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        let record = SiteRecord {
+            group: "group".into(),
+            site: "site".into(),
+            id: SiteId(1),
+            journal_blocks: config.journal_blocks,
+            differential_blocks,
+            volumes: config.volumes.clone(),
+        };
+        let metadata = Metadata::create(&folder.path().join("metadata.redb"), &record).expect("created");
+        Site::start(config, Durable { disks, store: metadata.into_store(), _folder: folder })
+    }
+
+    fn start(config: GroupConfig, durable: Durable) -> Site {
+        let mut site = Site {
+            group: Group::new(config.clone()),
+            memory: Pages((0..config.pages).map(|_| Box::new([0; BLOCK_BYTES])).collect()),
+            tables: Tables::new(1),
+            out: Outbox::new(1),
+            durable,
+            front_pages: Vec::new(),
+            replies: Vec::new(),
+            answers: Vec::new(),
+            events: Vec::new(),
+            now: Nanos(0),
+            config,
+        };
+        site.with(|group, turn| group.start(turn));
+        site.run_until("serving", |site| site.group.serving());
+        site
+    }
+
+    /// The process dies and starts again.
+    fn crash(self) -> Site {
+        Site::start(self.config, self.durable)
+    }
+
+    fn with<R>(&mut self, call: impl FnOnce(&mut Group, &mut Turn<Pages>) -> R) -> R {
+        let Site { group, memory, tables, out, now, .. } = self;
+        call(group, &mut Turn { now: *now, memory, tables, out })
+    }
+
+    fn step(&mut self) {
+        self.now = self.now.plus(Nanos::from_micros(200));
+        self.with(|group, turn| group.end_turn(turn));
+        while let Some(event) = self.out.events.pop() {
+            let bad = matches!(
+                event,
+                Event::Failed { .. }
+                    | Event::MetadataFailed { .. }
+                    | Event::ChecksumMismatch { .. }
+                    | Event::SnapshotMismatch { .. }
+            );
+            assert!(!bad, "{event:?}");
+            self.events.push(event);
+        }
+        while self.out.stamps.pop().is_some() {}
+        self.front_pages.extend(std::iter::from_fn(|| self.out.front_pages[0].pop()));
+        self.replies.extend(std::iter::from_fn(|| self.out.to_front[0].pop()));
+        self.answers.extend(std::iter::from_fn(|| self.out.to_admin.pop()));
+        while let Some(request) = self.out.to_journal.pop() {
+            self.perform(Executor::Journal, request);
+        }
+        while let Some(request) = self.out.to_volumes.pop() {
+            self.perform(Executor::Volumes, request);
+        }
+        while let Some(request) = self.out.to_metadata.pop() {
+            let mut row = Row(request.slot, &self.tables, &mut self.memory);
+            let answer = self.durable.store.perform(&request.op, &mut row).expect("carried out");
+            self.with(|group, turn| {
+                group.on_metadata(turn, MetadataDone { slot: request.slot, result: Ok(answer) })
+            });
+        }
+    }
+
+    fn perform(&mut self, executor: Executor, request: IoRequest) {
+        let table = match executor {
+            Executor::Journal => &self.tables.journal_io,
+            Executor::Volumes => &self.tables.volume_io,
+        };
+        for index in 0..request.count as usize {
+            let page = table.page(request.slot, index);
+            let key = (request.target, request.block + index as u64);
+            match request.op {
+                IoOp::Write => drop(self.durable.disks.insert(key, Box::new(*self.memory.bytes(page)))),
+                IoOp::Read => {
+                    let bytes = self.durable.disks.get(&key).map_or([0; BLOCK_BYTES], |block| **block);
+                    *self.memory.bytes_mut(page) = bytes;
+                }
+                IoOp::Flush => unreachable!("a flush has no blocks"),
+            }
+        }
+        self.with(|group, turn| group.on_io(turn, executor, IoDone { slot: request.slot, result: Ok(()) }));
+    }
+
+    fn run_until(&mut self, what: &str, mut done: impl FnMut(&Site) -> bool) {
+        for _ in 0..100_000 {
+            if done(self) {
+                return;
+            }
+            self.step();
+        }
+        panic!("never: {what}: {:#?}", self.group.status(self.now));
+    }
+
+    fn rest(&mut self) {
+        self.run_until("at rest", |site| {
+            let status = site.group.status(site.now);
+            status.checkpoint == status.last && status.captures == 0
+        });
+        (0..50).for_each(|_| self.step());
+    }
+
+    fn ask(&mut self, op: HostOp, snapshot: UpdateNumber) -> Result<(), HostError> {
+        let (ticket, received_at) = (SlotId(0), self.now);
+        let request = HostRequest { ticket, volume: VOLUME, snapshot, op, received_at };
+        self.with(|group, turn| group.on_host(turn, 0, request));
+        self.run_until("a reply", |site| !site.replies.is_empty());
+        self.replies.pop().expect("there is one").result
+    }
+
+    fn write(&mut self, lba: u64, fills: &[u8]) -> Result<(), HostError> {
+        for (index, fill) in fills.iter().enumerate() {
+            let page = self.front_pages.pop().expect("granted");
+            self.memory.bytes_mut(page).fill(*fill);
+            let sum = sum_of_block(self.memory.bytes(page));
+            self.tables.fronts[0].set(SlotId(0), index, page, sum);
+        }
+        self.ask(HostOp::Write { lba: Lba(lba), count: fills.len() as u32, fua: false }, UpdateNumber::NONE)
+    }
+
+    fn zero(&mut self, lba: u64, count: u32) -> Result<(), HostError> {
+        self.ask(HostOp::Zero { lba: Lba(lba), count, fua: false }, UpdateNumber::NONE)
+    }
+
+    /// The first byte of each block, and that each is of one piece.
+    fn read(&mut self, snapshot: UpdateNumber, lba: u64, count: usize) -> Vec<u8> {
+        let mut fills = Vec::new();
+        for first in (0..count).step_by(UPDATE_BLOCKS_MAX) {
+            let part = UPDATE_BLOCKS_MAX.min(count - first);
+            let pages: Vec<PageId> = (0..part).map(|_| self.front_pages.pop().expect("granted")).collect();
+            for (index, page) in pages.iter().enumerate() {
+                self.tables.fronts[0].set(SlotId(0), index, *page, BlockSum::ZEROS);
+            }
+            let op = HostOp::Read { lba: Lba(lba + first as u64), count: part as u32 };
+            assert_eq!(self.ask(op, snapshot), Ok(()), "reading {lba} of {snapshot}");
+            for page in &pages {
+                let bytes = self.memory.bytes(*page);
+                assert!(bytes.iter().all(|byte| *byte == bytes[0]), "a torn block");
+                fills.push(bytes[0]);
+            }
+            self.front_pages.extend(pages);
+        }
+        fills
+    }
+
+    fn administer(&mut self, op: AdminOp) -> Result<UpdateNumber, AdminError> {
+        self.with(|group, turn| group.on_admin(turn, AdminRequest { id: 5, op }));
+        self.run_until("an answer", |site| !site.answers.is_empty());
+        self.answers.pop().expect("there is one").result
+    }
+
+    fn create(&mut self, name: &str, protected: bool) -> Result<UpdateNumber, AdminError> {
+        let (name, volumes) = (SnapshotName::new(name), VolumeSet(1));
+        self.administer(AdminOp::CreateSnapshot { name, volumes, protected, taken_at_ns: 0 })
+    }
+
+    fn delete(&mut self, snapshot: UpdateNumber) -> Result<UpdateNumber, AdminError> {
+        self.administer(AdminOp::DeleteSnapshot { snapshot })
+    }
+
+    fn used(&self) -> u64 {
+        self.group.status(self.now).differential_used_blocks
+    }
+}
+
+const LIVE: UpdateNumber = UpdateNumber::NONE;
+
+#[test]
+fn an_operation_is_cut_where_capturing_begins_and_ends() {
+    let mut site = Site::new(4000, OnDifferentialFull::Error);
+    let before: Vec<u8> = (0..1200u32).map(|index| (index % 250 + 1) as u8).collect();
+    for (index, fills) in before.chunks(UPDATE_BLOCKS_MAX).enumerate() {
+        site.write((index * UPDATE_BLOCKS_MAX) as u64, fills).expect("written");
+    }
+    site.rest();
+    let snapshot = site.create("first", false).expect("taken");
+    // Every third block is overwritten, so what is left to capture comes in pieces.
+    for lba in (0..1000).step_by(3) {
+        site.write(lba, &[255]).expect("written");
+    }
+    let last = site.group.status(site.now).last.0;
+    site.zero(0, 1024).expect("zeroed");
+    let updates = site.group.status(site.now).last.0 - last;
+    assert!(updates > 600, "{updates} updates");
+    site.write(1020, &[9; 32]).expect("written");
+    assert_eq!(site.read(snapshot, 0, 1200), before, "from pending captures");
+    site.rest();
+    assert_eq!(site.used(), 1052);
+    assert_eq!(site.read(snapshot, 0, 1200), before, "from the differential volume");
+    assert_eq!(site.read(LIVE, 0, 1020), [0; 1020]);
+    let mut site = site.crash();
+    assert_eq!(site.read(snapshot, 0, 1200), before, "after a crash");
+    assert_eq!(site.used(), 1052);
+}
+
+#[test]
+fn what_is_pending_at_a_crash_is_captured_again() {
+    let mut site = Site::new(4000, OnDifferentialFull::Error);
+    site.write(0, &[1; 32]).expect("written");
+    site.rest();
+    let first = site.create("first", false).expect("taken");
+    site.write(0, &[2; 8]).expect("written");
+    let second = site.create("second", false).expect("taken");
+    site.write(4, &[3; 8]).expect("written");
+    assert_eq!(site.group.status(site.now).captures, 16);
+    let mut site = site.crash();
+    let (ones, mut both) = (vec![1; 32], vec![1; 32]);
+    both[..8].fill(2);
+    for _ in 0..2 {
+        assert_eq!(site.read(first, 0, 32), ones);
+        assert_eq!(site.read(second, 0, 32), both);
+        site.rest();
+    }
+    let listed: Vec<_> = site.group.snapshots().map(|(record, readable)| (record.number, readable)).collect();
+    assert_eq!(listed, [(first, true), (second, true)]);
+}
+
+#[test]
+fn space_comes_back_when_nobody_needs_it() {
+    let mut site = Site::new(100, OnDifferentialFull::Error);
+    site.write(0, &[1; 32]).expect("written");
+    let first = site.create("first", false).expect("taken");
+    site.write(0, &[2; 16]).expect("written");
+    let second = site.create("second", false).expect("taken");
+    site.write(8, &[3; 16]).expect("written");
+    site.rest();
+    assert_eq!(site.used(), 32);
+    site.delete(second).expect("deleted");
+    site.rest();
+    // Blocks 8 to 16 were kept for both; 16 to 24 for the second, and the first needs them.
+    site.run_until("reclaimed", |site| site.used() == 24);
+    assert_eq!(site.read(first, 0, 32), [1; 32]);
+    // After a restart marks are exact, before it some captures are redundant.
+    site.write(0, &[4; 24]).expect("written");
+    site.rest();
+    assert_eq!(site.used(), 24);
+    assert_eq!(site.read(first, 0, 32), [1; 32]);
+    site.delete(first).expect("deleted");
+    site.rest();
+    site.run_until("reclaimed", |site| site.used() == 0);
+    let refused = site.ask(HostOp::Read { lba: Lba(0), count: 1 }, first);
+    assert_eq!(refused, Err(HostError::NoSuchSnapshot));
+}
+
+#[test]
+fn a_full_differential_volume_refuses_or_gives_up_the_oldest() {
+    for (policy, protected) in [
+        (OnDifferentialFull::Error, false),
+        (OnDifferentialFull::DeleteOldest, true),
+        (OnDifferentialFull::DeleteOldest, false),
+    ] {
+        let mut site = Site::new(40, policy);
+        site.write(0, &[1; 32]).expect("written");
+        let oldest = site.create("oldest", protected).expect("taken");
+        site.write(0, &[2; 32]).expect("written");
+        let newest = site.create("newest", true).expect("taken");
+        let filling =
+            |site: &Site| site.events.iter().any(|e| matches!(e, Event::DifferentialFilling { .. }));
+        assert!(filling(&site), "at 80 %");
+        let written = site.write(0, &[3; 32]);
+        if policy == OnDifferentialFull::Error || protected {
+            assert_eq!(written, Err(HostError::NoSpace));
+            assert_eq!(site.read(oldest, 0, 32), [1; 32]);
+            // What is captured already needs no space.
+            site.write(32, &[7; 8]).expect("there are 8 slots");
+            assert_eq!(site.write(40, &[7]), Err(HostError::NoSpace));
+            site.write(32, &[8; 8]).expect("written");
+        } else {
+            written.expect("the oldest made room");
+            assert!(site.events.contains(&Event::SnapshotGivenUp { snapshot: oldest }));
+            assert_eq!(
+                site.ask(HostOp::Read { lba: Lba(0), count: 1 }, oldest),
+                Err(HostError::NoSuchSnapshot)
+            );
+            site.write(0, &[4; 32]).expect("captured already");
+        }
+        assert_eq!(site.read(newest, 0, 32), [2; 32]);
+    }
+}
+
+#[test]
+fn administrators_hear_what_is_wrong() {
+    let mut site = Site::new(40, OnDifferentialFull::Error);
+    let first = site.create("first", false).expect("taken");
+    assert_eq!(site.create("first", false), Err(AdminError::NameTaken));
+    assert_eq!(site.create("", false), Err(AdminError::NoName));
+    let create = |volumes| AdminOp::CreateSnapshot {
+        name: SnapshotName::new("other"),
+        volumes: VolumeSet(volumes),
+        protected: false,
+        taken_at_ns: 0,
+    };
+    assert_eq!(site.administer(create(0)), Err(AdminError::NoSuchVolume));
+    assert_eq!(site.administer(create(2)), Err(AdminError::NoSuchVolume));
+    assert_eq!(site.delete(UpdateNumber(first.0 + 1)), Err(AdminError::NoSuchSnapshot));
+    let deleted = site.delete(first).expect("deleted");
+    assert!(deleted > first);
+    assert_eq!(site.delete(first), Err(AdminError::NoSuchSnapshot));
+    site.create("first", false).expect("the name is free again");
+    for index in 1..SNAPSHOTS_MAX {
+        site.create(&format!("number {index}"), false).expect("taken");
+    }
+    assert_eq!(site.create("one more", false), Err(AdminError::TooMany));
+    let mut site = site.crash();
+    assert_eq!(site.group.snapshots().count(), SNAPSHOTS_MAX);
+    assert_eq!(site.create("one more", false), Err(AdminError::TooMany));
+}
