@@ -6,6 +6,7 @@ mod load;
 mod log;
 mod observe;
 mod site;
+mod snapshot;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -67,6 +68,9 @@ enum Command {
     Histogram(observe::HistogramCommand),
     /// Wait until a running site's writes are settled, or its peer is in sync
     Wait(observe::WaitCommand),
+    /// Take, show and delete snapshots, which both sites hold
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
     /// Drive a volume, over NBD or from inside its site, and show the latencies
     Load(load::Load),
     /// Let a running site drain, checkpoint and end
@@ -138,6 +142,7 @@ fn perform(command: Command) -> anyhow::Result<()> {
         Command::Status(arguments) => arguments.run()?,
         Command::Histogram(arguments) => arguments.run()?,
         Command::Wait(arguments) => arguments.run()?,
+        Command::Snapshot(command) => command.run()?,
         Command::Load(arguments) => arguments.run()?,
         Command::Stop(argument) => observe::stop(&argument)?,
     }

@@ -5,11 +5,14 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::{Goal, Request, Response, Status};
+use super::{Goal, Request, Response, SnapshotShown, Status};
 use crate::node::telemetry::{Report, ReportError};
 
 /// Longest a request that does not wait may take.
 const REPLY_MAX: Duration = Duration::from_secs(10);
+
+/// Longest a request may take that both sites must agree on: beyond the longest host deadline there can be.
+const AGREEMENT_MAX: Duration = Duration::from_secs(600);
 
 /// Pause between attempts to reach a site that is starting.
 const CONNECT_EVERY: Duration = Duration::from_millis(50);
@@ -96,10 +99,36 @@ impl Client {
         }
     }
 
-    pub fn stop(&self) -> Result<(), ClientError> {
-        match self.request(Request::Stop, REPLY_MAX)? {
+    /// Takes a snapshot of the volumes named, or of all if none is. Answered within the site's host deadline.
+    pub fn create_snapshot(
+        &self,
+        name: &str,
+        volumes: &[String],
+        protected: bool,
+    ) -> Result<(), ClientError> {
+        let (name, volumes) = (name.to_owned(), volumes.to_vec());
+        self.done(Request::SnapshotCreate { name, volumes, protected }, AGREEMENT_MAX)
+    }
+
+    pub fn delete_snapshot(&self, name: &str) -> Result<(), ClientError> {
+        self.done(Request::SnapshotDelete { name: name.to_owned() }, AGREEMENT_MAX)
+    }
+
+    pub fn snapshots(&self) -> Result<Vec<SnapshotShown>, ClientError> {
+        match self.request(Request::SnapshotList, REPLY_MAX)? {
+            Response::Snapshots(snapshots) => Ok(snapshots),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    fn done(&self, request: Request, reply_max: Duration) -> Result<(), ClientError> {
+        match self.request(request, reply_max)? {
             Response::Done => Ok(()),
             _ => Err(self.unexpected()),
         }
+    }
+
+    pub fn stop(&self) -> Result<(), ClientError> {
+        self.done(Request::Stop, REPLY_MAX)
     }
 }

@@ -1,10 +1,11 @@
 //! The control plane's lines to actors: one question at a time, each answered within a turn of the actor's reactor.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Sample, Sampler};
-use crate::base::{SNAPSHOTS_MAX, UpdateNumber};
+use crate::base::{ADMIN_REQUESTS_MAX, SNAPSHOTS_MAX, UpdateNumber};
 use crate::core::group::status::GroupStatus;
 use crate::core::messages::{AdminError, AdminOp, AdminReply, AdminRequest};
 use crate::node::group_actor::{Answer, Question, SnapshotListed};
@@ -65,26 +66,24 @@ impl<Q, A> Line<Q, A> {
     }
 }
 
-/// A line for administrators' requests, which are answered when the sites have agreed, in any order.
+/// A line for administrators' requests, which are answered when the sites have agreed, in any order. Several threads may
+/// be waiting, each for its own answer.
 #[derive(Debug)]
 pub struct AdminLine {
     requests: Sender<AdminRequest>,
     replies: Receiver<AdminReply>,
+    /// Answers that nobody has fetched, the oldest first; some were given up on.
+    heard: VecDeque<AdminReply>,
     next_id: u64,
 }
 
 impl AdminLine {
     pub fn new(requests: Sender<AdminRequest>, replies: Receiver<AdminReply>) -> AdminLine {
-        AdminLine { requests, replies, next_id: 1 }
+        AdminLine { requests, replies, heard: VecDeque::with_capacity(ADMIN_REQUESTS_MAX), next_id: 1 }
     }
 
-    /// Asks, and waits for the answer; replies that earlier callers gave up waiting for are passed over.
-    fn ask(
-        &mut self,
-        port: &Port,
-        op: AdminOp,
-        at_most: Duration,
-    ) -> Result<Result<UpdateNumber, AdminError>, LineError> {
+    /// Asks; the answer will be for the number that this returns.
+    fn begin(&mut self, port: &Port, op: AdminOp) -> Result<u64, LineError> {
         if self.requests.is_closed() {
             return Err(LineError::Ended);
         }
@@ -92,15 +91,23 @@ impl AdminLine {
         self.next_id += 1;
         self.requests.try_push(AdminRequest { id, op }).map_err(|_| LineError::Silent)?;
         port.flush_wakes();
-        let asked = Instant::now();
-        loop {
-            match self.replies.pop() {
-                Some(reply) if reply.id == id => return Ok(reply.result),
-                Some(_) => {}
-                None if self.replies.is_closed() => return Err(LineError::Ended),
-                None if asked.elapsed() > at_most => return Err(LineError::Silent),
-                None => std::thread::sleep(LOOK_EVERY),
+        Ok(id)
+    }
+
+    /// The answer, once it is there.
+    fn reply(&mut self, id: u64) -> Result<Option<Result<UpdateNumber, AdminError>>, LineError> {
+        let ended = self.replies.is_closed();
+        while let Some(reply) = self.replies.pop() {
+            if self.heard.len() == ADMIN_REQUESTS_MAX {
+                self.heard.pop_front();
             }
+            self.heard.push_back(reply);
+        }
+        let index = self.heard.iter().position(|reply| reply.id == id);
+        match index.and_then(|index| self.heard.remove(index)) {
+            Some(reply) => Ok(Some(reply.result)),
+            None if ended => Err(LineError::Ended),
+            None => Ok(None),
         }
     }
 }
@@ -157,13 +164,14 @@ impl GroupLine {
         }
     }
 
-    /// Has the group do what an administrator asks; waits at most so long, and somewhat beyond the host deadline is enough.
-    pub fn administer(
-        &mut self,
-        op: AdminOp,
-        at_most: Duration,
-    ) -> Result<Result<UpdateNumber, AdminError>, LineError> {
-        self.admin.ask(&self.port, op, at_most)
+    /// Asks the group to do what an administrator wants; `administered` tells the outcome under the number returned.
+    pub fn administer(&mut self, op: AdminOp) -> Result<u64, LineError> {
+        self.admin.begin(&self.port, op)
+    }
+
+    /// The outcome, once there is one: the update that did it. The group answers within its host deadline.
+    pub fn administered(&mut self, id: u64) -> Result<Option<Result<UpdateNumber, AdminError>>, LineError> {
+        self.admin.reply(id)
     }
 
     /// Everything recorded since the last reset.

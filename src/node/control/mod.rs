@@ -5,10 +5,11 @@ mod client;
 mod line;
 mod protocol;
 mod server;
+mod snapshots;
 mod status;
 
 pub use client::{Client, ClientError};
 pub use line::{AdminLine, GroupLine, Line, LineError, Lines};
-pub use protocol::{Goal, Request, Response};
+pub use protocol::{Goal, Request, Response, SnapshotShown};
 pub use server::{Control, ControlError};
 pub use status::{PeerStatus, Pending, Rates, Sample, Sampler, StageLoad, Status, Watermarks};

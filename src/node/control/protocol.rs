@@ -8,7 +8,7 @@ use crate::node::telemetry::WireReport;
 /// Longest request line, in bytes; the requests below need a few dozen.
 pub const REQUEST_BYTES_MAX: u64 = 4096;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     Status,
@@ -21,6 +21,17 @@ pub enum Request {
         goal: Goal,
         timeout_ms: u64,
     },
+    /// Take a snapshot of the volumes named, or of all if none is, at one number; primaries only.
+    SnapshotCreate {
+        name: String,
+        volumes: Vec<String>,
+        protected: bool,
+    },
+    /// Primaries only.
+    SnapshotDelete {
+        name: String,
+    },
+    SnapshotList,
     /// Drain, checkpoint, and end the process; answered at once.
     Stop,
 }
@@ -36,12 +47,28 @@ pub enum Goal {
     InSync,
 }
 
+/// A snapshot as the control plane shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotShown {
+    pub name: String,
+    /// The update that took it, and its place in the stream on every site.
+    pub number: u64,
+    /// Nanoseconds since 1970, by the clock of the site that took it.
+    pub taken_at_ns: u64,
+    pub volumes: Vec<String>,
+    pub protected: bool,
+    /// Whether this site can show its content yet.
+    pub readable: bool,
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Response {
     Status(Box<Status>),
     Histogram(WireReport),
     Done,
+    /// Oldest first.
+    Snapshots(Vec<SnapshotShown>),
     /// The goal was not reached in time; what is missing.
     TimedOut(String),
     Failed(String),

@@ -43,7 +43,7 @@ pub enum ControlError {
 /// What all connections share.
 #[derive(Debug)]
 pub struct Control {
-    config: Config,
+    pub(super) config: Config,
     line: Mutex<GroupLine>,
     link: Option<Arc<LinkStats>>,
     /// The latest reason why there is no connection to the peer.
@@ -138,7 +138,7 @@ impl Control {
         }
     }
 
-    fn line(&self) -> MutexGuard<'_, GroupLine> {
+    pub(super) fn line(&self) -> MutexGuard<'_, GroupLine> {
         // A thread that panicked in the middle of a question leaves at worst an answer too many, which `ask` skips.
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -150,6 +150,11 @@ impl Control {
                 self.report(reset).map(|report| Response::Histogram(WireReport::from(&report)))
             }
             Request::Wait { goal, timeout_ms } => self.wait(goal, Duration::from_millis(timeout_ms)),
+            Request::SnapshotCreate { name, volumes, protected } => {
+                self.create_snapshot(&name, &volumes, protected)
+            }
+            Request::SnapshotDelete { name } => self.delete_snapshot(&name),
+            Request::SnapshotList => self.snapshots().map(Response::Snapshots),
             Request::Stop => {
                 self.port.request_stop();
                 Ok(Response::Done)

@@ -1,0 +1,117 @@
+//! `lockstep snapshot`: what a group was at a moment, on both sites.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+
+use super::ConfigArgument;
+use crate::node::control::{Client, SnapshotShown};
+
+#[derive(clap::Subcommand)]
+pub enum SnapshotCommand {
+    /// Take a snapshot, without pausing anybody; at the primary
+    Create(Create),
+    /// Show the snapshots there are
+    List(List),
+    /// Delete a snapshot; at the primary
+    Delete(Delete),
+}
+
+#[derive(clap::Args)]
+pub struct Create {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// Of this volume only; can be given again. All volumes of the group if not given, at one moment
+    #[arg(long = "volume", value_name = "VOLUME")]
+    volumes: Vec<String>,
+    /// Never delete it to make room
+    #[arg(long)]
+    protect: bool,
+    name: String,
+}
+
+#[derive(clap::Args)]
+pub struct List {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// Print everything as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+pub struct Delete {
+    #[command(flatten)]
+    config: ConfigArgument,
+    name: String,
+}
+
+impl SnapshotCommand {
+    pub fn run(&self) -> anyhow::Result<()> {
+        match self {
+            SnapshotCommand::Create(create) => {
+                client(&create.config)?.create_snapshot(&create.name, &create.volumes, create.protect)?;
+            }
+            SnapshotCommand::Delete(delete) => client(&delete.config)?.delete_snapshot(&delete.name)?,
+            SnapshotCommand::List(list) => {
+                let snapshots = client(&list.config)?.snapshots()?;
+                if list.json {
+                    let text = serde_json::to_string_pretty(&snapshots).context("the snapshots as JSON")?;
+                    println!("{text}");
+                } else {
+                    print!("{}", table(&snapshots, SystemTime::now()));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn client(config: &ConfigArgument) -> anyhow::Result<Client> {
+    Ok(Client::new(&config.load()?.site.control))
+}
+
+fn table(snapshots: &[SnapshotShown], now: SystemTime) -> String {
+    if snapshots.is_empty() {
+        return "no snapshots\n".to_owned();
+    }
+    let width = snapshots.iter().map(|snapshot| snapshot.name.chars().count()).max().unwrap_or(0).max(4);
+    let mut text = format!("{:width$}  {:>12}  {:>9}  volumes\n", "name", "number", "age");
+    for snapshot in snapshots {
+        let marks = [(snapshot.protected, ", protected"), (!snapshot.readable, ", not readable here yet")];
+        let marks = marks.iter().filter(|(holds, _)| *holds).map(|(_, mark)| *mark).collect::<String>();
+        text += &format!(
+            "{:width$}  {:>12}  {:>9}  {}{marks}\n",
+            snapshot.name,
+            snapshot.number,
+            age(snapshot.taken_at_ns, now),
+            snapshot.volumes.join(" ")
+        );
+    }
+    text
+}
+
+/// How long ago that was, in the largest unit that leaves a number. Clocks of two sites may differ: the future is now.
+fn age(taken_at_ns: u64, now: SystemTime) -> String {
+    let taken = UNIX_EPOCH + Duration::from_nanos(taken_at_ns);
+    let seconds = now.duration_since(taken).unwrap_or_default().as_secs();
+    let units = [(86_400, "d"), (3_600, "h"), (60, "min")];
+    match units.iter().find(|(unit, _)| seconds >= *unit) {
+        Some((unit, name)) => format!("{} {name}", seconds / unit),
+        None => format!("{seconds} s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_told_in_the_largest_unit() {
+        let now = UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let before = |seconds: u64| age((1_000_000 - seconds) * 1_000_000_000, now);
+        assert_eq!([before(0), before(59), before(60)], ["0 s", "59 s", "1 min"]);
+        assert_eq!([before(7_200), before(172_800)], ["2 h", "2 d"]);
+        assert_eq!(age(2_000_000 * 1_000_000_000, now), "0 s");
+    }
+}

@@ -1,0 +1,108 @@
+//! What administrators ask of a site's snapshots.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::{Control, LineError, Response, SnapshotShown};
+use crate::base::{NAME_BYTES_MAX, VolumeId, VolumeSet};
+use crate::core::messages::AdminOp;
+use crate::format::snapshot::SnapshotName;
+use crate::node::group_actor::SnapshotListed;
+
+/// How often a request looks for its answer.
+const LOOKS_EVERY: Duration = Duration::from_millis(1);
+
+/// What the rings may add to the host deadline, by which the group answers.
+const ANSWER_SLACK: Duration = Duration::from_secs(1);
+
+impl Control {
+    pub fn snapshots(&self) -> Result<Vec<SnapshotShown>, LineError> {
+        let listed = self.line().snapshots()?;
+        Ok(listed.iter().map(|snapshot| self.shown(snapshot)).collect())
+    }
+
+    fn shown(&self, SnapshotListed { record, readable }: &SnapshotListed) -> SnapshotShown {
+        let volumes = self.config.volumes.iter().enumerate();
+        SnapshotShown {
+            name: record.name.as_str().to_owned(),
+            number: record.number.0,
+            taken_at_ns: record.taken_at_ns,
+            volumes: volumes
+                .filter(|(index, _)| record.volumes.contains(VolumeId(*index as u16)))
+                .map(|(_, volume)| volume.name.clone())
+                .collect(),
+            protected: record.protected,
+            readable: *readable,
+        }
+    }
+
+    pub(super) fn create_snapshot(
+        &self,
+        name: &str,
+        volumes: &[String],
+        protected: bool,
+    ) -> Result<Response, LineError> {
+        let name = match valid_name(name) {
+            Ok(name) => name,
+            Err(why) => return Ok(Response::Failed(why)),
+        };
+        let volumes = match self.volumes(volumes) {
+            Ok(volumes) => volumes,
+            Err(why) => return Ok(Response::Failed(why)),
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let taken_at_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        self.administer(AdminOp::CreateSnapshot { name, volumes, protected, taken_at_ns })
+    }
+
+    pub(super) fn delete_snapshot(&self, name: &str) -> Result<Response, LineError> {
+        let listed = self.line().snapshots()?;
+        let Some(found) = listed.iter().find(|snapshot| snapshot.record.name.as_str() == name) else {
+            return Ok(Response::Failed(format!(
+                "there is no snapshot {name}; `lockstep snapshot list` shows what there is"
+            )));
+        };
+        self.administer(AdminOp::DeleteSnapshot { snapshot: found.record.number })
+    }
+
+    /// The set of the volumes named, all of them if none is.
+    fn volumes(&self, names: &[String]) -> Result<VolumeSet, String> {
+        if names.is_empty() {
+            return Ok(VolumeSet::first(self.config.volumes.len()));
+        }
+        names.iter().try_fold(VolumeSet(0), |set, name| {
+            match self.config.volumes.iter().position(|volume| volume.name == *name) {
+                Some(index) => Ok(VolumeSet(set.0 | 1 << index)),
+                None => Err(format!("group {} has no volume {name}", self.config.group.name)),
+            }
+        })
+    }
+
+    /// Waits for the outcome without keeping others from the group.
+    fn administer(&self, op: AdminOp) -> Result<Response, LineError> {
+        let asked = Instant::now();
+        let at_most = Duration::from_nanos(self.config.group.host_deadline.0) + ANSWER_SLACK;
+        let id = self.line().administer(op)?;
+        while asked.elapsed() < at_most {
+            match self.line().administered(id)? {
+                Some(Ok(_)) => return Ok(Response::Done),
+                Some(Err(error)) => return Ok(Response::Failed(error.to_string())),
+                None => std::thread::sleep(LOOKS_EVERY),
+            }
+        }
+        Err(LineError::Silent)
+    }
+}
+
+/// A name that fits, and can stand behind a volume's in the name of an export.
+fn valid_name(name: &str) -> Result<SnapshotName, String> {
+    if name.is_empty() || name.len() > NAME_BYTES_MAX {
+        return Err(format!(
+            "a snapshot's name has 1 to {NAME_BYTES_MAX} bytes, this one has {}",
+            name.len()
+        ));
+    }
+    match name.chars().find(|c| c.is_control() || "@/".contains(*c)) {
+        Some(wrong) => Err(format!("a snapshot's name cannot contain {wrong:?}")),
+        None => Ok(SnapshotName::new(name)),
+    }
+}
