@@ -9,7 +9,7 @@ use std::path::Path;
 
 use lockstep::base::*;
 use lockstep::core::messages::HostError;
-use lockstep::core::nbd::{AllAllocated, Desk, Export, Farewell, Limits, Session, Stall, Station};
+use lockstep::core::nbd::{AllAllocated, Catalog, Desk, Export, Farewell, Limits, Session, Stall, Station};
 use lockstep::format::journal::{decode_batch, digest_of, encode_batch};
 use lockstep::format::nbd;
 use lockstep::format::snapshot::{
@@ -309,7 +309,7 @@ pub fn nbd_session(data: &[u8]) -> u64 {
         waiting = &waiting[room..];
         let mut station = Station {
             now: Nanos(1),
-            exports: &exports,
+            catalog: Catalog { volumes: &exports, snapshots: &[] },
             allocation: &AllAllocated,
             memory: &mut memory,
             table: &table,

@@ -5,203 +5,19 @@
 mod nbd_client;
 #[path = "support/nbd_group.rs"]
 mod nbd_group;
+#[path = "support/nbd_rig.rs"]
+mod nbd_rig;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use lockstep::base::*;
 use lockstep::core::messages::*;
 use lockstep::core::nbd::*;
 use lockstep::format::nbd::*;
-use nbd_client::{Done, option_replies, replies};
-use nbd_group::MemoryGroup;
+use lockstep::format::snapshot::{SnapshotName, SnapshotRecord};
+use nbd_client::{Done, replies};
+use nbd_rig::*;
 use proptest::prelude::*;
-
-const BLOCKS: u64 = 1024;
-const BYTES: u64 = BLOCKS * BLOCK_BYTES as u64;
-
-/// Pages that are open or not, without an arena.
-struct Pages(Vec<[u8; BLOCK_BYTES]>);
-
-impl Memory for Pages {
-    fn bytes(&self, page: PageId) -> &[u8; BLOCK_BYTES] {
-        &self.0[page.0 as usize]
-    }
-    fn bytes_mut(&mut self, page: PageId) -> &mut [u8; BLOCK_BYTES] {
-        assert_ne!(page, PageId::ZERO);
-        &mut self.0[page.0 as usize]
-    }
-    fn seal(&mut self, _page: PageId) {}
-    fn reopen(&mut self, _page: PageId) {}
-}
-
-/// Every odd run of 16 blocks is zeros.
-struct Stripes;
-
-impl AllocationMap for Stripes {
-    fn run(&self, _volume: VolumeId, lba: Lba, blocks_max: u64) -> Run {
-        Run { blocks: (16 - lba.0 % 16).min(blocks_max), zeros: lba.0 / 16 % 2 == 1 }
-    }
-}
-
-struct Rig {
-    session: Session,
-    desk: Desk,
-    table: PageTable,
-    memory: Pages,
-    group: MemoryGroup,
-    exports: Vec<Export>,
-    /// Input the session has not taken.
-    input: Vec<u8>,
-    out: Vec<u8>,
-    capacity: usize,
-    /// What the client received.
-    sent: Vec<u8>,
-    /// Replies the group has not let go.
-    replies: VecDeque<HostReply>,
-    last: Stall,
-}
-
-impl Rig {
-    fn new(limits: Limits, pages: u32) -> Rig {
-        let export = |name: &str, volume, read_only| Export {
-            name: name.into(),
-            volume: VolumeId(volume),
-            blocks: BLOCKS,
-            read_only,
-        };
-        let session = Session::new(3, limits);
-        let mut out = Vec::with_capacity(limits.send_bytes);
-        session.greet(&mut out);
-        Rig {
-            session,
-            desk: Desk::new(),
-            table: PageTable::new(FRONT_TICKETS_MAX, UPDATE_BLOCKS_MAX),
-            memory: Pages(vec![[0xee; BLOCK_BYTES]; pages as usize + 1]),
-            group: MemoryGroup::new(&[BLOCKS, BLOCKS], pages),
-            exports: vec![export("disk", 0, false), export("fixed", 1, true)],
-            input: Vec::new(),
-            capacity: out.capacity(),
-            out,
-            sent: Vec::new(),
-            replies: VecDeque::new(),
-            last: Stall::Input,
-        }
-    }
-
-    fn large() -> Rig {
-        Rig::new(Limits { receive_bytes: 256 << 10, send_bytes: 256 << 10 }, 512)
-    }
-
-    fn small() -> Rig {
-        Rig::new(Limits::MIN, 20)
-    }
-
-    fn grant(&mut self) {
-        while self.desk.page_room() > 0
-            && let Some(page) = self.group.free.pop()
-        {
-            self.desk.grant(page);
-        }
-    }
-
-    fn with<T>(
-        &mut self,
-        call: impl FnOnce(&mut Session, &mut Station<'_, Pages>, &[u8], &mut Vec<u8>) -> T,
-    ) -> T {
-        let mut station = Station {
-            now: Nanos(1),
-            exports: &self.exports,
-            allocation: &Stripes,
-            memory: &mut self.memory,
-            table: &self.table,
-            desk: &mut self.desk,
-        };
-        call(&mut self.session, &mut station, &self.input, &mut self.out)
-    }
-
-    fn send(&mut self) {
-        assert_eq!(self.out.capacity(), self.capacity, "the send buffer grew");
-        self.sent.append(&mut self.out);
-    }
-
-    /// The session reads what it can; the group takes what that issued, but holds its replies.
-    fn advance(&mut self) {
-        self.grant();
-        let (taken, stall) = self.with(|session, station, input, out| session.advance(station, input, out));
-        self.input.drain(..taken);
-        self.last = stall;
-        while let Some(request) = self.desk.outgoing() {
-            self.replies.push_back(self.group.handle(&mut self.memory, &self.table, request));
-        }
-    }
-
-    /// The group lets one of the replies it holds go.
-    fn reply(&mut self, which: usize) {
-        let reply = self.replies.remove(which % self.replies.len()).expect("it is one of them");
-        assert_eq!(self.desk.connection_of(reply.ticket), 3);
-        self.with(|session, station, _, out| session.complete(station, reply, out));
-    }
-
-    /// Until nothing moves any more: the whole input taken or the session stuck for good.
-    fn settle(&mut self) {
-        loop {
-            let before = (self.input.len(), self.sent.len(), self.replies.len());
-            self.advance();
-            while !self.replies.is_empty() {
-                self.reply(0);
-            }
-            self.send();
-            if before == (self.input.len(), self.sent.len(), 0) {
-                break;
-            }
-        }
-    }
-
-    fn feed(&mut self, bytes: &[u8]) {
-        self.input.extend_from_slice(bytes);
-        self.settle();
-    }
-
-    fn request(&mut self, command: u16, flags: u16, cookie: u64, offset: u64, length: u32) {
-        self.feed(&Request { flags, command, cookie: Cookie(cookie), offset, length }.encode());
-    }
-
-    fn received(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.sent)
-    }
-
-    fn option(&mut self, option: u32, data: &[u8]) -> Vec<(u32, Vec<u8>)> {
-        self.feed(&OptionHeader { option, length: data.len() as u32 }.encode());
-        self.feed(data);
-        option_replies(&self.received(), option)
-    }
-
-    fn flags(&mut self) {
-        self.settle();
-        assert_eq!(self.received(), greeting());
-        self.feed(&ClientFlags { fixed_newstyle: true, no_zeroes: true }.encode());
-    }
-
-    /// Into the transmission phase of `name`.
-    fn go(&mut self, name: &str, structured: bool, infos: &[u16]) {
-        self.flags();
-        if structured {
-            assert_eq!(self.option(option::STRUCTURED_REPLY, &[]), [(OptionReply::Ack as u32, vec![])]);
-            let context = meta_context_request(name.as_bytes(), &[BASE_ALLOCATION]);
-            assert_eq!(self.option(option::SET_META_CONTEXT, &context).len(), 2);
-        }
-        let replies = self.option(option::GO, &info_request(name.as_bytes(), infos));
-        assert_eq!(replies.last(), Some(&(OptionReply::Ack as u32, vec![])));
-    }
-
-    fn assert_at_rest(&self) {
-        assert_eq!(self.session.pieces(), 0);
-        assert_eq!(self.session.requests(), 0);
-        self.desk.assert_at_rest();
-        let pages = self.memory.0.len() - 1;
-        assert_eq!(self.desk.free_pages() + self.group.free.len(), pages, "pages leaked");
-    }
-}
 
 fn pattern(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -260,6 +76,36 @@ fn the_handshake_lists_describes_and_enters() {
     assert_eq!(Info::parse(&replies[0].1), Ok(Info::Export { size: BYTES, flags: writable }));
     assert_eq!(replies.len(), 2, "what was not asked for is not sent");
     assert!(!rig.session.is_haggling());
+}
+
+#[test]
+fn a_snapshot_is_an_export_of_its_volumes() {
+    let mut rig = Rig::large();
+    let record = |number, volumes, name| SnapshotRecord {
+        number: UpdateNumber(number),
+        taken_at_ns: 1,
+        volumes,
+        protected: false,
+        name: SnapshotName::new(name),
+    };
+    rig.snapshots = vec![record(7, VolumeSet(1), "old"), record(9, VolumeSet::first(2), "new")];
+    rig.flags();
+    let listed = rig.option(option::LIST, &[]);
+    let names: Vec<_> = listed.iter().filter(|(kind, _)| *kind == 2).map(|(_, data)| &data[4..]).collect();
+    assert_eq!(names, [&b"disk"[..], b"fixed", b"disk@new", b"fixed@new", b"disk@old"]);
+    for missing in [&b"fixed@old"[..], b"disk@", b"@new", b"disk@newer"] {
+        let reply = rig.option(option::INFO, &info_request(missing, &[]));
+        assert_eq!(reply[0].0, OptionReply::Unknown as u32, "{missing:?}");
+    }
+    rig.option(option::STRUCTURED_REPLY, &[]);
+    let replies = rig.option(option::GO, &info_request(b"disk@old", &[info::NAME]));
+    let Ok(Info::Export { size, flags }) = Info::parse(&replies[0].1) else { panic!("{replies:?}") };
+    assert_eq!((size, flags & flags::READ_ONLY), (BYTES, flags::READ_ONLY));
+    assert_eq!(replies[1].1, b"\0\x01disk@old");
+    rig.request(command::READ, 0, 1, 4096, 8192);
+    assert_eq!(rig.asked, [(VolumeId(0), UpdateNumber(7))]);
+    rig.request(command::WRITE_ZEROES, 0, 2, 0, 4096);
+    assert_eq!(rig.asked.len(), 1, "a snapshot is not written to");
 }
 
 #[test]

@@ -29,6 +29,7 @@ pub struct Options {
     /// Names and sizes in MiB.
     pub volumes: Vec<(&'static str, u64)>,
     pub journal_mib: u64,
+    pub differential_mib: u64,
     pub cache_mib: u64,
     /// Lines of `[group]`, on both sites.
     pub group: String,
@@ -45,6 +46,7 @@ impl Default for Options {
         Options {
             volumes: vec![("data", 64)],
             journal_mib: 64,
+            differential_mib: 4,
             cache_mib: 64,
             // Other tests and builds may hold the CPUs longer than a peer may be silent in production.
             group: "latency_budget = \"5s\"\nheartbeat_interval = \"50ms\"".to_owned(),
@@ -127,9 +129,10 @@ impl Sites {
                 text += &format!("[[volume]]\nname = \"{volume}\"\nsize = \"{mib}MiB\"\n");
             }
             text += &format!(
-                "[journal]\nsize = \"{}MiB\"\n[differential]\nsize = \"4MiB\"\n[cache]\nsize = \"{}MiB\"\n\
+                "[journal]\nsize = \"{}MiB\"\n[differential]\nsize = \"{}MiB\"\n[cache]\nsize = \"{}MiB\"\n\
                  [nbd]\nsocket = \"{}\"\n[reactors]\n{}\n",
                 options.journal_mib,
+                options.differential_mib,
                 options.cache_mib,
                 site.nbd.display(),
                 options.reactors.replace("CPU", &cpus[index].to_string()),

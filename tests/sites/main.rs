@@ -12,4 +12,5 @@ mod crashes;
 mod images;
 mod loss;
 mod refusals;
+mod snapshots;
 mod soak;

@@ -1,10 +1,8 @@
 //! A front's tickets and pages, shared by all its connections, and the requests on their way to the group.
 
-use crate::base::{
-    BlockSum, FRONT_TICKETS_MAX, FixedQueue, Nanos, PageId, PageTable, STAGING_PAGES, SlotId, UpdateNumber,
-    VolumeId,
-};
+use crate::base::{BlockSum, FRONT_TICKETS_MAX, FixedQueue, Nanos, PageId, PageTable, STAGING_PAGES, SlotId};
 use crate::core::messages::{HostOp, HostRequest, Ticket};
+use crate::core::nbd::Exported;
 
 /// Whose a ticket is while the group has it: a piece of one request of one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,14 +99,14 @@ impl Desk {
         self.lent += count as usize;
     }
 
-    pub(super) fn submit(&mut self, ticket: Ticket, job: Job, volume: VolumeId, op: HostOp, now: Nanos) {
+    pub(super) fn submit(&mut self, ticket: Ticket, job: Job, from: &Exported, op: HostOp, now: Nanos) {
         let place = &mut self.jobs[ticket.0 as usize];
         assert!(place.is_none(), "ticket {} is used twice", ticket.0);
         *place = Some(job);
         self.outgoing.push(HostRequest {
             ticket,
-            volume,
-            snapshot: UpdateNumber::NONE,
+            volume: from.volume,
+            snapshot: from.snapshot,
             op,
             received_at: now,
         });

@@ -1,16 +1,25 @@
 //! The option phase of a session: which export, which replies, which metadata.
 
-use super::Export;
+use super::{Catalog, Exported};
 use crate::base::{NAME_BYTES_MAX, VOLUMES_MAX};
 use crate::format::nbd::*;
+use crate::format::snapshot::SnapshotRecord;
 
 /// Metadata context id of `base:allocation`, the only one.
 pub(super) const ALLOCATION_CONTEXT: u32 = 1;
 
-/// Bytes that the replies to one option take at most: a LIST of every volume is the longest, and INFO with all its
-/// kinds the longest of the others.
-pub(super) const OPTION_REPLY_BYTES_MAX: usize =
-    (VOLUMES_MAX + 1) * (OPTION_REPLY_HEADER_BYTES + 4 + NAME_BYTES_MAX) + 512;
+/// Snapshots that LIST names, the newest of each volume first; others can be asked for all the same.
+const LISTED_SNAPSHOTS_MAX: usize = 32;
+
+/// Bytes that the replies to one option take at most: a LIST is the longest, and INFO with all its kinds the longest of
+/// the others.
+pub(super) const OPTION_REPLY_BYTES_MAX: usize = (VOLUMES_MAX + 1)
+    * (OPTION_REPLY_HEADER_BYTES + 4 + NAME_BYTES_MAX)
+    + LISTED_SNAPSHOTS_MAX * (OPTION_REPLY_HEADER_BYTES + 4 + SNAPSHOT_EXPORT_BYTES_MAX)
+    + 512;
+
+/// Bytes of `volume@snapshot`.
+const SNAPSHOT_EXPORT_BYTES_MAX: usize = 2 * NAME_BYTES_MAX + 1;
 
 /// Options one client may send: enough for any client's haggling over every volume, few enough to end.
 pub(super) const OPTIONS_MAX: u32 = 1024;
@@ -23,7 +32,7 @@ pub(super) const OPTION_SKIP_BYTES_MAX: u32 = 1 << 20;
 pub(super) struct Negotiated {
     pub structured: bool,
     /// The export whose `base:allocation` was selected.
-    pub context: Option<usize>,
+    pub context: Option<Exported>,
 }
 
 /// What follows an option.
@@ -32,7 +41,7 @@ pub(super) enum Outcome {
     Haggle,
     /// On to the transmission phase. `aligned`: the client was told the block sizes and is held to them.
     Enter {
-        export: usize,
+        export: Exported,
         aligned: bool,
     },
     Abort,
@@ -40,19 +49,28 @@ pub(super) enum Outcome {
     UnknownExport,
 }
 
-/// The export a name means: the empty one is the only export there is.
-fn find(exports: &[Export], name: &[u8]) -> Option<usize> {
-    if name.is_empty() && exports.len() == 1 {
-        return Some(0);
-    }
-    exports.iter().position(|export| export.name.as_bytes() == name)
-}
-
-fn transmission_flags(export: &Export, structured: bool) -> u16 {
+fn transmission_flags(export: &Exported, structured: bool) -> u16 {
     use flags::*;
     let always = HAS_FLAGS | SEND_FLUSH | SEND_FUA | CAN_MULTI_CONN | SEND_CACHE;
     let writing = if export.read_only { READ_ONLY } else { SEND_TRIM | SEND_WRITE_ZEROES | SEND_FAST_ZERO };
     always | writing | if structured { SEND_DF } else { 0 }
+}
+
+fn list_snapshots(catalog: Catalog<'_>, out: &mut impl Sink) {
+    let of = |record: &SnapshotRecord| {
+        let record = *record;
+        catalog.volumes.iter().filter(move |export| record.volumes.contains(export.volume))
+    };
+    let newest_first = catalog.snapshots.iter().rev().flat_map(|record| of(record).map(move |v| (record, v)));
+    for (record, export) in newest_first.take(LISTED_SNAPSHOTS_MAX) {
+        let mut name = [0; SNAPSHOT_EXPORT_BYTES_MAX];
+        let parts = [export.name.as_bytes(), b"@", record.name.as_bytes()];
+        let length = parts.iter().fold(0, |at, part| {
+            name[at..at + part.len()].copy_from_slice(part);
+            at + part.len()
+        });
+        put_server(out, &name[..length]);
+    }
 }
 
 fn refuse(out: &mut impl Sink, option: u32, reply: OptionReply, why: &str) -> Outcome {
@@ -77,7 +95,7 @@ pub(super) fn refuse_too_big(out: &mut impl Sink, option: u32) {
 /// Answers one option. `out` has room for [`OPTION_REPLY_BYTES_MAX`] more bytes.
 pub(super) fn answer(
     negotiated: &mut Negotiated,
-    exports: &[Export],
+    catalog: Catalog<'_>,
     client: ClientFlags,
     (option, data): (u32, &[u8]),
     out: &mut impl Sink,
@@ -87,13 +105,12 @@ pub(super) fn answer(
         Err(why) => return refuse(out, option, OptionReply::Invalid, why),
     };
     match request {
-        OptionRequest::ExportName(name) => match find(exports, name) {
+        OptionRequest::ExportName(name) => match catalog.find(name) {
             None => Outcome::UnknownExport,
-            Some(index) => {
-                let export = &exports[index];
-                let flags = transmission_flags(export, negotiated.structured);
+            Some((export, _)) => {
+                let flags = transmission_flags(&export, negotiated.structured);
                 put_export_name_answer(out, export.bytes(), flags, client);
-                Outcome::Enter { export: index, aligned: false }
+                Outcome::Enter { export, aligned: false }
             }
         },
         OptionRequest::Abort => {
@@ -101,7 +118,8 @@ pub(super) fn answer(
             Outcome::Abort
         }
         OptionRequest::List => {
-            exports.iter().for_each(|export| put_server(out, export.name.as_bytes()));
+            catalog.volumes.iter().for_each(|export| put_server(out, export.name.as_bytes()));
+            list_snapshots(catalog, out);
             acknowledge(out, option)
         }
         OptionRequest::StartTls => refuse(
@@ -111,18 +129,17 @@ pub(super) fn answer(
             "TLS is not offered; use the Unix socket or a tunnel",
         ),
         OptionRequest::Info { go, name, block_size, canonical_name } => {
-            let Some(index) = find(exports, name) else { return unknown_export(out, option) };
-            let export = &exports[index];
-            let flags = transmission_flags(export, negotiated.structured);
+            let Some((export, listed)) = catalog.find(name) else { return unknown_export(out, option) };
+            let flags = transmission_flags(&export, negotiated.structured);
             put_info_export(out, option, export.bytes(), flags);
             if canonical_name {
-                put_info_name(out, option, export.name.as_bytes());
+                put_info_name(out, option, listed);
             }
             if block_size {
                 put_info_block_size(out, option, BLOCK_SIZE_MIN, BLOCK_SIZE_PREFERRED, REQUEST_BYTES_MAX);
             }
             acknowledge(out, option);
-            if go { Outcome::Enter { export: index, aligned: block_size } } else { Outcome::Haggle }
+            if go { Outcome::Enter { export, aligned: block_size } } else { Outcome::Haggle }
         }
         OptionRequest::StructuredReply => {
             negotiated.structured = true;
@@ -134,7 +151,7 @@ pub(super) fn answer(
             refuse(out, option, OptionReply::Invalid, "structured replies come first")
         }
         OptionRequest::ListMetaContext { name, queries } => {
-            if find(exports, name).is_none() {
+            if catalog.find(name).is_none() {
                 return unknown_export(out, option);
             }
             // A namespace alone asks for all that is in it.
@@ -147,9 +164,9 @@ pub(super) fn answer(
         OptionRequest::SetMetaContext { name, queries } => {
             // Whatever happens now, what was selected before is not any more.
             negotiated.context = None;
-            let Some(index) = find(exports, name) else { return unknown_export(out, option) };
+            let Some((export, _)) = catalog.find(name) else { return unknown_export(out, option) };
             if queries.iter().any(|query| query == BASE_ALLOCATION) {
-                negotiated.context = Some(index);
+                negotiated.context = Some(export);
                 put_meta_context(out, option, ALLOCATION_CONTEXT, BASE_ALLOCATION);
             }
             acknowledge(out, option)

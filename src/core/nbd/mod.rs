@@ -9,9 +9,10 @@ mod session;
 pub use desk::Desk;
 pub use session::{Farewell, Limits, Session, Stall, Station};
 
-use crate::base::{BLOCK_BYTES, Lba, VolumeId};
+use crate::base::{BLOCK_BYTES, Lba, UpdateNumber, VolumeId};
 use crate::core::messages::HostError;
 use crate::format::nbd::NbdError;
+use crate::format::snapshot::SnapshotRecord;
 
 /// A volume as hosts see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,10 +25,55 @@ pub struct Export {
     pub read_only: bool,
 }
 
-impl Export {
+/// What a client was given: a volume as it is, or as it was when a snapshot was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exported {
+    pub volume: VolumeId,
+    /// `NONE` for the volume itself.
+    pub snapshot: UpdateNumber,
+    /// Size in blocks.
+    pub blocks: u64,
+    pub read_only: bool,
+}
+
+impl Exported {
     /// Size in bytes. Panics if that is beyond u64: no volume was formatted like that.
     pub fn bytes(&self) -> u64 {
         self.blocks.checked_mul(BLOCK_BYTES as u64).expect("a volume's size in bytes fits u64")
+    }
+}
+
+/// What clients may ask for by name: volumes, and each of their snapshots as `volume@snapshot`.
+#[derive(Clone, Copy, Debug)]
+pub struct Catalog<'a> {
+    pub volumes: &'a [Export],
+    /// Those that can be read at this site, oldest first.
+    pub snapshots: &'a [SnapshotRecord],
+}
+
+impl<'a> Catalog<'a> {
+    /// What a name means, and the name it is listed by: the empty one is the only volume there is.
+    fn find(&self, name: &'a [u8]) -> Option<(Exported, &'a [u8])> {
+        let volume = |name: &[u8]| self.volumes.iter().find(|export| export.name.as_bytes() == name);
+        let whole = match self.volumes {
+            [only] if name.is_empty() => Some(only),
+            _ => volume(name),
+        };
+        let exported = |export: &Export, snapshot| Exported {
+            volume: export.volume,
+            snapshot,
+            blocks: export.blocks,
+            read_only: export.read_only || snapshot != UpdateNumber::NONE,
+        };
+        if let Some(export) = whole {
+            return Some((exported(export, UpdateNumber::NONE), export.name.as_bytes()));
+        }
+        let at = name.iter().rposition(|byte| *byte == b'@')?;
+        let export = volume(&name[..at])?;
+        let snapshot = self.snapshots.iter().find(|record| {
+            record.name.as_bytes() == &name[at + 1..] && record.volumes.contains(export.volume)
+        })?;
+        Some((exported(export, snapshot.number), name))
     }
 }
 

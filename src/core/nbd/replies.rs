@@ -3,8 +3,8 @@
 use super::desk::Job;
 use super::handshake::ALLOCATION_CONTEXT;
 use super::session::*;
-use super::{Export, Failure};
-use crate::base::{BLOCK_BYTES, Lba, Memory};
+use super::{AllAllocated, AllocationMap, Exported, Failure};
+use crate::base::{BLOCK_BYTES, Lba, Memory, UpdateNumber};
 use crate::core::messages::{HostReply, Ticket};
 use crate::format::nbd::*;
 
@@ -156,7 +156,7 @@ fn put_data<M: Memory>(station: &Station<'_, M>, ticket: Ticket, job: &Job, out:
 /// Answers a block status request with the extents at its beginning, at most [`EXTENTS_MAX`] of them.
 pub(super) fn put_block_status<M: Memory>(
     station: &Station<'_, M>,
-    export: &Export,
+    export: &Exported,
     request: &Request,
     out: &mut impl Sink,
 ) {
@@ -165,13 +165,16 @@ pub(super) fn put_block_status<M: Memory>(
     let extents_max = if request.flags & command_flag::REQ_ONE != 0 { 1 } else { EXTENTS_MAX };
     let (mut count, mut at) = (0, request.offset);
     let end = request.offset + u64::from(request.length);
+    // Which blocks are zeros is only known of the volume as it is.
+    let map: &dyn AllocationMap =
+        if export.snapshot == UpdateNumber::NONE { station.allocation } else { &AllAllocated };
     // Runs may be reported in parts, so looking is bounded apart from the extents they merge into.
     for _ in 0..2 * EXTENTS_MAX {
         if at == end {
             break;
         }
         let lba = at / block;
-        let run = station.allocation.run(export.volume, Lba(lba), end.div_ceil(block) - lba);
+        let run = map.run(export.volume, Lba(lba), end.div_ceil(block) - lba);
         assert!(
             (1..=end.div_ceil(block) - lba).contains(&run.blocks),
             "an allocation map gave a run of {} blocks",

@@ -8,7 +8,7 @@
 use super::desk::{Desk, Job};
 use super::handshake::{self, Negotiated, OPTION_REPLY_BYTES_MAX, Outcome};
 use super::replies::put_block_status;
-use super::{AllocationMap, Export, Failure};
+use super::{AllocationMap, Catalog, Exported, Failure};
 use crate::base::*;
 use crate::core::messages::{HostOp, Ticket};
 use crate::format::nbd::*;
@@ -70,7 +70,7 @@ const _: () = assert!(Limits::MIN.send_bytes >= OPTION_REPLY_BYTES_MAX);
 /// What the sessions of a front work with, for the time of one call.
 pub struct Station<'a, M: Memory> {
     pub now: Nanos,
-    pub exports: &'a [Export],
+    pub catalog: Catalog<'a>,
     pub allocation: &'a dyn AllocationMap,
     pub memory: &'a mut M,
     /// The front's table; rows are its tickets.
@@ -127,7 +127,7 @@ enum Phase {
     Greeting,
     Haggle { client: ClientFlags, options: u32 },
     SkipOption { client: ClientFlags, options: u32, option: u32, left: u32 },
-    Serve { export: usize, aligned: bool, doing: Doing },
+    Serve { export: Exported, aligned: bool, doing: Doing },
     Left(Farewell),
 }
 
@@ -384,7 +384,7 @@ impl Session {
             return Step::Stall(Stall::Room);
         }
         let option = (header.option, &rest[..length]);
-        self.phase = match handshake::answer(&mut self.negotiated, station.exports, client, option, out) {
+        self.phase = match handshake::answer(&mut self.negotiated, station.catalog, client, option, out) {
             Outcome::Haggle => Phase::Haggle { client, options: options + 1 },
             Outcome::Enter { export, aligned } => Phase::Serve { export, aligned, doing: Doing::Header },
             Outcome::Abort => Phase::Left(Farewell::Aborted),
@@ -408,7 +408,7 @@ impl Session {
     fn header<M: Memory>(
         &mut self,
         station: &mut Station<'_, M>,
-        export: usize,
+        export: Exported,
         aligned: bool,
         input: &[u8],
         out: &mut impl Sink,
@@ -428,8 +428,7 @@ impl Session {
             return Step::Stall(Stall::Room);
         }
         let context = self.negotiated.context == Some(export);
-        let exported = &station.exports[export];
-        let verb = match self.judge(&request, exported, aligned, context) {
+        let verb = match self.judge(&request, &export, aligned, context) {
             Ok(verb) => verb,
             Err(failure) if request.command == command::WRITE => {
                 if request.length > SKIP_BYTES_MAX {
@@ -446,7 +445,7 @@ impl Session {
         };
         let Some(verb) = verb else {
             match request.command {
-                command::BLOCK_STATUS => put_block_status(station, exported, &request, out),
+                command::BLOCK_STATUS => put_block_status(station, &export, &request, out),
                 _ => self.put_result(request.cookie, None, out),
             }
             return Step::Took(REQUEST_BYTES);
@@ -471,7 +470,7 @@ impl Session {
     fn judge(
         &self,
         request: &Request,
-        export: &Export,
+        export: &Exported,
         aligned: bool,
         context: bool,
     ) -> Result<Option<Verb>, Failure> {
@@ -496,7 +495,7 @@ impl Session {
         }
         let writes = matches!(request.command, command::WRITE | command::TRIM | command::WRITE_ZEROES);
         if writes && export.read_only {
-            return refuse(NbdError::Perm, "the volume is exported read-only");
+            return refuse(NbdError::Perm, "the volume or snapshot is exported read-only");
         }
         let moves_bytes = matches!(request.command, command::READ | command::WRITE | command::CACHE);
         if moves_bytes && request.length > REQUEST_BYTES_MAX {
@@ -563,7 +562,7 @@ impl Session {
     fn issue<M: Memory>(
         &mut self,
         station: &mut Station<'_, M>,
-        export: usize,
+        export: Exported,
         (request, verb, next, end): (u16, Verb, u64, u64),
         input: &[u8],
         out: &impl Sink,
@@ -624,7 +623,7 @@ impl Session {
         };
         let lent = if verb.reads() { pages } else { 0 };
         let job = Job { connection: self.connection, request, offset: next, length, lent };
-        station.desk.submit(ticket, job, station.exports[export].volume, op, station.now);
+        station.desk.submit(ticket, job, &export, op, station.now);
         self.pieces += 1;
         self.reserved += reply;
         if verb == Verb::Stream {

@@ -12,8 +12,9 @@ use socket2::{SockRef, TcpKeepalive};
 
 use crate::base::*;
 use crate::core::messages::{HostReply, HostRequest};
-use crate::core::nbd::{AllocationMap, Desk, Export, Farewell, Stall, Station};
+use crate::core::nbd::{AllocationMap, Catalog, Desk, Export, Farewell, Stall, Station};
 use crate::core::outbox::Tables;
+use crate::format::snapshot::SnapshotRecord;
 use crate::io::arena::ArenaView;
 use crate::io::nbd::connection::{Buffers, Connection, Operation};
 use crate::io::nbd::listen::{self, ListenError, SocketFile};
@@ -59,6 +60,7 @@ pub struct FrontEdges {
 /// See the module.
 pub struct NbdFront {
     exports: Vec<Export>,
+    snapshots: Vec<SnapshotRecord>,
     allocation: Box<dyn AllocationMap + Send>,
     view: ArenaView,
     tables: Arc<Tables>,
@@ -136,6 +138,7 @@ impl NbdFront {
         }
         Ok(NbdFront {
             exports: config.exports,
+            snapshots: Vec::new(),
             allocation,
             view,
             tables,
@@ -172,6 +175,11 @@ impl NbdFront {
         self.tcp_address
     }
 
+    /// The snapshots that clients may ask for from here on; gives the ones before back, for their memory.
+    pub fn show_snapshots(&mut self, snapshots: Vec<SnapshotRecord>) -> Vec<SnapshotRecord> {
+        std::mem::replace(&mut self.snapshots, snapshots)
+    }
+
     /// How long the replies taken in the last turn had waited in their ring.
     pub fn reply_waits(&self) -> impl Iterator<Item = Nanos> {
         self.reply_waits.iter().copied()
@@ -181,7 +189,7 @@ impl NbdFront {
     fn parts(&mut self, now: Nanos) -> (Station<'_, ArenaView>, &mut [Option<Connection>]) {
         let station = Station {
             now,
-            exports: &self.exports,
+            catalog: Catalog { volumes: &self.exports, snapshots: &self.snapshots },
             allocation: &*self.allocation,
             memory: &mut self.view,
             table: &self.tables.fronts[self.front],

@@ -8,8 +8,10 @@ use super::{Sample, Sampler};
 use crate::base::{ADMIN_REQUESTS_MAX, SNAPSHOTS_MAX, UpdateNumber};
 use crate::core::group::status::GroupStatus;
 use crate::core::messages::{AdminError, AdminOp, AdminReply, AdminRequest};
+use crate::format::snapshot::SnapshotRecord;
 use crate::node::group_actor::{Answer, Question, SnapshotListed};
-use crate::node::telemetry::{Recorder, Report, Totals};
+use crate::node::run::{FrontAnswer, FrontQuestion};
+use crate::node::telemetry::{Report, Totals};
 use crate::reactor::{Clock, Loads, Port, Receiver, Sender};
 
 /// A turn takes microseconds, recovery's longest some milliseconds; a reactor silent this long is stuck.
@@ -113,7 +115,7 @@ impl AdminLine {
 }
 
 /// The control plane's ends of its rings with the group and the front.
-pub type Lines = (Line<Question, Answer>, Line<Box<Recorder>, Box<Recorder>>, AdminLine);
+pub type Lines = (Line<Question, Answer>, Line<FrontQuestion, FrontAnswer>, AdminLine);
 
 /// The lines to a group and its front, and what was heard over them. Shared by threads through a mutex; none of them is a
 /// reactor.
@@ -121,7 +123,9 @@ pub type Lines = (Line<Question, Answer>, Line<Box<Recorder>, Box<Recorder>>, Ad
 pub struct GroupLine {
     port: Port,
     group: Line<Question, Answer>,
-    front: Line<Box<Recorder>, Box<Recorder>>,
+    front: Line<FrontQuestion, FrontAnswer>,
+    /// The snapshots that the front was last told of.
+    shown: Vec<SnapshotRecord>,
     admin: AdminLine,
     clock: Clock,
     total: Totals,
@@ -138,7 +142,17 @@ impl GroupLine {
         loads: Vec<(usize, Arc<Loads>)>,
     ) -> GroupLine {
         let (total, sampler) = (Totals::default(), Sampler::new(loads));
-        GroupLine { port, group, front, admin, clock, total, recording_since: Instant::now(), sampler }
+        GroupLine {
+            port,
+            group,
+            front,
+            shown: Vec::new(),
+            admin,
+            clock,
+            total,
+            recording_since: Instant::now(),
+            sampler,
+        }
     }
 
     fn ask_group(&mut self, question: Question) -> Result<Answer, LineError> {
@@ -164,6 +178,23 @@ impl GroupLine {
         }
     }
 
+    /// Lets NBD clients ask for the snapshots that can be read by now.
+    pub fn show_snapshots(&mut self) -> Result<(), LineError> {
+        let readable = self.snapshots()?.into_iter().filter(|snapshot| snapshot.readable);
+        let records: Vec<SnapshotRecord> = readable.map(|snapshot| snapshot.record).collect();
+        if records != self.shown {
+            let total = &mut self.total;
+            let late = |answer| {
+                if let FrontAnswer::Record(recorder) = answer {
+                    total.add(&recorder);
+                }
+            };
+            self.front.ask(&self.port, FrontQuestion::Snapshots(records.clone()), late)?;
+            self.shown = records;
+        }
+        Ok(())
+    }
+
     /// Asks the group to do what an administrator wants; `administered` tells the outcome under the number returned.
     pub fn administer(&mut self, op: AdminOp) -> Result<u64, LineError> {
         self.admin.begin(&self.port, op)
@@ -180,8 +211,15 @@ impl GroupLine {
             Answer::Record(recorder) => self.total.add(&recorder),
             other => unreachable!("a question about recordings was answered with {other:?}"),
         }
-        let front = self.front.ask(&self.port, Box::default(), |late| self.total.add(&late))?;
-        self.total.add(&front);
+        let total = &mut self.total;
+        let mut add = |answer| {
+            if let FrontAnswer::Record(recorder) = answer {
+                total.add(&recorder);
+            }
+        };
+        let question = FrontQuestion::Record(Box::default());
+        let answer = self.front.ask(&self.port, question, &mut add)?;
+        add(answer);
         let report = Report::of(&self.total, self.recording_since.elapsed().as_secs_f64());
         if reset {
             self.total.clear();

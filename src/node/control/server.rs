@@ -177,10 +177,12 @@ impl Control {
         self.line().report(reset)
     }
 
-    /// To be called about once a second, so that rates are at hand when somebody asks.
+    /// To be called about once a second, so that rates are at hand when somebody asks, and snapshots taken at the other site can
+    /// be asked for.
     pub fn tick(&self) {
         // A group that has ended has no rates.
         let _ = self.line().sample();
+        let _ = self.line().show_snapshots();
         self.problem();
     }
 

@@ -83,8 +83,13 @@ impl Control {
         let at_most = Duration::from_nanos(self.config.group.host_deadline.0) + ANSWER_SLACK;
         let id = self.line().administer(op)?;
         while asked.elapsed() < at_most {
-            match self.line().administered(id)? {
-                Some(Ok(_)) => return Ok(Response::Done),
+            // Apart from the match, so that nobody is kept from the line for as long as that takes.
+            let outcome = self.line().administered(id)?;
+            match outcome {
+                Some(Ok(_)) => {
+                    self.line().show_snapshots()?;
+                    return Ok(Response::Done);
+                }
                 Some(Err(error)) => return Ok(Response::Failed(error.to_string())),
                 None => std::thread::sleep(LOOKS_EVERY),
             }

@@ -1,26 +1,41 @@
 //! The NBD front with a recorder: how long replies wait for it.
 
 use crate::base::Nanos;
+use crate::format::snapshot::SnapshotRecord;
 use crate::io::nbd::NbdFront;
 use crate::io::ring::Ring;
 use crate::node::telemetry::{Recorder, Stage};
 use crate::reactor::{Actor, Completion, Receiver, Sender};
 
+/// What the control plane tells a front, which answers with what it had before: nothing is allocated or freed on a reactor.
+#[derive(Debug)]
+pub enum FrontQuestion {
+    /// Swap the recorder for this empty one.
+    Record(Box<Recorder>),
+    /// These snapshots can be asked for.
+    Snapshots(Vec<SnapshotRecord>),
+}
+
+#[derive(Debug)]
+pub enum FrontAnswer {
+    Record(Box<Recorder>),
+    Snapshots(Vec<SnapshotRecord>),
+}
+
 pub struct FrontActor {
     front: NbdFront,
     recorder: Box<Recorder>,
-    /// Empty recorders to swap the filled one for.
-    empties: Receiver<Box<Recorder>>,
-    filled: Sender<Box<Recorder>>,
+    questions: Receiver<FrontQuestion>,
+    answers: Sender<FrontAnswer>,
 }
 
 impl FrontActor {
     pub fn new(
         front: NbdFront,
-        empties: Receiver<Box<Recorder>>,
-        filled: Sender<Box<Recorder>>,
+        questions: Receiver<FrontQuestion>,
+        answers: Sender<FrontAnswer>,
     ) -> FrontActor {
-        FrontActor { front, recorder: Box::new(Recorder::new()), empties, filled }
+        FrontActor { front, recorder: Box::new(Recorder::new()), questions, answers }
     }
 }
 
@@ -34,8 +49,14 @@ impl Actor<Ring> for FrontActor {
         for wait in self.front.reply_waits() {
             self.recorder.record(Stage::ReplyRing, wait);
         }
-        let Some(empty) = self.empties.pop() else { return worked };
-        self.filled.push(std::mem::replace(&mut self.recorder, empty));
+        let answer = match self.questions.pop() {
+            None => return worked,
+            Some(FrontQuestion::Record(empty)) => {
+                FrontAnswer::Record(std::mem::replace(&mut self.recorder, empty))
+            }
+            Some(FrontQuestion::Snapshots(list)) => FrontAnswer::Snapshots(self.front.show_snapshots(list)),
+        };
+        self.answers.push(answer);
         true
     }
 
@@ -44,7 +65,7 @@ impl Actor<Ring> for FrontActor {
     }
 
     fn ready(&self) -> bool {
-        self.front.ready() || !self.empties.is_empty()
+        self.front.ready() || !self.questions.is_empty()
     }
 
     fn deadline(&self) -> Option<Nanos> {

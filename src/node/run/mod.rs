@@ -21,6 +21,7 @@ use crate::node::control::{Control, ControlError};
 use crate::reactor::{Actor, Clock, Port};
 
 pub use assembly::FrontPlace;
+pub use front::{FrontAnswer, FrontQuestion};
 
 use assembly::{Assembly, Fate};
 use reactors::Threads;
