@@ -288,14 +288,17 @@ impl Cache {
             return None;
         }
         let at = self.find(volume, lba).expect("a dirty block stays indexed");
+        (!self.entries[at as usize].writing).then(|| self.write_begin(at, pages))
+    }
+
+    /// A write of the settled value to the volume begins, with one page reference for it.
+    fn write_begin(&mut self, at: u32, pages: &mut Pages) -> Value {
         let entry = &mut self.entries[at as usize];
-        if entry.writing {
-            return None;
-        }
+        assert!(!entry.writing, "block {:?} is being written already", entry.lba);
         entry.writing = true;
-        let value = entry.settled.expect("a dirty block has a settled value");
+        let value = entry.settled.expect("a block that is dirty or may be bridged has a settled value");
         pages.share(value.page);
-        Some(value)
+        value
     }
 
     /// Whether [`Cache::bridge_begin`] would find what the volume holds of a block.
@@ -309,12 +312,7 @@ impl Cache {
     /// like any destage, by [`Cache::destage_end`].
     pub fn bridge_begin(&mut self, volume: VolumeId, lba: Lba, pages: &mut Pages) -> Value {
         let at = self.find(volume, lba).expect("the caller asked whether it may be bridged");
-        let entry = &mut self.entries[at as usize];
-        assert!(!entry.writing, "block {lba:?} is being written already");
-        entry.writing = true;
-        let value = entry.settled.expect("the caller asked whether it may be bridged");
-        pages.share(value.page);
-        value
+        self.write_begin(at, pages)
     }
 
     /// The destage that began with `value` does not happen now; the block stays dirty.

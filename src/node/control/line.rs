@@ -178,18 +178,25 @@ impl GroupLine {
         }
     }
 
+    /// Whatever the front recorded is kept, also what it answers late.
+    fn ask_front(&mut self, question: FrontQuestion) -> Result<(), LineError> {
+        let total = &mut self.total;
+        let mut keep = |answer| {
+            if let FrontAnswer::Record(recorder) = answer {
+                total.add(&recorder);
+            }
+        };
+        let answer = self.front.ask(&self.port, question, &mut keep)?;
+        keep(answer);
+        Ok(())
+    }
+
     /// Lets NBD clients ask for the snapshots that can be read by now.
     pub fn show_snapshots(&mut self) -> Result<(), LineError> {
         let readable = self.snapshots()?.into_iter().filter(|snapshot| snapshot.readable);
         let records: Vec<SnapshotRecord> = readable.map(|snapshot| snapshot.record).collect();
         if records != self.shown {
-            let total = &mut self.total;
-            let late = |answer| {
-                if let FrontAnswer::Record(recorder) = answer {
-                    total.add(&recorder);
-                }
-            };
-            self.front.ask(&self.port, FrontQuestion::Snapshots(records.clone()), late)?;
+            self.ask_front(FrontQuestion::Snapshots(records.clone()))?;
             self.shown = records;
         }
         Ok(())
@@ -211,15 +218,7 @@ impl GroupLine {
             Answer::Record(recorder) => self.total.add(&recorder),
             other => unreachable!("a question about recordings was answered with {other:?}"),
         }
-        let total = &mut self.total;
-        let mut add = |answer| {
-            if let FrontAnswer::Record(recorder) = answer {
-                total.add(&recorder);
-            }
-        };
-        let question = FrontQuestion::Record(Box::default());
-        let answer = self.front.ask(&self.port, question, &mut add)?;
-        add(answer);
+        self.ask_front(FrontQuestion::Record(Box::default()))?;
         let report = Report::of(&self.total, self.recording_since.elapsed().as_secs_f64());
         if reset {
             self.total.clear();
