@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use lockstep::base::Nanos;
-use lockstep::core::config::{AckLevel, OnPeerLoss, Role};
+use lockstep::core::config::{AckLevel, OnDifferentialFull, OnPeerLoss, Role};
 use lockstep::io::quic::transport::Congestion;
 use lockstep::node::config::{Config, Idle, SAMPLE};
 use proptest::prelude::*;
@@ -88,14 +88,16 @@ fn a_minimal_file_gets_the_defaults() {
 
 #[test]
 fn a_pair_reaches_the_group() {
-    let text =
-        format!("{MINIMAL}{PAIR}").replace("[group]", "[group]\non_peer_loss = \"solo\"\nack = \"applied\"");
+    let text = format!("{MINIMAL}{PAIR}").replace(
+        "[group]",
+        "[group]\non_peer_loss = \"solo\"\nack = \"applied\"\non_differential_full = \"error\"",
+    );
     let config = parse(&text).expect("correct");
     let replication = config.replication.as_ref().expect("a pair");
     assert_eq!(replication.link.congestion, Congestion::Dedicated);
     assert!(replication.peer.fingerprint.to_string().ends_with("8899aabbccddeeff"));
     let group = config.group_config(5000, 1);
-    assert_eq!(group.ack, AckLevel::Applied);
+    assert_eq!((group.ack, group.on_differential_full), (AckLevel::Applied, OnDifferentialFull::Error));
     let peer = group.peer.expect("a peer");
     assert_eq!((peer.on_peer_loss, peer.latency_budget), (OnPeerLoss::Solo, Nanos::from_millis(50)));
 }
@@ -133,6 +135,10 @@ fn what_cannot_work_is_refused() {
     refused(&with("[site]", "control = 5"), &["left.toml:3", "control", "string"]);
     refused(&with("[group]", "latency_budget = \"5ms\""), &["left.toml:8", "group.latency_budget", "10ms"]);
     refused(&with("[group]", "latency_budget = \"50\""), &["group.latency_budget", "is not a duration"]);
+    refused(
+        &with("[group]", "on_differential_full = \"grow\""),
+        &["left.toml:8", "group.on_differential_full", "delete-oldest", "error"],
+    );
     refused(&with("[group]", "flush_bytes = \"5000B\""), &["group.flush_bytes", "4 KiB blocks"]);
     refused(&with("[group]", "destage_depth = 0"), &["group.destage_depth", "1 to 256"]);
     refused(

@@ -1,12 +1,18 @@
 //! Snapshots of a running pair, as operators take them and backups read them.
 
 use std::fs;
+use std::time::Duration;
 
+use lockstep::format::nbd::NbdError;
+use lockstep::io::nbd_client::{ClientError, NbdClient};
 use serde_json::Value;
 
 use crate::pair::*;
 
 const VOLUME_MIB: u64 = 32;
+
+/// A front that was not asked itself looks for snapshots once a second.
+const SHOWN_WITHIN: Duration = Duration::from_millis(1500);
 
 /// A file of content that no other seed gives.
 fn image(sites: &Sites, name: &str, seed: u64) -> String {
@@ -64,8 +70,7 @@ fn a_snapshot_is_read_from_either_site_while_the_volume_is_overwritten() {
         assert_eq!(listed(site), names, "{}", site.name);
         identical(&third, site, "data");
     }
-    // The secondary's front looks for snapshots once a second.
-    std::thread::sleep(std::time::Duration::from_millis(1500));
+    std::thread::sleep(SHOWN_WITHIN);
     for site in [&sites.left, &sites.right] {
         identical(&first, site, "data@one");
         identical(&second, site, "data@two");
@@ -81,5 +86,95 @@ fn a_snapshot_is_read_from_either_site_while_the_volume_is_overwritten() {
     for site in [&sites.left, &sites.right] {
         assert_eq!(listed(site), names[1..], "{}", site.name);
         identical(&second, site, "data@two");
+    }
+}
+
+const BLOCK: usize = 4096;
+
+/// Blocks that one write covers.
+const RUN: usize = 8;
+
+/// What is in each block, as far as writes were acknowledged.
+#[derive(Clone, PartialEq, Eq)]
+struct Model(Vec<u8>);
+
+impl Model {
+    /// Writes these runs; those refused for want of space change nothing. Returns how many were.
+    fn write(&mut self, client: &mut NbdClient, runs: std::ops::Range<usize>, fill: u8) -> usize {
+        let mut refused = 0;
+        for run in runs {
+            match client.write((run * RUN * BLOCK) as u64, &[fill; RUN * BLOCK], false) {
+                Ok(()) => self.0[run * RUN..(run + 1) * RUN].fill(fill),
+                Err(ClientError::Failed { error: NbdError::NoSpc, .. }) => refused += 1,
+                Err(error) => panic!("run {run}: {error}"),
+            }
+        }
+        refused
+    }
+
+    fn is_at(&self, site: &Site, export: &str) {
+        let mut client = site.connect(export);
+        let bytes = client.read(0, (self.0.len() * BLOCK) as u32).expect("read");
+        for (block, (found, fill)) in bytes.chunks(BLOCK).zip(&self.0).enumerate() {
+            assert!(found.iter().all(|byte| byte == fill), "block {block} of {export} of {}", site.name);
+        }
+    }
+}
+
+/// Fills the differential volume, of 256 slots, with two snapshots' blocks and then some.
+#[test]
+fn a_full_differential_volume_is_dealt_with_as_configured_and_alike_at_both_sites() {
+    for policy in ["error", "delete-oldest"] {
+        let mut sites = Sites::start(&Options {
+            volumes: vec![("data", 4)],
+            differential_mib: 1,
+            group: format!("{}\non_differential_full = \"{policy}\"", Options::default().group),
+            ..Options::default()
+        });
+        let mut client = sites.left.connect("data");
+        let mut live = Model(vec![0; 400]);
+        assert_eq!(live.write(&mut client, 0..50, 1), 0);
+        succeeds(snapshot(&sites.left, &["create", "old"]));
+        let old = live.clone();
+        assert_eq!(live.write(&mut client, 0..20, 2), 0);
+        succeeds(snapshot(&sites.left, &["create", "new"]));
+        let new = live.clone();
+        // 160 slots are in use, and this takes 240.
+        let refused = live.write(&mut client, 0..30, 3);
+        let mut kept = vec![("new", &new)];
+        if policy == "error" {
+            assert_eq!(refused, 18);
+            kept.insert(0, ("old", &old));
+            // What has been captured takes no room.
+            assert_eq!(live.write(&mut client, 0..12, 4), 0);
+        } else {
+            assert_eq!(refused, 0);
+            sites.left.until("the log names it", |site| {
+                site.log_text().contains("the oldest snapshot that is not protected")
+            });
+        }
+        sites.wait("--settled");
+        std::thread::sleep(SHOWN_WITHIN);
+        let names: Vec<_> = kept.iter().map(|(name, _)| ((*name).to_owned(), false)).collect();
+        for restarted in [false, true] {
+            for site in [&sites.left, &sites.right] {
+                assert_eq!(listed(site), names, "{policy}: {}", site.name);
+                live.is_at(site, "data");
+                kept.iter().for_each(|(name, model)| model.is_at(site, &format!("data@{name}")));
+            }
+            if !restarted {
+                // What both sites know survives them.
+                sites.left.kill();
+                sites.right.kill();
+                sites.start_both();
+                std::thread::sleep(SHOWN_WITHIN);
+            }
+        }
+        if policy == "error" {
+            let mut client = sites.left.connect("data");
+            succeeds(snapshot(&sites.left, &["delete", "old"]));
+            assert_eq!(live.write(&mut client, 0..30, 5), 0, "room came back");
+            new.is_at(&sites.left, "data@new");
+        }
     }
 }

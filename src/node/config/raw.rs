@@ -40,6 +40,7 @@ pub(super) struct Group {
     pub name: Text,
     pub ack: Text,
     pub on_peer_loss: Text,
+    pub on_differential_full: Text,
     pub host_deadline: Text,
     pub latency_budget: Text,
     pub heartbeat_interval: Text,

@@ -134,6 +134,12 @@ impl Reader<'_> {
         let on_peer_loss = keys.on_peer_loss.map_or(Some(OnPeerLoss::Suspend), |written| {
             self.choice("group.on_peer_loss", &written, &policies)
         });
+        let policies =
+            [("delete-oldest", OnDifferentialFull::DeleteOldest), ("error", OnDifferentialFull::Error)];
+        let on_differential_full =
+            keys.on_differential_full.map_or(Some(OnDifferentialFull::DeleteOldest), |written| {
+                self.choice("group.on_differential_full", &written, &policies)
+            });
         let second = 1_000_000_000;
         let host_deadline = self.duration(
             "group.host_deadline",
@@ -176,6 +182,7 @@ impl Reader<'_> {
             name: name?,
             ack: ack?,
             on_peer_loss: on_peer_loss?,
+            on_differential_full: on_differential_full?,
             host_deadline: host_deadline?,
             latency_budget: latency_budget?,
             heartbeat_interval: heartbeat_interval?,
