@@ -17,7 +17,10 @@ fn folder() -> TempDir {
 
 fn demo(folder: &TempDir, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lockstep"));
-    command.args(["demo", "--seconds", "1", "--directory"]).arg(folder.path()).args(arguments);
+    command.arg("demo").args(arguments).arg("--directory").arg(folder.path());
+    if !arguments.contains(&"--seconds") {
+        command.args(["--seconds", "1"]);
+    }
     command.output().expect("lockstep runs")
 }
 
@@ -137,4 +140,28 @@ fn an_interrupted_demo_cleans_up() {
     }
     let left: Vec<_> = std::fs::read_dir(folder.path()).expect("listed").collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn snapshots_taken_under_load_are_equal_at_both_sites() {
+    let folder = folder();
+    let output = demo(&folder, &["snapshot", "--json", "--seconds", "2"]);
+    let result = json(&output);
+    assert!(output.status.success(), "{result:#}");
+    assert_eq!((&result["scenario"], &result["lost_writes"]), (&Value::from("snapshot"), &Value::from(0)));
+    let snapshots = result["snapshots"].as_array().expect("snapshots");
+    assert_eq!(snapshots.len(), 10);
+    let mut digests: Vec<&Value> = Vec::new();
+    for snapshot in snapshots {
+        assert_eq!(keys(snapshot), ["digest_primary", "digest_secondary", "name", "number"]);
+        assert_eq!(snapshot["digest_primary"], snapshot["digest_secondary"], "{snapshot:#}");
+        digests.push(&snapshot["digest_primary"]);
+    }
+    // The load went on between them, so no two hold the same.
+    digests.sort_by_key(|digest| digest.as_str());
+    digests.dedup();
+    assert_eq!(digests.len(), 10, "{result:#}");
+    let numbers: Vec<u64> = snapshots.iter().filter_map(|snapshot| snapshot["number"].as_u64()).collect();
+    assert!(numbers.is_sorted() && numbers.len() == 10, "{numbers:?}");
+    assert!(result["pause_ratio"].as_f64() > Some(0.0), "{result:#}");
 }

@@ -14,8 +14,9 @@ use crate::node::config::Config;
 use crate::node::config::quantity::parse_size;
 use crate::node::load::{Outcome, Pattern, Plan, check, inside, over_nbd};
 use crate::node::telemetry::Report;
+use crate::reactor::Clock;
 
-fn size(text: &str) -> Result<u64, String> {
+pub fn size(text: &str) -> Result<u64, String> {
     parse_size(text)
 }
 
@@ -102,7 +103,7 @@ impl Load {
         let (outcome, target) = match (&self.uri, &self.config) {
             (Some(uri), _) => {
                 let whole = export_bytes(uri)?;
-                let outcome = over_nbd(uri, &self.plan(whole), &mut show)?;
+                let outcome = over_nbd(uri, &self.plan(whole), &Clock::new(), &mut show)?;
                 (outcome, None)
             }
             (None, Some(file)) => {
@@ -137,6 +138,7 @@ impl Load {
             rate: self.rate,
             seconds: self.seconds.as_secs_f64(),
             verify: self.verify,
+            timeline: false,
             seed: self.seed.unwrap_or_else(fresh_seed),
             offset: self.offset,
             length: self.length.unwrap_or(volume_bytes.saturating_sub(self.offset)),

@@ -1,7 +1,6 @@
 //! Snapshots of a running pair, as operators take them and backups read them.
 
 use std::fs;
-use std::time::Duration;
 
 use lockstep::format::nbd::NbdError;
 use lockstep::io::nbd_client::{ClientError, NbdClient};
@@ -10,9 +9,6 @@ use serde_json::Value;
 use crate::pair::*;
 
 const VOLUME_MIB: u64 = 32;
-
-/// A front that was not asked itself looks for snapshots once a second.
-const SHOWN_WITHIN: Duration = Duration::from_millis(1500);
 
 /// A file of content that no other seed gives.
 fn image(sites: &Sites, name: &str, seed: u64) -> String {
@@ -70,11 +66,17 @@ fn a_snapshot_is_read_from_either_site_while_the_volume_is_overwritten() {
         assert_eq!(listed(site), names, "{}", site.name);
         identical(&third, site, "data");
     }
-    std::thread::sleep(SHOWN_WITHIN);
+    for name in ["one", "two"] {
+        let digests = [&sites.left, &sites.right].map(|site| succeeds(snapshot(site, &["digest", name])));
+        assert!(digests[0].ends_with(&format!("  data@{name}\n")), "{}", digests[0]);
+        assert_eq!(digests[0], digests[1]);
+    }
     for site in [&sites.left, &sites.right] {
         identical(&first, site, "data@one");
         identical(&second, site, "data@two");
     }
+    assert!(fails(snapshot(&sites.right, &["digest", "three"])).contains("no snapshot three"));
+    assert!(fails(snapshot(&sites.left, &["digest", "one", "--volume", "log"])).contains("no volume log"));
 
     succeeds(snapshot(&sites.left, &["delete", "one"]));
     assert!(fails(snapshot(&sites.left, &["delete", "one"])).contains("no snapshot one"));
@@ -154,7 +156,6 @@ fn a_full_differential_volume_is_dealt_with_as_configured_and_alike_at_both_site
             });
         }
         sites.wait("--settled");
-        std::thread::sleep(SHOWN_WITHIN);
         let names: Vec<_> = kept.iter().map(|(name, _)| ((*name).to_owned(), false)).collect();
         for restarted in [false, true] {
             for site in [&sites.left, &sites.right] {
@@ -167,7 +168,6 @@ fn a_full_differential_volume_is_dealt_with_as_configured_and_alike_at_both_site
                 sites.left.kill();
                 sites.right.kill();
                 sites.start_both();
-                std::thread::sleep(SHOWN_WITHIN);
             }
         }
         if policy == "error" {

@@ -7,7 +7,6 @@ use anyhow::{Context, bail};
 use serde_json::{Map, Value, json};
 
 use super::Seen;
-use super::pair::DATA_BYTES;
 use crate::io::nbd_client::NbdUri;
 use crate::node::telemetry::PERCENTILES;
 
@@ -22,7 +21,7 @@ pub fn version() -> Option<String> {
 }
 
 /// Runs fio for this long. It counts latency from submission to completion.
-pub fn run(uri: &NbdUri, depth: usize, time: Duration) -> anyhow::Result<Seen> {
+pub fn run(uri: &NbdUri, bytes: u64, depth: usize, time: Duration) -> anyhow::Result<Seen> {
     let percentiles: Vec<String> = PERCENTILES.iter().map(|(_, percentile)| percentile.to_string()).collect();
     let output = Command::new("fio")
         .args([
@@ -37,7 +36,7 @@ pub fn run(uri: &NbdUri, depth: usize, time: Duration) -> anyhow::Result<Seen> {
         .arg(format!("--percentile_list={}", percentiles.join(":")))
         .arg(format!("--uri={uri}"))
         .arg(format!("--iodepth={depth}"))
-        .arg(format!("--size={DATA_BYTES}"))
+        .arg(format!("--size={bytes}"))
         .arg(format!("--runtime={}ms", time.as_millis()))
         .stdin(Stdio::null())
         .output()

@@ -2,6 +2,7 @@
 
 mod fio;
 mod pair;
+mod snapshots;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,13 +15,12 @@ use super::histogram::{latency_us, plot, stages_json, table};
 use super::load::{Broken, bar, fresh_seed, seconds};
 use crate::base::BLOCK_BYTES;
 use crate::node::control::Goal;
-use crate::node::load::{Ledger, Outcome, Pattern, Plan, check, digest, over_nbd};
+use crate::node::load::{Ledger, Outcome, Pattern, Plan, Timeline, check, digest, over_nbd};
 use crate::node::telemetry::{PERCENTILES, Report};
+use crate::reactor::Clock;
 
-use pair::{DATA, LOG, LOG_BYTES, Pair};
-
-/// Requests that the load keeps in flight.
-const DEPTH: usize = 32;
+use pair::{DATA, LOG, LOG_BYTES, Pair, Sizes, VOLUMES};
+use snapshots::{Compared, Taken};
 
 /// The client that keeps a log writes this often and keeps this many in flight: enough to lose something, too little to be
 /// felt by the load beside it.
@@ -35,12 +35,27 @@ const SETTLED_MAX: Duration = Duration::from_secs(60);
 enum Scenario {
     /// Both sites are there all the time
     Steady,
+    /// Snapshots are taken while the load runs, and read back at both sites
+    Snapshot,
 }
 
 impl Scenario {
     fn name(self) -> &'static str {
         match self {
             Scenario::Steady => "steady",
+            Scenario::Snapshot => "snapshot",
+        }
+    }
+
+    /// Every snapshot may have to keep a whole group: all of it is overwritten before the next one.
+    fn sizes(self, snapshots: usize) -> Sizes {
+        let steady = Sizes { data_bytes: 256 << 20, differential_bytes: 16 << 20 };
+        match self {
+            Scenario::Steady => steady,
+            Scenario::Snapshot => {
+                let data_bytes = 32 << 20;
+                Sizes { data_bytes, differential_bytes: snapshots as u64 * (data_bytes + LOG_BYTES) }
+            }
         }
     }
 }
@@ -52,6 +67,12 @@ pub struct Demo {
     /// How long the load runs
     #[arg(long, value_parser = seconds, default_value = "10")]
     seconds: Duration,
+    /// Writes that the load keeps in flight
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    depth: u16,
+    /// How many snapshots `demo snapshot` takes
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=256))]
+    snapshots: u16,
     /// Print one JSON object instead of tables
     #[arg(long)]
     json: bool,
@@ -78,6 +99,21 @@ struct Seen {
     latency_us: serde_json::Map<String, serde_json::Value>,
 }
 
+/// What a scenario's load left.
+struct Loaded {
+    seen: Seen,
+    logged: Outcome,
+    /// When the load's writes began and ended, and the snapshots taken meanwhile; of `demo snapshot`.
+    timeline: Timeline,
+    taken: Vec<Taken>,
+}
+
+/// What `demo snapshot` shows beside the rest.
+struct Snapshots {
+    compared: Vec<Compared>,
+    pause_ratio: f64,
+}
+
 struct SiteSeen {
     name: &'static str,
     role: String,
@@ -88,12 +124,14 @@ struct SiteSeen {
 
 impl Demo {
     pub fn run(&self) -> anyhow::Result<()> {
-        let mut pair = Pair::make(self.directory.as_deref(), self.keep)?;
+        let sizes = self.scenario.sizes(usize::from(self.snapshots));
+        let mut pair = Pair::make(self.directory.as_deref(), self.keep, sizes)?;
         pair.start()?;
         pair.client(0).wait(Goal::InSync, READY_MAX).map_err(|error| pair.explain(error.into()))?;
         self.say(&format!("two sites are in lockstep: {}", pair.describe()));
 
-        let (seen, logged) = self.load(&pair).map_err(|error| pair.explain(error))?;
+        let Loaded { seen, logged, timeline, taken } =
+            self.load(&pair).map_err(|error| pair.explain(error))?;
         let report = pair.client(0).histogram(false)?;
         if !self.json {
             println!("{}", self.sentence(&seen));
@@ -108,8 +146,22 @@ impl Demo {
             plant_loss(&mut ledger);
         }
         let sites = [self.look(&pair, 0, &ledger)?, self.look(&pair, 1, &ledger)?];
+        let snapshots = match self.scenario {
+            Scenario::Steady => None,
+            Scenario::Snapshot => {
+                let compared = snapshots::compare(&pair, taken).map_err(|error| pair.explain(error))?;
+                let pause_ratio = snapshots::pause_ratio(&compared, &timeline)?;
+                Some(Snapshots { compared, pause_ratio })
+            }
+        };
         pair.stop()?;
-        self.conclude(&seen, &report, logged.writes.count(), &sites)?;
+        if !self.json
+            && let Some(Snapshots { compared, pause_ratio }) = &snapshots
+        {
+            print!("\n{}", snapshots::table(compared, &timeline));
+            println!("p99 in the 50 ms after a snapshot over that of random 50 ms: {pause_ratio:.2}\n");
+        }
+        self.conclude(&seen, &report, logged.writes.count(), &sites, snapshots.as_ref())?;
         if let Some(folder) = pair.finish() {
             self.say(&format!("the sites are in {}", folder.display()));
         }
@@ -121,36 +173,42 @@ impl Demo {
         if self.json { eprintln!("{line}") } else { println!("{line}") }
     }
 
-    /// Runs the load, and beside it the client that keeps a log.
-    fn load(&self, pair: &Pair) -> anyhow::Result<(Seen, Outcome)> {
+    /// Runs the load, and beside it the client that keeps a log, and whoever takes snapshots.
+    fn load(&self, pair: &Pair) -> anyhow::Result<Loaded> {
         let uri = pair.uri(0, DATA);
-        let fio = if self.no_fio { None } else { fio::version() };
-        match &fio {
-            Some(version) => {
-                self.say(&format!("load: {version}, 4 KiB random writes over NBD, queue depth {DEPTH}"))
-            }
-            None => {
-                self.say(&format!("load: lockstep load, 4 KiB random writes over NBD, queue depth {DEPTH}"))
-            }
-        }
+        let (depth, snapshots) = (self.depth, self.scenario == Scenario::Snapshot);
+        // fio does not say when each write was under way.
+        let fio = if self.no_fio || snapshots { None } else { fio::version() };
+        let name = fio.as_deref().unwrap_or("lockstep load");
+        self.say(&format!("load: {name}, 4 KiB random writes over NBD, queue depth {depth}"));
         let bar = bar(self.seconds)?;
-        let (log_uri, log_plan) = (pair.uri(0, LOG), self.logged_plan());
-        let (load, logged) = std::thread::scope(|scope| {
-            let logging = scope.spawn(move || over_nbd(&log_uri, &log_plan, &mut |_| {}));
+        let count = usize::from(self.snapshots);
+        let (log_uri, log_plan, clock) = (pair.uri(0, LOG), self.logged_plan(), Clock::new());
+        let (load, logged, taken) = std::thread::scope(|scope| {
+            let logging = scope.spawn(|| over_nbd(&log_uri, &log_plan, &clock, &mut |_| {}));
+            let take = || snapshots::take(pair, &clock, count, self.seconds);
+            let taking = snapshots.then(|| scope.spawn(take));
+            let bytes = pair.sizes.data_bytes;
             let load = match fio {
-                Some(_) => fio::run(&uri, DEPTH, self.seconds),
-                None => {
-                    self.own_load(&uri, &mut |operations| bar.set_message(format!("{operations} writes")))
-                }
+                Some(_) => fio::run(&uri, bytes, usize::from(depth), self.seconds)
+                    .map(|seen| (seen, Timeline::default())),
+                None => self.own_load(&uri, bytes, &clock, &mut |operations| {
+                    bar.set_message(format!("{operations} writes"));
+                }),
             };
-            (load, logging.join())
+            (load, logging.join(), taking.map(|taking| taking.join()))
         });
         bar.finish_and_clear();
         let logged = logged.map_err(|_| anyhow::anyhow!("the logging client panicked"))??;
         if let Some(error) = &logged.first_error {
             anyhow::bail!("a write of the logging client failed: {error}");
         }
-        Ok((load?, logged))
+        let taken = match taken {
+            None => Vec::new(),
+            Some(taken) => taken.map_err(|_| anyhow::anyhow!("taking snapshots panicked"))??,
+        };
+        let (seen, timeline) = load?;
+        Ok(Loaded { seen, logged, timeline, taken })
     }
 
     fn logged_plan(&self) -> Plan {
@@ -162,6 +220,7 @@ impl Demo {
             rate: Some(LOGGED_WRITES_A_SECOND),
             seconds: self.seconds.as_secs_f64(),
             verify: true,
+            timeline: false,
             seed: fresh_seed(),
             offset: 0,
             length: LOG_BYTES,
@@ -171,28 +230,33 @@ impl Demo {
     fn own_load(
         &self,
         uri: &crate::io::nbd_client::NbdUri,
+        length: u64,
+        clock: &Clock,
         progress: &mut dyn FnMut(u64),
-    ) -> anyhow::Result<Seen> {
-        let plan =
-            Plan { depth: DEPTH, rate: None, verify: false, length: pair::DATA_BYTES, ..self.logged_plan() };
-        let outcome = over_nbd(uri, &plan, progress)?;
+    ) -> anyhow::Result<(Seen, Timeline)> {
+        let timeline = self.scenario == Scenario::Snapshot;
+        let depth = usize::from(self.depth);
+        let plan = Plan { depth, rate: None, verify: false, timeline, length, ..self.logged_plan() };
+        let outcome = over_nbd(uri, &plan, clock, progress)?;
         if let Some(error) = &outcome.first_error {
             anyhow::bail!("{} writes failed; the first: {error}", outcome.errors);
         }
         let report = outcome.report();
         let stage = report.stages.first().context("the load ended without a write")?;
-        Ok(Seen {
+        let seen = Seen {
             load: "lockstep load",
             seconds: outcome.seconds,
             iops: outcome.iops(),
             latency_us: latency_us(stage),
-        })
+        };
+        Ok((seen, outcome.timeline))
     }
 
     fn look(&self, pair: &Pair, site: usize, ledger: &Ledger) -> anyhow::Result<SiteSeen> {
         let status = pair.client(site).status()?;
         let found = check(&pair.uri(site, LOG), ledger)?;
-        let digests = [digest(&pair.uri(site, DATA))?, digest(&pair.uri(site, LOG))?];
+        let digests = VOLUMES.map(|volume| digest(&pair.uri(site, volume), None, &mut |_, _| {}));
+        let digests = digests.into_iter().collect::<Result<Vec<_>, _>>()?;
         Ok(SiteSeen {
             name: pair::NAMES[site],
             role: status.role,
@@ -216,6 +280,7 @@ impl Demo {
         report: &Report,
         acknowledged: u64,
         sites: &[SiteSeen; 2],
+        snapshots: Option<&Snapshots>,
     ) -> anyhow::Result<()> {
         let lost: u64 = sites.iter().map(|site| site.broken).sum();
         let equal = sites[0].digest == sites[1].digest;
@@ -231,7 +296,7 @@ impl Demo {
                     })
                 })
                 .collect();
-            let result = json!({
+            let mut result = json!({
                 "scenario": self.scenario.name(),
                 "load": seen.load,
                 "seconds": seen.seconds,
@@ -242,6 +307,10 @@ impl Demo {
                 "lost_writes": lost,
                 "sites": sites,
             });
+            if let Some(Snapshots { compared, pause_ratio }) = snapshots {
+                result["snapshots"] = snapshots::as_json(compared).into();
+                result["pause_ratio"] = json!(pause_ratio);
+            }
             println!("{result:#}");
         } else {
             for site in sites {
@@ -251,6 +320,11 @@ impl Demo {
                 );
             }
             println!("{acknowledged} logged writes were acknowledged; {lost} of them are missing on a site");
+        }
+        let differs = |it: &&Compared| it.digests[0] != it.digests[1];
+        if let Some(different) = snapshots.and_then(|all| all.compared.iter().find(differs)) {
+            let number = different.number;
+            return Err(Broken(format!("the sites' contents of snapshot #{number} differ")).into());
         }
         match (lost, equal) {
             (0, true) => Ok(()),

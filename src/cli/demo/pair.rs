@@ -22,9 +22,16 @@ const ROLES: [&str; 2] = ["primary", "secondary"];
 
 /// The volume that the load writes to, and the one of the client that keeps a log.
 pub const DATA: &str = "data";
-pub const DATA_BYTES: u64 = 256 << 20;
 pub const LOG: &str = "log";
 pub const LOG_BYTES: u64 = 16 << 20;
+pub const VOLUMES: [&str; 2] = [DATA, LOG];
+
+/// What differs from one scenario to another.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    pub data_bytes: u64,
+    pub differential_bytes: u64,
+}
 
 /// A site drains and checkpoints within ten seconds.
 const STOP_MAX: Duration = Duration::from_secs(12);
@@ -36,13 +43,14 @@ pub struct Pair {
     folder: Option<TempDir>,
     keep: bool,
     path: PathBuf,
+    pub sizes: Sizes,
     configs: [Config; 2],
     children: Vec<Child>,
 }
 
 impl Pair {
     /// Makes keys, configurations and files, in a new folder of `directory` or of the first place that has direct I/O.
-    pub fn make(directory: Option<&Path>, keep: bool) -> anyhow::Result<Pair> {
+    pub fn make(directory: Option<&Path>, keep: bool, sizes: Sizes) -> anyhow::Result<Pair> {
         let folder = make_folder(directory)?;
         let path = folder.path().to_owned();
         if !keep {
@@ -59,7 +67,7 @@ impl Pair {
         }
         let mut configs = Vec::new();
         for site in 0..2 {
-            let text = configuration(site, cpu(site), ports, &fingerprints[1 - site].to_string());
+            let text = configuration(site, cpu(site), ports, &fingerprints[1 - site].to_string(), sizes);
             let file = path.join(format!("{}.toml", NAMES[site]));
             std::fs::write(&file, text).with_context(|| format!("{} cannot be written", file.display()))?;
             let config = Config::load(&file)?;
@@ -67,7 +75,7 @@ impl Pair {
             configs.push(config);
         }
         let configs = configs.try_into().map_err(|_| anyhow!("two sites have two configurations"))?;
-        Ok(Pair { folder: Some(folder), keep, path, configs, children: Vec::new() })
+        Ok(Pair { folder: Some(folder), keep, path, sizes, configs, children: Vec::new() })
     }
 
     /// Starts both processes.
@@ -208,17 +216,19 @@ fn free_ports() -> anyhow::Result<[u16; 2]> {
 }
 
 /// One machine does the work of two sites and of the hosts, so the peer may be late by more than on machines of its own.
-fn configuration(site: usize, cpu: usize, ports: [u16; 2], peer_fingerprint: &str) -> String {
+fn configuration(site: usize, cpu: usize, ports: [u16; 2], peer_fingerprint: &str, sizes: Sizes) -> String {
     let peer = 1 - site;
     let (name, role, id, peer_id) = (NAMES[site], ROLES[site], site + 1, peer + 1);
     let (port, peer_port, peer_name) = (ports[site], ports[peer], NAMES[peer]);
-    let (data_mib, log_mib) = (DATA_BYTES >> 20, LOG_BYTES >> 20);
+    let (data_mib, log_mib) = (sizes.data_bytes >> 20, LOG_BYTES >> 20);
+    let differential_mib = sizes.differential_bytes >> 20;
     format!(
         "[site]\nname = \"{name}\"\nid = {id}\nrole = \"{role}\"\ndirectory = \"{name}\"\n\n\
-         [group]\nname = \"demo\"\nlatency_budget = \"2s\"\nheartbeat_interval = \"100ms\"\n\n\
+         [group]\nname = \"demo\"\nlatency_budget = \"2s\"\nheartbeat_interval = \"100ms\"\n\
+         on_differential_full = \"error\"\n\n\
          [[volume]]\nname = \"{DATA}\"\nsize = \"{data_mib}MiB\"\nspace = \"written\"\n\n\
          [[volume]]\nname = \"{LOG}\"\nsize = \"{log_mib}MiB\"\nspace = \"written\"\n\n\
-         [journal]\nsize = \"256MiB\"\n\n[differential]\nsize = \"16MiB\"\n\n[cache]\nsize = \"256MiB\"\n\n\
+         [journal]\nsize = \"256MiB\"\n\n[differential]\nsize = \"{differential_mib}MiB\"\n\n[cache]\nsize = \"256MiB\"\n\n\
          [peer]\nname = \"{peer_name}\"\nid = {peer_id}\naddress = \"127.0.0.1:{peer_port}\"\n\
          fingerprint = \"{peer_fingerprint}\"\n\n\
          [link]\nlisten = \"127.0.0.1:{port}\"\nidentity = \"../{name}.pem\"\nmtu = 9000\n\n\

@@ -16,6 +16,8 @@ const ANSWER_SLACK: Duration = Duration::from_secs(1);
 
 impl Control {
     pub fn snapshots(&self) -> Result<Vec<SnapshotShown>, LineError> {
+        // What the list shows can be asked for at once.
+        self.line().show_snapshots()?;
         let listed = self.line().snapshots()?;
         Ok(listed.iter().map(|snapshot| self.shown(snapshot)).collect())
     }

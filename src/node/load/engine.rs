@@ -1,7 +1,7 @@
 //! What to do next, and what it took.
 
 use super::ledger::SplitMix;
-use super::{Ledger, Verdict};
+use super::{Ledger, Timeline, Verdict};
 use crate::base::{BLOCK_BYTES, Bitmap, Nanos};
 use crate::node::telemetry::{Distribution, Report, StageKind, StageReport};
 
@@ -25,6 +25,8 @@ pub struct Plan {
     pub seconds: f64,
     /// Every write unlike any other, every read compared. Lengths are then whole blocks.
     pub verify: bool,
+    /// Keep when each operation began and ended: 16 bytes each.
+    pub timeline: bool,
     pub seed: u64,
     /// The range of the volume that is used.
     pub offset: u64,
@@ -92,6 +94,8 @@ pub struct Outcome {
     /// Reads that returned something else than was promised.
     pub mismatches: u64,
     pub ledger: Option<Ledger>,
+    /// Empty unless it was asked for.
+    pub timeline: Timeline,
 }
 
 impl Outcome {
@@ -159,6 +163,7 @@ impl Engine {
                 first_error: None,
                 mismatches: 0,
                 ledger: plan.verify.then(|| Ledger::new(plan.seed, first, blocks)),
+                timeline: Timeline::default(),
             },
             plan,
         }
@@ -270,6 +275,9 @@ impl Engine {
             return;
         }
         let latency = now.since(doing.intended);
+        if self.plan.timeline {
+            self.outcome.timeline.push(doing.intended, now);
+        }
         if doing.write {
             self.outcome.writes.record(latency);
             self.outcome.written_bytes += u64::from(doing.length);
@@ -312,6 +320,7 @@ mod tests {
             rate: None,
             seconds: 1.0,
             verify: false,
+            timeline: false,
             seed: 1,
             offset: 8192,
             length: 1 << 20,

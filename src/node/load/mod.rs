@@ -5,8 +5,10 @@ mod engine;
 mod inside;
 mod ledger;
 mod nbd;
+mod timeline;
 
 pub use engine::{Engine, Outcome, Pattern, Plan, Step};
 pub use inside::{InsideError, inside};
 pub use ledger::{Ledger, Verdict};
 pub use nbd::{Check, LoadError, check, digest, over_nbd};
+pub use timeline::Timeline;

@@ -1,6 +1,6 @@
 //! A load over NBD: one connection, as many requests in flight as the plan says.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Engine, Ledger, Outcome, Plan, Step, Verdict};
 use crate::base::BLOCK_BYTES;
@@ -24,14 +24,18 @@ pub enum LoadError {
     Silent { uri: String },
 }
 
-/// Runs a plan. `progress` is told the number of operations completed, often.
-pub fn over_nbd(uri: &NbdUri, plan: &Plan, progress: &mut dyn FnMut(u64)) -> Result<Outcome, LoadError> {
+/// Runs a plan. Its times are `clock`'s; `progress` is told the number of operations completed, often.
+pub fn over_nbd(
+    uri: &NbdUri,
+    plan: &Plan,
+    clock: &Clock,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Outcome, LoadError> {
     let failed = |source| LoadError::Client { uri: uri.to_string(), source };
     let mut client = NbdClient::connect(uri, ClientOptions::default()).map_err(failed)?;
     if let Some(problem) = plan.problem(client.size()) {
         return Err(LoadError::Plan(problem));
     }
-    let clock = Clock::new();
     let mut engine = Engine::new(plan.clone(), clock.now());
     let mut cookies: Vec<(Cookie, usize, u64)> = Vec::with_capacity(plan.depth);
     let mut buffer = vec![0x5a; plan.lengths.iter().copied().max().unwrap_or(0) as usize];
@@ -131,9 +135,15 @@ pub fn check(uri: &NbdUri, ledger: &Ledger) -> Result<Check, LoadError> {
     Ok(check)
 }
 
-/// The xxh3-128 of all bytes of an export, as hex.
-pub fn digest(uri: &NbdUri) -> Result<String, LoadError> {
+/// The xxh3-128 of all bytes of an export, as hex: read a MiB at a time, and at most so many bytes a second. `progress` is told how
+/// many bytes were read, of how many.
+pub fn digest(
+    uri: &NbdUri,
+    bytes_a_second: Option<u64>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<String, LoadError> {
     let failed = |source| LoadError::Client { uri: uri.to_string(), source };
+    let begun = Instant::now();
     let mut client = NbdClient::connect(uri, ClientOptions::default()).map_err(failed)?;
     let mut hasher = xxhash_rust::xxh3::Xxh3::new();
     let mut offset = 0;
@@ -143,6 +153,11 @@ pub fn digest(uri: &NbdUri) -> Result<String, LoadError> {
         hasher.update(&bytes);
         client.recycle(bytes);
         offset += u64::from(length);
+        progress(offset, client.size());
+        if let Some(rate) = bytes_a_second {
+            let due = Duration::from_secs_f64(offset as f64 / rate.max(1) as f64);
+            std::thread::sleep(due.saturating_sub(begun.elapsed()));
+        }
     }
     let _ = client.disconnect();
     Ok(format!("{:032x}", hasher.digest128()))

@@ -1,10 +1,14 @@
 //! `lockstep snapshot`: what a group was at a moment, on both sites.
 
+mod digest;
+
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use super::ConfigArgument;
+use crate::io::nbd_client::NbdUri;
+use crate::node::config::Config;
 use crate::node::control::{Client, SnapshotShown};
 
 #[derive(clap::Subcommand)]
@@ -15,6 +19,8 @@ pub enum SnapshotCommand {
     List(List),
     /// Delete a snapshot; at the primary
     Delete(Delete),
+    /// Read a snapshot's volumes and print a digest of each, to compare the two sites
+    Digest(digest::Digest),
 }
 
 #[derive(clap::Args)]
@@ -53,6 +59,7 @@ impl SnapshotCommand {
                 client(&create.config)?.create_snapshot(&create.name, &create.volumes, create.protect)?;
             }
             SnapshotCommand::Delete(delete) => client(&delete.config)?.delete_snapshot(&delete.name)?,
+            SnapshotCommand::Digest(digest) => digest.run()?,
             SnapshotCommand::List(list) => {
                 let snapshots = client(&list.config)?.snapshots()?;
                 if list.json {
@@ -69,6 +76,36 @@ impl SnapshotCommand {
 
 fn client(config: &ConfigArgument) -> anyhow::Result<Client> {
     Ok(Client::new(&config.load()?.site.control))
+}
+
+/// The snapshot of that name, if this site can show it.
+fn find(config: &Config, name: &str) -> anyhow::Result<SnapshotShown> {
+    let snapshots = Client::new(&config.site.control).snapshots()?;
+    match snapshots.into_iter().find(|snapshot| snapshot.name == name) {
+        Some(snapshot) if snapshot.readable => Ok(snapshot),
+        Some(_) => {
+            bail!("snapshot {name} cannot be read at {} yet; its updates are not settled", config.site.name)
+        }
+        None => bail!("there is no snapshot {name}; `lockstep snapshot list` shows what there is"),
+    }
+}
+
+/// Those of the snapshot's volumes that were asked for; all if none was.
+fn volumes_of(snapshot: &SnapshotShown, asked: &[String]) -> anyhow::Result<Vec<String>> {
+    if let Some(other) = asked.iter().find(|volume| !snapshot.volumes.contains(volume)) {
+        bail!("snapshot {} has no volume {other}; it is of {}", snapshot.name, snapshot.volumes.join(", "));
+    }
+    let wanted = |volume: &&String| asked.is_empty() || asked.contains(volume);
+    Ok(snapshot.volumes.iter().filter(wanted).cloned().collect())
+}
+
+/// The export of a volume, or of its snapshot.
+fn uri_of(config: &Config, volume: &str, snapshot: Option<&str>) -> NbdUri {
+    let export = match snapshot {
+        Some(snapshot) => format!("{volume}@{snapshot}"),
+        None => volume.to_owned(),
+    };
+    NbdUri::unix(&config.nbd.socket, &export)
 }
 
 fn table(snapshots: &[SnapshotShown], now: SystemTime) -> String {
