@@ -35,6 +35,14 @@ impl World {
         }
     }
 
+    /// Strikes the armed fault that is next, if there is one.
+    pub(super) fn strike_next(&mut self) -> bool {
+        let next = (0..self.armed.len()).min_by_key(|&index| self.armed[index].0);
+        let fault = next.map(|index| self.armed.remove(index).1);
+        fault.into_iter().for_each(|fault| self.strike(fault));
+        fault.is_some()
+    }
+
     pub(super) fn strike(&mut self, fault: Fault) {
         match fault {
             Fault::Crash { site, crash } => {

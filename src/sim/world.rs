@@ -246,6 +246,10 @@ impl World {
     pub fn run(mut self) -> Outcome {
         while !self.finished() {
             let Some((at, event)) = self.queue.pop() else {
+                // Faults are counted in events; where there are none any more, the next one is due.
+                if self.strike_next() {
+                    continue;
+                }
                 panic!("nothing is going to happen any more, in {:?}", self.stage);
             };
             assert!(at >= self.now, "time goes on");
