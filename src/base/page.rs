@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use crate::base::checksum::BlockSum;
+use crate::base::checksum::{BlockSum, sum_of_block};
 use crate::base::units::BLOCK_BYTES;
 
 /// One 4 KiB page of the arena.
@@ -34,6 +34,21 @@ pub trait Memory {
     /// The page, sealed or open, becomes open again for its next owner.
     fn reopen(&mut self, page: PageId);
 
+    /// The first bytes of the page.
+    fn first<const BYTES: usize>(&self, page: PageId) -> [u8; BYTES] {
+        *self.bytes(page).first_chunk().expect("fewer than a block has")
+    }
+
+    /// The checksum of the page's block.
+    fn sum(&self, page: PageId) -> BlockSum {
+        sum_of_block(self.bytes(page))
+    }
+
+    /// Whether the page is zeros from end to end.
+    fn is_zeros(&self, page: PageId) -> bool {
+        self.bytes(page).iter().fold(0, |seen, byte| seen | byte) == 0
+    }
+
     /// Copies the bytes of `range` from one page to the same place in another, which must be open.
     fn copy(&mut self, from: PageId, to: PageId, range: Range<usize>) {
         let bytes = *self.bytes(from);
@@ -56,6 +71,17 @@ impl PageTable {
     pub fn new(slots: usize, width: usize) -> PageTable {
         let cells = |value: u32| (0..slots * width).map(|_| AtomicU32::new(value)).collect();
         PageTable { width, pages: cells(PageId::NONE.0), sums: cells(0) }
+    }
+
+    /// Names no page any more. Rows are filled from their first cell on, so one that names none there is empty.
+    pub fn clear(&mut self) {
+        let rows = self.pages.chunks_exact_mut(self.width).zip(self.sums.chunks_exact_mut(self.width));
+        for (pages, sums) in rows {
+            if *pages[0].get_mut() != PageId::NONE.0 {
+                pages.iter_mut().for_each(|page| *page.get_mut() = PageId::NONE.0);
+                sums.iter_mut().for_each(|sum| *sum.get_mut() = 0);
+            }
+        }
     }
 
     pub fn width(&self) -> usize {

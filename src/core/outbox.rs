@@ -36,6 +36,17 @@ impl Tables {
     }
 }
 
+impl Tables {
+    /// As new, for another group.
+    pub fn clear(&mut self) {
+        let Tables { fronts, inbound, window, catch_up, journal_io, volume_io, metadata_io } = self;
+        fronts.iter_mut().for_each(PageTable::clear);
+        [inbound, window, catch_up, journal_io, volume_io, metadata_io]
+            .into_iter()
+            .for_each(PageTable::clear);
+    }
+}
+
 /// Where a write's time went: the stamps of one update's way, for the histograms. Zero means "not on its way".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WriteStamps {

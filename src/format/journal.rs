@@ -156,9 +156,12 @@ pub fn decode_batch(
     Ok(header)
 }
 
+/// Bytes at the start of a header that say what it claims.
+pub const CLAIMS_BYTES: usize = SETTLED;
+
 /// The sequence and the known-durable number that a block claims if it begins as a batch header does. Nothing else of it is
 /// checked, so this only says which blocks are worth decoding.
-pub fn claims_of(bytes: &[u8; BLOCK_BYTES]) -> Option<(u64, UpdateNumber)> {
+pub fn claims_of(bytes: &[u8; CLAIMS_BYTES]) -> Option<(u64, UpdateNumber)> {
     (array_at(bytes, 0) == BATCH_MAGIC)
         .then(|| (u64_at(bytes, SEQUENCE), UpdateNumber(u64_at(bytes, KNOWN_DURABLE))))
 }

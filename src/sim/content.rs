@@ -1,6 +1,9 @@
 //! What the simulated hosts write: every block says who wrote it and where it belongs, so that a block found anywhere
 //! (journal, frame, volume, read) can be named, and a misplaced or torn one is seen.
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use crate::base::BLOCK_BYTES;
 
 pub type Block = [u8; BLOCK_BYTES];
@@ -30,6 +33,11 @@ impl Print {
         (self.0 & MARK_MASK == MARK).then_some(self.0 >> 20 & ((1 << 28) - 1))
     }
 
+    /// Whether the name says what every byte is.
+    pub fn is_whole(self) -> bool {
+        self == Print::ZERO || self.op().is_some()
+    }
+
     pub fn describe(self) -> String {
         match self.op() {
             Some(op) => format!("op {op} for volume {} block {}", self.0 >> 16 & 15, self.0 & 0xffff),
@@ -38,14 +46,16 @@ impl Print {
         }
     }
 
-    /// Writes the content out; it must be one that its name fully describes.
-    pub fn fill(self, block: &mut Block) {
-        assert!(self == Print::ZERO || self.op().is_some(), "a mixture cannot be made from its hash");
+    /// Writes the content out, or its beginning; it must be one that its name fully describes.
+    pub fn fill(self, block: &mut [u8]) {
+        assert!(self.is_whole(), "a mixture cannot be made from its hash");
         if self == Print::ZERO {
             block.fill(0);
             return;
         }
-        for (index, word) in block.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+        let (words, rest) = block.as_chunks_mut::<8>();
+        assert!(words.len() <= WORDS && rest.is_empty(), "a block has {WORDS} whole words");
+        for (index, word) in words.iter_mut().enumerate() {
             *word = (self.0 | (index as u64) << INDEX_SHIFT).to_le_bytes();
         }
     }
@@ -64,6 +74,53 @@ impl Print {
             return Print::ZERO;
         }
         Print(xxhash_rust::xxh3::xxh3_64(block) & !MARK_MASK | 1 << 57)
+    }
+}
+
+/// A block's content: its name, and the bytes only if the name does not give them. What hosts write needs none, wherever it
+/// lies.
+#[derive(Clone, Debug)]
+pub struct Content {
+    pub print: Print,
+    pub bytes: Option<Rc<Block>>,
+}
+
+impl Content {
+    pub const ZERO: Content = Content { print: Print::ZERO, bytes: None };
+
+    pub fn of(block: &Block) -> Content {
+        let print = Print::of(block);
+        Content { print, bytes: (!print.is_whole()).then(|| Rc::new(*block)) }
+    }
+
+    pub fn write_to(&self, block: &mut Block) {
+        match &self.bytes {
+            Some(bytes) => block.copy_from_slice(&bytes[..]),
+            None => self.print.fill(block),
+        }
+    }
+}
+
+/// Blocks kept for reuse in each thread: about what pages and disks of two sites hold of mixtures.
+const SPARE_MAX: usize = 4096;
+
+thread_local! {
+    static SPARE: RefCell<Vec<Rc<Block>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A block that nobody else refers to, with whatever bytes its last use left.
+pub fn fresh() -> Rc<Block> {
+    SPARE.with_borrow_mut(Vec::pop).unwrap_or_else(|| Rc::new([0; BLOCK_BYTES]))
+}
+
+/// Keeps a block for the next use if this was the last one.
+pub fn recycle(mut block: Rc<Block>) {
+    if Rc::get_mut(&mut block).is_some() {
+        SPARE.with_borrow_mut(|spare| {
+            if spare.len() < SPARE_MAX {
+                spare.push(block);
+            }
+        });
     }
 }
 

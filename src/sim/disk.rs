@@ -4,12 +4,10 @@
 //! delivered makes it survive power loss, unless the device has no volatile cache. Blocks of 4 KiB are atomic and nothing
 //! larger is: at a crash each block of a write in flight, and at power loss each unflushed block, fares for itself.
 
-use std::rc::Rc;
-
 use crate::base::VolumeId;
 use crate::core::messages::IoTarget;
 use crate::sim::audit::{Media, Place};
-use crate::sim::content::{Block, Print};
+use crate::sim::content::{Block, Content, recycle};
 use crate::sim::metadata::Metadata;
 use crate::sim::rng::Rng;
 
@@ -20,8 +18,7 @@ pub struct IoId(pub u64);
 /// One block as it lies on a disk.
 #[derive(Clone, Debug)]
 pub struct Stored {
-    pub data: Rc<Block>,
-    pub print: Print,
+    pub content: Content,
     /// The write that put it there.
     pub io: IoId,
 }
@@ -66,13 +63,13 @@ struct Target {
 impl Target {
     fn make_durable(&mut self, written: &Written) {
         for (index, stored) in written.blocks.iter().enumerate() {
-            self.durable[written.block as usize + index] = Some(stored.clone());
+            replace(&mut self.durable[written.block as usize + index], stored.clone());
         }
     }
 
     fn make_visible(&mut self, written: &Written) {
         for (index, stored) in written.blocks.iter().enumerate() {
-            self.visible[written.block as usize + index] = Some(stored.clone());
+            replace(&mut self.visible[written.block as usize + index], stored.clone());
         }
     }
 }
@@ -82,8 +79,11 @@ pub struct Disk {
     targets: Vec<Target>,
     in_flight: Vec<InFlight>,
     next_io: u64,
-    zeros: Rc<Block>,
     pub metadata: Metadata,
+}
+
+fn replace(place: &mut Option<Stored>, by: Stored) {
+    place.replace(by).and_then(|old| old.content.bytes).into_iter().for_each(recycle);
 }
 
 fn index_of(target: IoTarget) -> usize {
@@ -114,8 +114,7 @@ impl Disk {
             targets.push(target(blocks, true));
             targets.push(target(blocks.div_ceil(1024), true));
         }
-        let metadata = Metadata::default();
-        Disk { targets, in_flight: Vec::new(), next_io: 1, zeros: Rc::new([0; 4096]), metadata }
+        Disk { targets, in_flight: Vec::new(), next_io: 1, metadata: Metadata::default() }
     }
 
     fn begin(&mut self, target: IoTarget, doing: impl FnOnce(IoId) -> Doing) -> IoId {
@@ -135,14 +134,9 @@ impl Disk {
         block.checked_add(count).is_some_and(|end| end <= self.targets[index_of(target)].visible.len() as u64)
     }
 
-    pub fn write(
-        &mut self,
-        target: IoTarget,
-        block: u64,
-        blocks: impl Iterator<Item = (Rc<Block>, Print)>,
-    ) -> IoId {
+    pub fn write(&mut self, target: IoTarget, block: u64, blocks: impl Iterator<Item = Content>) -> IoId {
         self.begin(target, |io| {
-            let blocks: Vec<Stored> = blocks.map(|(data, print)| Stored { data, print, io }).collect();
+            let blocks: Vec<Stored> = blocks.map(|content| Stored { content, io }).collect();
             Doing::Write(Written { io, block, blocks, delivered: false })
         })
     }
@@ -201,15 +195,13 @@ impl Disk {
         }
     }
 
-    pub fn complete_read(&mut self, io: IoId, mut into: impl FnMut(usize, &Rc<Block>, Print)) {
+    pub fn complete_read(&mut self, io: IoId, mut into: impl FnMut(usize, Content)) {
         let InFlight { target, doing: Doing::Read { block, count }, .. } = self.end(io) else {
             panic!("{io:?} is not a read")
         };
         let stored = &self.targets[target].visible[block as usize..(block + count) as usize];
         for (index, stored) in stored.iter().enumerate() {
-            let (data, print) =
-                stored.as_ref().map_or((&self.zeros, Print::ZERO), |stored| (&stored.data, stored.print));
-            into(index, data, print);
+            into(index, stored.as_ref().map_or(Content::ZERO, |stored| stored.content.clone()));
         }
     }
 
@@ -274,7 +266,7 @@ impl Disk {
 
     /// Before the first start: what `format` wrote.
     pub fn put(&mut self, target: IoTarget, block: u64, data: &Block) {
-        let stored = Stored { data: Rc::new(*data), print: Print::of(data), io: IoId(0) };
+        let stored = Stored { content: Content::of(data), io: IoId(0) };
         let target = &mut self.targets[index_of(target)];
         target.visible[block as usize] = Some(stored.clone());
         target.durable[block as usize] = Some(stored);
@@ -329,25 +321,27 @@ impl Media for Disk {
     }
 }
 
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let stored =
+            self.targets.iter_mut().flat_map(|target| target.visible.iter_mut().chain(&mut target.durable));
+        stored.filter_map(|place| place.take()?.content.bytes).for_each(recycle);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sim::content::Print;
 
     const VOLUME: IoTarget = IoTarget::Volume(VolumeId(0));
 
-    fn blocks(op: u64, count: u64) -> Vec<(Rc<Block>, Print)> {
-        (0..count)
-            .map(|lba| {
-                let mut block = [0; 4096];
-                let print = Print::of_write(0, lba, op);
-                print.fill(&mut block);
-                (Rc::new(block), print)
-            })
-            .collect()
+    fn blocks(op: u64, count: u64) -> Vec<Content> {
+        (0..count).map(|lba| Content { print: Print::of_write(0, lba, op), bytes: None }).collect()
     }
 
     fn op_at(disk: &Disk, block: u64) -> Option<u64> {
-        disk.visible(Place::Volume(0), block).and_then(|stored| stored.print.op())
+        disk.visible(Place::Volume(0), block).and_then(|stored| stored.content.print.op())
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use crate::base::*;
 use crate::core::messages::*;
 use crate::sim::audit::{Auditor, OpKind, OpSpec, PRIMARY};
-use crate::sim::content::Print;
+use crate::sim::content::{Content, Print};
 use crate::sim::memory::SimMemory;
 use crate::sim::plan::Plan;
 use crate::sim::rng::Rng;
@@ -79,7 +79,7 @@ impl Front {
     pub fn judge(
         &mut self,
         reply: &HostReply,
-        memory: &mut SimMemory,
+        memory: &SimMemory,
         audit: &mut Auditor,
         counts: &mut HostCounts,
     ) -> (Option<u64>, HostOp) {
@@ -159,8 +159,8 @@ impl Front {
         let mut lent = Vec::new();
         let mut hand_over = |front: &mut Front, index: usize, print: Print, partial: bool| {
             let page = front.pages.pop().expect("counted above");
-            memory.fill_print(page, print);
-            let sum = if partial { BlockSum::ZEROS } else { sum_of_block(memory.bytes(page)) };
+            memory.fill_content(page, Content { print, bytes: None });
+            let sum = if partial { BlockSum::ZEROS } else { memory.sum(page) };
             memory.give_back(page);
             table.set(ticket, index, page, sum);
         };

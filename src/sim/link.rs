@@ -14,6 +14,9 @@ use crate::format::wire::{
 use crate::sim::memory::SimMemory;
 use crate::sim::rng::Rng;
 
+/// Buffers kept for reuse.
+const SPARE_MAX: usize = 16;
+
 /// An update whose payload is being received.
 struct Receiving {
     update: Update,
@@ -69,9 +72,18 @@ pub struct Link {
     /// What the ring had no place for.
     news: VecDeque<FromLink>,
     pages: Vec<PageId>,
+    /// Buffers of pieces that were read, for what is said next.
+    spare: Vec<Vec<u8>>,
     pub ring: VecDeque<(u64, FromLink)>,
     ring_capacity: usize,
     next_row: u32,
+}
+
+fn keep(spare: &mut Vec<Vec<u8>>, mut buffer: Vec<u8>) {
+    if spare.len() < SPARE_MAX && buffer.capacity() > 0 {
+        buffer.clear();
+        spare.push(buffer);
+    }
 }
 
 impl Link {
@@ -83,6 +95,7 @@ impl Link {
             reading: VecDeque::new(),
             news: VecDeque::new(),
             pages: Vec::new(),
+            spare: Vec::new(),
             ring: VecDeque::new(),
             ring_capacity,
             next_row: 0,
@@ -158,7 +171,7 @@ impl Link {
         tables: &Tables,
     ) -> (Option<Said>, Option<u64>) {
         let connection = self.connection();
-        let mut bytes = Vec::new();
+        let mut bytes = self.spare.pop().unwrap_or_default();
         let mut close = false;
         for _ in 0..messages {
             if self.outgoing.front().is_none_or(|outgoing| outgoing.ready > now) {
@@ -187,11 +200,18 @@ impl Link {
         }
         self.publish_news(now, ring_ns, rng);
         let said = connection.filter(|_| close || !bytes.is_empty());
+        let said = match said {
+            Some(connection) => Some(Said { connection, bytes, close }),
+            None => {
+                keep(&mut self.spare, bytes);
+                None
+            }
+        };
         let next = [
             self.outgoing.front().map(|outgoing| outgoing.ready),
             self.reading.front().map(|reading| reading.until),
         ];
-        (said.map(|connection| Said { connection, bytes, close }), next.into_iter().flatten().min())
+        (said, next.into_iter().flatten().min())
     }
 
     fn publish(&mut self, now: u64, ring_ns: u64, rng: &mut Rng, message: FromLink) {
@@ -222,7 +242,6 @@ impl Link {
         // Zero-copy reads last until the peer has the bytes; copies end at once.
         let held_ns = if begun && rng.once_in(2) { rng.below(200_000) } else { 0 };
         let until = self.reading.back().map_or(0, |reading| reading.until).max(now + held_ns);
-        let mut frame = [0; FRAME_HEADER_BYTES + FRAME_BODY_BYTES_MAX];
         match message {
             ToLink::Begin { connection } => {
                 if let Some(session) = &mut self.session {
@@ -239,9 +258,10 @@ impl Link {
                     assert_eq!(named, *page, "the row of {update:?} changed before the link read it");
                 }
                 if begun {
-                    let length = encode_update(&update, settled, &mut frame[..UPDATE_FRAME_BYTES]);
+                    let mut frame = [0; UPDATE_FRAME_BYTES];
+                    let length = encode_update(&update, settled, &mut frame);
                     bytes.extend_from_slice(&frame[..length]);
-                    pages.iter().for_each(|page| bytes.extend_from_slice(memory.bytes(*page)));
+                    pages.iter().for_each(|page| memory.append_to(*page, bytes));
                 }
                 let number = update.number;
                 assert!(!cumulative || u64::from(slot) == number.0 % WINDOW_UPDATES_MAX as u64);
@@ -250,13 +270,15 @@ impl Link {
                 self.reading.push_back(Reading { until, done, pages });
             }
             ToLink::Control(control) if begun => {
-                let length = encode_control(&control, &mut frame[..CONTROL_FRAME_BYTES_MAX]);
+                let mut frame = [0; CONTROL_FRAME_BYTES_MAX];
+                let length = encode_control(&control, &mut frame);
                 bytes.extend_from_slice(&frame[..length]);
             }
             ToLink::Control(_) => (),
             ToLink::Page { frame: kind, page, length } => {
                 if begun {
                     let body = &memory.bytes(page)[..usize::from(length)];
+                    let mut frame = [0; FRAME_HEADER_BYTES + FRAME_BODY_BYTES_MAX];
                     let length = encode_page_frame(kind, body, &mut frame);
                     bytes.extend_from_slice(&frame[..length]);
                 }
@@ -329,16 +351,16 @@ impl Link {
             }
             session.taken += before - input.len();
             if session.taken == piece.len() {
-                session.arrived.pop_front();
+                let piece = session.arrived.pop_front().expect("looked at it");
                 session.taken = 0;
+                keep(&mut self.spare, piece);
             }
             if session.reader.payload_left() == 0
                 && let Some(Receiving { update, settled, pages, .. }) = session.receiving.take()
             {
                 let row = SlotId(self.next_row);
                 self.next_row = (self.next_row + 1) % tables.inbound.slots() as u32;
-                let sums: Vec<BlockSum> =
-                    pages.iter().map(|page| sum_of_block(memory.bytes(*page))).collect();
+                let sums: Vec<BlockSum> = pages.iter().map(|page| memory.sum(*page)).collect();
                 if !pages.is_empty() && update.sum != sum_of_sums(sums.iter().copied()) {
                     self.pages.extend(pages);
                     return Err(());

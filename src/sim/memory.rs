@@ -1,18 +1,46 @@
 //! An arena that knows what may be done with each page, and shows every use of a page after its time.
 //!
-//! Blocks are shared with the simulated disks, not copied: who may still change a page gets bytes of its own first.
+//! A page whose content a name gives in full has bytes only once somebody asks for them, and blocks are shared, not copied:
+//! who may change a page gets bytes of its own first.
 
+use std::cell::{Cell, OnceCell};
 use std::ops::Range;
 use std::rc::Rc;
 
-use crate::base::{BLOCK_BYTES, Memory, PageId};
-use crate::sim::content::{Block, Print};
+use crate::base::{BLOCK_BYTES, BlockSum, Memory, PageId, sum_of_block};
+use crate::sim::content::{Block, Content, Print, fresh, recycle};
 
 /// What a page holds between its uses: no host writes it, no checksum matches it.
 const POISON: u8 = 0xdb;
 
-/// Blocks kept for reuse, so that a write costs no allocation; more than are in use by pages at once are not needed.
-const SPARE_MAX: usize = 4096;
+/// Places of [`Sums`]: more than the blocks that are on their way at once.
+const SUMS: usize = 1024;
+
+type KnownSum = Option<(Print, BlockSum)>;
+
+/// Checksums by content, since a block is summed again at every station of its way.
+#[derive(Debug)]
+pub struct Sums(Box<[Cell<KnownSum>]>);
+
+impl Default for Sums {
+    fn default() -> Sums {
+        Sums((0..SUMS).map(|_| Cell::default()).collect())
+    }
+}
+
+impl Sums {
+    fn get(&self, print: Print, sum: impl FnOnce() -> BlockSum) -> BlockSum {
+        let place = &self.0[print.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) as usize >> 40 & (SUMS - 1)];
+        match place.get() {
+            Some((known, sum)) if known == print => sum,
+            _ => {
+                let sum = sum();
+                place.set(Some((print, sum)));
+                sum
+            }
+        }
+    }
+}
 
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
@@ -23,11 +51,41 @@ struct State {
     pins: u16,
 }
 
+/// At least one of the two is there.
 #[derive(Debug)]
 struct Page {
-    data: Rc<Block>,
-    /// The name of what it holds, once somebody has asked; whoever may change the bytes clears it.
-    print: Option<Print>,
+    print: OnceCell<Print>,
+    bytes: OnceCell<Rc<Block>>,
+}
+
+impl Page {
+    fn named(print: Print) -> Page {
+        Page { print: OnceCell::from(print), bytes: OnceCell::new() }
+    }
+
+    fn print(&self) -> Print {
+        *self.print.get_or_init(|| Print::of(self.bytes.get().expect("a page without a name has bytes")))
+    }
+
+    fn bytes(&self) -> &Rc<Block> {
+        self.bytes.get_or_init(|| {
+            let mut block = fresh();
+            let print = self.print.get().expect("a page without bytes has a name");
+            print.fill(&mut Rc::get_mut(&mut block).expect("nobody else refers to it")[..]);
+            block
+        })
+    }
+
+    fn content(&self) -> Content {
+        let print = self.print();
+        Content { print, bytes: (!print.is_whole()).then(|| self.bytes().clone()) }
+    }
+}
+
+impl From<Content> for Page {
+    fn from(Content { print, bytes }: Content) -> Page {
+        Page { print: OnceCell::from(print), bytes: bytes.map_or_else(OnceCell::new, OnceCell::from) }
+    }
 }
 
 #[derive(Debug)]
@@ -35,21 +93,16 @@ pub struct SimMemory {
     pages: Vec<Page>,
     states: Vec<State>,
     poison: Rc<Block>,
-    zeros: Rc<Block>,
-    /// Blocks that nobody else refers to.
-    spare: Vec<Rc<Block>>,
+    sums: Rc<Sums>,
 }
 
 impl SimMemory {
-    pub fn new(pages: u32) -> SimMemory {
-        let zeros = Rc::new([0; BLOCK_BYTES]);
-        let page = |_| Page { data: zeros.clone(), print: None };
+    pub fn new(pages: u32, sums: &Rc<Sums>) -> SimMemory {
         let mut memory = SimMemory {
-            pages: (0..pages).map(page).collect(),
+            pages: (0..pages).map(|_| Page::named(Print::ZERO)).collect(),
             states: vec![State::default(); pages as usize],
             poison: Rc::new([POISON; BLOCK_BYTES]),
-            zeros,
-            spare: Vec::new(),
+            sums: sums.clone(),
         };
         memory.restart();
         memory
@@ -58,45 +111,38 @@ impl SimMemory {
     /// The process died: its next incarnation finds nothing that the last one left.
     pub fn restart(&mut self) {
         self.states.fill(State::default());
-        (0..self.pages.len()).for_each(|page| self.forget(page));
-        self.pages[0] = Page { data: self.zeros.clone(), print: Some(Print::ZERO) };
+        (1..self.pages.len()).for_each(|page| self.forget(PageId(page as u32)));
+        self.put(PageId::ZERO, Page::named(Print::ZERO));
         self.states[0].sealed = true;
     }
 
+    fn page(&self, page: PageId) -> &Page {
+        &self.pages[page.0 as usize]
+    }
+
+    fn put(&mut self, page: PageId, content: Page) {
+        let old = std::mem::replace(&mut self.pages[page.0 as usize], content);
+        old.bytes.into_inner().into_iter().for_each(recycle);
+    }
+
     /// The page holds poison.
-    fn forget(&mut self, page: usize) {
-        let page = &mut self.pages[page];
-        page.print = None;
-        let mut old = std::mem::replace(&mut page.data, self.poison.clone());
-        if self.spare.len() < SPARE_MAX && Rc::get_mut(&mut old).is_some() {
-            self.spare.push(old);
-        }
+    fn forget(&mut self, page: PageId) {
+        let poison = Page { print: OnceCell::new(), bytes: OnceCell::from(self.poison.clone()) };
+        self.put(page, poison);
     }
 
     /// Bytes of the page's own, still those it had.
     fn own(&mut self, page: PageId) -> &mut Block {
         let page = &mut self.pages[page.0 as usize];
-        page.print = None;
-        if Rc::get_mut(&mut page.data).is_none() {
-            page.data = match self.spare.pop() {
-                Some(mut block) => {
-                    *Rc::get_mut(&mut block).expect("nobody refers to a spare block") = *page.data;
-                    block
-                }
-                None => Rc::new(*page.data),
-            };
+        page.bytes();
+        page.print.take();
+        let bytes = page.bytes.get_mut().expect("made above");
+        if Rc::get_mut(bytes).is_none() {
+            let mut own = fresh();
+            *Rc::get_mut(&mut own).expect("nobody else refers to it") = **bytes;
+            *bytes = own;
         }
-        Rc::get_mut(&mut page.data).expect("it is the page's own")
-    }
-
-    /// Bytes of the page's own that are about to be written from end to end.
-    fn own_anew(&mut self, page: PageId) -> &mut Block {
-        let page = &mut self.pages[page.0 as usize];
-        page.print = None;
-        if Rc::get_mut(&mut page.data).is_none() {
-            page.data = self.spare.pop().unwrap_or_else(|| self.poison.clone());
-        }
-        Rc::make_mut(&mut page.data)
+        Rc::get_mut(bytes).expect("it is the page's own")
     }
 
     fn state(&mut self, page: PageId) -> &mut State {
@@ -164,31 +210,42 @@ impl SimMemory {
     /// The same for a whole block.
     pub fn fill_whole(&mut self, page: PageId, block: &Block) {
         self.may_fill(page);
-        *self.own_anew(page) = *block;
+        let print = Print::of(block);
+        let content = Page::named(print);
+        if !print.is_whole() {
+            let mut bytes = fresh();
+            *Rc::get_mut(&mut bytes).expect("nobody else refers to it") = *block;
+            content.bytes.set(bytes).expect("a new page has no bytes");
+        }
+        self.put(page, content);
     }
 
-    /// A host's content for a whole block.
-    pub fn fill_print(&mut self, page: PageId, print: Print) {
+    /// A host's block, or what a disk puts into a page it has pinned.
+    pub fn fill_content(&mut self, page: PageId, content: Content) {
         self.may_fill(page);
-        print.fill(self.own_anew(page));
-        self.pages[page.0 as usize].print = Some(print);
+        self.put(page, Page::from(content));
     }
 
-    /// What a disk puts into a page it has pinned.
-    pub fn fill_shared(&mut self, page: PageId, data: Rc<Block>, print: Print) {
-        self.may_fill(page);
-        self.pages[page.0 as usize] = Page { data, print: Some(print) };
+    pub fn print(&self, page: PageId) -> Print {
+        self.page(page).print()
     }
 
-    /// The content of a page and its name, for who keeps both.
-    pub fn shared(&mut self, page: PageId) -> (Rc<Block>, Print) {
-        let print = self.print(page);
-        (self.pages[page.0 as usize].data.clone(), print)
+    /// What a page holds, for who keeps it.
+    pub fn content(&self, page: PageId) -> Content {
+        self.page(page).content()
     }
 
-    pub fn print(&mut self, page: PageId) -> Print {
-        let Page { data, print } = &mut self.pages[page.0 as usize];
-        *print.get_or_insert_with(|| Print::of(data))
+    /// Appends the page's bytes.
+    pub fn append_to(&self, page: PageId, out: &mut Vec<u8>) {
+        let Page { print, bytes } = self.page(page);
+        match (bytes.get(), print.get()) {
+            (None, Some(print)) => {
+                let mut block = [0; BLOCK_BYTES];
+                print.fill(&mut block);
+                out.extend_from_slice(&block);
+            }
+            _ => out.extend_from_slice(&self.bytes(page)[..]),
+        }
     }
 
     /// Pages held by fronts and link.
@@ -203,7 +260,7 @@ impl SimMemory {
 
 impl Memory for SimMemory {
     fn bytes(&self, page: PageId) -> &Block {
-        &self.pages[page.0 as usize].data
+        self.page(page).bytes()
     }
 
     fn bytes_mut(&mut self, page: PageId) -> &mut Block {
@@ -222,17 +279,52 @@ impl Memory for SimMemory {
         assert!(page != PageId::ZERO, "page zero is nobody's");
         assert!(!state.lent && state.pins == 0, "{page:?} is taken from its users: {state:?}");
         state.sealed = false;
-        self.forget(page.0 as usize);
+        self.forget(page);
     }
 
     fn copy(&mut self, from: PageId, to: PageId, range: Range<usize>) {
         if range == (0..BLOCK_BYTES) {
             self.may_change(to);
-            let Page { data, print } = &self.pages[from.0 as usize];
-            self.pages[to.0 as usize] = Page { data: data.clone(), print: *print };
+            self.put(to, Page::from(self.content(from)));
         } else {
-            let data = self.pages[from.0 as usize].data.clone();
-            self.bytes_mut(to)[range.clone()].copy_from_slice(&data[range]);
+            let bytes = self.page(from).bytes().clone();
+            self.bytes_mut(to)[range.clone()].copy_from_slice(&bytes[range]);
+        }
+    }
+
+    fn first<const BYTES: usize>(&self, page: PageId) -> [u8; BYTES] {
+        let Page { print, bytes } = self.page(page);
+        match (bytes.get(), print.get()) {
+            (None, Some(print)) => {
+                let mut first = [0; BYTES];
+                print.fill(&mut first);
+                first
+            }
+            _ => *self.bytes(page).first_chunk().expect("fewer than a block has"),
+        }
+    }
+
+    fn is_zeros(&self, page: PageId) -> bool {
+        self.print(page) == Print::ZERO
+    }
+
+    fn sum(&self, page: PageId) -> BlockSum {
+        let page = self.page(page);
+        self.sums.get(page.print(), || match page.bytes.get() {
+            Some(bytes) => sum_of_block(bytes),
+            None => {
+                let mut block = [0; BLOCK_BYTES];
+                page.print().fill(&mut block);
+                sum_of_block(&block)
+            }
+        })
+    }
+}
+
+impl Drop for SimMemory {
+    fn drop(&mut self) {
+        for page in &mut self.pages {
+            page.bytes.take().into_iter().for_each(recycle);
         }
     }
 }
@@ -243,7 +335,7 @@ mod tests {
 
     #[test]
     fn reopened_pages_are_poisoned() {
-        let mut memory = SimMemory::new(4);
+        let mut memory = SimMemory::new(4, &Rc::default());
         memory.bytes_mut(PageId(2)).fill(1);
         memory.seal(PageId(2));
         memory.reopen(PageId(2));
@@ -253,30 +345,53 @@ mod tests {
 
     #[test]
     fn pages_that_share_a_block_change_apart() {
-        let mut memory = SimMemory::new(4);
+        let mut memory = SimMemory::new(5, &Rc::default());
         let print = Print::of_write(1, 2, 3);
+        let bytes = |content: &Content| {
+            let mut block = [0; BLOCK_BYTES];
+            content.write_to(&mut block);
+            block
+        };
         memory.lend(PageId(1));
-        memory.fill_print(PageId(1), print);
+        memory.fill_content(PageId(1), Content { print, bytes: None });
         memory.copy(PageId(1), PageId(2), 0..BLOCK_BYTES);
-        let (kept, named) = memory.shared(PageId(2));
-        assert_eq!((Print::of(&kept), named), (print, print));
+        assert_eq!((Print::of(memory.bytes(PageId(2))), memory.print(PageId(2))), (print, print));
+        // A mixture has bytes, which pages share until one of them changes.
         memory.bytes_mut(PageId(2))[7] ^= 1;
-        assert_eq!(memory.print(PageId(2)), Print::of(memory.bytes(PageId(2))));
+        memory.copy(PageId(2), PageId(4), 0..BLOCK_BYTES);
+        let mixture = memory.content(PageId(4));
+        assert_eq!(Print::of(&bytes(&mixture)), mixture.print);
         memory.copy(PageId(1), PageId(2), 0..8);
         assert_eq!((memory.print(PageId(1)), memory.print(PageId(2))), (print, print));
-        memory.give_back(PageId(1));
-        memory.seal(PageId(1));
-        memory.reopen(PageId(1));
-        memory.reopen(PageId(2));
+        memory.bytes_mut(PageId(4))[7] ^= 2;
+        assert_ne!(memory.print(PageId(4)), mixture.print);
+        memory.seal(PageId(4));
+        memory.reopen(PageId(4));
         memory.bytes_mut(PageId(3))[0] = 1;
         assert_eq!(memory.bytes(PageId(3))[1..], [POISON; BLOCK_BYTES - 1]);
-        assert_eq!(Print::of(&kept), print);
+        assert_eq!(Print::of(&bytes(&mixture)), mixture.print);
+    }
+
+    #[test]
+    fn sums_and_bytes_are_those_of_the_content() {
+        let mut memory = SimMemory::new(4, &Rc::default());
+        memory.lend(PageId(1));
+        for op in 0..2 * SUMS as u64 {
+            let print = Print::of_write(0, 1, op / 2);
+            memory.fill_content(PageId(1), Content { print, bytes: None });
+            let mut whole = Vec::new();
+            memory.append_to(PageId(1), &mut whole);
+            assert_eq!(memory.sum(PageId(1)), sum_of_block(memory.bytes(PageId(1))));
+            assert_eq!(memory.bytes(PageId(1))[..], whole);
+            memory.fill(PageId(1))[9] ^= 1;
+            assert_eq!(memory.sum(PageId(1)), sum_of_block(memory.bytes(PageId(1))));
+        }
     }
 
     #[test]
     #[should_panic(expected = "under its readers")]
     fn sealed_pages_do_not_change() {
-        let mut memory = SimMemory::new(4);
+        let mut memory = SimMemory::new(4, &Rc::default());
         memory.seal(PageId(2));
         memory.bytes_mut(PageId(2));
     }
@@ -284,7 +399,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "taken from its users")]
     fn pages_in_use_are_not_reopened() {
-        let mut memory = SimMemory::new(4);
+        let mut memory = SimMemory::new(4, &Rc::default());
         memory.seal(PageId(2));
         memory.pin_for_reading(PageId(2));
         memory.reopen(PageId(2));

@@ -16,6 +16,7 @@ pub mod rng;
 mod run;
 mod snapshots;
 mod stages;
+mod stock;
 mod trace;
 mod world;
 

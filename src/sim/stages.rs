@@ -5,6 +5,7 @@ use crate::core::group::Turn;
 use crate::core::group::status::{GroupState, GroupStatus, PeerState};
 use crate::sim::audit::{PRIMARY, SECONDARY};
 use crate::sim::hosts::Front;
+use crate::sim::stock;
 use crate::sim::world::{Outcome, Site, Stage, World};
 
 const MS: u64 = 1_000_000;
@@ -159,6 +160,7 @@ impl World {
             assert_eq!(status.pages_staged as usize, held, "site {site}: pages granted and pages held");
             assert_eq!(memory.pinned(), 0, "site {site}: pages still in use");
         }
+        self.sites.into_iter().for_each(|site| stock::keep(site.tables));
         self.outcome.snapshots = self.audit.snapshots_taken() as u64;
         self.outcome.snapshot_reads = self.audit.snapshot_reads;
         self.outcome.hosts = self.counts;

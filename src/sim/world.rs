@@ -1,6 +1,7 @@
 //! The event loop: two sites, their disks, the network between them, and time.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 
 use crate::base::*;
 use crate::core::config::AckLevel;
@@ -13,13 +14,14 @@ use crate::sim::audit::{AuditConfig, Auditor, Level, PRIMARY, SECONDARY};
 use crate::sim::disk::{Disk, IoId, place_of};
 use crate::sim::hosts::{Front, HostCounts};
 use crate::sim::link::Link;
-use crate::sim::memory::SimMemory;
+use crate::sim::memory::{SimMemory, Sums};
 use crate::sim::metadata::Metadata;
 use crate::sim::network::Network;
 use crate::sim::plan::{Crash, Fault, Plan};
 use crate::sim::queue::Queue;
 use crate::sim::rng::Rng;
 use crate::sim::snapshots::{self, SnapshotPlan};
+use crate::sim::stock;
 use crate::sim::trace::Trace;
 
 const MS: u64 = 1_000_000;
@@ -215,7 +217,8 @@ impl World {
             journal_volatile: [0, 1].map(|site| plan.configs[site].journal_volatile),
             wait_ns_max: config.host_deadline.0 + config.host_deadline.0 / 8 + SLACK_NS,
         });
-        let sites = [0, 1].map(|index| Site::new(&plan, index, &volumes));
+        let sums = Rc::default();
+        let sites = [0, 1].map(|index| Site::new(&plan, index, &volumes, &sums));
         let mut world = World {
             rng,
             snapshot_rng,
@@ -499,7 +502,7 @@ impl World {
                         let page = table.page(SlotId(slot), block);
                         memory.pin_for_reading(page);
                         pages.push(page);
-                        blocks.push(memory.shared(page));
+                        blocks.push(memory.content(page));
                     }
                     self.audit.sends(index, seen(&update), &blocks);
                 }
@@ -662,11 +665,11 @@ impl World {
                 for at in 0..count as usize {
                     let page = table.page(slot, at);
                     memory.pin_for_reading(page);
-                    blocks.push(memory.shared(page));
+                    blocks.push(memory.content(page));
                 }
                 let io = disk.write(target, block, blocks.iter().cloned());
                 self.trace.note(now, || {
-                    let names: Vec<_> = blocks.iter().map(|(_, print)| print.describe()).collect();
+                    let names: Vec<_> = blocks.iter().map(|content| content.print.describe()).collect();
                     format!("site {index} writes {target:?} at {block}: {names:?}")
                 });
                 self.audit.writes(index, io, place_of(target), block, &blocks, disk);
@@ -709,16 +712,16 @@ impl World {
         let mut write = None;
         match (op, result) {
             (IoOp::Read, Ok(())) => {
-                disk.complete_read(io, |at, data, print| memory.fill_shared(page(at), data.clone(), print));
+                disk.complete_read(io, |at, content| memory.fill_content(page(at), content));
             }
             (IoOp::Write, Ok(())) => {
                 disk.complete_write(io);
-                self.audit.written_io(index, io);
+                self.audit.written_io(index, io, place_of(target));
                 write = Some((target, io));
             }
             (IoOp::Flush, Ok(())) => {
                 let covers = disk.complete_flush(io);
-                self.audit.flushed(index, &covers);
+                self.audit.flushed(index, &covers, place_of(target));
             }
             (IoOp::Write, Err(_)) => disk.fail_write(io, &mut self.rng),
             (IoOp::Read | IoOp::Flush, Err(_)) => disk.fail(io),
@@ -736,7 +739,7 @@ impl World {
 }
 
 impl Site {
-    fn new(plan: &Plan, index: usize, volumes: &[u64]) -> Site {
+    fn new(plan: &Plan, index: usize, volumes: &[u64], sums: &Rc<Sums>) -> Site {
         let config = &plan.configs[index];
         let mut disk =
             Disk::new(config.journal_blocks, config.journal_volatile, config.differential_blocks, volumes);
@@ -750,8 +753,8 @@ impl Site {
         }
         Site {
             group: None,
-            memory: SimMemory::new(config.pages),
-            tables: Tables::new(config.fronts),
+            memory: SimMemory::new(config.pages, sums),
+            tables: stock::take(config.fronts),
             out: Outbox::new(config.fronts),
             disk,
             link: Link::new(1),

@@ -216,7 +216,7 @@ impl Group {
             row += update.payload_blocks();
             for index in first..row {
                 let page = table.page(slot, index);
-                table.set(slot, index, page, sum_of_block(turn.memory.bytes(page)));
+                table.set(slot, index, page, turn.memory.sum(page));
             }
             sum_of_sums((first..row).map(|index| table.sum(slot, index))) == update.sum
         })

@@ -362,13 +362,12 @@ impl Group {
             return None;
         }
         let expected = self.sums[volume.0 as usize].get(lba);
-        let bytes = turn.memory.bytes(page);
         if expected == BlockSum::ZEROS {
-            if bytes.iter().all(|&byte| byte == 0) {
+            if turn.memory.is_zeros(page) {
                 self.pages.release(page, turn.memory);
                 return Some((PageId::ZERO, BlockSum::ZEROS));
             }
-        } else if sum_of_block(bytes) == expected {
+        } else if turn.memory.sum(page) == expected {
             turn.memory.seal(page);
             return Some((page, expected));
         }
@@ -445,7 +444,7 @@ impl Group {
                 let (start, end) = (usize::from(offset), usize::from(offset) + usize::from(length));
                 turn.memory.copy(base.page, page, 0..start);
                 turn.memory.copy(base.page, page, end..BLOCK_BYTES);
-                row.set(at.1, 0, page, sum_of_block(turn.memory.bytes(page)));
+                row.set(at.1, 0, page, turn.memory.sum(page));
                 (UpdateKind::Write, fua)
             }
             HostOp::ZeroPartial { offset, length, fua, .. } => {
@@ -454,7 +453,7 @@ impl Group {
                 turn.memory.copy(base.page, page, 0..BLOCK_BYTES);
                 let (start, end) = (usize::from(offset), usize::from(offset) + usize::from(length));
                 turn.memory.bytes_mut(page)[start..end].fill(0);
-                row.set(at.1, 0, page, sum_of_block(turn.memory.bytes(page)));
+                row.set(at.1, 0, page, turn.memory.sum(page));
                 (UpdateKind::Write, fua)
             }
             HostOp::Read { .. } | HostOp::Flush => unreachable!("not a write"),

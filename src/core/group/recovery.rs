@@ -398,7 +398,7 @@ impl Group {
         let mut at = offset + 1;
         for update in updates {
             let after = at + update.payload_blocks() as u32;
-            let sums = (at..after).map(|index| sum_of_block(turn.memory.bytes(page(index))));
+            let sums = (at..after).map(|index| turn.memory.sum(page(index)));
             if update.payload_blocks() > 0 && sum_of_sums(sums) != update.sum {
                 return None;
             }
@@ -464,11 +464,12 @@ impl Group {
         let last = recovery.seen.max(recovery.checkpoint);
         let mut rotten = false;
         for index in 0..count as usize {
-            let bytes = turn.memory.bytes(turn.tables.journal_io.page(slot, index));
+            let page = turn.tables.journal_io.page(slot, index);
             // Nearly every block is payload, or a header from before the head.
-            if claims_of(bytes).is_none_or(|(sequence, _)| sequence <= head.sequence) {
+            if claims_of(&turn.memory.first(page)).is_none_or(|(sequence, _)| sequence <= head.sequence) {
                 continue;
             }
+            let bytes = turn.memory.bytes(page);
             let Ok(header) = decode_batch(bytes, &mut recovery.descriptors) else { continue };
             if header.group == group {
                 rotten |= header.known_durable > last;

@@ -1,10 +1,8 @@
 //! The auditor and the disks: journals, superblocks, destage, crashes, and what the volumes hold in the end.
 
-use std::rc::Rc;
-
 use crate::sim::audit::journal::{KIND_CUT, KIND_SOLO_BEGIN, RING_FIRST, Seen, batch, superblock};
 use crate::sim::audit::{Auditor, Lack, Media, PRIMARY, Place, SECONDARY};
-use crate::sim::content::{Block, Print};
+use crate::sim::content::{Content, Print};
 use crate::sim::disk::IoId;
 
 impl Auditor {
@@ -15,19 +13,19 @@ impl Auditor {
         io: IoId,
         place: Place,
         block: u64,
-        blocks: &[(Rc<Block>, Print)],
+        blocks: &[Content],
         media: &dyn Media,
     ) {
         match place {
             Place::Journal => self.writes_journal(site, io, block, blocks, media),
             Place::Volume(volume) => {
-                for (lba, (_, print)) in (block..).zip(blocks) {
-                    self.check_destage(site, volume, lba, *print, media);
+                for (lba, content) in (block..).zip(blocks) {
+                    self.check_destage(site, volume, lba, content.print, media);
                 }
             }
             Place::Differential => {
-                for (slot, (_, print)) in (block..).zip(blocks) {
-                    self.check_kept_block(site, slot, *print, media);
+                for (slot, content) in (block..).zip(blocks) {
+                    self.check_kept_block(site, slot, content.print, media);
                 }
             }
             Place::Checksums(_) => (),
@@ -39,10 +37,12 @@ impl Auditor {
         site: usize,
         io: IoId,
         block: u64,
-        blocks: &[(Rc<Block>, Print)],
+        blocks: &[Content],
         media: &dyn Media,
     ) {
-        if let Some(seen) = superblock(&blocks[0].0) {
+        // What a host wrote is no header.
+        let header = blocks[0].bytes.as_deref();
+        if let Some(seen) = header.and_then(superblock) {
             assert!(blocks.len() == 1 && block == seen.sequence % 2, "superblock {seen:?} at block {block}");
             self.check_claim(site, "settled", seen.settled);
             self.check_checkpoint(site, seen.checkpoint, media);
@@ -50,7 +50,7 @@ impl Auditor {
             self.sites[site].submits_superblock(io, seen);
             return;
         }
-        let Some(seen) = batch(&blocks[0].0) else {
+        let Some(seen) = header.and_then(batch) else {
             panic!("site {site} writes {} blocks at journal block {block} that are no batch", blocks.len());
         };
         assert!(block >= RING_FIRST, "a batch over the superblocks");
@@ -68,7 +68,7 @@ impl Auditor {
             payload = rest;
             self.sees(site, *update, mine);
         }
-        let prints = blocks.iter().map(|(_, print)| *print).collect();
+        let prints = blocks.iter().map(|content| content.print).collect();
         if let Err(why) = self.sites[site].submits_batch(io, block, prints, &seen) {
             panic!("site {site}: {why}");
         }
@@ -112,7 +112,7 @@ impl Auditor {
             let durable = media.all_durable(Place::Volume(volume));
             assert_eq!(durable.len(), blocks.len(), "a volume's size");
             for (lba, (block, stored)) in (0u64..).zip(blocks.iter().zip(durable)) {
-                let print = stored.as_ref().map_or(Print::ZERO, |stored| stored.print);
+                let print = stored.as_ref().map_or(Print::ZERO, |stored| stored.content.print);
                 // The newest version of all is at or above whatever is due.
                 if print == block.newest_print {
                     continue;
@@ -128,12 +128,16 @@ impl Auditor {
         }
     }
 
-    pub fn written_io(&mut self, site: usize, io: IoId) {
-        self.sites[site].written_io(io);
+    pub fn written_io(&mut self, site: usize, io: IoId, place: Place) {
+        if place == Place::Journal {
+            self.sites[site].written_io(io);
+        }
     }
 
-    pub fn flushed(&mut self, site: usize, covers: &[IoId]) {
-        self.sites[site].flushed(covers);
+    pub fn flushed(&mut self, site: usize, covers: &[IoId], place: Place) {
+        if place == Place::Journal {
+            self.sites[site].flushed(covers);
+        }
     }
 
     /// A site's group takes an update that its peer sent.
@@ -168,8 +172,9 @@ impl Auditor {
                 let Seen { number, volume, lba, .. } = entry.seen;
                 for lba in lba..lba + entry.contents.len() as u64 {
                     let block = &self.blocks[usize::from(volume)][lba as usize];
-                    let print =
-                        media.visible(Place::Volume(volume), lba).map_or(Print::ZERO, |stored| stored.print);
+                    let print = media
+                        .visible(Place::Volume(volume), lba)
+                        .map_or(Print::ZERO, |stored| stored.content.print);
                     assert!(
                         block.numbers_of(print).any(|has| has >= number),
                         "site {site} reports #{applied} applied, but volume {volume} block {lba} has {}, not #{number}",
@@ -244,8 +249,9 @@ impl Auditor {
     pub fn check_volumes(&self, site: usize, media: &dyn Media) {
         for (volume, blocks) in (0u16..).zip(&self.blocks) {
             for (lba, block) in (0u64..).zip(blocks) {
-                let print =
-                    media.durable(Place::Volume(volume), lba).map_or(Print::ZERO, |stored| stored.print);
+                let print = media
+                    .durable(Place::Volume(volume), lba)
+                    .map_or(Print::ZERO, |stored| stored.content.print);
                 let due = block.newest().print;
                 assert!(
                     print == due,

@@ -10,8 +10,8 @@
 
 use crate::base::BLOCK_BYTES;
 use crate::sim::audit::journal::Seen;
-use crate::sim::audit::{Auditor, Content, Entry, Op, OpKind, OpSpec, PRIMARY};
-use crate::sim::content::Print;
+use crate::sim::audit::{Auditor, Entry, Op, OpKind, OpSpec, PRIMARY};
+use crate::sim::content::{Content, Print};
 
 impl Auditor {
     /// Finds the operation of the stream's newest update.
@@ -227,11 +227,9 @@ impl Auditor {
 
 #[cfg(test)]
 mod tests {
-    use std::rc::Rc;
-
     use super::*;
     use crate::sim::audit::journal::{BatchSeen, KIND_GENERATION_OPEN, KIND_WRITE, KIND_ZERO};
-    use crate::sim::audit::{AuditConfig, Level};
+    use crate::sim::audit::{AuditConfig, Level, Place};
     use crate::sim::content::Block;
     use crate::sim::disk::IoId;
 
@@ -273,7 +271,7 @@ mod tests {
             let number = self.audit.last() + 1;
             let count = u32::from(kind == KIND_WRITE || kind == KIND_ZERO);
             let seen = Seen { number, generation: GENERATION, kind, volume: 0, lba: 0, count, slot: 0 };
-            let blocks: Vec<_> = blocks.iter().map(|block| (Rc::new(*block), Print::of(block))).collect();
+            let blocks: Vec<_> = blocks.iter().map(Content::of).collect();
             self.audit.sends(PRIMARY, seen, &blocks);
             self.waiting.push(seen);
             number
@@ -301,7 +299,7 @@ mod tests {
             self.audit.sites[PRIMARY]
                 .submits_batch(io, 2 + 4 * self.batches, prints, &batch)
                 .expect("a batch");
-            self.audit.written_io(PRIMARY, io);
+            self.audit.written_io(PRIMARY, io, Place::Journal);
         }
 
         fn reply(&mut self, id: u64) {

@@ -14,11 +14,10 @@ mod stream;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
-use std::rc::Rc;
 
 use crate::sim::audit::journal::Seen;
 use crate::sim::audit::site::Site;
-use crate::sim::content::{Block, Print};
+use crate::sim::content::{Content, Print};
 use crate::sim::disk::Stored;
 
 pub const PRIMARY: usize = 0;
@@ -136,29 +135,6 @@ struct Op {
     limit: u64,
     /// For reads, by block: the oldest version it may return.
     read_floors: Vec<u64>,
-}
-
-#[derive(Clone, Debug)]
-struct Content {
-    print: Print,
-    /// The bytes of a mixture, since its print does not give them.
-    bytes: Option<Rc<Block>>,
-}
-
-impl Content {
-    const ZERO: Content = Content { print: Print::ZERO, bytes: None };
-
-    fn of(data: &Rc<Block>, print: Print) -> Content {
-        let named = print == Print::ZERO || print.op().is_some();
-        Content { print, bytes: (!named).then(|| data.clone()) }
-    }
-
-    fn write_to(&self, block: &mut Block) {
-        match &self.bytes {
-            Some(bytes) => block.copy_from_slice(&bytes[..]),
-            None => self.print.fill(block),
-        }
-    }
 }
 
 #[derive(Clone, Debug)]

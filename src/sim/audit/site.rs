@@ -245,13 +245,13 @@ impl Site {
         self.received = (0, 0);
         let start = (0..2)
             .filter_map(|slot| media.visible(Place::Journal, slot))
-            .filter_map(|stored| superblock(&stored.data))
+            .filter_map(|stored| superblock(stored.content.bytes.as_deref()?))
             .max_by_key(|seen| seen.sequence)
             .expect("a formatted journal keeps a superblock");
         let there = |batch: &Batch, look: &dyn Fn(u64) -> Print| {
             (batch.block..).zip(&batch.prints).all(|(at, print)| look(at) == *print)
         };
-        let print = |stored: Option<&Stored>| stored.map_or(Print::ZERO, |stored| stored.print);
+        let print = |stored: Option<&Stored>| stored.map_or(Print::ZERO, |stored| stored.content.print);
         let visible = |at| print(media.visible(Place::Journal, at));
         let durable = |at| print(media.durable(Place::Journal, at));
         // The chain as docs/FORMATS.md tells a reader to follow it, and not as batches were submitted: where a write was lost,

@@ -1,10 +1,8 @@
 //! The auditor and snapshots: what each must hold, whether that is kept before it is overwritten, and what readers of it got.
 
-use std::rc::Rc;
-
 use crate::sim::audit::journal::{KIND_SNAPSHOT_CREATE, KIND_SNAPSHOT_DELETE, Seen, snapshot_volumes};
 use crate::sim::audit::{Auditor, BlockHistory, Media, Place};
-use crate::sim::content::{Block, Print};
+use crate::sim::content::{Content, Print};
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SnapshotSeen {
@@ -33,9 +31,10 @@ impl BlockHistory {
 
 impl Auditor {
     /// A snapshot's record is the same wherever it is.
-    pub(super) fn check_snapshots_of(&mut self, seen: &Seen, blocks: &[(Rc<Block>, Print)]) {
+    pub(super) fn check_snapshots_of(&mut self, seen: &Seen, blocks: &[Content]) {
         if seen.kind == KIND_SNAPSHOT_CREATE {
-            let (data, print) = &blocks[0];
+            let Content { print, bytes } = &blocks[0];
+            let data = bytes.as_deref().expect("a snapshot's record is nothing that a host wrote");
             let key = (seen.generation, seen.number);
             let (known, _) = *self.records.entry(key).or_insert_with(|| (*print, snapshot_volumes(data)));
             assert_eq!(known, *print, "INV-8: {seen:?} with another record than before");
@@ -106,7 +105,8 @@ impl Auditor {
             let Some(slot) = media.kept(volume, lba, snapshot.number) else {
                 return Err(format!("INV-3: snapshot #{} needs the block and has no entry", snapshot.number));
             };
-            let kept = media.durable(Place::Differential, slot).map_or(Print::ZERO, |stored| stored.print);
+            let kept =
+                media.durable(Place::Differential, slot).map_or(Print::ZERO, |stored| stored.content.print);
             if kept != due {
                 return Err(format!(
                     "INV-3: snapshot #{} needs {}, slot {slot} durably has {}",
@@ -196,7 +196,7 @@ impl Auditor {
                         Some(slot) => (Place::Differential, slot),
                         None => (Place::Volume(volume), lba),
                     };
-                    let has = media.durable(place, at).map_or(Print::ZERO, |stored| stored.print);
+                    let has = media.durable(place, at).map_or(Print::ZERO, |stored| stored.content.print);
                     let due = block.print_at(snapshot);
                     assert!(
                         has == due,

@@ -1,20 +1,18 @@
 //! The auditor's stream: which updates are in force, and what they hold.
 
-use std::rc::Rc;
-
 use crate::sim::audit::journal::{
     KIND_GENERATION_OPEN, KIND_SNAPSHOT_CREATE, KIND_SOLO_BEGIN, KIND_SOLO_END, KIND_ZERO, Seen,
 };
-use crate::sim::audit::{Auditor, Content, Entry, PRIMARY, Version};
-use crate::sim::content::{Block, Print};
+use crate::sim::audit::{Auditor, Entry, PRIMARY, Version};
+use crate::sim::content::Content;
 
 impl Auditor {
     /// An update leaves the primary in a frame; `blocks` are its payload.
-    pub fn sends(&mut self, site: usize, seen: Seen, blocks: &[(Rc<Block>, Print)]) {
+    pub fn sends(&mut self, site: usize, seen: Seen, blocks: &[Content]) {
         self.sees(site, seen, blocks);
     }
 
-    pub(super) fn sees(&mut self, site: usize, seen: Seen, blocks: &[(Rc<Block>, Print)]) {
+    pub(super) fn sees(&mut self, site: usize, seen: Seen, blocks: &[Content]) {
         assert_eq!(blocks.len(), seen.payload(), "payload of {seen:?}");
         self.check_snapshots_of(&seen, blocks);
         let known = self.stream.get(seen.number as usize - 1);
@@ -54,7 +52,7 @@ impl Auditor {
         let contents: Vec<Content> = match seen.kind {
             KIND_SNAPSHOT_CREATE => Vec::new(),
             KIND_ZERO => vec![Content::ZERO; seen.count as usize],
-            _ => blocks.iter().map(|(data, print)| Content::of(data, *print)).collect(),
+            _ => blocks.to_vec(),
         };
         let known_ops = self.first_op..self.ops.len() as u64;
         let entry =
@@ -66,9 +64,9 @@ impl Auditor {
         }
     }
 
-    pub(super) fn check_same(&self, site: usize, entry: &Entry, seen: &Seen, blocks: &[(Rc<Block>, Print)]) {
+    pub(super) fn check_same(&self, site: usize, entry: &Entry, seen: &Seen, blocks: &[Content]) {
         assert_eq!(entry.seen, *seen, "site {site} has another update of the same number and generation");
-        for (index, (known, (_, print))) in entry.contents.iter().zip(blocks).enumerate() {
+        for (index, (known, Content { print, .. })) in entry.contents.iter().zip(blocks).enumerate() {
             assert!(
                 known.print == *print,
                 "site {site} has {} as block {index} of {seen:?}, not {}",
