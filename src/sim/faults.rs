@@ -6,7 +6,7 @@ use crate::core::outbox::Outbox;
 use crate::sim::audit::{PRIMARY, SECONDARY};
 use crate::sim::hosts::Front;
 use crate::sim::link::Link;
-use crate::sim::plan::{CRASHES_MIN, Crash, Fault};
+use crate::sim::plan::{CRASHES_MAX, CRASHES_MIN, Crash, Fault};
 use crate::sim::world::{Alarm, Event, Site, Stage, World};
 
 /// A crash that found no site alive is tried again after this many events.
@@ -118,10 +118,20 @@ impl World {
         self.wake_group(index, self.now);
         if self.stage == Stage::Working
             && self.rng.percent(self.plan.crash_again_percent)
-            && self.outcome.crashes < 12
+            && self.outcome.crashes < CRASHES_MAX
         {
             let crash = if self.rng.once_in(2) { Crash::Power } else { Crash::Process };
             self.armed.push((self.rng.below(600), Fault::Crash { site: index, crash }));
+        }
+    }
+
+    /// A peer of the primary's has begun to catch up.
+    pub(super) fn perhaps_crash_at_catch_up(&mut self) {
+        let more = self.plan.crashes_at_catch_up > 0 && self.outcome.crashes < CRASHES_MAX;
+        if more && self.stage == Stage::Working {
+            self.plan.crashes_at_catch_up -= 1;
+            let crash = Fault::Crash { site: PRIMARY, crash: Crash::Power };
+            self.armed.push((self.rng.below(200), crash));
         }
     }
 }

@@ -13,6 +13,9 @@ pub const HOST_OPERATIONS_MIN: u64 = 1000;
 /// Crashes that every seed has at least.
 pub const CRASHES_MIN: usize = 2;
 
+/// Crashes after which none follows from another or from what a site does: those planned come besides.
+pub const CRASHES_MAX: u64 = 12;
+
 const MS: u64 = 1_000_000;
 const US: u64 = 1_000;
 
@@ -109,6 +112,9 @@ pub struct Plan {
     pub down_ns: u64,
     /// A crash follows soon after a restart, in a hundred.
     pub crash_again_percent: u64,
+    /// A primary that may go on alone loses power while its peer catches up, with a tail that only the peer has: it then
+    /// opens a generation over it, and the tail has to be cut. So many times.
+    pub crashes_at_catch_up: u32,
     pub faults: Vec<Planned>,
     pub snapshots: Option<SnapshotPlan>,
 }
@@ -184,6 +190,12 @@ impl Plan {
             notice_ns: rng.pick(&[1, 10, 50]) * MS,
             down_ns: rng.pick(&[1, 20, 100]) * MS,
             crash_again_percent: rng.pick(&[0, 20, 50]),
+            // Not drawn from the plan's own numbers, so that no other draw of a seed depends on it.
+            crashes_at_catch_up: if peer && on_peer_loss == OnPeerLoss::Solo {
+                Rng::new(!seed).below(3) as u32
+            } else {
+                0
+            },
             faults: faults(rng, operations, peer),
             configs,
             snapshots,

@@ -519,12 +519,16 @@ impl World {
         }
         while out.stamps.pop().is_some() {}
         let mut failed = false;
+        let mut catches_up = false;
         while let Some(event) = out.events.pop() {
             self.trace.note(now, || format!("site {index}: {event:?}"));
             match event {
                 GroupEvent::Recovered { replayed, .. } => self.outcome.replayed += replayed,
                 GroupEvent::Checkpointed { .. } => self.outcome.checkpoints += 1,
-                GroupEvent::PeerCatchingUp { .. } => self.outcome.catch_ups += 1,
+                GroupEvent::PeerCatchingUp { .. } => {
+                    self.outcome.catch_ups += 1;
+                    catches_up = true;
+                }
                 GroupEvent::TailCut { .. } => self.outcome.cuts += 1,
                 GroupEvent::Refused { refusal, .. } => {
                     // Not even for a resync: what a peer lacks stays in the journal (INV-9).
@@ -561,6 +565,9 @@ impl World {
                 let replies = self.sites[index].fronts[front].replies.front().map(|(ready, _)| *ready);
                 self.wake_front(index, front, replies.unwrap_or(now));
             }
+        }
+        if catches_up {
+            self.perhaps_crash_at_catch_up();
         }
         if failed && self.sites[index].group.as_ref().is_some_and(|group| group.failed()) {
             // An operator replaces the disk's cable and starts the site again.
