@@ -7,7 +7,8 @@ use crate::sim::audit::{PRIMARY, SECONDARY};
 use crate::sim::hosts::Front;
 use crate::sim::link::Link;
 use crate::sim::plan::{CRASHES_MAX, CRASHES_MIN, Crash, Fault};
-use crate::sim::world::{Alarm, Event, Site, Stage, World};
+use crate::sim::site::{Alarm, Site};
+use crate::sim::world::{Event, Stage, World};
 
 /// A crash that found no site alive is tried again after this many events.
 const CRASH_AGAIN_EVENTS: u64 = 50;

@@ -14,6 +14,7 @@ mod plan;
 mod queue;
 pub mod rng;
 mod run;
+mod site;
 mod snapshots;
 mod stages;
 mod stock;

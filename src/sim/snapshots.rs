@@ -57,13 +57,32 @@ impl SnapshotPlan {
 }
 
 impl World {
+    /// After a turn of a group in the calm stage.
+    pub(super) fn note_slots(&mut self, index: usize) {
+        if self.plan.snapshots.is_none() || !matches!(self.stage, Stage::Calm { .. }) {
+            return;
+        }
+        let lacks = self.status(index).is_some_and(|status| {
+            status.differential_blocks - status.differential_used_blocks < UPDATE_BLOCKS_MAX as u64
+        });
+        if lacks {
+            self.slots_lacked_at = Some(self.now);
+        }
+    }
+
+    /// Whether an operation that its deadline ends now may have waited for slots, which reclaiming frees at its own pace on
+    /// each site.
+    pub(super) fn slots_lacked(&self) -> bool {
+        self.slots_lacked_at.is_some_and(|at| self.now <= at + self.audit.wait_ns_max())
+    }
+
     /// Whether an error is what snapshots may bring, though nothing fails: no space for what a write overwrites, or so little
     /// that its host's deadline passes while an old snapshot makes room; a snapshot that was deleted before it was read.
-    pub(super) fn snapshots_excuse(plan: &Option<SnapshotPlan>, error: HostError) -> bool {
+    pub(super) fn snapshots_excuse(plan: &Option<SnapshotPlan>, error: HostError, lacked: bool) -> bool {
         match error {
             HostError::NoSpace => plan.is_some(),
             HostError::NoSuchSnapshot => plan.is_some(),
-            HostError::Deadline => plan.is_some_and(|plan| plan.differential_blocks < 100),
+            HostError::Deadline => lacked,
             _ => false,
         }
     }

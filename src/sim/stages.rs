@@ -5,8 +5,9 @@ use crate::core::group::Turn;
 use crate::core::group::status::{GroupState, GroupStatus, PeerState};
 use crate::sim::audit::{PRIMARY, SECONDARY};
 use crate::sim::hosts::Front;
+use crate::sim::site::Site;
 use crate::sim::stock;
-use crate::sim::world::{Outcome, Site, Stage, World};
+use crate::sim::world::{Outcome, Stage, World};
 
 const MS: u64 = 1_000_000;
 

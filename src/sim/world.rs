@@ -1,27 +1,22 @@
 //! The event loop: two sites, their disks, the network between them, and time.
 
-use std::collections::VecDeque;
 use std::rc::Rc;
 
 use crate::base::*;
 use crate::core::config::AckLevel;
-use crate::core::group::{Group, Turn};
+use crate::core::group::Turn;
 use crate::core::messages::*;
-use crate::core::outbox::{Event as GroupEvent, Outbox, Tables};
-use crate::format::superblock::Superblock;
+use crate::core::outbox::Event as GroupEvent;
 use crate::sim::audit::journal::Seen;
 use crate::sim::audit::{AuditConfig, Auditor, Level, PRIMARY, SECONDARY};
-use crate::sim::disk::{Disk, IoId, place_of};
-use crate::sim::hosts::{Front, HostCounts};
-use crate::sim::link::Link;
-use crate::sim::memory::{SimMemory, Sums};
-use crate::sim::metadata::Metadata;
+use crate::sim::disk::{IoId, place_of};
+use crate::sim::hosts::HostCounts;
 use crate::sim::network::Network;
 use crate::sim::plan::{Crash, Fault, Plan};
 use crate::sim::queue::Queue;
 use crate::sim::rng::Rng;
+use crate::sim::site::{Alarm, Done, Site};
 use crate::sim::snapshots::{self, SnapshotPlan};
-use crate::sim::stock;
 use crate::sim::trace::Trace;
 
 const MS: u64 = 1_000_000;
@@ -80,47 +75,6 @@ pub(super) enum Event {
     Healed,
 }
 
-/// The next time somebody is to be woken; an event with an older token is void.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Alarm {
-    pub(super) at: Option<u64>,
-    pub(super) token: u64,
-}
-
-/// A completion on its way to the group.
-pub(super) struct Done {
-    ready: u64,
-    done: IoDone,
-    /// The write it completes, which the next flush then covers.
-    write: Option<(IoTarget, IoId)>,
-}
-
-pub(super) struct Site {
-    pub(super) group: Option<Box<Group>>,
-    pub(super) memory: SimMemory,
-    pub(super) tables: Tables,
-    pub(super) out: Outbox,
-    pub(super) disk: Disk,
-    pub(super) link: Link,
-    pub(super) fronts: Vec<Front>,
-    pub(super) journal_done: VecDeque<Done>,
-    pub(super) volume_done: VecDeque<Done>,
-    pub(super) metadata_done: VecDeque<(u64, MetadataDone)>,
-    /// What administrators ask, on its way.
-    pub(super) admin: VecDeque<(u64, AdminRequest)>,
-    pub(super) incarnation: u32,
-    pub(super) alarm: Alarm,
-    pub(super) link_alarm: Alarm,
-    pub(super) front_alarms: Vec<Alarm>,
-    /// When each executor's ring is drained of what was pushed so far.
-    pub(super) submitted_at: [u64; 2],
-    pub(super) slow_until: u64,
-    /// When the last I/O of a slow disk ends.
-    pub(super) slow_io_until: u64,
-    /// Errors to inject: journal, volumes.
-    pub(super) errors: [Option<i32>; 2],
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     /// Hosts and faults.
@@ -167,6 +121,8 @@ pub struct Outcome {
 
 /// Events of one run; a run beyond is spinning.
 const EVENTS_MAX: u64 = 4_000_000;
+/// Events of one instant; beyond, those who wake each other keep time from going on.
+const INSTANT_EVENTS_MAX: u64 = 10_000;
 /// A group that asks to be called again at once gets its turn after this.
 const TURN_GAP_NS: u64 = 300;
 /// What turns, rings and the deadline scan may add to a host's deadline.
@@ -177,6 +133,8 @@ pub struct World {
     pub(super) rng: Rng,
     /// Snapshots' own, so that seeds without them are not changed by them.
     pub(super) snapshot_rng: Rng,
+    /// When a site last had fewer free slots than one operation may need.
+    pub(super) slots_lacked_at: Option<u64>,
     /// Administrators' acts so far.
     pub(super) administered: u64,
     pub(super) now: u64,
@@ -222,6 +180,7 @@ impl World {
         let mut world = World {
             rng,
             snapshot_rng,
+            slots_lacked_at: None,
             administered: 0,
             now: 0,
             queue: Queue::new(),
@@ -247,6 +206,7 @@ impl World {
 
     /// Runs to the end. A violation panics.
     pub fn run(mut self) -> Outcome {
+        let mut instant = 0;
         while !self.finished() {
             let Some((at, event)) = self.queue.pop() else {
                 // Faults are counted in events; where there are none any more, the next one is due.
@@ -256,6 +216,8 @@ impl World {
                 panic!("nothing is going to happen any more, in {:?}", self.stage);
             };
             assert!(at >= self.now, "time goes on");
+            instant = if at > self.now { 0 } else { instant + 1 };
+            assert!(instant < INSTANT_EVENTS_MAX, "livelock: time stands still, in {:?}", self.stage);
             self.now = at;
             self.audit.now = at;
             self.outcome.events += 1;
@@ -436,8 +398,9 @@ impl World {
         }
         group.end_turn(&mut turn);
         let deadline = group.next_deadline();
-        let stopped = group.stopped();
+        let (stopped, takes) = (group.stopped(), group.link_room() > 0);
         self.drain(index);
+        self.note_slots(index);
         if disconnected {
             self.audit.primary_disconnected();
         }
@@ -445,7 +408,7 @@ impl World {
         let rings = [
             site.journal_done.front().map(|done| done.ready),
             site.volume_done.front().map(|done| done.ready),
-            site.link.ring.front().map(|(ready, _)| *ready),
+            site.link.ring.front().filter(|_| takes).map(|(ready, _)| *ready),
             site.metadata_done.front().map(|(ready, _)| *ready),
             site.admin.front().map(|(ready, _)| *ready),
         ];
@@ -578,10 +541,12 @@ impl World {
     }
 
     fn link_turn(&mut self, index: usize) {
-        let Site { link, memory, tables, .. } = &mut self.sites[index];
+        let Site { group, link, memory, tables, .. } = &mut self.sites[index];
+        let takes = group.as_ref().is_some_and(|group| group.link_room() > 0);
         let messages = self.rng.between(1, self.plan.turn_messages.max(8));
         let (said, next) = link.turn(self.now, messages, self.plan.ring_ns, &mut self.rng, memory, tables);
-        if let Some(at) = link.ring.front().map(|(ready, _)| *ready) {
+        // A group that cannot take what there is looks again when its own work has made room.
+        if let Some(at) = link.ring.front().filter(|_| takes).map(|(ready, _)| *ready) {
             self.wake_group(index, at);
         }
         if let Some(said) = said {
@@ -595,6 +560,7 @@ impl World {
     fn front_turn(&mut self, index: usize, number: usize) {
         let now = self.now;
         let plan = &self.plan;
+        let lacked = self.slots_lacked();
         let rng = &mut self.rng;
         let Site { fronts, memory, tables, .. } = &mut self.sites[index];
         let front = &mut fronts[number];
@@ -605,7 +571,9 @@ impl World {
                 front.next_at = front.next_at.max(now + rng.below(4 * MS));
                 if let Stage::Calm { .. } = self.stage
                     && front.expects_success(&reply)
-                    && !reply.result.is_err_and(|error| World::snapshots_excuse(&plan.snapshots, error))
+                    && !reply
+                        .result
+                        .is_err_and(|error| World::snapshots_excuse(&plan.snapshots, error, lacked))
                 {
                     panic!("in lockstep and undisturbed, but an operation failed: {reply:?}");
                 }
@@ -742,43 +710,6 @@ impl World {
         let bound = if executor == Executor::Journal { JOURNAL_IO_SLOTS } else { VOLUME_IO_SLOTS };
         assert!(ring.len() <= bound, "INV-12: more completions than slots");
         self.wake_group(index, ready);
-    }
-}
-
-impl Site {
-    fn new(plan: &Plan, index: usize, volumes: &[u64], sums: &Rc<Sums>) -> Site {
-        let config = &plan.configs[index];
-        let mut disk =
-            Disk::new(config.journal_blocks, config.journal_volatile, config.differential_blocks, volumes);
-        disk.metadata = Metadata::new(plan.snapshots.map_or(1, |plan| plan.reclaim_step));
-        for sequence in 0..2 {
-            let formatted =
-                Superblock::formatted(config.group, config.site, sequence, config.journal_blocks, volumes);
-            let mut block = [0; BLOCK_BYTES];
-            formatted.encode(&mut block);
-            disk.put(IoTarget::Journal, formatted.slot(), &block);
-        }
-        Site {
-            group: None,
-            memory: SimMemory::new(config.pages, sums),
-            tables: stock::take(config.fronts),
-            out: Outbox::new(config.fronts),
-            disk,
-            link: Link::new(1),
-            fronts: (0..config.fronts).map(|_| Front::new(index, plan.depth)).collect(),
-            journal_done: VecDeque::new(),
-            volume_done: VecDeque::new(),
-            metadata_done: VecDeque::new(),
-            admin: VecDeque::new(),
-            incarnation: 0,
-            alarm: Alarm::default(),
-            link_alarm: Alarm::default(),
-            front_alarms: vec![Alarm::default(); config.fronts],
-            submitted_at: [0; 2],
-            slow_until: 0,
-            slow_io_until: 0,
-            errors: [None; 2],
-        }
     }
 }
 

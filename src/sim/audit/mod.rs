@@ -141,6 +141,8 @@ struct Op {
 struct Entry {
     seen: Seen,
     contents: Vec<Content>,
+    /// Of a snapshot's creation: the record's name, and the volumes that are in it.
+    record: Option<(Print, u32)>,
     /// The operations that the primary's hosts had submitted to the incarnation that numbered it.
     known_ops: Range<u64>,
     op: Option<u64>,
@@ -257,8 +259,6 @@ pub struct Auditor {
     acknowledged: u64,
     /// In the order of their numbers, those deleted included.
     snapshots: Vec<snapshots::SnapshotSeen>,
-    /// Their records, by generation and number, wherever one was seen.
-    records: BTreeMap<(u64, u64), (Print, u32)>,
     pub snapshot_reads: u64,
     /// `SoloBegin` and `SoloEnd` in the stream: number, and whether it begins.
     solo: Vec<(u64, bool)>,
@@ -291,7 +291,6 @@ impl Auditor {
             promised: 0,
             acknowledged: 0,
             snapshots: Vec::new(),
-            records: BTreeMap::new(),
             snapshot_reads: 0,
             solo: Vec::new(),
             alive: [true; 2],
@@ -303,6 +302,10 @@ impl Auditor {
             now: 0,
             config,
         }
+    }
+
+    pub fn wait_ns_max(&self) -> u64 {
+        self.config.wait_ns_max
     }
 
     /// The last number that the site and the stream in force have in common, of the site's first `upto`.

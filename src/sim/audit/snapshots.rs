@@ -1,7 +1,7 @@
 //! The auditor and snapshots: what each must hold, whether that is kept before it is overwritten, and what readers of it got.
 
 use crate::sim::audit::journal::{KIND_SNAPSHOT_CREATE, KIND_SNAPSHOT_DELETE, Seen, snapshot_volumes};
-use crate::sim::audit::{Auditor, BlockHistory, Media, Place};
+use crate::sim::audit::{Auditor, BlockHistory, Entry, Media, Place};
 use crate::sim::content::{Content, Print};
 
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +21,13 @@ impl SnapshotSeen {
     }
 }
 
+/// What the payload of an update says of a snapshot.
+pub(super) fn record_of(seen: &Seen, blocks: &[Content]) -> Option<(Print, u32)> {
+    let Content { print, bytes } = blocks.first().filter(|_| seen.kind == KIND_SNAPSHOT_CREATE)?;
+    let data = bytes.as_deref().expect("a snapshot's record is nothing that a host wrote");
+    Some((*print, snapshot_volumes(data)))
+}
+
 impl BlockHistory {
     /// What the block held at a number.
     fn print_at(&self, number: u64) -> Print {
@@ -30,17 +37,6 @@ impl BlockHistory {
 }
 
 impl Auditor {
-    /// A snapshot's record is the same wherever it is.
-    pub(super) fn check_snapshots_of(&mut self, seen: &Seen, blocks: &[Content]) {
-        if seen.kind == KIND_SNAPSHOT_CREATE {
-            let Content { print, bytes } = &blocks[0];
-            let data = bytes.as_deref().expect("a snapshot's record is nothing that a host wrote");
-            let key = (seen.generation, seen.number);
-            let (known, _) = *self.records.entry(key).or_insert_with(|| (*print, snapshot_volumes(data)));
-            assert_eq!(known, *print, "INV-8: {seen:?} with another record than before");
-        }
-    }
-
     /// An update enters the stream: what it overwrites first since the volume's newest snapshot must have a slot.
     pub(super) fn check_captures(&self, seen: &Seen) {
         let newest = self.snapshots.iter().rev().find(|snapshot| {
@@ -60,10 +56,11 @@ impl Auditor {
         }
     }
 
-    pub(super) fn note_snapshot(&mut self, seen: &Seen) {
+    pub(super) fn note_snapshot(&mut self, entry: &Entry) {
+        let seen = &entry.seen;
         match seen.kind {
             KIND_SNAPSHOT_CREATE => {
-                let (_, volumes) = self.records[&(seen.generation, seen.number)];
+                let (_, volumes) = entry.record.expect("a creation has a record");
                 self.snapshots.push(SnapshotSeen { number: seen.number, volumes, deleted_at: None });
             }
             KIND_SNAPSHOT_DELETE => {

@@ -3,6 +3,7 @@
 use crate::sim::audit::journal::{
     KIND_GENERATION_OPEN, KIND_SNAPSHOT_CREATE, KIND_SOLO_BEGIN, KIND_SOLO_END, KIND_ZERO, Seen,
 };
+use crate::sim::audit::snapshots::record_of;
 use crate::sim::audit::{Auditor, Entry, PRIMARY, Version};
 use crate::sim::content::Content;
 
@@ -14,7 +15,6 @@ impl Auditor {
 
     pub(super) fn sees(&mut self, site: usize, seen: Seen, blocks: &[Content]) {
         assert_eq!(blocks.len(), seen.payload(), "payload of {seen:?}");
-        self.check_snapshots_of(&seen, blocks);
         let known = self.stream.get(seen.number as usize - 1);
         if let Some(entry) = known
             && entry.seen.generation == seen.generation
@@ -55,8 +55,17 @@ impl Auditor {
             _ => blocks.to_vec(),
         };
         let known_ops = self.first_op..self.ops.len() as u64;
-        let entry =
-            Entry { seen, contents, known_ops, op: None, promised: false, alone: false, excused: false };
+        let record = record_of(&seen, blocks);
+        let entry = Entry {
+            seen,
+            contents,
+            record,
+            known_ops,
+            op: None,
+            promised: false,
+            alone: false,
+            excused: false,
+        };
         self.check_captures(&seen);
         self.append(entry);
         if seen.touches() > 0 {
@@ -66,6 +75,8 @@ impl Auditor {
 
     pub(super) fn check_same(&self, site: usize, entry: &Entry, seen: &Seen, blocks: &[Content]) {
         assert_eq!(entry.seen, *seen, "site {site} has another update of the same number and generation");
+        let record = record_of(seen, blocks);
+        assert_eq!(entry.record, record, "INV-8: site {site} has another record of {seen:?}");
         for (index, (known, Content { print, .. })) in entry.contents.iter().zip(blocks).enumerate() {
             assert!(
                 known.print == *print,
@@ -88,7 +99,7 @@ impl Auditor {
         if entry.seen.kind == KIND_SOLO_BEGIN || entry.seen.kind == KIND_SOLO_END {
             self.solo.push((number, entry.seen.kind == KIND_SOLO_BEGIN));
         }
-        self.note_snapshot(&entry.seen);
+        self.note_snapshot(&entry);
         self.stream.push(entry);
     }
 

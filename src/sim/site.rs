@@ -1,0 +1,95 @@
+//! One site as the event loop holds it: its group, and everything around the group that a real site would have.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use crate::base::*;
+use crate::core::group::Group;
+use crate::core::messages::*;
+use crate::core::outbox::{Outbox, Tables};
+use crate::format::superblock::Superblock;
+use crate::sim::disk::{Disk, IoId};
+use crate::sim::hosts::Front;
+use crate::sim::link::Link;
+use crate::sim::memory::{SimMemory, Sums};
+use crate::sim::metadata::Metadata;
+use crate::sim::plan::Plan;
+use crate::sim::stock;
+
+/// The next time somebody is to be woken; an event with an older token is void.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Alarm {
+    pub(super) at: Option<u64>,
+    pub(super) token: u64,
+}
+
+/// A completion on its way to the group.
+pub(super) struct Done {
+    pub(super) ready: u64,
+    pub(super) done: IoDone,
+    /// The write it completes, which the next flush then covers.
+    pub(super) write: Option<(IoTarget, IoId)>,
+}
+
+pub(super) struct Site {
+    pub(super) group: Option<Box<Group>>,
+    pub(super) memory: SimMemory,
+    pub(super) tables: Tables,
+    pub(super) out: Outbox,
+    pub(super) disk: Disk,
+    pub(super) link: Link,
+    pub(super) fronts: Vec<Front>,
+    pub(super) journal_done: VecDeque<Done>,
+    pub(super) volume_done: VecDeque<Done>,
+    pub(super) metadata_done: VecDeque<(u64, MetadataDone)>,
+    /// What administrators ask, on its way.
+    pub(super) admin: VecDeque<(u64, AdminRequest)>,
+    pub(super) incarnation: u32,
+    pub(super) alarm: Alarm,
+    pub(super) link_alarm: Alarm,
+    pub(super) front_alarms: Vec<Alarm>,
+    /// When each executor's ring is drained of what was pushed so far.
+    pub(super) submitted_at: [u64; 2],
+    pub(super) slow_until: u64,
+    /// When the last I/O of a slow disk ends.
+    pub(super) slow_io_until: u64,
+    /// Errors to inject: journal, volumes.
+    pub(super) errors: [Option<i32>; 2],
+}
+
+impl Site {
+    pub(super) fn new(plan: &Plan, index: usize, volumes: &[u64], sums: &Rc<Sums>) -> Site {
+        let config = &plan.configs[index];
+        let mut disk =
+            Disk::new(config.journal_blocks, config.journal_volatile, config.differential_blocks, volumes);
+        disk.metadata = Metadata::new(plan.snapshots.map_or(1, |plan| plan.reclaim_step));
+        for sequence in 0..2 {
+            let formatted =
+                Superblock::formatted(config.group, config.site, sequence, config.journal_blocks, volumes);
+            let mut block = [0; BLOCK_BYTES];
+            formatted.encode(&mut block);
+            disk.put(IoTarget::Journal, formatted.slot(), &block);
+        }
+        Site {
+            group: None,
+            memory: SimMemory::new(config.pages, sums),
+            tables: stock::take(config.fronts),
+            out: Outbox::new(config.fronts),
+            disk,
+            link: Link::new(1),
+            fronts: (0..config.fronts).map(|_| Front::new(index, plan.depth)).collect(),
+            journal_done: VecDeque::new(),
+            volume_done: VecDeque::new(),
+            metadata_done: VecDeque::new(),
+            admin: VecDeque::new(),
+            incarnation: 0,
+            alarm: Alarm::default(),
+            link_alarm: Alarm::default(),
+            front_alarms: vec![Alarm::default(); config.fronts],
+            submitted_at: [0; 2],
+            slow_until: 0,
+            slow_io_until: 0,
+            errors: [None; 2],
+        }
+    }
+}
