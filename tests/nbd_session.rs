@@ -353,6 +353,68 @@ fn block_status_reports_merged_extents() {
 }
 
 #[test]
+fn changes_since_a_snapshot_are_a_metadata_context() {
+    let record = |number, volumes, name| SnapshotRecord {
+        number: UpdateNumber(number),
+        taken_at_ns: 1,
+        volumes,
+        protected: false,
+        name: SnapshotName::new(name),
+    };
+    let snapshots =
+        [record(3, VolumeSet(1), "old"), record(4, VolumeSet(2), "other"), record(5, VolumeSet(1), "new")];
+    let names = |replies: Vec<(u32, Vec<u8>)>| -> Vec<String> {
+        let contexts = replies.iter().filter(|(kind, _)| *kind == OptionReply::MetaContext as u32);
+        contexts.map(|(_, data)| String::from_utf8(data[4..].to_vec()).expect("a name")).collect()
+    };
+    let both = &[BASE_ALLOCATION, b"lockstep:diff:old"][..];
+    let block = BLOCK_BYTES as u32;
+    for (queries, export, chunks) in [
+        (&both[1..], "disk@new", 1),
+        (both, "disk", 2),
+        (&[b"lockstep:diff:new".as_slice()][..], "disk@new", 0),
+    ] {
+        let mut rig = Rig::large();
+        rig.snapshots = snapshots.to_vec();
+        rig.flags();
+        rig.option(option::STRUCTURED_REPLY, &[]);
+        let mut listed = |name: &[u8], query: &[u8]| {
+            names(rig.option(option::LIST_META_CONTEXT, &meta_context_request(name, &[query])))
+        };
+        assert_eq!(listed(b"disk@new", b"lockstep:"), ["lockstep:diff:old"]);
+        assert_eq!(listed(b"disk", b"lockstep:diff:"), ["lockstep:diff:new", "lockstep:diff:old"]);
+        assert_eq!(listed(b"fixed", b"lockstep:diff:other"), ["lockstep:diff:other"]);
+        assert!(listed(b"disk@old", b"lockstep:diff:new").is_empty(), "a newer one");
+        let request = meta_context_request(export.as_bytes(), queries);
+        assert_eq!(names(rig.option(option::SET_META_CONTEXT, &request)).len(), chunks);
+        rig.option(option::GO, &info_request(export.as_bytes(), &[]));
+        // Every third block was changed, says the group.
+        rig.request(command::BLOCK_STATUS, 0, 1, u64::from(2 * block + 512), 5 * block);
+        let done = one(&mut rig, &[]);
+        match chunks {
+            0 => assert_eq!(done.error, Some(NbdError::Inval)),
+            chunks => {
+                let changed = [(block - 512, 0), (block, 1), (2 * block, 0), (block, 1), (512, 0)];
+                assert_eq!((done.chunks, &done.extents[done.extents.len() - 5..]), (chunks, &changed[..]));
+                let of = if export == "disk" { 0 } else { 5 };
+                assert_eq!(rig.asked, [(VolumeId(0), UpdateNumber(of))]);
+            }
+        }
+        if chunks == 1 {
+            rig.request(command::BLOCK_STATUS, command_flag::REQ_ONE, 1, u64::from(3 * block), 5 * block);
+            assert_eq!(one(&mut rig, &[]).extents, [(block, 1)]);
+            // As much as one reply can tell.
+            rig.request(command::BLOCK_STATUS, 0, 1, 0, BYTES as u32);
+            assert_eq!(one(&mut rig, &[]).extents.len(), 128);
+            rig.group.failure = Some(HostError::NoSuchSnapshot);
+            rig.request(command::BLOCK_STATUS, 0, 1, 0, block);
+            assert_eq!(one(&mut rig, &[]).error, Some(NbdError::Shutdown));
+        }
+        rig.assert_at_rest();
+    }
+}
+
+#[test]
 fn a_fragment_of_64_kib_is_always_served_whole() {
     let mut rig = Rig::small();
     rig.go("disk", true, &[]);

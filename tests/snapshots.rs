@@ -418,3 +418,70 @@ fn administrators_hear_what_is_wrong() {
     assert_eq!(site.group.snapshots().count(), SNAPSHOTS_MAX);
     assert_eq!(site.create("one more", false), Err(AdminError::TooMany));
 }
+
+/// The blocks that changed after `since` and before `snapshot`, as the site says.
+fn changes(site: &mut Site, since: UpdateNumber, snapshot: UpdateNumber, count: u64) -> Vec<u64> {
+    let page = site.front_pages.pop().expect("granted");
+    site.tables.fronts[0].set(SlotId(0), 0, page, BlockSum::ZEROS);
+    let op = HostOp::Changes { since, lba: Lba(0), count: count as u32 };
+    assert_eq!(site.ask(op, snapshot), Ok(()), "changes from {since} to {snapshot}");
+    let bits = *site.memory.bytes(page);
+    site.front_pages.push(page);
+    (0..count).filter(|bit| bits[(bit / 8) as usize] >> (bit % 8) & 1 == 1).collect()
+}
+
+#[test]
+fn what_changed_between_two_snapshots_is_told_exactly() {
+    const BLOCKS: u64 = 48;
+    for seed in 1..=8u64 {
+        let mut site = Site::new(4000, OnDifferentialFull::Error);
+        let mut state = seed;
+        let mut random = |below: u64| {
+            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+            (state >> 33) % below
+        };
+        let mut changed_at: Vec<Vec<u64>> = vec![Vec::new(); BLOCKS as usize];
+        let mut living: Vec<UpdateNumber> = Vec::new();
+        for step in 0..120u64 {
+            match random(10) {
+                0 | 1 => living.push(site.create(&format!("{step}"), false).expect("taken")),
+                2 if living.len() > 2 => {
+                    let gone = living.remove(random(living.len() as u64) as usize);
+                    site.delete(gone).expect("deleted");
+                }
+                3 if random(4) == 0 => site = site.crash(),
+                4 if random(2) == 0 => site.rest(),
+                kind => {
+                    let count = 1 + random(6);
+                    let lba = random(BLOCKS - count);
+                    match kind {
+                        5 => site.zero(lba, count as u32).expect("zeroed"),
+                        _ => site.write(lba, &vec![step as u8; count as usize]).expect("written"),
+                    }
+                    let number = site.group.status(site.now).last.0;
+                    (lba..lba + count).for_each(|block| changed_at[block as usize].push(number));
+                }
+            }
+            if step % 10 != 9 {
+                continue;
+            }
+            for (index, &since) in living.iter().enumerate() {
+                let later = living[index..].iter().copied();
+                for snapshot in later.chain([LIVE]) {
+                    let end = if snapshot == LIVE { u64::MAX } else { snapshot.0 };
+                    let between = |number: &u64| *number > since.0 && *number < end;
+                    let due = (0..BLOCKS).filter(|block| changed_at[*block as usize].iter().any(between));
+                    let due: Vec<u64> = due.collect();
+                    let told = changes(&mut site, since, snapshot, BLOCKS);
+                    assert_eq!(told, due, "seed {seed}, step {step}: from {since} to {snapshot}");
+                }
+            }
+        }
+        let (first, last) = (living[0], living[living.len() - 1]);
+        let ask = |since| HostOp::Changes { since, lba: Lba(0), count: 1 };
+        assert_eq!(site.ask(ask(last), first), Err(HostError::NoSuchSnapshot), "backwards");
+        assert_eq!(site.ask(ask(UpdateNumber(last.0 + 1)), LIVE), Err(HostError::NoSuchSnapshot));
+        let beyond = HostOp::Changes { since: first, lba: Lba(VOLUME_BLOCKS), count: 1 };
+        assert_eq!(site.ask(beyond, LIVE), Err(HostError::OutOfRange));
+    }
+}

@@ -67,6 +67,10 @@ pub const NAME_BYTES_MAX: usize = 64;
 /// reclaimed; hourly ones for ten days are fewer.
 pub const SNAPSHOTS_MAX: usize = 256;
 
+/// Blocks (16 MiB) that one look for changes covers: each may take two searches of the management information, whose thread has
+/// commits to carry out besides.
+pub const CHANGES_BLOCKS_MAX: usize = 4096;
+
 /// Old blocks numbered for a snapshot and not yet in the differential volume: as many as updates in the window, so that
 /// single blocks are never held up by this bound before that one.
 pub const CAPTURES_MAX: usize = 16_384;

@@ -17,6 +17,10 @@ pub type Ticket = SlotId;
 pub enum HostOp {
     /// The row names `count` open pages of the front's, which are filled and stay the front's.
     Read { lba: Lba, count: u32 },
+    /// The row names one open page of the front's, which is filled and stays the front's: a bit for each block, whether it was
+    /// changed after the snapshot `since`, and before what the request is to see. At most
+    /// [`crate::base::CHANGES_BLOCKS_MAX`] blocks.
+    Changes { since: UpdateNumber, lba: Lba, count: u32 },
     /// The row names `count` open, filled pages with their sums; they become the group's.
     Write { lba: Lba, count: u32, fua: bool },
     /// The row names one open page holding the bytes at `offset..offset + length` of the block; it becomes the group's.
@@ -29,11 +33,18 @@ pub enum HostOp {
     Flush,
 }
 
+impl HostOp {
+    /// Whether it only asks for something.
+    pub fn reads(&self) -> bool {
+        matches!(self, HostOp::Read { .. } | HostOp::Changes { .. })
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostRequest {
     pub ticket: Ticket,
     pub volume: VolumeId,
-    /// What a `Read` is to see: this snapshot of the volume, or with `NONE` the volume itself. Nothing else may name one.
+    /// What a `Read` or `Changes` is to see: this snapshot of the volume, or with `NONE` the volume itself. Nothing else may name one.
     pub snapshot: UpdateNumber,
     pub op: HostOp,
     /// When the request's last byte was received, for the histogram of the first ring.
@@ -212,6 +223,8 @@ pub enum MetadataOp {
     Reclaim { volume: VolumeId, lba: Lba },
     /// For each of the blocks: the entry of the first snapshot from `snapshot` on that has one.
     LookUp { snapshot: UpdateNumber, volume: VolumeId, lba: Lba, count: u32 },
+    /// Bits of the blocks from `lba` on: whether there is an entry for a snapshot from `since` on and before `before`.
+    Changed { since: UpdateNumber, before: UpdateNumber, volume: VolumeId, lba: Lba, count: u32 },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

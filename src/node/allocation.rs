@@ -102,7 +102,7 @@ impl Survey {
             HostOp::Write { lba, count, .. } => self.allocation.mark(request.volume, lba, count),
             HostOp::WritePartial { lba, .. } => self.allocation.mark(request.volume, lba, 1),
             HostOp::Zero { lba, count, .. } => self.zeroed(request.volume, lba, count),
-            HostOp::Read { .. } | HostOp::ZeroPartial { .. } | HostOp::Flush => {}
+            HostOp::Read { .. } | HostOp::Changes { .. } | HostOp::ZeroPartial { .. } | HostOp::Flush => {}
         }
     }
 

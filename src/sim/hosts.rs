@@ -186,6 +186,7 @@ impl Front {
                 hand_over(self, 0, print, true);
             }
             HostOp::Zero { .. } | HostOp::ZeroPartial { .. } | HostOp::Flush => (),
+            HostOp::Changes { .. } => unreachable!("no simulated host asks for changes"),
         }
         self.flights[ticket.0 as usize] =
             Some(Flight { op, wrong: expected, request, pages: lent, answered: false });

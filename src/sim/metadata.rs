@@ -145,6 +145,15 @@ impl Metadata {
                 }
                 MetadataAnswer::Found
             }
+            MetadataOp::Changed { since, before, volume, lba, count } => {
+                for index in 0..u64::from(count) {
+                    let first = self.first_from(volume.0, lba.0 + index, since.0);
+                    if first.is_some_and(|(snapshot, ..)| snapshot < before.0) {
+                        set_bit(answer, index);
+                    }
+                }
+                MetadataAnswer::Bits
+            }
         }
     }
 

@@ -6,6 +6,7 @@ use lockstep::format::nbd::NbdError;
 use lockstep::io::nbd_client::{ClientError, NbdClient};
 use serde_json::Value;
 
+use crate::checker::{Checker, Next};
 use crate::pair::*;
 
 const VOLUME_MIB: u64 = 32;
@@ -177,4 +178,115 @@ fn a_full_differential_volume_is_dealt_with_as_configured_and_alike_at_both_site
             new.is_at(&sites.left, "data@new");
         }
     }
+}
+
+/// Extents of the one volume, in bytes.
+fn diff(site: &Site, names: &[&str]) -> Vec<(u64, u64)> {
+    let text = succeeds(snapshot(site, &[&["diff", "--json"], names].concat()));
+    let shown: Value = serde_json::from_str(&text).expect("JSON");
+    let extents = shown["volumes"][0]["extents"].as_array().expect("extents");
+    let number = |value: &Value| value.as_u64().expect("a number");
+    let extents: Vec<_> =
+        extents.iter().map(|extent| (number(&extent["offset"]), number(&extent["length"]))).collect();
+    assert_eq!(
+        number(&shown["volumes"][0]["changed_bytes"]),
+        extents.iter().map(|(_, length)| length).sum::<u64>()
+    );
+    extents
+}
+
+/// Copies parts of an export into an image, as a client without any knowledge of Lockstep does it.
+fn copy_extents(uri: &str, image: &str, extents: &[(u64, u64)]) {
+    for (offset, length) in extents {
+        let part = format!("driver=raw,offset={offset},size={length}");
+        let socket = uri.rsplit_once("socket=").expect("a socket").1;
+        let export = uri.trim_start_matches("nbd+unix:///").split('?').next().expect("an export");
+        let from = format!(
+            "{part},file.driver=nbd,file.export={export},file.server.type=unix,file.server.path={socket}"
+        );
+        let to = format!("{part},file.driver=file,file.filename={image}");
+        let options = ["convert", "-n", "--image-opts", "--target-image-opts", &from, &to];
+        succeeds(tool("qemu-img", &options));
+    }
+}
+
+#[test]
+fn backups_from_the_secondary_under_load_are_exact_in_full_and_by_what_changed() {
+    let sites = Sites::start(&Options {
+        volumes: vec![("data", VOLUME_MIB)],
+        differential_mib: 3 * VOLUME_MIB,
+        ..Options::default()
+    });
+    let first = image(&sites, "first", 7);
+    succeeds(tool("nbdcopy", &[&first, &sites.left.uri("data")]));
+    // The load knows its blocks as zeros.
+    let half = VOLUME_MIB * MIB / 2;
+    sites.left.connect("data").write_zeroes(half, 256 * 4096).expect("zeroed");
+    let (loaded, over) = std::sync::mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        // Dropped at the end, and by a failure as well.
+        let loaded = loaded;
+        // The changes that are looked for are in the half that is not under load.
+        let (left, blocks) = (&sites.left, half / 4096..half / 4096 + 256);
+        let loading = scope.spawn(move || {
+            let (mut checker, mut load) = (Checker::new(blocks, 5), left.connect("data"));
+            checker.drive(&mut load, 16, |_| match over.try_recv() {
+                Err(std::sync::mpsc::TryRecvError::Disconnected) => Next::Drain,
+                _ => Next::GoOn,
+            })
+        });
+        let mut client = sites.left.connect("data");
+        succeeds(snapshot(&sites.left, &["create", "full"]));
+        for block in [1, 2, 3, 40, 1000] {
+            client.write(block * 4096, &[block as u8; 4096], false).expect("written");
+        }
+        client.write(4096 * 50 + 512, &[9; 1024], false).expect("a part of a block");
+        client.trim(4096 * 60, 3 * 4096).expect("trimmed");
+        succeeds(snapshot(&sites.left, &["create", "next"]));
+        client.write(4096 * 70, &[1; 4096], false).expect("written");
+        sites.wait("--settled");
+
+        // What a list shows can be asked for at once.
+        assert_eq!(listed(&sites.right).len(), 2);
+        let full = path(&sites.path("full")).to_owned();
+        succeeds(tool("nbdcopy", &[&sites.right.uri("data@full"), &full]));
+        identical(&full, &sites.left, "data@full");
+        let extents = diff(&sites.right, &["full", "next"]);
+        assert_eq!(extents, diff(&sites.left, &["full", "next"]));
+        let quiet: Vec<_> = extents.iter().filter(|(offset, _)| *offset < half).collect();
+        let block = |first: u64, count: u64| (first * 4096, count * 4096);
+        let due = [block(1, 3), block(40, 1), block(50, 1), block(60, 3), block(1000, 1)];
+        assert_eq!(quiet, due.iter().collect::<Vec<_>>());
+        copy_extents(&sites.right.uri("data@next"), &full, &extents);
+        identical(&full, &sites.left, "data@next");
+
+        // The same for clients that ask NBD.
+        let map = ["--json", "--map=lockstep:diff:full", &sites.right.uri("data@next")];
+        let map: Value = serde_json::from_str(&succeeds(tool("nbdinfo", &map))).expect("JSON");
+        let changed = map.as_array().expect("a list").iter().filter(|extent| extent["type"] == 1);
+        let changed: Vec<_> =
+            changed.map(|extent| (extent["offset"].as_u64(), extent["length"].as_u64())).collect();
+        let told: Vec<_> = extents.iter().map(|(offset, length)| (Some(*offset), Some(*length))).collect();
+        assert_eq!(merged(&changed), told);
+        // Up to now there is more.
+        assert!(diff(&sites.left, &["next"]).iter().any(|extent| *extent == block(70, 1)));
+        assert!(fails(snapshot(&sites.left, &["diff", "next", "full"])).contains("not newer"));
+        drop(loaded);
+        let session = loading.join().expect("the load");
+        assert!(session.acknowledged > 100 && session.refused == 0, "{session:?}");
+    });
+}
+
+/// Adjacent extents as one: a client that asks in parts sees borders that mean nothing.
+fn merged(extents: &[(Option<u64>, Option<u64>)]) -> Vec<(Option<u64>, Option<u64>)> {
+    let mut all: Vec<(Option<u64>, Option<u64>)> = Vec::new();
+    for &(offset, length) in extents {
+        match all.last_mut() {
+            Some(last) if last.0.zip(last.1).map(|(at, long)| at + long) == offset => {
+                last.1 = last.1.zip(length).map(|(before, more)| before + more);
+            }
+            _ => all.push((offset, length)),
+        }
+    }
+    all
 }

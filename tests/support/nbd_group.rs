@@ -54,6 +54,15 @@ impl MemoryGroup {
                     memory.bytes_mut(table.page(ticket, index)).copy_from_slice(block);
                 }
             }
+            HostOp::Changes { since, lba, count } => {
+                self.range(volume, lba, count, CHANGES_BLOCKS_MAX);
+                // Every so many blocks, the snapshot's number says.
+                let bits = memory.bytes_mut(table.page(ticket, 0));
+                bits.fill(0);
+                for index in (0..u64::from(count)).filter(|index| (lba.0 + index).is_multiple_of(since.0)) {
+                    bits[(index / 8) as usize] |= 1 << (index % 8);
+                }
+            }
             HostOp::Write { lba, count, .. } => {
                 let range = self.range(volume, lba, count, UPDATE_BLOCKS_MAX);
                 let blocks = self.volumes[volume.0 as usize][range].chunks_exact_mut(BLOCK_BYTES);

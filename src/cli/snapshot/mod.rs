@@ -1,5 +1,6 @@
 //! `lockstep snapshot`: what a group was at a moment, on both sites.
 
+mod diff;
 mod digest;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -21,6 +22,8 @@ pub enum SnapshotCommand {
     Delete(Delete),
     /// Read a snapshot's volumes and print a digest of each, to compare the two sites
     Digest(digest::Digest),
+    /// Show which parts of the volumes were changed between two snapshots, or since one
+    Diff(diff::Diff),
 }
 
 #[derive(clap::Args)]
@@ -60,6 +63,7 @@ impl SnapshotCommand {
             }
             SnapshotCommand::Delete(delete) => client(&delete.config)?.delete_snapshot(&delete.name)?,
             SnapshotCommand::Digest(digest) => digest.run()?,
+            SnapshotCommand::Diff(diff) => diff.run()?,
             SnapshotCommand::List(list) => {
                 let snapshots = client(&list.config)?.snapshots()?;
                 if list.json {

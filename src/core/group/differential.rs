@@ -379,7 +379,9 @@ impl Group {
             (MetadataIo::Reclaim, MetadataAnswer::Reclaimed { freed, next }) => {
                 self.reclaimed(turn, slot, freed, next);
             }
-            (MetadataIo::LookUp(reader), MetadataAnswer::Found) => self.looked_up(turn, slot, reader),
+            (MetadataIo::LookUp(reader), MetadataAnswer::Found | MetadataAnswer::Bits) => {
+                self.looked_up(turn, slot, reader);
+            }
             (io, answer) => panic!("the metadata executor answered {io:?} with {answer:?}"),
         }
         self.metadata_slots.push(slot);

@@ -89,7 +89,7 @@ impl Group {
             self.drop_payload(turn, at);
             return self.answer(turn, at, Err(error));
         }
-        let is_write = !matches!(request.op, HostOp::Read { .. } | HostOp::Flush);
+        let is_write = !request.op.reads() && request.op != HostOp::Flush;
         if !self.serving() || (is_write && !self.queued.is_empty()) {
             return self.queued.push(at);
         }
@@ -109,6 +109,7 @@ impl Group {
                 (lba, count, UPDATE_BLOCKS_MAX, true)
             }
             HostOp::Zero { lba, count, .. } => (lba, count, ZERO_BLOCKS_MAX, true),
+            HostOp::Changes { lba, count, .. } => (lba, count, CHANGES_BLOCKS_MAX, true),
             HostOp::WritePartial { lba, offset, length, .. }
             | HostOp::ZeroPartial { lba, offset, length, .. } => {
                 (lba, 1, 1, length > 0 && usize::from(offset) + usize::from(length) <= BLOCK_BYTES)
@@ -119,7 +120,7 @@ impl Group {
         if count == 0 || count as usize > bound || !within || end.is_none_or(|end| end > spec.blocks) {
             return Err(HostError::OutOfRange);
         }
-        let reads = matches!(request.op, HostOp::Read { .. });
+        let reads = request.op.reads();
         if request.snapshot != UpdateNumber::NONE && !reads {
             return Err(HostError::ReadOnly);
         }
@@ -133,7 +134,7 @@ impl Group {
     fn attempt(&mut self, turn: &mut Turn<impl Memory>, at: (u8, Ticket)) {
         let request = self.op(at).request;
         match request.op {
-            HostOp::Read { .. } => {
+            HostOp::Read { .. } | HostOp::Changes { .. } => {
                 if !self.begin_read(turn, at) {
                     self.op_mut(at).state = OpState::Waiting;
                     self.stalled.push(at);
@@ -158,7 +159,7 @@ impl Group {
             if self.op(at).state == OpState::Waiting {
                 let request = self.op(at).request;
                 match request.op {
-                    HostOp::Read { .. } | HostOp::Flush => self.attempt(turn, at),
+                    HostOp::Read { .. } | HostOp::Changes { .. } | HostOp::Flush => self.attempt(turn, at),
                     _ if !self.start_write(turn, at) => break,
                     _ => {}
                 }
@@ -166,7 +167,7 @@ impl Group {
             self.queued.pop();
         }
         while let Some(&at) = self.stalled.front() {
-            let read = matches!(self.op(at).request.op, HostOp::Read { .. });
+            let read = self.op(at).request.op.reads();
             if self.op(at).state == OpState::Waiting && read && !self.begin_read(turn, at) {
                 break;
             }
@@ -186,7 +187,7 @@ impl Group {
 
     fn begin_read(&mut self, turn: &mut Turn<impl Memory>, at: (u8, Ticket)) -> bool {
         let HostRequest { volume, snapshot, op, .. } = self.op(at).request;
-        let HostOp::Read { lba, count } = op else { unreachable!("not a read") };
+        let HostOp::Read { lba, count } = op else { return self.start_changes(turn, at) };
         match snapshot {
             UpdateNumber::NONE => self.start_read(turn, at, volume, lba, count),
             _ => self.start_snapshot_read(turn, at),
@@ -411,7 +412,7 @@ impl Group {
             HostOp::Write { lba, count, .. } => (lba, count, count as usize),
             HostOp::Zero { lba, count, .. } => (lba, count, 0),
             HostOp::WritePartial { lba, .. } | HostOp::ZeroPartial { lba, .. } => (lba, 1, 1),
-            HostOp::Read { .. } | HostOp::Flush => unreachable!("not a write"),
+            HostOp::Read { .. } | HostOp::Changes { .. } | HostOp::Flush => unreachable!("not a write"),
         };
         if !self.room_to_number(turn, count as usize, payload) {
             return false;
@@ -456,7 +457,7 @@ impl Group {
                 row.set(at.1, 0, page, turn.memory.sum(page));
                 (UpdateKind::Write, fua)
             }
-            HostOp::Read { .. } | HostOp::Flush => unreachable!("not a write"),
+            HostOp::Read { .. } | HostOp::Changes { .. } | HostOp::Flush => unreachable!("not a write"),
         };
         let stamps = WriteStamps {
             received_at: request.received_at,
@@ -658,7 +659,11 @@ fn handed_over(op: &HostOp) -> usize {
     match op {
         HostOp::Write { count, .. } => *count as usize,
         HostOp::WritePartial { .. } => 1,
-        HostOp::Read { .. } | HostOp::Zero { .. } | HostOp::ZeroPartial { .. } | HostOp::Flush => 0,
+        HostOp::Read { .. }
+        | HostOp::Changes { .. }
+        | HostOp::Zero { .. }
+        | HostOp::ZeroPartial { .. }
+        | HostOp::Flush => 0,
     }
 }
 

@@ -1,5 +1,5 @@
 //! Reading snapshots: a block is in the slot of its first entry at or after the snapshot; or among the captures that have no
-//! entry yet; or, if neither has it, unchanged since.
+//! entry yet; or, if neither has it, unchanged since. And what was changed since one.
 
 use super::host::{DESTAGE_SLOTS, OpState};
 use super::storage::VolumeIo;
@@ -9,7 +9,7 @@ use crate::core::captures::Source;
 use crate::core::config::Role;
 use crate::core::messages::*;
 use crate::core::outbox::Event;
-use crate::format::metadata::kept_at;
+use crate::format::metadata::{kept_at, set_bit};
 
 /// Slots of the metadata's table that readers leave to commits and reclaims.
 const OTHERS_SLOTS: usize = 4;
@@ -33,12 +33,11 @@ pub(super) struct Reader {
 
 impl Group {
     /// Why a snapshot cannot be read here, now.
-    fn judge_snapshot(&self, request: &HostRequest) -> Result<(), HostError> {
+    fn judge_snapshot(&self, volume: VolumeId, snapshot: UpdateNumber) -> Result<(), HostError> {
         let seen = if self.config.role == Role::Primary { self.acknowledged } else { self.settled };
-        let found = self.snapshots.find(request.snapshot);
-        let found = found.filter(|found| found.lives() && request.snapshot <= seen);
+        let found = self.snapshots.find(snapshot).filter(|found| found.lives() && snapshot <= seen);
         match found {
-            Some(found) if found.record.volumes.contains(request.volume) => Ok(()),
+            Some(found) if found.record.volumes.contains(volume) => Ok(()),
             _ => Err(HostError::NoSuchSnapshot),
         }
     }
@@ -47,10 +46,16 @@ impl Group {
     pub(super) fn start_snapshot_read(&mut self, turn: &mut Turn<impl Memory>, at: (u8, Ticket)) -> bool {
         let request = self.op(at).request;
         let HostOp::Read { lba, count } = request.op else { unreachable!("only reads see snapshots") };
-        if let Err(error) = self.judge_snapshot(&request) {
+        if let Err(error) = self.judge_snapshot(request.volume, request.snapshot) {
             self.answer(turn, at, Err(error));
             return true;
         }
+        let HostRequest { volume, snapshot, .. } = request;
+        self.ask_metadata(turn, at, MetadataOp::LookUp { snapshot, volume, lba, count })
+    }
+
+    /// Asks the metadata executor on behalf of a reader; false when a slot or page is short.
+    fn ask_metadata(&mut self, turn: &mut Turn<impl Memory>, at: (u8, Ticket), op: MetadataOp) -> bool {
         if self.metadata_slots.len() <= OTHERS_SLOTS || self.pages.free() <= BATCH_BLOCKS_MAX {
             return false;
         }
@@ -59,23 +64,68 @@ impl Group {
         turn.tables.metadata_io.set(slot, 0, page, BlockSum::ZEROS);
         let reader = Reader { front: at.0, ticket: at.1, serial: self.op(at).serial };
         self.op_mut(at).state = OpState::LookingUp;
-        let HostRequest { volume, snapshot, .. } = request;
-        self.submit_metadata(
-            turn,
-            slot,
-            super::differential::MetadataIo::LookUp(reader),
-            MetadataOp::LookUp { snapshot, volume, lba, count },
-        );
+        self.submit_metadata(turn, slot, super::differential::MetadataIo::LookUp(reader), op);
         true
     }
+
+    // ----------------------------------------------------------------------------------------------- changes
+
+    /// Why changes since a snapshot cannot be told here, now.
+    fn judge_changes(&self, request: &HostRequest, since: UpdateNumber) -> Result<(), HostError> {
+        let HostRequest { volume, snapshot, .. } = *request;
+        self.judge_snapshot(volume, since)?;
+        match snapshot {
+            UpdateNumber::NONE => Ok(()),
+            snapshot if snapshot < since => Err(HostError::NoSuchSnapshot),
+            snapshot => self.judge_snapshot(volume, snapshot),
+        }
+    }
+
+    /// Asks which blocks were captured for a snapshot from `since` on and before the one that is to be seen: those and no others
+    /// were changed between the two. False when a slot or page is short.
+    pub(super) fn start_changes(&mut self, turn: &mut Turn<impl Memory>, at: (u8, Ticket)) -> bool {
+        let request = self.op(at).request;
+        let HostOp::Changes { since, lba, count } = request.op else { unreachable!("it asks for changes") };
+        if let Err(error) = self.judge_changes(&request, since) {
+            self.answer(turn, at, Err(error));
+            return true;
+        }
+        let before = before(&request);
+        self.ask_metadata(turn, at, MetadataOp::Changed { since, before, volume: request.volume, lba, count })
+    }
+
+    /// The entries are known: adds what has none yet.
+    fn tell_changes(&mut self, turn: &mut Turn<impl Memory>, at: (u8, Ticket), answer: PageId) {
+        let request = self.op(at).request;
+        let HostOp::Changes { since, lba, count } = request.op else { unreachable!("it asks for changes") };
+        // Entries of a snapshot that was deleted meanwhile may be gone.
+        if let Err(error) = self.judge_changes(&request, since) {
+            return self.answer(turn, at, Err(error));
+        }
+        let to = turn.tables.fronts[at.0 as usize].page(at.1, 0);
+        turn.memory.copy(answer, to, 0..BLOCK_BYTES);
+        let range = since..before(&request);
+        let bits = turn.memory.bytes_mut(to);
+        for index in (0..u64::from(count)).filter(|_| !self.captures.is_empty()) {
+            let mut pending = self.captures.of_block(request.volume, lba.plus(index));
+            if pending.any(|capture| range.contains(&capture.snapshot)) {
+                set_bit(bits, index);
+            }
+        }
+        self.answer(turn, at, Ok(()));
+    }
+
+    // ------------------------------------------------------------------------------------------------- reads
 
     /// The entries are known: copies what is in memory and reads the rest.
     pub(super) fn looked_up(&mut self, turn: &mut Turn<impl Memory>, slot: SlotId, reader: Reader) {
         let at = (reader.front, reader.ticket);
         let answer = turn.tables.metadata_io.page(slot, 0);
         let current = self.op(at).serial == reader.serial && self.op(at).state == OpState::LookingUp;
-        if current {
-            self.read_places(turn, at, reader, answer);
+        match self.op(at).request.op {
+            HostOp::Changes { .. } if current => self.tell_changes(turn, at, answer),
+            _ if current => self.read_places(turn, at, reader, answer),
+            _ => {}
         }
         self.pages.release(answer, turn.memory);
     }
@@ -94,7 +144,7 @@ impl Group {
             self.op_mut(at).state = OpState::Waiting;
             return self.stalled.push(at);
         }
-        if let Err(error) = self.judge_snapshot(&request) {
+        if let Err(error) = self.judge_snapshot(request.volume, request.snapshot) {
             return self.answer(turn, at, Err(error));
         }
         let mut remaining = 0;
@@ -262,7 +312,15 @@ impl Group {
                 self.sums[volume.0 as usize].get(Lba(block)) != sum
                     || self.cache.peek(volume, Lba(block)).is_some_and(overwritten)
             }
-            _ => self.judge_snapshot(request).is_err(),
+            _ => self.judge_snapshot(request.volume, request.snapshot).is_err(),
         }
+    }
+}
+
+/// The number before which changes are asked for: the snapshot that is to be seen, or any number.
+fn before(request: &HostRequest) -> UpdateNumber {
+    match request.snapshot {
+        UpdateNumber::NONE => UpdateNumber(u64::MAX),
+        snapshot => snapshot,
     }
 }

@@ -1,12 +1,13 @@
 //! The option phase of a session: which export, which replies, which metadata.
 
 use super::{Catalog, Exported};
-use crate::base::{NAME_BYTES_MAX, VOLUMES_MAX};
+use crate::base::{NAME_BYTES_MAX, UpdateNumber, VOLUMES_MAX};
 use crate::format::nbd::*;
 use crate::format::snapshot::SnapshotRecord;
 
-/// Metadata context id of `base:allocation`, the only one.
+/// Metadata context ids: of `base:allocation`, and of the one `lockstep:diff:SNAPSHOT` that a client may select.
 pub(super) const ALLOCATION_CONTEXT: u32 = 1;
+pub(super) const CHANGES_CONTEXT: u32 = 2;
 
 /// Snapshots that LIST names, the newest of each volume first; others can be asked for all the same.
 const LISTED_SNAPSHOTS_MAX: usize = 32;
@@ -31,8 +32,16 @@ pub(super) const OPTION_SKIP_BYTES_MAX: u32 = 1 << 20;
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Negotiated {
     pub structured: bool,
-    /// The export whose `base:allocation` was selected.
-    pub context: Option<Exported>,
+    /// The export of which metadata contexts were selected, and which.
+    pub contexts: Option<(Exported, Contexts)>,
+}
+
+/// Metadata contexts of an export; at least one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Contexts {
+    pub allocation: bool,
+    /// The snapshot since which changes are told.
+    pub since: Option<UpdateNumber>,
 }
 
 /// What follows an option.
@@ -71,6 +80,27 @@ fn list_snapshots(catalog: Catalog<'_>, out: &mut impl Sink) {
         });
         put_server(out, &name[..length]);
     }
+}
+
+/// Names the contexts that tell changes of an export, as far as they are asked for.
+fn list_changes(catalog: Catalog<'_>, export: &Exported, queries: &Queries<'_>, out: &mut impl Sink) {
+    let all = |query: &[u8]| query == DIFF_CONTEXT || query == b"lockstep:";
+    let everything = queries.is_empty() || queries.iter().any(all);
+    let named = |record: &SnapshotRecord| {
+        queries.iter().any(|query| query.strip_prefix(DIFF_CONTEXT) == Some(record.name.as_bytes()))
+    };
+    let wanted = catalog.all_older(export).filter(|record| everything || named(record));
+    for record in wanted.take(LISTED_SNAPSHOTS_MAX) {
+        put_changes_context(out, option::LIST_META_CONTEXT, 0, record);
+    }
+}
+
+fn put_changes_context(out: &mut impl Sink, option: u32, id: u32, since: &SnapshotRecord) {
+    let mut name = [0; DIFF_CONTEXT.len() + NAME_BYTES_MAX];
+    let (prefix, rest) = name.split_at_mut(DIFF_CONTEXT.len());
+    prefix.copy_from_slice(DIFF_CONTEXT);
+    rest[..since.name.len()].copy_from_slice(since.name.as_bytes());
+    put_meta_context(out, option, id, &name[..DIFF_CONTEXT.len() + since.name.len()]);
 }
 
 fn refuse(out: &mut impl Sink, option: u32, reply: OptionReply, why: &str) -> Outcome {
@@ -151,24 +181,30 @@ pub(super) fn answer(
             refuse(out, option, OptionReply::Invalid, "structured replies come first")
         }
         OptionRequest::ListMetaContext { name, queries } => {
-            if catalog.find(name).is_none() {
-                return unknown_export(out, option);
-            }
+            let Some((export, _)) = catalog.find(name) else { return unknown_export(out, option) };
             // A namespace alone asks for all that is in it.
             let wanted = |query: &[u8]| query == BASE_ALLOCATION || query == b"base:";
             if queries.is_empty() || queries.iter().any(wanted) {
                 put_meta_context(out, option, 0, BASE_ALLOCATION);
             }
+            list_changes(catalog, &export, &queries, out);
             acknowledge(out, option)
         }
         OptionRequest::SetMetaContext { name, queries } => {
             // Whatever happens now, what was selected before is not any more.
-            negotiated.context = None;
+            negotiated.contexts = None;
             let Some((export, _)) = catalog.find(name) else { return unknown_export(out, option) };
+            let mut contexts = Contexts::default();
             if queries.iter().any(|query| query == BASE_ALLOCATION) {
-                negotiated.context = Some(export);
+                contexts.allocation = true;
                 put_meta_context(out, option, ALLOCATION_CONTEXT, BASE_ALLOCATION);
             }
+            let older = |query: &[u8]| catalog.older(&export, query.strip_prefix(DIFF_CONTEXT)?);
+            if let Some(older) = queries.iter().find_map(older) {
+                contexts.since = Some(older.number);
+                put_changes_context(out, option, CHANGES_CONTEXT, older);
+            }
+            negotiated.contexts = (contexts != Contexts::default()).then_some((export, contexts));
             acknowledge(out, option)
         }
         OptionRequest::Unknown(_) => {

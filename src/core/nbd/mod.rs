@@ -75,6 +75,19 @@ impl<'a> Catalog<'a> {
         })?;
         Some((exported(export, snapshot.number), name))
     }
+
+    /// The snapshots of an export's volume that are older than it, newest first.
+    fn all_older(&self, export: &Exported) -> impl Iterator<Item = &'a SnapshotRecord> + use<'a> {
+        let Exported { volume, snapshot, .. } = *export;
+        let is_older = move |record: &&SnapshotRecord| {
+            record.volumes.contains(volume) && (snapshot == UpdateNumber::NONE || record.number < snapshot)
+        };
+        self.snapshots.iter().rev().filter(is_older)
+    }
+
+    fn older(&self, export: &Exported, name: &[u8]) -> Option<&'a SnapshotRecord> {
+        self.all_older(export).find(|record| record.name.as_bytes() == name)
+    }
 }
 
 /// A run of blocks that are alike.

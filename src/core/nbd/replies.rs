@@ -1,11 +1,14 @@
 //! How a session answers: pieces that the group completed become replies.
 
+use std::ops::Range;
+
 use super::desk::Job;
-use super::handshake::ALLOCATION_CONTEXT;
+use super::handshake::{ALLOCATION_CONTEXT, CHANGES_CONTEXT};
 use super::session::*;
 use super::{AllAllocated, AllocationMap, Exported, Failure};
 use crate::base::{BLOCK_BYTES, Lba, Memory, UpdateNumber};
 use crate::core::messages::{HostReply, Ticket};
+use crate::format::metadata::bit_at;
 use crate::format::nbd::*;
 
 impl Session {
@@ -44,6 +47,14 @@ impl Session {
                 place.expect("a stream knows its pieces").done = true;
                 self.put_stream(station, job.request, out);
             }
+            Verb::Changes { one, .. } => {
+                match active.failure {
+                    _ if self.muted || active.cut => {}
+                    Some(failure) => self.put_result(active.cookie, Some(failure), out),
+                    None => self.put_changes(station, reply.ticket, &active, one, out),
+                }
+                station.desk.release(station.table, reply.ticket);
+            }
             Verb::Write { .. } | Verb::Zero { .. } | Verb::Flush => {
                 station.desk.release(station.table, reply.ticket);
                 if last && !active.cut {
@@ -62,9 +73,7 @@ impl Session {
             && active.issued
             && active.pieces == 0
         {
-            if !active.verb.reads() {
-                self.reserved -= REPLY_BYTES_MAX;
-            }
+            self.reserved -= active.verb.reply_bytes();
             *place = None;
             self.free.push(request);
         }
@@ -110,6 +119,33 @@ impl Session {
         }
     }
 
+    /// Tells what was changed, out of the page that the group filled, and what is allocated if that was asked for as well.
+    fn put_changes<M: Memory>(
+        &self,
+        station: &Station<'_, M>,
+        ticket: Ticket,
+        active: &Active,
+        one: bool,
+        out: &mut impl Sink,
+    ) {
+        let (export, contexts) = self.negotiated.contexts.expect("changes are told where they were selected");
+        let job = station.desk.job(ticket);
+        if contexts.allocation {
+            let asked = (job.offset..job.offset + u64::from(active.length), one);
+            put_allocation(station, &export, active.cookie, asked, false, out);
+        }
+        let bits = station.memory.bytes(station.table.page(ticket, 0));
+        let first = job.offset / BLOCK_BYTES as u64;
+        let asked = (job.offset..job.offset + u64::from(job.length), one);
+        let extents = Extents::of(asked, |lba, most| {
+            let is = |block: u64| bit_at(bits, block - first);
+            let changed = is(lba.0);
+            let run = (lba.0..lba.0 + most).take_while(|&block| is(block) == changed).count() as u64;
+            (run, if changed { STATE_CHANGED } else { 0 })
+        });
+        extents.put(active.cookie, CHANGES_CONTEXT, true, out);
+    }
+
     /// Sends on what is complete of the streamed read, in order.
     fn put_stream<M: Memory>(&mut self, station: &mut Station<'_, M>, request: u16, out: &mut impl Sink) {
         let active = self.active[usize::from(request)].expect("a stream outlives its pieces");
@@ -153,46 +189,67 @@ fn put_data<M: Memory>(station: &Station<'_, M>, ticket: Ticket, job: &Job, out:
     assert_eq!(left, 0, "a read lends the pages its bytes need");
 }
 
-/// Answers a block status request with the extents at its beginning, at most [`EXTENTS_MAX`] of them.
-pub(super) fn put_block_status<M: Memory>(
+/// Bytes of a volume, and whether only the first extent in them is wanted.
+type Asked = (Range<u64>, bool);
+
+/// The extents at the beginning of a range, at most [`EXTENTS_MAX`] of them: lengths in bytes, and flags.
+struct Extents {
+    list: [(u32, u32); EXTENTS_MAX],
+    count: usize,
+}
+
+impl Extents {
+    /// `run` tells of how many blocks from the one given on, at most so many, the flags are the same, and what they are.
+    fn of((range, one): Asked, mut run: impl FnMut(Lba, u64) -> (u64, u32)) -> Extents {
+        let block = BLOCK_BYTES as u64;
+        let mut extents = Extents { list: [(0, 0); EXTENTS_MAX], count: 0 };
+        let extents_max = if one { 1 } else { EXTENTS_MAX };
+        let mut at = range.start;
+        // Runs may be reported in parts, so looking is bounded apart from the extents they merge into.
+        for _ in 0..2 * EXTENTS_MAX {
+            if at == range.end {
+                break;
+            }
+            let lba = at / block;
+            let most = range.end.div_ceil(block) - lba;
+            let (blocks, state) = run(Lba(lba), most);
+            assert!((1..=most).contains(&blocks), "a run of {blocks} blocks, of {most} at most");
+            let stop = range.end.min((lba + blocks) * block);
+            let length = (stop - at) as u32;
+            match extents.list[..extents.count].last_mut() {
+                Some((so_far, same)) if *same == state => *so_far += length,
+                _ if extents.count == extents_max => break,
+                _ => {
+                    extents.list[extents.count] = (length, state);
+                    extents.count += 1;
+                }
+            }
+            at = stop;
+        }
+        extents
+    }
+
+    fn put(&self, cookie: Cookie, context: u32, done: bool, out: &mut impl Sink) {
+        put_block_status_header(out, cookie, done, context, self.count as u32);
+        self.list[..self.count].iter().for_each(|&(length, state)| put_extent(out, length, state));
+    }
+}
+
+/// Tells what is known to read as zeros; `done` if no other context was selected.
+pub(super) fn put_allocation<M: Memory>(
     station: &Station<'_, M>,
     export: &Exported,
-    request: &Request,
+    cookie: Cookie,
+    asked: Asked,
+    done: bool,
     out: &mut impl Sink,
 ) {
-    let block = BLOCK_BYTES as u64;
-    let mut extents = [(0u32, 0u32); EXTENTS_MAX];
-    let extents_max = if request.flags & command_flag::REQ_ONE != 0 { 1 } else { EXTENTS_MAX };
-    let (mut count, mut at) = (0, request.offset);
-    let end = request.offset + u64::from(request.length);
     // Which blocks are zeros is only known of the volume as it is.
     let map: &dyn AllocationMap =
         if export.snapshot == UpdateNumber::NONE { station.allocation } else { &AllAllocated };
-    // Runs may be reported in parts, so looking is bounded apart from the extents they merge into.
-    for _ in 0..2 * EXTENTS_MAX {
-        if at == end {
-            break;
-        }
-        let lba = at / block;
-        let run = map.run(export.volume, Lba(lba), end.div_ceil(block) - lba);
-        assert!(
-            (1..=end.div_ceil(block) - lba).contains(&run.blocks),
-            "an allocation map gave a run of {} blocks",
-            run.blocks
-        );
-        let stop = end.min((lba + run.blocks) * block);
-        let state = if run.zeros { STATE_HOLE | STATE_ZERO } else { 0 };
-        let length = (stop - at) as u32;
-        match extents[..count].last_mut() {
-            Some((so_far, same)) if *same == state => *so_far += length,
-            _ if count == extents_max => break,
-            _ => {
-                extents[count] = (length, state);
-                count += 1;
-            }
-        }
-        at = stop;
-    }
-    put_block_status_header(out, request.cookie, ALLOCATION_CONTEXT, count as u32);
-    extents[..count].iter().for_each(|&(length, state)| put_extent(out, length, state));
+    let extents = Extents::of(asked, |lba, most| {
+        let run = map.run(export.volume, lba, most);
+        (run.blocks, if run.zeros { STATE_HOLE | STATE_ZERO } else { 0 })
+    });
+    extents.put(cookie, ALLOCATION_CONTEXT, done, out);
 }

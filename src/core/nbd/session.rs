@@ -6,8 +6,8 @@
 //! or a page for longer than the group takes to answer, and no connection can starve another.
 
 use super::desk::{Desk, Job};
-use super::handshake::{self, Negotiated, OPTION_REPLY_BYTES_MAX, Outcome};
-use super::replies::put_block_status;
+use super::handshake::{self, Contexts, Negotiated, OPTION_REPLY_BYTES_MAX, Outcome};
+use super::replies::put_allocation;
 use super::{AllocationMap, Catalog, Exported, Failure};
 use crate::base::*;
 use crate::core::messages::{HostOp, Ticket};
@@ -37,7 +37,9 @@ pub const SKIP_BYTES_MAX: u32 = 2 * REQUEST_BYTES_MAX;
 /// Room that every reply without data needs: an error chunk with its text and offset.
 pub(super) const REPLY_BYTES_MAX: usize = CHUNK_HEADER_BYTES + 6 + MESSAGE_BYTES_MAX + 8;
 
+/// One block status chunk; a reply has one for each context that was selected.
 const STATUS_BYTES_MAX: usize = CHUNK_HEADER_BYTES + 4 + 8 * EXTENTS_MAX;
+const STATUSES_BYTES_MAX: usize = 2 * STATUS_BYTES_MAX;
 
 /// The protocol has every server send up to 64 KiB unfragmented; unaligned that touches 17 blocks.
 const PIECE_BLOCKS_MIN: usize = 17;
@@ -162,11 +164,25 @@ pub(super) enum Verb {
         fua: bool,
     },
     Flush,
+    /// Which blocks were changed since a snapshot; `one` extent is wanted, or as many as there are.
+    Changes {
+        since: UpdateNumber,
+        one: bool,
+    },
 }
 
 impl Verb {
     pub(super) fn reads(self) -> bool {
         matches!(self, Verb::Read | Verb::Stream)
+    }
+
+    /// Room that the one reply needs; each piece of a read needs its own.
+    pub(super) fn reply_bytes(self) -> usize {
+        match self {
+            Verb::Read | Verb::Stream => 0,
+            Verb::Changes { .. } => STATUSES_BYTES_MAX,
+            Verb::Write { .. } | Verb::Zero { .. } | Verb::Flush => REPLY_BYTES_MAX,
+        }
     }
 }
 
@@ -424,11 +440,10 @@ impl Session {
         if !self.stream.is_empty() {
             return Step::Stall(Stall::Completion);
         }
-        if self.room(out) < STATUS_BYTES_MAX {
+        if self.room(out) < STATUSES_BYTES_MAX {
             return Step::Stall(Stall::Room);
         }
-        let context = self.negotiated.context == Some(export);
-        let verb = match self.judge(&request, &export, aligned, context) {
+        let verb = match self.judge(&request, &export, aligned) {
             Ok(verb) => verb,
             Err(failure) if request.command == command::WRITE => {
                 if request.length > SKIP_BYTES_MAX {
@@ -445,7 +460,11 @@ impl Session {
         };
         let Some(verb) = verb else {
             match request.command {
-                command::BLOCK_STATUS => put_block_status(station, &export, &request, out),
+                command::BLOCK_STATUS => {
+                    let one = request.flags & command_flag::REQ_ONE != 0;
+                    let end = request.offset + u64::from(request.length);
+                    put_allocation(station, &export, request.cookie, (request.offset..end, one), true, out);
+                }
                 _ => self.put_result(request.cookie, None, out),
             }
             return Step::Took(REQUEST_BYTES);
@@ -454,9 +473,7 @@ impl Session {
             return Step::Stall(Stall::Completion);
         }
         let Some(index) = self.free.pop() else { return Step::Stall(Stall::Completion) };
-        if !verb.reads() {
-            self.reserved += REPLY_BYTES_MAX;
-        }
+        self.reserved += verb.reply_bytes();
         self.streamed = 0;
         let (cookie, offset, length) = (request.cookie, request.offset, request.length);
         let active = Active { cookie, verb, length, pieces: 0, issued: false, cut: false, failure: None };
@@ -466,14 +483,13 @@ impl Session {
         Step::Took(REQUEST_BYTES)
     }
 
+    /// The metadata contexts that were selected for the export.
+    fn contexts(&self, export: &Exported) -> Option<Contexts> {
+        self.negotiated.contexts.filter(|(selected, _)| selected == export).map(|(_, contexts)| contexts)
+    }
+
     /// What a request asks of the group; `None` when it is answered here.
-    fn judge(
-        &self,
-        request: &Request,
-        export: &Exported,
-        aligned: bool,
-        context: bool,
-    ) -> Result<Option<Verb>, Failure> {
+    fn judge(&self, request: &Request, export: &Exported, aligned: bool) -> Result<Option<Verb>, Failure> {
         use command_flag::*;
         let refuse = |error, message| Err(Failure::new(error, message));
         let structured = self.negotiated.structured;
@@ -527,9 +543,13 @@ impl Session {
             // Discarded blocks read as zeros on every site: a site that kept old bytes would differ from its peer.
             // Zeroing takes no payload, so it is always as fast as FAST_ZERO asks, and keeps nothing allocated.
             command::TRIM | command::WRITE_ZEROES => Some(Verb::Zero { fua }),
-            command::BLOCK_STATUS if !context => {
-                return refuse(NbdError::Inval, "no metadata context was selected for this export");
-            }
+            command::BLOCK_STATUS => match self.contexts(export) {
+                None => return refuse(NbdError::Inval, "no metadata context was selected for this export"),
+                Some(Contexts { since: Some(since), .. }) => {
+                    Some(Verb::Changes { since, one: request.flags & REQ_ONE != 0 })
+                }
+                Some(_) => None,
+            },
             _ => None,
         })
     }
@@ -575,6 +595,7 @@ impl Session {
             Verb::Read | Verb::Stream => read_stop(next, end, self.piece_blocks),
             Verb::Write { .. } => change_stop(next, end, self.piece_blocks),
             Verb::Zero { .. } => change_stop(next, end, ZERO_BLOCKS_MAX as u64),
+            Verb::Changes { .. } => read_stop(next, end, CHANGES_BLOCKS_MAX as u64),
         };
         let length = (stop - next) as u32;
         let blocks = if verb == Verb::Flush { 0 } else { blocks_touched(next, length) as u32 };
@@ -590,7 +611,11 @@ impl Session {
         if reply > self.room(out) {
             return Step::Stall(Stall::Room);
         }
-        let pages = if matches!(verb, Verb::Zero { .. } | Verb::Flush) { 0 } else { blocks };
+        let pages = match verb {
+            Verb::Zero { .. } | Verb::Flush => 0,
+            Verb::Changes { .. } => 1,
+            Verb::Read | Verb::Stream | Verb::Write { .. } => blocks,
+        };
         if !station.desk.affords(pages) {
             return Step::Stall(Stall::Resources { pages });
         }
@@ -602,6 +627,10 @@ impl Session {
             Verb::Read | Verb::Stream => {
                 station.desk.lend(station.table, ticket, pages);
                 HostOp::Read { lba, count: blocks }
+            }
+            Verb::Changes { since, .. } => {
+                station.desk.lend(station.table, ticket, pages);
+                HostOp::Changes { since, lba, count: blocks }
             }
             Verb::Write { fua } if partial => {
                 let (page, at) = (station.desk.page(), usize::from(offset));
@@ -621,7 +650,7 @@ impl Session {
             Verb::Zero { fua } if partial => HostOp::ZeroPartial { lba, offset, length: length as u16, fua },
             Verb::Zero { fua } => HostOp::Zero { lba, count: blocks, fua },
         };
-        let lent = if verb.reads() { pages } else { 0 };
+        let lent = if op.reads() { pages } else { 0 };
         let job = Job { connection: self.connection, request, offset: next, length, lent };
         station.desk.submit(ticket, job, &export, op, station.now);
         self.pieces += 1;
@@ -631,8 +660,10 @@ impl Session {
         }
         let active = self.active[usize::from(request)].as_mut().expect("the request is being issued");
         active.pieces += 1;
-        active.issued = stop == end;
-        self.doing(if stop == end { Doing::Header } else { Doing::Issue { request, verb, next: stop, end } });
+        // The reply to a block status may end before what was asked for; the client asks again for the rest.
+        let issued = stop == end || matches!(verb, Verb::Changes { .. });
+        active.issued = issued;
+        self.doing(if issued { Doing::Header } else { Doing::Issue { request, verb, next: stop, end } });
         Step::Took(payload.len())
     }
 }

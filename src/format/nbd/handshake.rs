@@ -61,8 +61,12 @@ pub enum OptionReply {
     TooBig = 1 << 31 | 9,
 }
 
-/// The one metadata context offered: which ranges are known to read as zeros.
+/// The metadata context that every export has: which ranges are known to read as zeros.
 pub const BASE_ALLOCATION: &[u8] = b"base:allocation";
+
+/// What begins the name of a metadata context of this server's own; a snapshot's name follows. It tells which ranges were changed
+/// since that snapshot.
+pub const DIFF_CONTEXT: &[u8] = b"lockstep:diff:";
 
 pub const GREETING_BYTES: usize = 18;
 pub const CLIENT_FLAGS_BYTES: usize = 4;

@@ -50,6 +50,9 @@ pub const CHUNK_DONE: u16 = 1 << 0;
 pub const STATE_HOLE: u32 = 1 << 0;
 pub const STATE_ZERO: u32 = 1 << 1;
 
+/// Block status flag of `lockstep:diff:SNAPSHOT`: changed since then. The same bit as of QEMU's dirty bitmaps.
+pub const STATE_CHANGED: u32 = 1 << 0;
+
 /// A client's 64-bit name for its request, echoed in the reply.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Cookie(pub u64);
@@ -141,9 +144,9 @@ pub const fn error_chunk_bytes(message: &str, with_offset: bool) -> usize {
     CHUNK_HEADER_BYTES + 6 + message.len() + if with_offset { 8 } else { 0 }
 }
 
-/// Appends the header of a BLOCK_STATUS chunk that is also the last; `extents` pairs of length and flags follow it.
-pub fn put_block_status_header(out: &mut impl Sink, cookie: Cookie, context: u32, extents: u32) {
-    put_chunk_header(out, cookie, chunk::BLOCK_STATUS, true, 4 + 8 * extents);
+/// Appends the header of a BLOCK_STATUS chunk; `extents` pairs of length and flags follow it.
+pub fn put_block_status_header(out: &mut impl Sink, cookie: Cookie, done: bool, context: u32, extents: u32) {
+    put_chunk_header(out, cookie, chunk::BLOCK_STATUS, done, 4 + 8 * extents);
     out.put(&context.to_be_bytes());
 }
 
@@ -276,7 +279,7 @@ mod tests {
     #[test]
     fn block_status_is_read_back() {
         let mut out = Vec::new();
-        put_block_status_header(&mut out, Cookie(1), 5, 2);
+        put_block_status_header(&mut out, Cookie(1), true, 5, 2);
         put_extent(&mut out, 4096, 0);
         put_extent(&mut out, 8192, STATE_HOLE | STATE_ZERO);
         let body = ChunkBody::BlockStatus { context: 5, extents: vec![(4096, 0), (8192, 3)] };

@@ -106,6 +106,9 @@ impl Store {
             MetadataOp::LookUp { snapshot, volume, lba, count } => {
                 self.look_up(snapshot, volume, lba, count, pages.answer())
             }
+            MetadataOp::Changed { since, before, volume, lba, count } => {
+                self.changed(volume, (since, before), lba, count, pages.answer())
+            }
         }
     }
 
@@ -270,6 +273,37 @@ impl Store {
         }
         Ok(MetadataAnswer::Found)
     }
+
+    fn changed(
+        &self,
+        volume: VolumeId,
+        (since, before): (UpdateNumber, UpdateNumber),
+        lba: Lba,
+        count: u32,
+        page: &mut [u8; BLOCK_BYTES],
+    ) -> Result<MetadataAnswer, StoreError> {
+        page.fill(0);
+        let transaction = self.database.begin_read()?;
+        let table = transaction.open_table(CAPTURED)?;
+        let end = lba.0 + u64::from(count);
+        let mut block = lba.0;
+        // From one block with entries to the next, however many entries each has.
+        while block < end {
+            let Some(entry) = table.range((volume.0, block, since.0)..(volume.0, end, 0))?.next() else {
+                break;
+            };
+            let (_, found, snapshot) = entry?.0.value();
+            if found == block {
+                if snapshot < before.0 {
+                    set_bit(page, block - lba.0);
+                }
+                block += 1;
+            } else {
+                block = found;
+            }
+        }
+        Ok(MetadataAnswer::Bits)
+    }
 }
 
 /// Returns whether the block is kept in the entry's slot now; else it was kept already.
@@ -427,6 +461,13 @@ mod tests {
         let since = UpdateNumber(11);
         site.ask(MetadataOp::LoadCaptured { volume: VolumeId(0), since, first: Lba(5) });
         assert!(bit_at(&site.row.0[0], 0) && !bit_at(&site.row.0[0], 1));
+        let mut changed = |since: u64, before: u64| {
+            let (since, before) = (UpdateNumber(since), UpdateNumber(before));
+            site.ask(MetadataOp::Changed { since, before, volume: VolumeId(0), lba: Lba(4), count: 3 });
+            (0..4).filter(|&bit| bit_at(&site.row.0[0], bit)).map(|bit| bit + 4).collect::<Vec<_>>()
+        };
+        assert_eq!([changed(3, 11), changed(4, 11), changed(3, u64::MAX)], [vec![5, 6], vec![], vec![5, 6]]);
+        assert_eq!([changed(11, 12), changed(12, u64::MAX), changed(2, 3)], [vec![5], vec![], vec![]]);
     }
 
     #[test]

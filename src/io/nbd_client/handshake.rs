@@ -90,6 +90,7 @@ pub(super) fn enter(
     stream: &mut Stream,
     export: &str,
     options: ClientOptions,
+    context: Option<&[u8]>,
 ) -> Result<Entered, ClientError> {
     begin(stream)?;
     let mut structured = false;
@@ -97,12 +98,17 @@ pub(super) fn enter(
         ask(stream, option::STRUCTURED_REPLY, &[])?;
         structured = !replies(stream, option::STRUCTURED_REPLY)?.iter().any(|reply| reply.is_error);
     }
-    if options.allocation && structured {
-        let data = meta_context_request(export.as_bytes(), &[BASE_ALLOCATION]);
+    if let Some(context) = context
+        && structured
+    {
+        let data = meta_context_request(export.as_bytes(), &[context]);
         ask(stream, option::SET_META_CONTEXT, &data)?;
         let replies = replies(stream, option::SET_META_CONTEXT)?;
         if let Some(reply) = replies.iter().find(|reply| reply.is_error) {
             return Err(refused(export, reply));
+        }
+        if !replies.iter().any(|reply| reply.kind == OptionReply::MetaContext as u32) {
+            return Err(ClientError::NoContext(String::from_utf8_lossy(context).into_owned()));
         }
     }
     let infos: &[u16] = if options.block_sizes { &[info::BLOCK_SIZE] } else { &[] };

@@ -36,6 +36,8 @@ pub enum ClientError {
     Unexpected(&'static str),
     #[error("the NBD server refused the export {export:?}: {message}")]
     Refused { export: String, message: String },
+    #[error("the NBD server has no metadata context {0} for this export")]
+    NoContext(String),
     #[error("the NBD server did not answer within {0:?}")]
     Timeout(Duration),
     #[error("{operation} failed: {error}{}{message}", if message.is_empty() { "" } else { ": " })]
@@ -151,9 +153,19 @@ pub struct NbdClient {
 impl NbdClient {
     /// Connects, negotiates and enters the export.
     pub fn connect(uri: &NbdUri, options: ClientOptions) -> Result<NbdClient, ClientError> {
+        let context = options.allocation.then_some(BASE_ALLOCATION);
+        NbdClient::connect_for(uri, options, context)
+    }
+
+    /// The same with one metadata context, whichever: what block status then tells of.
+    pub fn connect_for(
+        uri: &NbdUri,
+        options: ClientOptions,
+        context: Option<&[u8]>,
+    ) -> Result<NbdClient, ClientError> {
         let mut stream = Stream::connect(&uri.address)
             .map_err(|source| ClientError::Connect { uri: uri.to_string(), source })?;
-        let entered = handshake::enter(&mut stream, &uri.export, options)?;
+        let entered = handshake::enter(&mut stream, &uri.export, options, context)?;
         stream.set_nonblocking()?;
         Ok(NbdClient {
             stream,

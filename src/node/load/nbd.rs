@@ -1,10 +1,11 @@
 //! A load over NBD: one connection, as many requests in flight as the plan says.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::{Engine, Ledger, Outcome, Plan, Step, Verdict};
 use crate::base::BLOCK_BYTES;
-use crate::format::nbd::Cookie;
+use crate::format::nbd::{Cookie, DIFF_CONTEXT, STATE_CHANGED};
 use crate::io::nbd_client::{ClientError, ClientOptions, NbdClient, NbdUri, Operation};
 use crate::reactor::Clock;
 
@@ -161,4 +162,42 @@ pub fn digest(
     }
     let _ = client.disconnect();
     Ok(format!("{:032x}", hasher.digest128()))
+}
+
+/// Bytes of one question for changes; the server answers as much of it as it likes.
+const CHANGES_BYTES: u64 = 1 << 30;
+
+/// The ranges of an export, in bytes, that were changed since a snapshot. `progress` is told how many bytes were looked at, of how
+/// many.
+pub fn changes(
+    uri: &NbdUri,
+    since: &str,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Vec<Range<u64>>, LoadError> {
+    let failed = |source| LoadError::Client { uri: uri.to_string(), source };
+    let context = [DIFF_CONTEXT, since.as_bytes()].concat();
+    let mut client = NbdClient::connect_for(uri, ClientOptions::default(), Some(&context)).map_err(failed)?;
+    let mut changed: Vec<Range<u64>> = Vec::new();
+    let mut offset = 0;
+    while offset < client.size() {
+        let length = (client.size() - offset).min(CHANGES_BYTES) as u32;
+        let asked = Operation::BlockStatus { offset, length, one: false };
+        let before = offset;
+        for (length, state) in client.call(asked).map_err(failed)?.extents {
+            let end = offset + u64::from(length);
+            if state & STATE_CHANGED != 0 {
+                match changed.last_mut().filter(|last| last.end == offset) {
+                    Some(last) => last.end = end,
+                    None => changed.push(offset..end),
+                }
+            }
+            offset = end;
+        }
+        if offset == before {
+            return Err(failed(ClientError::Unexpected("its block status tells of nothing")));
+        }
+        progress(offset, client.size());
+    }
+    let _ = client.disconnect();
+    Ok(changed)
 }

@@ -70,6 +70,7 @@ impl Counters {
                 self.zeroed_blocks += 1;
             }
             HostOp::Flush => self.flushes += 1,
+            HostOp::Changes { .. } => {}
         }
     }
 
