@@ -181,6 +181,26 @@ fn what_cannot_work_is_refused() {
 }
 
 #[test]
+fn schedules_are_read_and_their_mistakes_named() {
+    let with = |lines: &str| format!("{MINIMAL}[[schedule]]\n{lines}");
+    let hourly = "name = \"hourly\"\nevery = \"1h\"\nkeep = 24\nvolumes = [\"data\"]";
+    let config = parse(&with(hourly)).expect("correct");
+    let schedule = &config.schedules[0];
+    assert_eq!((schedule.every, schedule.keep), (Nanos::from_millis(3_600_000), 24));
+    assert_eq!((schedule.name.as_str(), &schedule.volumes[..]), ("hourly", &["data".to_owned()][..]));
+    refused(
+        &with(""),
+        &["schedule.name: is missing", "schedule.every: is missing", "schedule.keep: is missing"],
+    );
+    refused(&with(&hourly.replace("1h", "5ms")), &["schedule.every", "out of range", "\"1s\""]);
+    refused(&with(&hourly.replace("24", "0")), &["schedule.keep", "1 to 256"]);
+    refused(&with(&hourly.replace("24", "256")), &["schedule.keep", "257 snapshots", "at most 256"]);
+    refused(&with(&hourly.replace("data", "nil")), &["schedule.volumes", "no volume of this group"]);
+    refused(&with(&hourly.replace("hourly", &"h".repeat(50))), &["schedule.name", "at most 47 bytes"]);
+    refused(&format!("{}\n[[schedule]]\n{hourly}", with(hourly)), &["schedule.name", "another schedule"]);
+}
+
+#[test]
 fn tcp_beyond_loopback_needs_its_key() {
     let text = format!("{MINIMAL}[nbd]\ntcp = \"0.0.0.0:10809\"\nallow_unauthenticated_tcp = true");
     assert!(parse(&text).expect("correct").nbd.tcp.is_some());

@@ -36,7 +36,7 @@ fn history() -> History {
     history
 }
 
-fn updates() -> [Update; 7] {
+fn updates() -> [Update; 9] {
     let update = |number: u64, kind: UpdateKind| Update {
         number: UpdateNumber(0x0102_0304 + number),
         generation: generation(2),
@@ -52,6 +52,8 @@ fn updates() -> [Update; 7] {
         Update { lba: Lba(0x0102_0307), ..update(4, UpdateKind::SnapshotDelete) },
         update(5, UpdateKind::SoloBegin),
         update(6, UpdateKind::SoloEnd),
+        Update { lba: Lba(0x0102_0307), ..update(7, UpdateKind::SnapshotProtect) },
+        Update { lba: Lba(0x0102_0307), ..update(8, UpdateKind::SnapshotUnprotect) },
     ]
 }
 
@@ -62,7 +64,7 @@ fn batch() -> Vec<u8> {
         previous: Digest(0x4142_4344_4546_4748),
         known_durable: UpdateNumber(0x0102_0302),
         settled: UpdateNumber(0x0102_0301),
-        count: 7,
+        count: 9,
         payload_blocks: 4,
     };
     let mut block = [0; BLOCK_BYTES];
@@ -338,7 +340,7 @@ fn encodings_have_not_changed() {
 fn fixed_inputs_reach_what_they_are_for() {
     let mut updates = [Update::EMPTY; BATCH_DESCRIPTORS_MAX];
     let header = decode_batch(batch().first_chunk().expect("a block"), &mut updates).expect("a batch");
-    assert_eq!((header.count, &updates[..7]), (7, &self::updates()[..]));
+    assert_eq!((header.count, &updates[..9]), (9, &self::updates()[..]));
     let mut reader = FrameReader::new();
     let stream = frames();
     let mut input = &stream[..];
@@ -348,7 +350,7 @@ fn fixed_inputs_reach_what_they_are_for() {
         input = &input[reader.payload_left()..];
         reader.take_payload(reader.payload_left());
     }
-    assert_eq!((count, reader.at_boundary()), (14, true));
+    assert_eq!((count, reader.at_boundary()), (16, true));
     // All but CACHE, BLOCK_STATUS, DISC, the unknown one, and where buffers are small the unfragmented read.
     for (choice, acts) in [(0, 0), (0xff, 0), (0xff, LATE | BACKWARDS), (0xfe, LATE | UNREAD)] {
         assert!(exercise::nbd_session(&nbd_client(choice, acts)) >= 6, "choice {choice}, {acts}");

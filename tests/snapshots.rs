@@ -485,3 +485,41 @@ fn what_changed_between_two_snapshots_is_told_exactly() {
         assert_eq!(site.ask(beyond, LIVE), Err(HostError::OutOfRange));
     }
 }
+
+#[test]
+fn protection_comes_and_goes_and_survives_a_crash() {
+    let mut site = Site::new(40, OnDifferentialFull::DeleteOldest);
+    site.write(0, &[1; 32]).expect("written");
+    let oldest = site.create("oldest", false).expect("taken");
+    site.write(0, &[2; 32]).expect("written");
+    site.create("newest", true).expect("taken");
+    let protect = |site: &mut Site, snapshot, protected| {
+        site.administer(AdminOp::ProtectSnapshot { snapshot, protected })
+    };
+    let protected =
+        |site: &Site| site.group.snapshots().map(|(record, _)| record.protected).collect::<Vec<_>>();
+    for settled in [false, true] {
+        protect(&mut site, oldest, true).expect("protected");
+        if settled {
+            site.rest();
+        }
+        site = site.crash();
+        assert_eq!(protected(&site), [true, true], "{settled}");
+        assert_eq!(site.write(0, &[3; 32]), Err(HostError::NoSpace));
+        protect(&mut site, oldest, false).expect("not any more");
+        if settled {
+            site.rest();
+        }
+        site = site.crash();
+        assert_eq!(protected(&site), [false, true], "{settled}");
+    }
+    assert_eq!(protect(&mut site, UpdateNumber(oldest.0 + 1), true), Err(AdminError::NoSuchSnapshot));
+    site.write(0, &[3; 32]).expect("the oldest made room");
+    assert_eq!(protect(&mut site, oldest, true), Err(AdminError::NoSuchSnapshot), "it is gone");
+    // However often somebody changes their mind.
+    let newest = site.group.snapshots().next().expect("one is left").0.number;
+    for round in 0..3 * SNAPSHOTS_MAX {
+        protect(&mut site, newest, round % 2 == 0).expect("changed");
+    }
+    assert_eq!(protected(&site.crash()), [false]);
+}

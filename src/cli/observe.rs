@@ -69,9 +69,11 @@ fn shown(status: &Status) -> String {
         lines.push(format!("remote write pending  {}", pending(&status.remote_pending, "updates")));
     }
     lines.push(format!(
-        "journal {} of {} used  cache {} of {} free  operations {} ({} waiting)",
+        "journal {} of {} used  snapshots keep {} of {}  cache {} of {} free  operations {} ({} waiting)",
         bytes(status.journal_used_bytes as f64),
         bytes(status.journal_bytes as f64),
+        bytes(status.differential_used_bytes as f64),
+        bytes(status.differential_bytes as f64),
         bytes(status.cache_free_bytes as f64),
         bytes(status.cache_bytes as f64),
         status.operations,

@@ -281,6 +281,10 @@ pub enum AdminOp {
     DeleteSnapshot {
         snapshot: UpdateNumber,
     },
+    ProtectSnapshot {
+        snapshot: UpdateNumber,
+        protected: bool,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -127,6 +127,10 @@ pub enum Event {
     SnapshotDeleted {
         snapshot: UpdateNumber,
     },
+    SnapshotProtected {
+        snapshot: UpdateNumber,
+        protected: bool,
+    },
     /// The oldest snapshot is being deleted because a host's write needed its slots.
     SnapshotGivenUp {
         snapshot: UpdateNumber,

@@ -22,9 +22,22 @@ impl Snapshot {
 pub struct Pending {
     pub number: UpdateNumber,
     pub snapshot: UpdateNumber,
-    /// Created, or else deleted.
-    pub created: bool,
+    pub change: PendingChange,
 }
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PendingChange {
+    Created,
+    Deleted,
+    /// Protected, or not any more; and what it was before.
+    Protection {
+        now: bool,
+        before: bool,
+    },
+}
+
+/// Changes of protection that may be pending at once: more than people make between two checkpoints.
+const PROTECTIONS_MAX: usize = 2 * SNAPSHOTS_MAX;
 
 #[derive(Debug)]
 pub struct Snapshots {
@@ -42,13 +55,18 @@ impl Snapshots {
             entries: Vec::with_capacity(SNAPSHOTS_MAX),
             newest: [UpdateNumber::NONE; VOLUMES_MAX],
             // Each is created once and deleted once.
-            pending: FixedQueue::new(2 * SNAPSHOTS_MAX),
+            pending: FixedQueue::new(2 * SNAPSHOTS_MAX + PROTECTIONS_MAX),
         }
     }
 
     /// Places for new ones. What is deleted keeps its place until the management information follows.
     pub fn room(&self) -> usize {
         SNAPSHOTS_MAX - self.entries.len()
+    }
+
+    /// Whether one more change of protection leaves room for every creation and deletion there can be.
+    pub fn room_to_protect(&self) -> bool {
+        self.pending.room() > 2 * SNAPSHOTS_MAX
     }
 
     /// The newest snapshot of the volume: what updates capture for. `NONE` without one.
@@ -95,7 +113,7 @@ impl Snapshots {
             "{number} comes too late"
         );
         self.entries.push(Snapshot { record, deleted_at: UpdateNumber::NONE });
-        self.pending.push(Pending { number, snapshot: number, created: true });
+        self.pending.push(Pending { number, snapshot: number, change: PendingChange::Created });
         self.changed();
     }
 
@@ -103,14 +121,38 @@ impl Snapshots {
     pub fn delete(&mut self, snapshot: UpdateNumber, number: UpdateNumber) {
         let index = self.entries.iter().position(|entry| entry.record.number == snapshot && entry.lives());
         self.entries[index.expect("only what lives is deleted")].deleted_at = number;
-        self.pending.push(Pending { number, snapshot, created: false });
+        self.pending.push(Pending { number, snapshot, change: PendingChange::Deleted });
         self.changed();
+    }
+
+    /// The update `number` protects `snapshot`, which lives, or ends that.
+    pub fn protect(&mut self, snapshot: UpdateNumber, number: UpdateNumber, now: bool) {
+        let entry = self.entries.iter_mut().find(|entry| entry.record.number == snapshot && entry.lives());
+        let entry = entry.expect("only what lives is protected");
+        let before = std::mem::replace(&mut entry.record.protected, now);
+        self.pending.push(Pending { number, snapshot, change: PendingChange::Protection { now, before } });
+    }
+
+    /// What the `index`th pending change created: as it was then, whatever has been changed since.
+    pub fn created(&self, index: usize) -> SnapshotRecord {
+        let number = self.pending.get(index).expect("it is pending").snapshot;
+        let record = self.find(number).expect("pending, so it is there").record;
+        let later = (index + 1..).map_while(|at| self.pending.get(at)).filter(|it| it.snapshot == number);
+        let mut protections = later.filter_map(|pending| match pending.change {
+            PendingChange::Protection { before, .. } => Some(before),
+            _ => None,
+        });
+        SnapshotRecord { protected: protections.next().unwrap_or(record.protected), ..record }
     }
 
     /// Everything after `keep` is gone from the stream.
     pub fn cut(&mut self, keep: UpdateNumber) {
-        while self.pending.back().is_some_and(|pending| pending.number > keep) {
+        while let Some(pending) = self.pending.back().copied().filter(|pending| pending.number > keep) {
             self.pending.pop_back();
+            let entry = self.entries.iter_mut().find(|entry| entry.record.number == pending.snapshot);
+            if let (PendingChange::Protection { before, .. }, Some(entry)) = (pending.change, entry) {
+                entry.record.protected = before;
+            }
         }
         while self.entries.last().is_some_and(|entry| entry.record.number > keep) {
             self.entries.pop();
@@ -129,10 +171,11 @@ impl Snapshots {
     /// The management information has the oldest change. Returns whether it deleted a snapshot.
     pub fn committed(&mut self) -> bool {
         let pending = self.pending.pop().expect("what was committed was pending");
-        if !pending.created {
+        let deleted = pending.change == PendingChange::Deleted;
+        if deleted {
             self.entries.retain(|entry| entry.record.number != pending.snapshot);
         }
-        !pending.created
+        deleted
     }
 }
 
@@ -170,6 +213,25 @@ mod tests {
         assert_eq!(snapshots.room(), SNAPSHOTS_MAX - 1);
         assert!(snapshots.committed());
         assert_eq!((snapshots.room(), snapshots.find(UpdateNumber(3))), (SNAPSHOTS_MAX, None));
+    }
+
+    #[test]
+    fn protection_is_what_it_was_at_each_number() {
+        let mut snapshots = Snapshots::new();
+        snapshots.create(record(3, 1));
+        for (number, now) in [(4, true), (5, false), (6, true)] {
+            snapshots.protect(UpdateNumber(3), UpdateNumber(number), now);
+        }
+        let protected =
+            |snapshots: &Snapshots| snapshots.find(UpdateNumber(3)).expect("there").record.protected;
+        assert!(protected(&snapshots) && !snapshots.created(0).protected, "not yet when it was taken");
+        snapshots.cut(UpdateNumber(5));
+        assert!(!protected(&snapshots));
+        snapshots.cut(UpdateNumber(4));
+        assert!(protected(&snapshots));
+        assert!(!snapshots.committed(), "the creation");
+        assert!(!snapshots.committed(), "the protection");
+        assert_eq!(snapshots.pending(0), None);
     }
 
     #[test]

@@ -63,6 +63,8 @@ pub enum Change {
     /// The snapshot's record is in the next page of the commit.
     Created(UpdateNumber),
     Deleted(UpdateNumber),
+    /// Whether the snapshot may be deleted to make room from now on.
+    Protected(UpdateNumber, bool),
 }
 
 /// Changes in one page.
@@ -98,6 +100,8 @@ pub fn put_change(page: &mut [u8; BLOCK_BYTES], index: usize, change: &Change) {
         }
         Change::Created(snapshot) => (2, *snapshot),
         Change::Deleted(snapshot) => (3, *snapshot),
+        Change::Protected(snapshot, true) => (4, *snapshot),
+        Change::Protected(snapshot, false) => (5, *snapshot),
     };
     put(cell, SNAPSHOT, &snapshot.0.to_le_bytes());
     cell[KIND] = kind;
@@ -126,6 +130,8 @@ pub fn change_at(page: &[u8; BLOCK_BYTES], index: usize) -> Option<Change> {
         })),
         2 => Some(Change::Created(snapshot)),
         3 => Some(Change::Deleted(snapshot)),
+        4 => Some(Change::Protected(snapshot, true)),
+        5 => Some(Change::Protected(snapshot, false)),
         _ => None,
     }
 }
@@ -210,9 +216,10 @@ mod tests {
     #[test]
     fn changes_come_back() {
         let mut page = [0xaa; BLOCK_BYTES];
-        let change = |index: usize| match index % 3 {
+        let change = |index: usize| match index % 4 {
             0 => Change::Captured(Captured { lba: Lba(index as u64), ..ENTRY }),
             1 => Change::Created(UpdateNumber(index as u64)),
+            2 => Change::Protected(UpdateNumber(index as u64), index.is_multiple_of(3)),
             _ => Change::Deleted(UpdateNumber(index as u64)),
         };
         (0..CHANGES_PAGE_MAX).for_each(|index| put_change(&mut page, index, &change(index)));

@@ -28,6 +28,10 @@ pub enum UpdateKind {
     SoloEnd = 9,
     /// Journal only: this site dropped every update after `number`, which is not a new number but the last one kept.
     Cut = 10,
+    /// The snapshot whose number is in `lba` is not deleted to make room from here on.
+    SnapshotProtect = 11,
+    /// It may be again.
+    SnapshotUnprotect = 12,
 }
 
 impl UpdateKind {
@@ -41,8 +45,18 @@ impl UpdateKind {
             8 => Some(UpdateKind::SoloBegin),
             9 => Some(UpdateKind::SoloEnd),
             10 => Some(UpdateKind::Cut),
+            11 => Some(UpdateKind::SnapshotProtect),
+            12 => Some(UpdateKind::SnapshotUnprotect),
             _ => None,
         }
+    }
+
+    /// Whether it says in `lba` which snapshot it is about.
+    pub const fn names_snapshot(self) -> bool {
+        matches!(
+            self,
+            UpdateKind::SnapshotDelete | UpdateKind::SnapshotProtect | UpdateKind::SnapshotUnprotect
+        )
     }
 
     /// The fewest and the most blocks an update of this kind has.
@@ -61,7 +75,7 @@ impl UpdateKind {
 pub struct Update {
     pub number: UpdateNumber,
     pub generation: Generation,
-    /// The first block; of a `SnapshotDelete`, the number of the snapshot.
+    /// The first block; of a kind that names a snapshot, its number.
     pub lba: Lba,
     /// Blocks of the volume, or of payload; 0 for kinds that have neither.
     pub count: u32,
@@ -133,10 +147,10 @@ impl Update {
         if self.payload_blocks() == 0 && self.sum != 0 {
             return not_zero("payload sum", u64::from(self.sum));
         }
-        if kind == UpdateKind::SnapshotDelete && !(1..number.0).contains(&lba.0) {
+        if kind.names_snapshot() && !(1..number.0).contains(&lba.0) {
             return Err(DescriptorError::Snapshot { number, found: lba.0 });
         }
-        if !self.touches_blocks() && kind != UpdateKind::SnapshotDelete && lba.0 != 0 {
+        if !self.touches_blocks() && !kind.names_snapshot() && lba.0 != 0 {
             return not_zero("block", lba.0);
         }
         if self.captures() {
@@ -249,6 +263,8 @@ pub(crate) mod tests {
             2 => Just(UpdateKind::Zero),
             1 => Just(UpdateKind::SnapshotCreate),
             1 => Just(UpdateKind::SnapshotDelete),
+            1 => Just(UpdateKind::SnapshotProtect),
+            1 => Just(UpdateKind::SnapshotUnprotect),
             1 => Just(UpdateKind::GenerationOpen),
             1 => Just(UpdateKind::SoloBegin),
             1 => Just(UpdateKind::SoloEnd),
@@ -261,7 +277,7 @@ pub(crate) mod tests {
                 let count = min + count % (max - min + 1);
                 let lba = match kind {
                     UpdateKind::Write | UpdateKind::Zero => lba.min(u64::MAX - u64::from(count)),
-                    UpdateKind::SnapshotDelete => 1 + lba % (number - 1),
+                    kind if kind.names_snapshot() => 1 + lba % (number - 1),
                     _ => 0,
                 };
                 let update = Update {
@@ -325,7 +341,7 @@ pub(crate) mod tests {
             put(&mut bytes, offset, field);
             decode_descriptor(&bytes).expect_err("the field is out of bounds")
         };
-        for kind in [0u8, 5, 6, 11, 255] {
+        for kind in [0u8, 5, 6, 13, 255] {
             assert_eq!(refused(KIND, &[kind]), DescriptorError::Kind { found: kind });
         }
         assert!(matches!(refused(NUMBER, &[0; 8]), DescriptorError::Number { .. }));
@@ -356,9 +372,11 @@ pub(crate) mod tests {
         };
         let delete = Update { number: UpdateNumber(7), kind: UpdateKind::SnapshotDelete, ..Update::EMPTY };
         let delete = Update { lba: Lba(6), ..delete };
-        for snapshot in [0u64, 7, u64::MAX] {
-            let error = refused(delete, LBA, &snapshot.to_le_bytes());
-            assert_eq!(error, DescriptorError::Snapshot { number: UpdateNumber(7), found: snapshot });
+        for kind in [UpdateKind::SnapshotDelete, UpdateKind::SnapshotProtect, UpdateKind::SnapshotUnprotect] {
+            for snapshot in [0u64, 7, u64::MAX] {
+                let error = refused(Update { kind, ..delete }, LBA, &snapshot.to_le_bytes());
+                assert_eq!(error, DescriptorError::Snapshot { number: UpdateNumber(7), found: snapshot });
+            }
         }
         let slot = refused(delete, SLOT, &5u64.to_le_bytes());
         assert!(matches!(slot, DescriptorError::NotZero { field: "slot", found: 4, .. }));

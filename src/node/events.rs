@@ -122,6 +122,10 @@ impl Names {
             Event::Checkpointed { number } => (Level::Debug, format!("checkpoint {number}")),
             Event::SnapshotCreated { snapshot } => (Level::Info, format!("snapshot {snapshot} is taken")),
             Event::SnapshotDeleted { snapshot } => (Level::Info, format!("snapshot {snapshot} is deleted")),
+            Event::SnapshotProtected { snapshot, protected } => {
+                let state = if protected { "protected" } else { "not protected any more" };
+                (Level::Info, format!("snapshot {snapshot} is {state}"))
+            }
             Event::SnapshotGivenUp { snapshot } => (
                 Level::Warn,
                 format!(

@@ -180,6 +180,9 @@ impl Metadata {
                         self.snapshots.insert(snapshot.0, record);
                     }
                     Change::Deleted(snapshot) => drop(self.snapshots.remove(&snapshot.0)),
+                    Change::Protected(snapshot, protected) => {
+                        self.snapshots.entry(snapshot.0).and_modify(|record| record.protected = protected);
+                    }
                 }
             }
         }

@@ -79,6 +79,15 @@ fn a_snapshot_is_read_from_either_site_while_the_volume_is_overwritten() {
     assert!(fails(snapshot(&sites.right, &["digest", "three"])).contains("no snapshot three"));
     assert!(fails(snapshot(&sites.left, &["digest", "one", "--volume", "log"])).contains("no volume log"));
 
+    for (command, protected) in [("unprotect", false), ("protect", true)] {
+        succeeds(snapshot(&sites.left, &[command, "two"]));
+        sites.wait("--settled");
+        for site in [&sites.left, &sites.right] {
+            assert_eq!(listed(site)[1], ("two".to_owned(), protected), "{}", site.name);
+        }
+    }
+    assert!(fails(snapshot(&sites.right, &["protect", "two"])).contains("ask the primary"));
+
     succeeds(snapshot(&sites.left, &["delete", "one"]));
     assert!(fails(snapshot(&sites.left, &["delete", "one"])).contains("no snapshot one"));
     assert!(fails(snapshot(&sites.right, &["delete", "two"])).contains("ask the primary"));
@@ -289,4 +298,32 @@ fn merged(extents: &[(Option<u64>, Option<u64>)]) -> Vec<(Option<u64>, Option<u6
         }
     }
     all
+}
+
+#[test]
+fn a_schedule_takes_snapshots_and_keeps_the_newest() {
+    let mut sites = Sites::start(&Options {
+        volumes: vec![("data", 4), ("log", 4)],
+        // The next section's place in the file is as good as any.
+        reactors: format!(
+            "{}\n[[schedule]]\nname = \"each\"\nevery = \"1s\"\nkeep = 2\nvolumes = [\"data\"]",
+            Options::default().reactors
+        ),
+        ..Options::default()
+    });
+    let of_schedule = |site: &Site| -> Vec<String> {
+        let names = listed(site).into_iter().map(|(name, _)| name);
+        names.filter(|name| name.starts_with("each-2")).collect()
+    };
+    succeeds(snapshot(&sites.left, &["create", "each-by-hand"]));
+    sites.left.until("it has taken some", |left| of_schedule(left).len() >= 2);
+    let first = of_schedule(&sites.left)[0].clone();
+    sites.left.until("it has taken others instead", |left| {
+        let names = of_schedule(left);
+        assert!(names.len() <= 4, "{names:?}");
+        names.len() == 2 && !names.contains(&first)
+    });
+    assert!(listed(&sites.left).contains(&("each-by-hand".to_owned(), false)), "not the schedule's");
+    let text = succeeds(snapshot(&sites.right, &["list", "--json"]));
+    assert!(text.contains("each-2") && !sites.right.log_text().contains("scheduled"), "{text}");
 }

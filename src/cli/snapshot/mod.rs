@@ -19,7 +19,11 @@ pub enum SnapshotCommand {
     /// Show the snapshots there are
     List(List),
     /// Delete a snapshot; at the primary
-    Delete(Delete),
+    Delete(Named),
+    /// Never delete a snapshot to make room; at the primary
+    Protect(Named),
+    /// Let a snapshot be deleted to make room again; at the primary
+    Unprotect(Named),
     /// Read a snapshot's volumes and print a digest of each, to compare the two sites
     Digest(digest::Digest),
     /// Show which parts of the volumes were changed between two snapshots, or since one
@@ -49,7 +53,7 @@ pub struct List {
 }
 
 #[derive(clap::Args)]
-pub struct Delete {
+pub struct Named {
     #[command(flatten)]
     config: ConfigArgument,
     name: String,
@@ -62,6 +66,10 @@ impl SnapshotCommand {
                 client(&create.config)?.create_snapshot(&create.name, &create.volumes, create.protect)?;
             }
             SnapshotCommand::Delete(delete) => client(&delete.config)?.delete_snapshot(&delete.name)?,
+            SnapshotCommand::Protect(named) => client(&named.config)?.protect_snapshot(&named.name, true)?,
+            SnapshotCommand::Unprotect(named) => {
+                client(&named.config)?.protect_snapshot(&named.name, false)?
+            }
             SnapshotCommand::Digest(digest) => digest.run()?,
             SnapshotCommand::Diff(diff) => diff.run()?,
             SnapshotCommand::List(list) => {

@@ -1,4 +1,4 @@
-//! What administrators ask: snapshots created and deleted. Each is one update in the stream, so nobody is paused for it.
+//! What administrators ask: snapshots created, deleted and protected. Each is one update in the stream, so nobody is paused for it.
 
 use super::{Group, Phase, Turn};
 use crate::base::*;
@@ -62,8 +62,10 @@ impl Group {
                     Ok(())
                 }
             }
-            AdminOp::DeleteSnapshot { snapshot } if self.snapshots.lives(*snapshot) => Ok(()),
-            AdminOp::DeleteSnapshot { .. } => Err(AdminError::NoSuchSnapshot),
+            AdminOp::DeleteSnapshot { snapshot } | AdminOp::ProtectSnapshot { snapshot, .. } => {
+                let lives = self.snapshots.lives(*snapshot);
+                lives.then_some(()).ok_or(AdminError::NoSuchSnapshot)
+            }
         }
     }
 
@@ -149,6 +151,15 @@ impl Group {
                 true => self.append_delete(turn, snapshot),
                 false => UpdateNumber::NONE,
             },
+            AdminOp::ProtectSnapshot { snapshot, protected } => {
+                if !self.room_for_control(0) || !self.snapshots.room_to_protect() {
+                    self.sweep_wanted = true;
+                    return UpdateNumber::NONE;
+                }
+                let kind =
+                    if protected { UpdateKind::SnapshotProtect } else { UpdateKind::SnapshotUnprotect };
+                self.append_naming(turn, kind, snapshot)
+            }
         }
     }
 
@@ -157,23 +168,37 @@ impl Group {
         turn: &mut Turn<impl Memory>,
         snapshot: UpdateNumber,
     ) -> UpdateNumber {
+        self.append_naming(turn, UpdateKind::SnapshotDelete, snapshot)
+    }
+
+    /// Numbers an update that is about a snapshot and has no payload.
+    fn append_naming(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        kind: UpdateKind,
+        snapshot: UpdateNumber,
+    ) -> UpdateNumber {
         let number = self.window.last().next();
-        let update = Update {
-            number,
-            generation: self.generation,
-            lba: Lba(snapshot.0),
-            kind: UpdateKind::SnapshotDelete,
-            ..Update::EMPTY
-        };
+        let lba = Lba(snapshot.0);
+        let update = Update { number, generation: self.generation, lba, kind, ..Update::EMPTY };
         let stamps = WriteStamps { numbered_at: turn.now, ..WriteStamps::default() };
-        self.append(turn, update, None, stamps, |_| unreachable!("a deletion has no payload"));
+        self.append(turn, update, None, stamps, |_| unreachable!("{kind:?} has no payload"));
         number
     }
 
-    /// What a snapshot's creation or deletion changes in the group itself, on every site that takes it.
+    /// What a snapshot's creation, deletion or protection changes in the group itself, on every site that takes it.
     pub(super) fn note_snapshot(&mut self, turn: &mut Turn<impl Memory>, update: &Update) {
         // Replay tells of nothing that was told before.
         let news = matches!(self.phase, Phase::Running);
+        if let UpdateKind::SnapshotProtect | UpdateKind::SnapshotUnprotect = update.kind {
+            let (snapshot, protected) =
+                (UpdateNumber(update.lba.0), update.kind == UpdateKind::SnapshotProtect);
+            self.snapshots.protect(snapshot, update.number, protected);
+            if news {
+                turn.event(Event::SnapshotProtected { snapshot, protected });
+            }
+            return;
+        }
         if update.kind == UpdateKind::SnapshotDelete {
             let snapshot = UpdateNumber(update.lba.0);
             self.snapshots.delete(snapshot, update.number);
@@ -203,8 +228,8 @@ impl Group {
         page: PageId,
     ) -> Result<(), &'static str> {
         match update.kind {
-            UpdateKind::SnapshotCreate | UpdateKind::SnapshotDelete
-                if self.config.differential_blocks == 0 =>
+            kind if (kind == UpdateKind::SnapshotCreate || kind.names_snapshot())
+                && self.config.differential_blocks == 0 =>
             {
                 Err("a snapshot, for which this site has no differential volume")
             }
@@ -217,8 +242,8 @@ impl Group {
                     _ => Err("a snapshot whose record is wrong"),
                 }
             }
-            UpdateKind::SnapshotDelete if !self.snapshots.lives(UpdateNumber(update.lba.0)) => {
-                Err("the deletion of a snapshot that does not exist")
+            kind if kind.names_snapshot() && !self.snapshots.lives(UpdateNumber(update.lba.0)) => {
+                Err("the deletion or protection of a snapshot that does not exist")
             }
             UpdateKind::Write | UpdateKind::Zero
                 if update.captures() && self.snapshots.newest(update.volume) == UpdateNumber::NONE =>

@@ -178,6 +178,11 @@ impl Group {
         let room = match update.kind {
             _ if update.number <= self.applied => Room::Enough,
             UpdateKind::SnapshotCreate if self.snapshots.room() == 0 => Room::Later,
+            UpdateKind::SnapshotProtect | UpdateKind::SnapshotUnprotect
+                if !self.snapshots.room_to_protect() =>
+            {
+                Room::Later
+            }
             UpdateKind::Write | UpdateKind::Zero if update.captures() => {
                 let count = update.count as usize;
                 if !self.slots.has(update.slot, count) {

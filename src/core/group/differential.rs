@@ -9,6 +9,7 @@ use crate::base::*;
 use crate::core::captures::{Capture, Source};
 use crate::core::messages::*;
 use crate::core::outbox::Event;
+use crate::core::snapshots::{Pending, PendingChange};
 use crate::format::metadata::{
     BITS_PAGE_MAX, CHANGES_PAGE_MAX, Captured, Change, bit_at, put_change, slot_at,
 };
@@ -240,15 +241,16 @@ impl Group {
                     commit.captures += 1;
                     (Change::Captured(entry_of(capture)), None)
                 } else {
-                    let pending = *self.snapshots.pending(commit.changes).expect("looked at it");
+                    let index = commit.changes;
+                    let Pending { snapshot, change, .. } =
+                        *self.snapshots.pending(index).expect("looked at it");
                     commit.changes += 1;
-                    match pending.created {
-                        true => {
-                            let found =
-                                self.snapshots.find(pending.snapshot).expect("pending, so it is there");
-                            (Change::Created(pending.snapshot), Some(found.record))
+                    match change {
+                        PendingChange::Created => {
+                            (Change::Created(snapshot), Some(self.snapshots.created(index)))
                         }
-                        false => (Change::Deleted(pending.snapshot), None),
+                        PendingChange::Deleted => (Change::Deleted(snapshot), None),
+                        PendingChange::Protection { now, .. } => (Change::Protected(snapshot, now), None),
                     }
                 };
                 let (page, used) =

@@ -57,7 +57,9 @@ impl Group {
                 self.history.push(update.generation, update.number);
                 turn.event(Event::GenerationOpened { generation: update.generation, first: update.number });
             }
-            UpdateKind::SnapshotCreate | UpdateKind::SnapshotDelete if update.number > self.applied => {
+            kind if (kind == UpdateKind::SnapshotCreate || kind.names_snapshot())
+                && update.number > self.applied =>
+            {
                 self.note_snapshot(turn, update);
             }
             _ => {}

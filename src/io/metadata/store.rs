@@ -187,6 +187,15 @@ impl Store {
                         Change::Deleted(snapshot) => {
                             records.remove(snapshot.0)?;
                         }
+                        Change::Protected(snapshot, protected) => {
+                            let found = records.get(snapshot.0)?.map(|value| *value.value());
+                            // Without a record, the snapshot's deletion was committed before a crash repeats this.
+                            if let Some(mut bytes) = found {
+                                let record = SnapshotRecord { protected, ..SnapshotRecord::decode(&bytes)? };
+                                record.encode(&mut bytes);
+                                records.insert(snapshot.0, &bytes)?;
+                            }
+                        }
                     }
                 }
             }

@@ -53,6 +53,11 @@ pub mod limits {
     pub const FLUSH_BYTES: u64 = 4 << 20;
     pub const DESTAGE_DEPTH: i64 = 64;
     pub const SPIN_NS: u64 = 50_000;
+    pub const SCHEDULE_EVERY_NS_MIN: u64 = 1_000_000_000;
+    /// A year.
+    pub const SCHEDULE_EVERY_NS_MAX: u64 = 365 * 86_400 * 1_000_000_000;
+    /// The time of a scheduled snapshot takes the other 17 bytes of its name.
+    pub const SCHEDULE_NAME_BYTES_MAX: usize = super::NAME_BYTES_MAX - 17;
     /// `sockaddr_un` holds 108 bytes, the last one zero.
     pub const SOCKET_PATH_BYTES_MAX: usize = 107;
     /// IPv6's minimum, which QUIC's 1200-byte datagrams need.
@@ -73,6 +78,8 @@ pub struct Config {
     pub differential: Differential,
     /// The redb file of management information.
     pub metadata: PathBuf,
+    /// Snapshots that a primary takes by itself.
+    pub schedules: Vec<Schedule>,
     /// Bytes for cached data, its index, and staging together.
     pub cache_bytes: u64,
     pub replication: Option<Replication>,
@@ -149,6 +156,18 @@ pub struct Journal {
 pub struct Differential {
     pub path: PathBuf,
     pub bytes: u64,
+}
+
+/// Snapshots at regular times.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Schedule {
+    /// What the names of its snapshots begin with; the time they were taken follows.
+    pub name: String,
+    pub every: Nanos,
+    /// As many of the newest are kept.
+    pub keep: usize,
+    /// All of the group's if empty.
+    pub volumes: Vec<String>,
 }
 
 /// The other site, and this one's end of the link to it.

@@ -9,12 +9,21 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     })
 }
 
-/// Nanoseconds of `"50us"`, `"5ms"`, `"30s"` or `"2min"`. The error says what is accepted.
+/// Nanoseconds of `"50us"`, `"5ms"`, `"30s"`, `"2min"`, `"1h"` or `"1d"`. The error says what is accepted.
 pub fn parse_duration(text: &str) -> Result<u64, String> {
-    const UNITS: [(&str, u64); 5] =
-        [("ns", 1), ("us", 1_000), ("ms", 1_000_000), ("min", 60_000_000_000), ("s", 1_000_000_000)];
+    const UNITS: [(&str, u64); 7] = [
+        ("ns", 1),
+        ("us", 1_000),
+        ("ms", 1_000_000),
+        ("s", 1_000_000_000),
+        ("min", 60_000_000_000),
+        ("h", 3_600_000_000_000),
+        ("d", 86_400_000_000_000),
+    ];
     parse(text, &UNITS).ok_or_else(|| {
-        format!("\"{text}\" is not a duration; write a whole number and us, ms, s or min, like \"50ms\"")
+        format!(
+            "\"{text}\" is not a duration; write a whole number and us, ms, s, min, h or d, like \"50ms\""
+        )
     })
 }
 
@@ -54,6 +63,7 @@ mod tests {
         assert_eq!(parse_size("512 KiB"), Ok(512 << 10));
         assert_eq!(parse_duration("2min"), Ok(120_000_000_000));
         assert_eq!(parse_duration("50us"), Ok(50_000));
+        assert_eq!(parse_duration("2d"), Ok(48 * 3_600_000_000_000));
         for bad in
             ["", "1", "GiB", "1.5GiB", "-1GiB", "1GB", "1gib", "99999999999999TiB", "1GiB ", "1 G iB", "٣GiB"]
         {

@@ -16,6 +16,7 @@ pub(super) struct File {
     pub journal: Option<Spanned<Journal>>,
     pub differential: Option<Spanned<Differential>>,
     pub metadata: Option<Spanned<Metadata>>,
+    pub schedule: Vec<Spanned<Schedule>>,
     pub cache: Option<Spanned<Cache>>,
     pub peer: Option<Spanned<Peer>>,
     pub link: Option<Spanned<Link>>,
@@ -78,6 +79,15 @@ pub(super) struct Differential {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Metadata {
     pub path: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Schedule {
+    pub name: Text,
+    pub every: Text,
+    pub keep: Number,
+    pub volumes: Vec<Spanned<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

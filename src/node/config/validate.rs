@@ -59,6 +59,7 @@ impl Reader<'_> {
         let differential = self.differential(section(raw.differential), &directory);
         let metadata = section(raw.metadata);
         let metadata = self.path("metadata.path", metadata.keys.path, &directory, "metadata.redb");
+        let schedules = self.schedules(raw.schedule, volumes.as_deref());
         let cache_at = raw.cache.as_ref().map(Spanned::span);
         let cache_bytes = self.cache(section(raw.cache));
         let replication = self.replication(raw.peer, raw.link, site.as_ref(), &directory);
@@ -73,6 +74,7 @@ impl Reader<'_> {
             journal: journal?,
             differential: differential?,
             metadata,
+            schedules: schedules?,
             cache_bytes: cache_bytes?,
             replication: replication?,
             nbd: nbd?,
@@ -257,6 +259,61 @@ impl Reader<'_> {
         let range = limits::DIFFERENTIAL_BYTES_MIN..=limits::VOLUME_BYTES_MAX;
         let bytes = self.size("differential.size", keys.size, None, &at, range);
         Some(Differential { path, bytes: bytes? })
+    }
+
+    fn schedules(
+        &mut self,
+        written: Vec<Spanned<raw::Schedule>>,
+        volumes: Option<&[Volume]>,
+    ) -> Option<Vec<Schedule>> {
+        let mut names = HashSet::new();
+        let mut schedules: Vec<Schedule> = Vec::new();
+        let mut whole = true;
+        for entry in written {
+            let at = Some(entry.span());
+            let keys = entry.into_inner();
+            let named_at = keys.name.as_ref().map(Spanned::span);
+            let name =
+                self.name("schedule.name", keys.name, &at, "a name for its snapshots, like \"hourly\"");
+            if let Some(name) = name.as_ref().filter(|name| name.len() > limits::SCHEDULE_NAME_BYTES_MAX) {
+                let most = limits::SCHEDULE_NAME_BYTES_MAX;
+                let message =
+                    format!("\"{name}\" is too long, since a time follows it; write at most {most} bytes");
+                self.problems.add("schedule.name", named_at.clone(), message);
+            }
+            if name.as_ref().is_some_and(|name| !names.insert(name.clone())) {
+                let message = "is already the name of another schedule; give each its own";
+                self.problems.add("schedule.name", named_at, message);
+            }
+            let every = self.required("schedule.every", keys.every, &at, "an interval, like \"1h\"");
+            let range = limits::SCHEDULE_EVERY_NS_MIN..=limits::SCHEDULE_EVERY_NS_MAX;
+            let every = every.and_then(|every| self.duration("schedule.every", Some(every), 0, range));
+            let keep = self.required("schedule.keep", keys.keep, &at, "how many are kept, like 24");
+            let range = 1..=SNAPSHOTS_MAX as i64;
+            let keep = keep.and_then(|keep| self.number("schedule.keep", Some(keep), 0, range));
+            let known = |name: &str| volumes.is_none_or(|all| all.iter().any(|volume| volume.name == name));
+            for unknown in keys.volumes.iter().filter(|volume| !known(volume.get_ref())) {
+                let message =
+                    format!("{:?} is no volume of this group; write the name of one", unknown.get_ref());
+                self.problems.add("schedule.volumes", Some(unknown.span()), message);
+            }
+            let (Some(name), Some(every), Some(keep)) = (name, every, keep) else {
+                whole = false;
+                continue;
+            };
+            let volumes = keys.volumes.into_iter().map(Spanned::into_inner).collect();
+            schedules.push(Schedule { name, every, keep: keep as usize, volumes });
+            // Each has one more for a moment, until the oldest is deleted.
+            let kept: usize = schedules.iter().map(|schedule| schedule.keep + 1).sum();
+            if kept > SNAPSHOTS_MAX {
+                let message = format!(
+                    "the schedules keep {kept} snapshots, a group keeps at most {SNAPSHOTS_MAX}; keep fewer"
+                );
+                self.problems.add("schedule.keep", at, message);
+                whole = false;
+            }
+        }
+        whole.then_some(schedules)
     }
 
     fn cache(&mut self, Section { at, keys }: Section<raw::Cache>) -> Option<u64> {

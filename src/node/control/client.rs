@@ -114,6 +114,10 @@ impl Client {
         self.done(Request::SnapshotDelete { name: name.to_owned() }, AGREEMENT_MAX)
     }
 
+    pub fn protect_snapshot(&self, name: &str, protected: bool) -> Result<(), ClientError> {
+        self.done(Request::SnapshotProtect { name: name.to_owned(), protected }, AGREEMENT_MAX)
+    }
+
     pub fn snapshots(&self) -> Result<Vec<SnapshotShown>, ClientError> {
         match self.request(Request::SnapshotList, REPLY_MAX)? {
             Response::Snapshots(snapshots) => Ok(snapshots),

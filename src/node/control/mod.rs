@@ -4,6 +4,7 @@
 mod client;
 mod line;
 mod protocol;
+mod schedule;
 mod server;
 mod snapshots;
 mod status;

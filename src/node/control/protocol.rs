@@ -31,6 +31,11 @@ pub enum Request {
     SnapshotDelete {
         name: String,
     },
+    /// Whether it may be deleted to make room; primaries only.
+    SnapshotProtect {
+        name: String,
+        protected: bool,
+    },
     SnapshotList,
     /// Drain, checkpoint, and end the process; answered at once.
     Stop,

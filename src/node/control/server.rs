@@ -138,6 +138,10 @@ impl Control {
         }
     }
 
+    pub(super) fn stopping(&self) -> bool {
+        self.port.stopping()
+    }
+
     pub(super) fn line(&self) -> MutexGuard<'_, GroupLine> {
         // A thread that panicked in the middle of a question leaves at worst an answer too many, which `ask` skips.
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
@@ -154,6 +158,7 @@ impl Control {
                 self.create_snapshot(&name, &volumes, protected)
             }
             Request::SnapshotDelete { name } => self.delete_snapshot(&name),
+            Request::SnapshotProtect { name, protected } => self.protect_snapshot(&name, protected),
             Request::SnapshotList => self.snapshots().map(Response::Snapshots),
             Request::Stop => {
                 self.port.request_stop();

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::{Control, LineError, Response, SnapshotShown};
-use crate::base::{NAME_BYTES_MAX, VolumeId, VolumeSet};
+use crate::base::{NAME_BYTES_MAX, UpdateNumber, VolumeId, VolumeSet};
 use crate::core::messages::AdminOp;
 use crate::format::snapshot::SnapshotName;
 use crate::node::group_actor::SnapshotListed;
@@ -57,13 +57,25 @@ impl Control {
     }
 
     pub(super) fn delete_snapshot(&self, name: &str) -> Result<Response, LineError> {
+        self.administer_named(name, |snapshot| AdminOp::DeleteSnapshot { snapshot })
+    }
+
+    pub(super) fn protect_snapshot(&self, name: &str, protected: bool) -> Result<Response, LineError> {
+        self.administer_named(name, |snapshot| AdminOp::ProtectSnapshot { snapshot, protected })
+    }
+
+    fn administer_named(
+        &self,
+        name: &str,
+        op: impl FnOnce(UpdateNumber) -> AdminOp,
+    ) -> Result<Response, LineError> {
         let listed = self.line().snapshots()?;
         let Some(found) = listed.iter().find(|snapshot| snapshot.record.name.as_str() == name) else {
             return Ok(Response::Failed(format!(
                 "there is no snapshot {name}; `lockstep snapshot list` shows what there is"
             )));
         };
-        self.administer(AdminOp::DeleteSnapshot { snapshot: found.record.number })
+        self.administer(op(found.record.number))
     }
 
     /// The set of the volumes named, all of them if none is.

@@ -33,6 +33,9 @@ pub struct Status {
     pub remote_pending: Pending,
     pub journal_bytes: u64,
     pub journal_used_bytes: u64,
+    /// Of the differential volume, and what snapshots keep in it.
+    pub differential_bytes: u64,
+    pub differential_used_bytes: u64,
     pub cache_bytes: u64,
     pub cache_free_bytes: u64,
     /// Operations of hosts inside the group, and those of them that wait for room.
@@ -254,6 +257,8 @@ impl Status {
             remote_pending: pending(status.remote_pending),
             journal_bytes: status.journal_blocks * block,
             journal_used_bytes: status.journal_used_blocks * block,
+            differential_bytes: config.differential.bytes,
+            differential_used_bytes: status.differential_used_blocks * block,
             cache_bytes: status.pages_total * block,
             cache_free_bytes: status.pages_free * block,
             operations: status.operations,

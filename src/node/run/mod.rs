@@ -66,6 +66,8 @@ pub enum RunError {
     Thread { cpu: usize, source: io::Error },
     #[error("the thread of the management information cannot be started: {0}")]
     MetadataThread(#[source] io::Error),
+    #[error("the thread of the snapshots' schedules cannot be started: {0}")]
+    Schedules(#[source] io::Error),
     #[error("the signal handlers cannot be installed: {0}")]
     Signals(#[source] io::Error),
     #[error("the site cannot start from its files; the log says why")]
@@ -133,10 +135,11 @@ impl Site {
         let threads = Threads::start(config, &mut assembly, &clock)?;
         let line = assembly.group_line(&clock, threads.loads());
         let control = Control::new(config.clone(), line, assembly.link_stats.take(), port.clone());
-        if let Err(error) = control.serve() {
+        let served = control.serve().map_err(RunError::from);
+        if let Err(error) = served.and_then(|()| control.follow_schedules().map_err(RunError::Schedules)) {
             port.request_stop();
             threads.join(STOP_MAX);
-            return Err(error.into());
+            return Err(error);
         }
         Ok(Site { threads, handle: Handle { control, port }, fate: assembly.fate })
     }
