@@ -23,6 +23,7 @@ class Bench:
         self.size_bytes = size_mib * MIB
         self.journal_bytes = journal_mib * MIB
         self.cache_bytes = cache_mib * MIB
+        self.differential_bytes = 16 * MIB
         self.layout = layout
         # Lockstep's idle policy, if not `adaptive`.
         self.idle = idle

@@ -63,7 +63,7 @@ space = "written"
 [journal]
 size = "{bench.journal_bytes >> 20}MiB"
 [differential]
-size = "16MiB"
+size = "{bench.differential_bytes >> 20}MiB"
 [cache]
 size = "{bench.cache_bytes >> 20}MiB"
 [nbd]

@@ -179,6 +179,7 @@ class QemuMirror(Subject):
     def start(self):
         _remove(self.socket)
         _remove(self.control)
+        _remove(self.control + ".right")
         port = free_port()
         right = self.spawn(
             "right",
@@ -187,10 +188,13 @@ class QemuMirror(Subject):
                 *_file_nodes(self.files[1]),
                 *["--nbd-server", f"addr.type=inet,addr.host=127.0.0.1,addr.port={port}"],
                 *["--export", "type=nbd,id=export,node-name=disk,name=disk,writable=on"],
+                *["--chardev", f"socket,id=control,path={self.control}.right,server=on,wait=off"],
+                *["--monitor", "chardev=control"],
             ],
             self.placement().secondary,
         )
         right.wait_for("the second's NBD port", lambda: _accepts(port))
+        self.before_export(right, self.control + ".right")
         remote = {
             "driver": "nbd",
             "node-name": "remote",
@@ -212,17 +216,25 @@ class QemuMirror(Subject):
         )
         left.wait_for("the first's monitor", lambda: os.path.exists(self.control))
         self.monitor = Monitor(self.control)
+        device = self.before_mirror()
         self.monitor.ask(
             "blockdev-mirror",
             {
                 "job-id": "mirror",
-                "device": "disk",
+                "device": device,
                 "target": "remote",
                 "sync": "none",
                 "copy-mode": "write-blocking",
             },
         )
         left.wait_for("the mirror job", lambda: self._job()["status"] == "ready")
+
+    def before_export(self, right, control):
+        """When the second runs and nobody has connected to it yet; it listens for commands there."""
+
+    def before_mirror(self):
+        """When the first runs; returns the node that is mirrored."""
+        return "disk"
 
     def _job(self):
         jobs = self.monitor.ask("query-block-jobs")
