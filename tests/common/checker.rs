@@ -1,7 +1,7 @@
 //! A client that remembers what it wrote: every block it writes is stamped, so that after any crash each block can be
 //! told to be the last acknowledged version, a later one whose outcome is unknown, or a loss.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -39,6 +39,17 @@ struct Block {
     replaced: Vec<(u64, Content)>,
     /// A request of the running session covers it, so no other may.
     busy: bool,
+    /// What that request writes.
+    submitted: Option<Content>,
+}
+
+/// What a snapshot's blocks may hold: what was acknowledged last before its create was sent, or what was submitted after that
+/// and before the create returned.
+#[derive(Debug)]
+pub struct Frozen {
+    known: Vec<Content>,
+    /// By a block's place in the range.
+    others: HashMap<usize, Vec<Content>>,
 }
 
 #[derive(Clone, Debug)]
@@ -63,6 +74,10 @@ pub struct Progress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     GoOn,
+    /// A snapshot's create is about to be sent.
+    Freeze,
+    /// It has returned, or nobody is left to carry it out: [`Checker::take_frozen`] has what it may hold.
+    Frozen,
     /// Submit nothing more and wait for what is in flight.
     Drain,
     /// Return at once, with requests in flight.
@@ -106,12 +121,20 @@ pub struct Checker {
     flushed: u64,
     /// Blocks that [`Checker::verify_flushed`] found to have gone back.
     pub gone_back: u64,
+    freezing: Option<Frozen>,
+    frozen: VecDeque<Frozen>,
 }
 
 impl Checker {
     /// For a range that reads as zeros.
     pub fn new(range: Range<u64>, seed: u64) -> Checker {
-        let fresh = Block { known: Content::Zeros, unknown: Vec::new(), replaced: Vec::new(), busy: false };
+        let fresh = Block {
+            known: Content::Zeros,
+            unknown: Vec::new(),
+            replaced: Vec::new(),
+            busy: false,
+            submitted: None,
+        };
         let blocks = vec![fresh; (range.end - range.start) as usize];
         Checker {
             range,
@@ -122,6 +145,8 @@ impl Checker {
             acknowledged: 0,
             flushed: 0,
             gone_back: 0,
+            freezing: None,
+            frozen: VecDeque::new(),
         }
     }
 
@@ -147,6 +172,8 @@ impl Checker {
                 Progress { acknowledged: session.acknowledged, writes_in_flight, elapsed: began.elapsed() };
             match hook(progress) {
                 Next::GoOn => {}
+                Next::Freeze => self.freeze(),
+                Next::Frozen => self.end_freeze(),
                 Next::Drain => draining = true,
                 Next::Abandon => break Ok(()),
             }
@@ -210,7 +237,11 @@ impl Checker {
             let fua = content.is_some() && self.random.below(32) == 0;
             let flight = Flight { blocks: first..first + free, content, flush: false, fua, covers };
             for block in flight.blocks.clone() {
-                self.block(block).busy = true;
+                let state = self.block(block);
+                (state.busy, state.submitted) = (true, content);
+                if let (Some(frozen), Some(content)) = (&mut self.freezing, content) {
+                    frozen.others.entry((block - self.range.start) as usize).or_default().push(content);
+                }
             }
             return flight;
         }
@@ -292,7 +323,53 @@ impl Checker {
 
     fn release(&mut self, flight: &Flight) {
         for block in flight.blocks.clone() {
-            self.block(block).busy = false;
+            let block = self.block(block);
+            (block.busy, block.submitted) = (false, None);
+        }
+    }
+
+    fn freeze(&mut self) {
+        let mut others: HashMap<usize, Vec<Content>> = HashMap::new();
+        for (index, block) in self.blocks.iter().enumerate() {
+            if block.submitted.is_some() || !block.unknown.is_empty() {
+                others.insert(index, block.unknown.iter().copied().chain(block.submitted).collect());
+            }
+        }
+        let known = self.blocks.iter().map(|block| block.known).collect();
+        self.freezing = Some(Frozen { known, others });
+    }
+
+    /// For a create that was under way when a session ended, too.
+    pub fn end_freeze(&mut self) {
+        self.frozen.extend(self.freezing.take());
+    }
+
+    /// The oldest that was not taken yet.
+    pub fn take_frozen(&mut self) -> Option<Frozen> {
+        self.frozen.pop_front()
+    }
+
+    /// Reads a snapshot, which holds one of the things it may hold, and the same each time.
+    pub fn verify_frozen(&self, frozen: &mut Frozen, client: &mut NbdClient, whose: &str) {
+        for first in (0..frozen.known.len()).step_by(VERIFY_BLOCKS as usize) {
+            let count = (frozen.known.len() - first).min(VERIFY_BLOCKS as usize);
+            let at = (self.range.start + first as u64) * BLOCK as u64;
+            let data = client
+                .read(at, (count * BLOCK) as u32)
+                .unwrap_or_else(|error| panic!("{whose} cannot be read: {error}"));
+            for (index, bytes) in (first..).zip(data.chunks_exact(BLOCK)) {
+                let block = self.range.start + index as u64;
+                let found = recognise(self.seed, block, bytes).unwrap_or_else(|| {
+                    panic!("{whose}: block {block} is torn or foreign: begins {:02x?}", &bytes[..32])
+                });
+                let known = frozen.known[index];
+                let others = frozen.others.remove(&index).unwrap_or_default();
+                assert!(
+                    found == known || others.contains(&found),
+                    "{whose}: block {block} holds {found:?}; {known:?} was acknowledged before the create and {others:?} under way"
+                );
+                frozen.known[index] = found;
+            }
         }
     }
 

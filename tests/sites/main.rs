@@ -12,5 +12,6 @@ mod crashes;
 mod images;
 mod loss;
 mod refusals;
+mod snapshot_torture;
 mod snapshots;
 mod soak;
