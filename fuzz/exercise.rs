@@ -309,7 +309,7 @@ pub fn nbd_session(data: &[u8]) -> u64 {
         waiting = &waiting[room..];
         let mut station = Station {
             now: Nanos(1),
-            catalog: Catalog { volumes: &exports, snapshots: &[] },
+            catalog: Catalog { volumes: &exports, snapshots: &[], held: VolumeSet(0) },
             allocation: &AllAllocated,
             memory: &mut memory,
             table: &table,

@@ -109,6 +109,33 @@ fn a_snapshot_is_an_export_of_its_volumes() {
 }
 
 #[test]
+fn a_held_volume_is_opened_by_nobody_and_its_snapshots_are() {
+    let record = SnapshotRecord {
+        number: UpdateNumber(7),
+        taken_at_ns: 1,
+        volumes: VolumeSet(1),
+        protected: false,
+        name: SnapshotName::new("then"),
+    };
+    for (export, opened) in [(b"disk".as_slice(), false), (b"disk@then", true), (b"fixed", true)] {
+        let mut rig = Rig::large();
+        (rig.snapshots, rig.held) = (vec![record], VolumeSet(1));
+        rig.flags();
+        assert_eq!(rig.option(option::INFO, &info_request(b"disk", &[]))[0].0, OptionReply::Info as u32);
+        let replies = rig.option(option::GO, &info_request(export, &[]));
+        assert_eq!(replies[0].0 == OptionReply::Policy as u32, !opened, "{replies:?}");
+        assert_eq!(rig.session.export().is_some(), opened);
+        rig.assert_at_rest();
+    }
+    let mut rig = Rig::large();
+    rig.held = VolumeSet(1);
+    rig.flags();
+    rig.feed(&OptionHeader { option: option::EXPORT_NAME, length: 4 }.encode());
+    rig.feed(b"disk");
+    assert_eq!(rig.session.farewell(), Some(Farewell::UnknownExport));
+}
+
+#[test]
 fn refused_options_leave_the_handshake_going() {
     let mut rig = Rig::large();
     rig.flags();

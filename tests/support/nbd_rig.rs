@@ -46,6 +46,7 @@ pub struct Rig {
     pub group: MemoryGroup,
     pub exports: Vec<Export>,
     pub snapshots: Vec<SnapshotRecord>,
+    pub held: VolumeSet,
     /// What the group was asked of.
     pub asked: Vec<(VolumeId, UpdateNumber)>,
     /// Input the session has not taken.
@@ -78,6 +79,7 @@ impl Rig {
             group: MemoryGroup::new(&[BLOCKS, BLOCKS], pages),
             exports: vec![export("disk", 0, false), export("fixed", 1, true)],
             snapshots: Vec::new(),
+            held: VolumeSet(0),
             asked: Vec::new(),
             input: Vec::new(),
             capacity: out.capacity(),
@@ -110,7 +112,7 @@ impl Rig {
     ) -> T {
         let mut station = Station {
             now: Nanos(1),
-            catalog: Catalog { volumes: &self.exports, snapshots: &self.snapshots },
+            catalog: Catalog { volumes: &self.exports, snapshots: &self.snapshots, held: self.held },
             allocation: &Stripes,
             memory: &mut self.memory,
             table: &self.table,

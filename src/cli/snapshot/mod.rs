@@ -24,6 +24,8 @@ pub enum SnapshotCommand {
     Protect(Named),
     /// Let a snapshot be deleted to make room again; at the primary
     Unprotect(Named),
+    /// Make volumes what they were when a snapshot was taken; at the primary, while no host has them open
+    Rollback(Rollback),
     /// Read a snapshot's volumes and print a digest of each, to compare the two sites
     Digest(digest::Digest),
     /// Show which parts of the volumes were changed between two snapshots, or since one
@@ -59,6 +61,16 @@ pub struct Named {
     name: String,
 }
 
+#[derive(clap::Args)]
+pub struct Rollback {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// Of this volume only; can be given again. All that the snapshot has if not given
+    #[arg(long = "volume", value_name = "VOLUME")]
+    volumes: Vec<String>,
+    name: String,
+}
+
 impl SnapshotCommand {
     pub fn run(&self) -> anyhow::Result<()> {
         match self {
@@ -69,6 +81,14 @@ impl SnapshotCommand {
             SnapshotCommand::Protect(named) => client(&named.config)?.protect_snapshot(&named.name, true)?,
             SnapshotCommand::Unprotect(named) => {
                 client(&named.config)?.protect_snapshot(&named.name, false)?
+            }
+            SnapshotCommand::Rollback(Rollback { config, volumes, name }) => {
+                let bar = digest::progress_bar()?;
+                client(config)?.roll_back(name, volumes, &mut |done, total| {
+                    bar.set_length(total);
+                    bar.set_position(done);
+                })?;
+                bar.finish_and_clear();
             }
             SnapshotCommand::Digest(digest) => digest.run()?,
             SnapshotCommand::Diff(diff) => diff.run()?,

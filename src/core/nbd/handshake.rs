@@ -137,6 +137,7 @@ pub(super) fn answer(
     match request {
         OptionRequest::ExportName(name) => match catalog.find(name) {
             None => Outcome::UnknownExport,
+            Some((export, _)) if export.is_one_of(catalog.held) => Outcome::UnknownExport,
             Some((export, _)) => {
                 let flags = transmission_flags(&export, negotiated.structured);
                 put_export_name_answer(out, export.bytes(), flags, client);
@@ -160,6 +161,10 @@ pub(super) fn answer(
         ),
         OptionRequest::Info { go, name, block_size, canonical_name } => {
             let Some((export, listed)) = catalog.find(name) else { return unknown_export(out, option) };
+            if go && export.is_one_of(catalog.held) {
+                let why = "the volume is being rolled back; try again when that is over";
+                return refuse(out, option, OptionReply::Policy, why);
+            }
             let flags = transmission_flags(&export, negotiated.structured);
             put_info_export(out, option, export.bytes(), flags);
             if canonical_name {

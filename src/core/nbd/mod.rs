@@ -9,7 +9,7 @@ mod session;
 pub use desk::Desk;
 pub use session::{Farewell, Limits, Session, Stall, Station};
 
-use crate::base::{BLOCK_BYTES, Lba, UpdateNumber, VolumeId};
+use crate::base::{BLOCK_BYTES, Lba, UpdateNumber, VolumeId, VolumeSet};
 use crate::core::messages::HostError;
 use crate::format::nbd::NbdError;
 use crate::format::snapshot::SnapshotRecord;
@@ -37,6 +37,11 @@ pub struct Exported {
 }
 
 impl Exported {
+    /// Whether it is one of these volumes itself, and not a snapshot.
+    pub fn is_one_of(&self, volumes: VolumeSet) -> bool {
+        self.snapshot == UpdateNumber::NONE && volumes.contains(self.volume)
+    }
+
     /// Size in bytes. Panics if that is beyond u64: no volume was formatted like that.
     pub fn bytes(&self) -> u64 {
         self.blocks.checked_mul(BLOCK_BYTES as u64).expect("a volume's size in bytes fits u64")
@@ -49,6 +54,8 @@ pub struct Catalog<'a> {
     pub volumes: &'a [Export],
     /// Those that can be read at this site, oldest first.
     pub snapshots: &'a [SnapshotRecord],
+    /// Volumes that nobody may open for now; their snapshots can be read.
+    pub held: VolumeSet,
 }
 
 impl<'a> Catalog<'a> {

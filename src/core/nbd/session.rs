@@ -273,6 +273,14 @@ impl Session {
         matches!(self.phase, Phase::Greeting | Phase::Haggle { .. } | Phase::SkipOption { .. })
     }
 
+    /// What its client has open.
+    pub fn export(&self) -> Option<Exported> {
+        match self.phase {
+            Phase::Serve { export, .. } => Some(export),
+            _ => None,
+        }
+    }
+
     pub fn farewell(&self) -> Option<Farewell> {
         match self.phase {
             Phase::Left(farewell) => Some(farewell),

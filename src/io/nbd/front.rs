@@ -61,6 +61,8 @@ pub struct FrontEdges {
 pub struct NbdFront {
     exports: Vec<Export>,
     snapshots: Vec<SnapshotRecord>,
+    /// Volumes that nobody may open.
+    held: VolumeSet,
     allocation: Box<dyn AllocationMap + Send>,
     view: ArenaView,
     tables: Arc<Tables>,
@@ -139,6 +141,7 @@ impl NbdFront {
         Ok(NbdFront {
             exports: config.exports,
             snapshots: Vec::new(),
+            held: VolumeSet(0),
             allocation,
             view,
             tables,
@@ -180,6 +183,13 @@ impl NbdFront {
         std::mem::replace(&mut self.snapshots, snapshots)
     }
 
+    /// From here on nobody gets in who wants one of these volumes itself, rather than a snapshot. Returns how many clients have one.
+    pub fn hold(&mut self, volumes: VolumeSet) -> usize {
+        self.held = volumes;
+        let exports = self.connections.iter().flatten().filter_map(|connection| connection.session.export());
+        exports.filter(|export| export.is_one_of(volumes)).count()
+    }
+
     /// How long the replies taken in the last turn had waited in their ring.
     pub fn reply_waits(&self) -> impl Iterator<Item = Nanos> {
         self.reply_waits.iter().copied()
@@ -189,7 +199,7 @@ impl NbdFront {
     fn parts(&mut self, now: Nanos) -> (Station<'_, ArenaView>, &mut [Option<Connection>]) {
         let station = Station {
             now,
-            catalog: Catalog { volumes: &self.exports, snapshots: &self.snapshots },
+            catalog: Catalog { volumes: &self.exports, snapshots: &self.snapshots, held: self.held },
             allocation: &*self.allocation,
             memory: &mut self.view,
             table: &self.tables.fronts[self.front],

@@ -45,17 +45,32 @@ impl Client {
     }
 
     fn request(&self, request: Request, reply_max: Duration) -> Result<Response, ClientError> {
-        let io = |source| ClientError::Io { path: self.path.clone(), source };
-        let protocol = |reason: String| ClientError::Protocol { path: self.path.clone(), reason };
+        let mut replies = self.ask(&request, reply_max)?;
+        self.reply(&mut replies)
+    }
+
+    fn io(&self, source: std::io::Error) -> ClientError {
+        ClientError::Io { path: self.path.clone(), source }
+    }
+
+    fn protocol(&self, reason: String) -> ClientError {
+        ClientError::Protocol { path: self.path.clone(), reason }
+    }
+
+    fn ask(&self, request: &Request, reply_max: Duration) -> Result<BufReader<UnixStream>, ClientError> {
         let stream = UnixStream::connect(&self.path)
             .map_err(|source| ClientError::Connect { path: self.path.clone(), source })?;
-        stream.set_read_timeout(Some(reply_max)).map_err(io)?;
-        let mut line = serde_json::to_string(&request).map_err(|error| protocol(error.to_string()))?;
+        stream.set_read_timeout(Some(reply_max)).map_err(|error| self.io(error))?;
+        let mut line = serde_json::to_string(request).map_err(|error| self.protocol(error.to_string()))?;
         line.push('\n');
-        (&stream).write_all(line.as_bytes()).map_err(io)?;
+        (&stream).write_all(line.as_bytes()).map_err(|error| self.io(error))?;
+        Ok(BufReader::new(stream))
+    }
+
+    fn reply(&self, replies: &mut BufReader<UnixStream>) -> Result<Response, ClientError> {
         let mut reply = String::new();
-        BufReader::new(stream).read_line(&mut reply).map_err(io)?;
-        match serde_json::from_str(&reply).map_err(|error| protocol(error.to_string()))? {
+        replies.read_line(&mut reply).map_err(|error| self.io(error))?;
+        match serde_json::from_str(&reply).map_err(|error| self.protocol(error.to_string()))? {
             Response::Failed(reason) => Err(ClientError::Failed(reason)),
             Response::TimedOut(reason) => Err(ClientError::TimedOut(reason)),
             response => Ok(response),
@@ -116,6 +131,24 @@ impl Client {
 
     pub fn protect_snapshot(&self, name: &str, protected: bool) -> Result<(), ClientError> {
         self.done(Request::SnapshotProtect { name: name.to_owned(), protected }, AGREEMENT_MAX)
+    }
+
+    /// `progress` is told how many bytes are written back, of how many.
+    pub fn roll_back(
+        &self,
+        name: &str,
+        volumes: &[String],
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), ClientError> {
+        let request = Request::SnapshotRollback { name: name.to_owned(), volumes: volumes.to_vec() };
+        let mut replies = self.ask(&request, AGREEMENT_MAX)?;
+        loop {
+            match self.reply(&mut replies)? {
+                Response::Progress { done, total } => progress(done, total),
+                Response::Done => return Ok(()),
+                _ => return Err(self.unexpected()),
+            }
+        }
     }
 
     pub fn snapshots(&self) -> Result<Vec<SnapshotShown>, ClientError> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Sample, Sampler};
-use crate::base::{ADMIN_REQUESTS_MAX, SNAPSHOTS_MAX, UpdateNumber};
+use crate::base::{ADMIN_REQUESTS_MAX, SNAPSHOTS_MAX, UpdateNumber, VolumeSet};
 use crate::core::group::status::GroupStatus;
 use crate::core::messages::{AdminError, AdminOp, AdminReply, AdminRequest};
 use crate::format::snapshot::SnapshotRecord;
@@ -178,17 +178,27 @@ impl GroupLine {
         }
     }
 
-    /// Whatever the front recorded is kept, also what it answers late.
-    fn ask_front(&mut self, question: FrontQuestion) -> Result<(), LineError> {
+    /// Whatever the front recorded is kept, also what it answers late. The clients that it counted, if that was the question.
+    fn ask_front(&mut self, question: FrontQuestion) -> Result<Option<usize>, LineError> {
         let total = &mut self.total;
         let mut keep = |answer| {
             if let FrontAnswer::Record(recorder) = answer {
                 total.add(&recorder);
             }
         };
-        let answer = self.front.ask(&self.port, question, &mut keep)?;
-        keep(answer);
-        Ok(())
+        match self.front.ask(&self.port, question, &mut keep)? {
+            FrontAnswer::Held(clients) => Ok(Some(clients)),
+            answer => {
+                keep(answer);
+                Ok(None)
+            }
+        }
+    }
+
+    /// From here on no client gets in that wants to write to one of these volumes. Returns how many are in already.
+    pub fn hold(&mut self, volumes: VolumeSet) -> Result<usize, LineError> {
+        let clients = self.ask_front(FrontQuestion::Hold(volumes))?;
+        Ok(clients.expect("a front that is told to hold volumes says who has them"))
     }
 
     /// Lets NBD clients ask for the snapshots that can be read by now.

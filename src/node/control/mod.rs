@@ -4,6 +4,7 @@
 mod client;
 mod line;
 mod protocol;
+mod rollback;
 mod schedule;
 mod server;
 mod snapshots;

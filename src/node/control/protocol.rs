@@ -37,6 +37,12 @@ pub enum Request {
         protected: bool,
     },
     SnapshotList,
+    /// Make the volumes named, or all that the snapshot has, what they were when it was taken; primaries only, and only while no
+    /// host has them open. Answered by `Progress` now and then before the last answer.
+    SnapshotRollback {
+        name: String,
+        volumes: Vec<String>,
+    },
     /// Drain, checkpoint, and end the process; answered at once.
     Stop,
 }
@@ -72,6 +78,11 @@ pub enum Response {
     Status(Box<Status>),
     Histogram(WireReport),
     Done,
+    /// In bytes.
+    Progress {
+        done: u64,
+        total: u64,
+    },
     /// Oldest first.
     Snapshots(Vec<SnapshotShown>),
     /// The goal was not reached in time; what is missing.

@@ -27,6 +27,9 @@ const CONNECTIONS_MAX: usize = 16;
 /// A connection that asks nothing for this long is closed.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 
+/// How often whoever waits for something long hears how far it is.
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+
 /// How often a wait looks again.
 const WAIT_LOOKS_EVERY: Duration = Duration::from_millis(5);
 
@@ -51,6 +54,8 @@ pub struct Control {
     /// To ask every reactor to stop.
     port: Port,
     connections: AtomicUsize,
+    /// Taken for as long as a rollback runs.
+    pub(super) rolling_back: Mutex<()>,
 }
 
 impl Control {
@@ -62,6 +67,7 @@ impl Control {
             problem: Mutex::new(None),
             port,
             connections: AtomicUsize::new(0),
+            rolling_back: Mutex::new(()),
         })
     }
 
@@ -131,6 +137,16 @@ impl Control {
                 return Ok(());
             }
             let response = match serde_json::from_slice(&line) {
+                Ok(Request::SnapshotRollback { name, volumes }) => {
+                    let mut shown = Instant::now();
+                    self.rollback(&name, &volumes, &mut |done, total| {
+                        if shown.elapsed() >= PROGRESS_EVERY {
+                            shown = Instant::now();
+                            // Whoever asked may be gone; it goes on.
+                            let _ = send(stream, &Response::Progress { done, total });
+                        }
+                    })
+                }
                 Ok(request) => self.answer(request),
                 Err(error) => Response::Failed(format!("the request is not understood: {error}")),
             };
@@ -160,6 +176,7 @@ impl Control {
             Request::SnapshotDelete { name } => self.delete_snapshot(&name),
             Request::SnapshotProtect { name, protected } => self.protect_snapshot(&name, protected),
             Request::SnapshotList => self.snapshots().map(Response::Snapshots),
+            Request::SnapshotRollback { .. } => unreachable!("answered with its progress"),
             Request::Stop => {
                 self.port.request_stop();
                 Ok(Response::Done)

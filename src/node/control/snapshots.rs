@@ -64,7 +64,7 @@ impl Control {
         self.administer_named(name, |snapshot| AdminOp::ProtectSnapshot { snapshot, protected })
     }
 
-    fn administer_named(
+    pub(super) fn administer_named(
         &self,
         name: &str,
         op: impl FnOnce(UpdateNumber) -> AdminOp,

@@ -175,15 +175,30 @@ pub fn changes(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Vec<Range<u64>>, LoadError> {
     let failed = |source| LoadError::Client { uri: uri.to_string(), source };
+    let mut client = connect_since(uri, since).map_err(failed)?;
+    let changed = changes_seen_by(&mut client, progress).map_err(failed)?;
+    let _ = client.disconnect();
+    Ok(changed)
+}
+
+/// A client whose block status is about changes since a snapshot.
+pub fn connect_since(uri: &NbdUri, since: &str) -> Result<NbdClient, ClientError> {
     let context = [DIFF_CONTEXT, since.as_bytes()].concat();
-    let mut client = NbdClient::connect_for(uri, ClientOptions::default(), Some(&context)).map_err(failed)?;
+    NbdClient::connect_for(uri, ClientOptions::default(), Some(&context))
+}
+
+/// What was changed, by a client of [`connect_since`].
+pub fn changes_seen_by(
+    client: &mut NbdClient,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Vec<Range<u64>>, ClientError> {
     let mut changed: Vec<Range<u64>> = Vec::new();
     let mut offset = 0;
     while offset < client.size() {
         let length = (client.size() - offset).min(CHANGES_BYTES) as u32;
         let asked = Operation::BlockStatus { offset, length, one: false };
         let before = offset;
-        for (length, state) in client.call(asked).map_err(failed)?.extents {
+        for (length, state) in client.call(asked)?.extents {
             let end = offset + u64::from(length);
             if state & STATE_CHANGED != 0 {
                 match changed.last_mut().filter(|last| last.end == offset) {
@@ -194,10 +209,9 @@ pub fn changes(
             offset = end;
         }
         if offset == before {
-            return Err(failed(ClientError::Unexpected("its block status tells of nothing")));
+            return Err(ClientError::Unexpected("its block status tells of nothing"));
         }
         progress(offset, client.size());
     }
-    let _ = client.disconnect();
     Ok(changed)
 }

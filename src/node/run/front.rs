@@ -1,6 +1,6 @@
 //! The NBD front with a recorder: how long replies wait for it.
 
-use crate::base::Nanos;
+use crate::base::{Nanos, VolumeSet};
 use crate::format::snapshot::SnapshotRecord;
 use crate::io::nbd::NbdFront;
 use crate::io::ring::Ring;
@@ -14,12 +14,16 @@ pub enum FrontQuestion {
     Record(Box<Recorder>),
     /// These snapshots can be asked for.
     Snapshots(Vec<SnapshotRecord>),
+    /// Nobody else may open these volumes for now.
+    Hold(VolumeSet),
 }
 
 #[derive(Debug)]
 pub enum FrontAnswer {
     Record(Box<Recorder>),
     Snapshots(Vec<SnapshotRecord>),
+    /// So many clients have them open.
+    Held(usize),
 }
 
 pub struct FrontActor {
@@ -55,6 +59,7 @@ impl Actor<Ring> for FrontActor {
                 FrontAnswer::Record(std::mem::replace(&mut self.recorder, empty))
             }
             Some(FrontQuestion::Snapshots(list)) => FrontAnswer::Snapshots(self.front.show_snapshots(list)),
+            Some(FrontQuestion::Hold(volumes)) => FrontAnswer::Held(self.front.hold(volumes)),
         };
         self.answers.push(answer);
         true
