@@ -11,6 +11,7 @@ use lockstep::core::journal::journal_blocks_min;
 use lockstep::core::messages::*;
 use lockstep::core::outbox::{Event, LossReason, Outbox, Tables};
 use lockstep::format::superblock::{SUPERBLOCK_SLOTS, Superblock};
+use lockstep::format::update::{Update, UpdateKind};
 
 type Block = Box<[u8; BLOCK_BYTES]>;
 
@@ -186,6 +187,31 @@ impl Site {
         self.with(now, |group, turn| group.on_link(turn, delivered));
     }
 
+    /// An update of as many blocks as there may be, as the peer might send it, with nothing settled.
+    fn receive_write(&mut self, now: Nanos, number: UpdateNumber, generation: Generation) {
+        let row = SlotId(number.0 as u32 % LINK_INBOUND_SLOTS as u32);
+        let sums: Vec<BlockSum> = (0..UPDATE_BLOCKS_MAX)
+            .map(|index| {
+                let page = self.link_pages.pop().expect("granted");
+                self.memory.bytes_mut(page).fill(number.0 as u8);
+                let sum = sum_of_block(self.memory.bytes(page));
+                self.tables.inbound.set(row, index, page, sum);
+                sum
+            })
+            .collect();
+        let update = Update {
+            number,
+            generation,
+            lba: Lba(number.0 * UPDATE_BLOCKS_MAX as u64 % VOLUME_BLOCKS),
+            count: UPDATE_BLOCKS_MAX as u32,
+            sum: sum_of_sums(sums.into_iter()),
+            kind: UpdateKind::Write,
+            ..Update::EMPTY
+        };
+        let message = FromLink::Update { update, settled: UpdateNumber::NONE, slot: row };
+        self.with(now, |group, turn| group.on_link(turn, message));
+    }
+
     fn request(&mut self, now: Nanos, ticket: u32, op: HostOp) {
         let request = HostRequest {
             ticket: SlotId(ticket),
@@ -276,8 +302,11 @@ impl Pair {
 }
 
 fn pair() -> Pair {
-    let sites = [config(Role::Primary, true), config(Role::Secondary, true)].map(Site::formatted);
-    let mut pair = Pair { now: Nanos(0), sites };
+    pair_of([config(Role::Primary, true), config(Role::Secondary, true)])
+}
+
+fn pair_of(configs: [GroupConfig; 2]) -> Pair {
+    let mut pair = Pair { now: Nanos(0), sites: configs.map(Site::formatted) };
     for site in &mut pair.sites {
         site.with(Nanos(0), |group, turn| group.start(turn));
     }
@@ -347,6 +376,54 @@ fn either_site_restarts_from_its_journal() {
         });
     }
     exercise(&mut pair, &mut expected, 20, 4);
+}
+
+/// Only its primary can tell a secondary that what it holds is settled, and its hello comes first.
+#[test]
+fn a_secondary_whose_pages_all_hold_unsettled_updates_greets_again_after_a_restart() {
+    let secondary = GroupConfig {
+        journal_blocks: journal_blocks_min() + 6000,
+        flush_interval: Nanos::from_millis(100_000),
+        flush_blocks: u64::MAX,
+        ..config(Role::Secondary, true)
+    };
+    let mut pair = pair_of([config(Role::Primary, true), secondary.clone()]);
+    pair.quiet();
+    let now = pair.now;
+    let site = &mut pair.sites[1];
+    let mut last = site.group.status(now).last;
+    while site.link_pages.len() >= UPDATE_BLOCKS_MAX {
+        last = last.next();
+        let generation = site.group.status(now).generation;
+        site.receive_write(now, last, generation);
+        for _ in 0..2 {
+            site.with(now, |group, turn| group.end_turn(turn));
+            site.drain(now);
+        }
+    }
+    let status = site.group.status(now);
+    let kept = status.last;
+    assert!(status.journaled == kept && status.settled.0 + 20 < kept.0, "nothing was settled: {status:#?}");
+    let disks = std::mem::take(&mut site.disks);
+    *site = Site::started(secondary, disks);
+    site.with(now, |group, turn| group.start(turn));
+    for _ in 0..10_000 {
+        site.with(now, |group, turn| group.end_turn(turn));
+        site.drain(now);
+    }
+    let status = site.group.status(now);
+    assert!(status.state == GroupState::Serving && status.last == kept, "replay found it: {status:#?}");
+    assert!(status.settled < kept);
+    pair.sites[0].with(now, |group, turn| group.on_link(turn, FromLink::Disconnected { connection: 1 }));
+    pair.connect(2);
+    // The primary never had these updates, so what follows the greeting is a cut.
+    pair.run_until("in sync again", |pair| {
+        pair.sites.iter().all(|site| {
+            let status = site.group.status(pair.now);
+            status.peer == PeerState::InSync && status.last < kept
+        })
+    });
+    exercise(&mut pair, &mut HashMap::new(), 20, 5);
 }
 
 #[test]

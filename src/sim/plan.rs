@@ -192,7 +192,7 @@ impl Plan {
             crash_again_percent: rng.pick(&[0, 20, 50]),
             // Not drawn from the plan's own numbers, so that no other draw of a seed depends on it.
             crashes_at_catch_up: if peer && on_peer_loss == OnPeerLoss::Solo {
-                Rng::new(!seed).below(3) as u32
+                Rng::new(!seed).pick(&[0, 1, 2, CRASHES_MAX]) as u32
             } else {
                 0
             },

@@ -7,7 +7,7 @@ use crate::core::config::Role;
 use crate::core::history::common_point;
 use crate::core::messages::*;
 use crate::core::outbox::{Event, LossReason};
-use crate::format::update::UpdateKind;
+use crate::format::update::{Update, UpdateKind};
 use crate::format::wire::{Hello, HelloVolume, PROTOCOL_MAX, PROTOCOL_MIN, Refusal, RefusalCode, VolumeName};
 
 /// A peer that connects but does not greet is dropped after this.
@@ -32,6 +32,19 @@ impl Group {
         let receivers = self.config.fronts + 1;
         let taken = RESERVED_PAGES + receivers * self.staging_target + UPDATE_BLOCKS_MAX;
         self.pages.total().saturating_sub(taken) as u64
+    }
+
+    /// Whether a secondary may hold `update` beside what is not settled. A restart brings all of that back at once, before any
+    /// peer can say that it is settled, and beside it replay and the peer's hello need pages (INV-12). A primary that knows
+    /// nothing newer to be settled sends no more; one whose peer catches up does, and then a flush here settles it.
+    pub(super) fn may_hold(&mut self, update: &Update) -> bool {
+        let held = self.window.blocks_between(self.settled, self.window.last());
+        let fits = held == 0 || held + update.held_blocks() as u64 <= self.window_blocks();
+        if self.config.role == Role::Primary || fits {
+            return true;
+        }
+        self.peer.flush_requested = self.peer.flush_requested.max(self.window.last());
+        false
     }
 
     fn our_hello(&self) -> Hello {
@@ -237,11 +250,22 @@ impl Group {
     pub(super) fn serve_if_allowed(&mut self, turn: &mut Turn<impl Memory>) {
         let answered =
             self.config.peer.is_none() || self.alone == Alone::Yes || self.peer.talk == Talk::Streaming;
-        let may = !self.serving && !self.stopping && self.window.room() > 0;
+        let fetching = matches!(self.peer.talk, Talk::Fetching { .. });
+        let may = !self.serving && !self.stopping && !fetching && self.window.room() > 0;
         if self.config.role == Role::Primary && may && answered {
             let generation = self.generation.opened_by(self.config.site);
             self.append_control(turn, UpdateKind::GenerationOpen, generation);
             self.serving = true;
+        }
+    }
+
+    /// A primary that is given back a `SoloBegin` which its disk lost is alone by it, until it ends that: another restart
+    /// would find it in the journal, and not wait for the peer, whatever was acknowledged jointly since (INV-1).
+    pub(super) fn note_fetched(&mut self, update: &Update) {
+        match update.kind {
+            UpdateKind::SoloBegin => self.alone = Alone::Beginning(update.number),
+            UpdateKind::SoloEnd => (self.alone, self.joint_from) = (Alone::No, update.number),
+            _ => {}
         }
     }
 }

@@ -240,6 +240,7 @@ impl Group {
             self.append(turn, update, None, stamps, |index| inbound.pages[index]);
             self.peer.ack_owed = true;
             if let Talk::Fetching { to } = self.peer.talk {
+                self.note_fetched(&update);
                 self.peer.waiting_since = Some(turn.now);
                 if update.number == to {
                     self.begin_streaming(turn, to.next());
@@ -280,6 +281,7 @@ impl Group {
         self.window.room() > 0
             && self.cache.free_entries() >= blocks
             && self.journal_room() > update.payload_blocks() as u64
+            && self.may_hold(update)
     }
 
     fn on_control(&mut self, turn: &mut Turn<impl Memory>, control: Control) {
