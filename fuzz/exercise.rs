@@ -110,6 +110,7 @@ fn encode_again(frame: Frame<'_>) -> Vec<u8> {
             match frame {
                 PageFrame::Hello => hello_body(body),
                 PageFrame::Refusal => refusal_body(body),
+                PageFrame::OldBlock => {}
             }
             encode_page_frame(frame, body, &mut out)
         }

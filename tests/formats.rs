@@ -155,7 +155,10 @@ fn refusal() -> Vec<u8> {
 fn frames() -> Vec<u8> {
     let mut stream = Vec::new();
     let mut out = [0; FRAME_HEADER_BYTES + FRAME_BODY_BYTES_MAX];
-    for (frame, body) in [(PageFrame::Hello, hello()), (PageFrame::Refusal, refusal())] {
+    let block = vec![0x66; BLOCK_BYTES];
+    for (frame, body) in
+        [(PageFrame::Hello, hello()), (PageFrame::Refusal, refusal()), (PageFrame::OldBlock, block)]
+    {
         let length = encode_page_frame(frame, &body, &mut out);
         stream.extend_from_slice(&out[..length]);
     }
@@ -185,6 +188,8 @@ fn controls() -> Vec<u8> {
         Control::FlushRequest { number: number(0x0102_0307) },
         Control::Fetch { from: number(0x0102_0305), to: number(0x0102_0307) },
         Control::CutTo { keep: number(0x0102_0304) },
+        Control::OldBlockWanted { slot: Slot(0x0102_0308), sum: BlockSum(0x8182_8384) },
+        Control::OldBlockLacking { slot: Slot(0x0102_0308) },
     ] {
         let length = encode_control(&control, &mut out);
         stream.extend_from_slice(&out[..length]);
@@ -350,7 +355,7 @@ fn fixed_inputs_reach_what_they_are_for() {
         input = &input[reader.payload_left()..];
         reader.take_payload(reader.payload_left());
     }
-    assert_eq!((count, reader.at_boundary()), (16, true));
+    assert_eq!((count, reader.at_boundary()), (19, true));
     // All but CACHE, BLOCK_STATUS, DISC, the unknown one, and where buffers are small the unfragmented read.
     for (choice, acts) in [(0, 0), (0xff, 0), (0xff, LATE | BACKWARDS), (0xfe, LATE | UNREAD)] {
         assert!(exercise::nbd_session(&nbd_client(choice, acts)) >= 6, "choice {choice}, {acts}");
@@ -430,7 +435,7 @@ fn tables_of_offsets(markdown: &str) -> Vec<(String, Vec<(usize, usize)>)> {
 fn tables_of_offsets_have_no_gaps() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/FORMATS.md");
     let tables = tables_of_offsets(&std::fs::read_to_string(file).expect("the document is there"));
-    assert_eq!(tables.len(), 16);
+    assert_eq!(tables.len(), 18);
     for (title, rows) in tables {
         let mut end = 0;
         for (offset, bytes) in rows {

@@ -72,6 +72,8 @@ fn every_kind_of_message_crosses() {
         Control::FlushRequest { number },
         Control::Fetch { from: number, to: number },
         Control::CutTo { keep: number },
+        Control::OldBlockWanted { slot: Slot(9), sum: BlockSum(8) },
+        Control::OldBlockLacking { slot: Slot(9) },
     ];
     let page = dialer.group.free.pop().unwrap();
     dialer.group.view.bytes_mut(page).fill(0x5a);
@@ -79,7 +81,13 @@ fn every_kind_of_message_crosses() {
     for control in controls {
         dialer.group.to_link.push(ToLink::Control(control));
     }
-    for (frame, length) in [(PageFrame::Hello, 4096), (PageFrame::Refusal, 0), (PageFrame::Refusal, 17)] {
+    let frames = [
+        (PageFrame::Hello, 4096),
+        (PageFrame::Refusal, 0),
+        (PageFrame::OldBlock, 4096),
+        (PageFrame::Refusal, 17),
+    ];
+    for (frame, length) in frames {
         dialer.group.to_link.push(ToLink::Page { frame, page, length });
     }
     let catch_up = update(40, UpdateKind::Write, 2);
@@ -103,10 +111,7 @@ fn every_kind_of_message_crosses() {
         }
         _ => None,
     });
-    assert_eq!(
-        pages.collect::<Vec<_>>(),
-        [(PageFrame::Hello, 4096), (PageFrame::Refusal, 0), (PageFrame::Refusal, 17)]
-    );
+    assert_eq!(pages.collect::<Vec<_>>(), frames);
     assert_eq!(listener.updates, [(catch_up, number)]);
     run(&mut dialer, &mut listener, "all came back", |a, _| {
         a.count(|m| {
@@ -115,7 +120,7 @@ fn every_kind_of_message_crosses() {
                 FromLink::Consumed { slot: 5, source: UpdateSource::CatchUp, number: UpdateNumber(40), .. }
             )
         }) == 1
-            && a.count(|m| *m == FromLink::PageReturned { page }) == 3
+            && a.count(|m| *m == FromLink::PageReturned { page }) == frames.len()
     });
 }
 

@@ -3,6 +3,7 @@
 
 use crate::base::*;
 use crate::core::messages::*;
+use crate::format::snapshot::SnapshotName;
 use crate::format::wire::Refusal;
 
 /// The tables of pages a group shares with its helpers.
@@ -142,7 +143,19 @@ pub enum Event {
     },
     /// A block that a snapshot keeps is not what was written there.
     SnapshotMismatch {
-        snapshot: UpdateNumber,
+        snapshot: SnapshotName,
+        volume: VolumeId,
+        lba: Lba,
+    },
+    /// Such a block is again what it was: the peer had it.
+    SnapshotRepaired {
+        snapshot: SnapshotName,
+        volume: VolumeId,
+        lba: Lba,
+    },
+    /// It is not: neither had the peer.
+    SnapshotNotRepaired {
+        snapshot: SnapshotName,
         volume: VolumeId,
         lba: Lba,
     },

@@ -143,7 +143,24 @@ impl Names {
                 Level::Error,
                 format!(
                     "{} block {} as of snapshot {snapshot} is not what was kept (checksum mismatch); the read was answered \
-                     with an error. Check the drive of the differential volume",
+                     with an error, and the peer is asked for the block. Check the drive of the differential volume",
+                    self.target(IoTarget::Volume(volume)),
+                    lba.0
+                ),
+            ),
+            Event::SnapshotRepaired { snapshot, volume, lba } => (
+                Level::Warn,
+                format!(
+                    "{} block {} as of snapshot {snapshot} is repaired: the peer had it",
+                    self.target(IoTarget::Volume(volume)),
+                    lba.0
+                ),
+            ),
+            Event::SnapshotNotRepaired { snapshot, volume, lba } => (
+                Level::Error,
+                format!(
+                    "{} block {} as of snapshot {snapshot} cannot be repaired: the peer has no such block either. Delete the \
+                     snapshot, or restore what it is needed for from a backup",
                     self.target(IoTarget::Volume(volume)),
                     lba.0
                 ),

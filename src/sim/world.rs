@@ -499,7 +499,9 @@ impl World {
                     panic!("INV-7, INV-9: sites of one pair refuse each other: {code:?}");
                 }
                 GroupEvent::SnapshotMismatch { snapshot, volume, lba } => {
-                    panic!("site {index} reads other bytes than it kept for {snapshot}: {volume:?} {lba:?}");
+                    panic!(
+                        "site {index} reads other bytes than it kept for {snapshot:?}: {volume:?} {lba:?}"
+                    );
                 }
                 GroupEvent::ChecksumMismatch { volume, lba } => {
                     panic!("site {index} reads other bytes than it wrote: {volume:?} {lba:?}");

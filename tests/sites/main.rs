@@ -9,6 +9,7 @@ mod relay;
 
 mod clients;
 mod crashes;
+mod damage;
 mod images;
 mod loss;
 mod refusals;

@@ -2,6 +2,7 @@
 
 mod diff;
 mod digest;
+mod repair;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -28,6 +29,8 @@ pub enum SnapshotCommand {
     Rollback(Rollback),
     /// Read a snapshot's volumes and print a digest of each, to compare the two sites
     Digest(digest::Digest),
+    /// Read a snapshot's volumes; blocks that have gone bad are fetched from the other site
+    Repair(repair::Repair),
     /// Show which parts of the volumes were changed between two snapshots, or since one
     Diff(diff::Diff),
 }
@@ -92,6 +95,7 @@ impl SnapshotCommand {
             }
             SnapshotCommand::Digest(digest) => digest.run()?,
             SnapshotCommand::Diff(diff) => diff.run()?,
+            SnapshotCommand::Repair(repair) => repair.run()?,
             SnapshotCommand::List(list) => {
                 let snapshots = client(&list.config)?.snapshots()?;
                 if list.json {

@@ -302,6 +302,10 @@ impl Group {
         self.reclaim.owed = true;
     }
 
+    pub(super) fn reclaim_in_flight(&self) -> bool {
+        self.reclaim.in_flight
+    }
+
     /// Whether slots may come free by it.
     pub(super) fn reclaiming(&self) -> bool {
         self.reclaim.owed || self.reclaim.next.is_some()
@@ -314,6 +318,8 @@ impl Group {
         if !self.reclaiming()
             || loading
             || self.reclaim.in_flight
+            // A slot that is being repaired stays what it is.
+            || self.repairing(turn.now)
             || self.stopping
             || self.pages.free() < COMMIT_LEAVES_PAGES
         {

@@ -13,6 +13,7 @@ mod handshake;
 mod host;
 mod peering;
 mod recovery;
+mod repair;
 mod snapshot_reads;
 pub mod status;
 mod storage;
@@ -149,6 +150,7 @@ pub struct Group {
     applied: UpdateNumber,
     committing: bool,
     reclaim: differential::Reclaim,
+    repair: repair::Repair,
     /// Something waits for slots, captures or pages that a sweep sets free.
     sweep_wanted: bool,
     differential_warned: bool,
@@ -235,6 +237,7 @@ impl Group {
             applied: UpdateNumber::NONE,
             committing: false,
             reclaim: differential::Reclaim::default(),
+            repair: repair::Repair::default(),
             sweep_wanted: false,
             differential_warned: false,
             differential_warning: false,
@@ -407,7 +410,8 @@ impl Group {
             && self.journal.durable() == self.window.last()
             && self.checkpoint == self.settled
             && self.destage_idle()
-            && self.metadata_slots.room() == 0;
+            && self.metadata_slots.room() == 0
+            && !self.repairing(turn.now);
         if drained {
             self.answer_administrators(turn);
             self.phase = Phase::Stopped;

@@ -95,7 +95,7 @@ const REJOIN_WITHIN: u64 = 256;
 const SLOW_BUDGETS: u64 = 8;
 
 /// Places of the link's ring that only handshakes and refusals use.
-const LINK_SPARE: usize = 32;
+pub(super) const LINK_SPARE: usize = 32;
 
 impl Peer {
     pub fn new() -> Peer {
@@ -178,7 +178,7 @@ impl Group {
         }
     }
 
-    fn engaged(&self) -> bool {
+    pub(super) fn engaged(&self) -> bool {
         self.peer.connection.is_some()
             && !matches!(self.peer.talk, Talk::Absent | Talk::Greeting { .. })
             && matches!(self.phase, Phase::Running)
@@ -329,6 +329,8 @@ impl Group {
                 (self.peer.sent, self.peer.consumed) = (from.previous(), from.previous());
             }
             Control::CutTo { keep } if !primary => self.on_cut_to(turn, keep),
+            Control::OldBlockWanted { slot, sum } => self.lend(turn, slot, sum),
+            Control::OldBlockLacking { slot } => self.repair_lacks(turn, slot),
             _ => self.lose_peer(turn, LossReason::Protocol("a frame that its role does not send")),
         }
     }
@@ -350,6 +352,7 @@ impl Group {
                 turn.event(Event::Refused { by_us: false, refusal });
                 self.lose_peer(turn, LossReason::Protocol("refused by the peer"));
             }
+            PageFrame::OldBlock => self.repair_with(turn, page, length),
         }
     }
 
@@ -365,6 +368,7 @@ impl Group {
             turn.out.to_link.push(ToLink::Close);
         }
         self.peer.hello = None;
+        self.forget_repair();
         self.peer.waiting_since = None;
         self.peer.send_to = UpdateNumber::NONE;
         // The peer may be losing what it has not flushed, and nobody would hear of it: from here on only what survives that

@@ -2,6 +2,7 @@
 //! entry yet; or, if neither has it, unchanged since. And what was changed since one.
 
 use super::host::{DESTAGE_SLOTS, OpState};
+use super::repair::Damaged;
 use super::storage::VolumeIo;
 use super::{Group, Turn};
 use crate::base::*;
@@ -273,11 +274,15 @@ impl Group {
                     let HostOp::Read { lba, .. } = request.op else {
                         unreachable!("only reads see snapshots")
                     };
-                    turn.event(Event::SnapshotMismatch {
-                        snapshot: request.snapshot,
-                        volume: request.volume,
-                        lba: lba.plus(u64::from(first + index)),
-                    });
+                    let found = self.snapshots.find(request.snapshot);
+                    let snapshot = found.map(|found| found.record.name).unwrap_or_default();
+                    let volume = request.volume;
+                    let lba = lba.plus(u64::from(first + index));
+                    turn.event(Event::SnapshotMismatch { snapshot, volume, lba });
+                    if target == IoTarget::Differential {
+                        let slot = Slot(block + u64::from(index));
+                        self.begin_repair(turn, Damaged { snapshot, volume, lba, slot, sum });
+                    }
                 }
             }
             self.pages.release(page, turn.memory);

@@ -58,6 +58,15 @@ pub(super) enum VolumeIo {
     Flush {
         target: IoTarget,
     },
+    /// An old block that the peer wants, out of this slot, with this sum.
+    Lend {
+        slot: Slot,
+        sum: BlockSum,
+    },
+    /// A block from the peer on its way to the slot where it had gone bad, and then the flush behind it.
+    Repair {
+        flushing: bool,
+    },
 }
 
 impl Group {
@@ -160,6 +169,13 @@ impl Group {
                 self.recovery_sums_loaded();
             }
             (VolumeIo::Flush { .. }, Ok(())) => self.destage.write_done(),
+            (VolumeIo::Repair { .. }, Err(fault)) => {
+                return self.fail_on_disk(turn, IoTarget::Differential, fault, 0);
+            }
+            // The flush takes over the slot.
+            (VolumeIo::Repair { flushing: false }, Ok(())) => return self.flush_repair(turn, slot),
+            (VolumeIo::Repair { flushing: true }, Ok(())) => self.repaired(turn),
+            (VolumeIo::Lend { .. }, result) => self.lend_read(turn, slot, io, result),
         }
         self.volume_slots.push(slot);
     }

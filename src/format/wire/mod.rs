@@ -11,7 +11,7 @@ pub use reader::FrameReader;
 
 use std::fmt;
 
-use crate::base::{BLOCK_BYTES, UPDATE_BLOCKS_MAX, UpdateNumber};
+use crate::base::{BLOCK_BYTES, BlockSum, Slot, UPDATE_BLOCKS_MAX, UpdateNumber};
 use crate::format::bytes::{array_at, nonzero_in, put, u16_at, u32_at, u64_at};
 use crate::format::history::HistoryError;
 use crate::format::text::TextError;
@@ -20,8 +20,8 @@ use crate::format::update::{
 };
 
 /// Versions of the protocol that this build speaks; `Hello` carries them, and the highest common one is used.
-pub const PROTOCOL_MIN: u16 = 3;
-pub const PROTOCOL_MAX: u16 = 3;
+pub const PROTOCOL_MIN: u16 = 4;
+pub const PROTOCOL_MAX: u16 = 4;
 
 /// The first four bytes of a frame.
 pub const FRAME_MAGIC: [u8; 4] = *b"LSTP";
@@ -94,6 +94,10 @@ pub enum Control {
     Fetch { from: UpdateNumber, to: UpdateNumber },
     /// Primary to secondary: drop every update after `keep`, then continue from there. Answered by an `Ack`.
     CutTo { keep: UpdateNumber },
+    /// Either way: send me what your differential volume has in this slot, if it has this checksum; mine has gone bad.
+    OldBlockWanted { slot: Slot, sum: BlockSum },
+    /// The answer if it has not; otherwise a [`PageFrame::OldBlock`] is.
+    OldBlockLacking { slot: Slot },
 }
 
 /// A control frame too large for a message: its encoded body is in a page.
@@ -103,6 +107,8 @@ pub enum PageFrame {
     Hello,
     /// [`Refusal`]; the sender closes after it.
     Refusal,
+    /// The block that was wanted last.
+    OldBlock,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,6 +122,9 @@ pub enum FrameType {
     CutTo = 6,
     Hello = 7,
     Refusal = 8,
+    OldBlockWanted = 9,
+    OldBlockLacking = 10,
+    OldBlock = 11,
 }
 
 const ACK_BYTES: usize = 40;
@@ -123,6 +132,8 @@ const HEARTBEAT_BYTES: usize = 8;
 const FLUSH_REQUEST_BYTES: usize = 8;
 const FETCH_BYTES: usize = 16;
 const CUT_TO_BYTES: usize = 8;
+const OLD_BLOCK_WANTED_BYTES: usize = 16;
+const OLD_BLOCK_LACKING_BYTES: usize = 8;
 
 impl FrameType {
     fn from_code(code: u8) -> Option<FrameType> {
@@ -135,6 +146,9 @@ impl FrameType {
             FrameType::CutTo,
             FrameType::Hello,
             FrameType::Refusal,
+            FrameType::OldBlockWanted,
+            FrameType::OldBlockLacking,
+            FrameType::OldBlock,
         ]
         .into_iter()
         .find(|frame| *frame as u8 == code)
@@ -149,6 +163,9 @@ impl FrameType {
             FrameType::FlushRequest => (FLUSH_REQUEST_BYTES, FLUSH_REQUEST_BYTES),
             FrameType::Fetch => (FETCH_BYTES, FETCH_BYTES),
             FrameType::CutTo => (CUT_TO_BYTES, CUT_TO_BYTES),
+            FrameType::OldBlockWanted => (OLD_BLOCK_WANTED_BYTES, OLD_BLOCK_WANTED_BYTES),
+            FrameType::OldBlockLacking => (OLD_BLOCK_LACKING_BYTES, OLD_BLOCK_LACKING_BYTES),
+            FrameType::OldBlock => (BLOCK_BYTES, BLOCK_BYTES),
             FrameType::Hello | FrameType::Refusal => (0, FRAME_BODY_BYTES_MAX),
         }
     }
@@ -159,6 +176,7 @@ impl From<PageFrame> for FrameType {
         match frame {
             PageFrame::Hello => FrameType::Hello,
             PageFrame::Refusal => FrameType::Refusal,
+            PageFrame::OldBlock => FrameType::OldBlock,
         }
     }
 }
@@ -185,7 +203,7 @@ pub enum Frame<'a> {
         settled: UpdateNumber,
     },
     Control(Control),
-    /// The body is for [`Hello::decode`] or [`Refusal::decode`].
+    /// The body is for [`Hello::decode`] or [`Refusal::decode`], or is the block.
     Page(PageFrame, &'a [u8]),
 }
 
@@ -196,7 +214,7 @@ pub enum WireError {
     Magic { found: [u8; 4] },
     #[error("frame version {found}, expected {FRAME_VERSION}")]
     Version { found: u8 },
-    #[error("frame type {found}, expected 1 to 8")]
+    #[error("frame type {found}, expected 1 to 11")]
     Type { found: u8 },
     #[error("{frame:?} frame with a body of {found} bytes, expected {min} to {max}")]
     BodyBytes { frame: FrameType, min: usize, max: usize, found: usize },
@@ -266,6 +284,8 @@ pub fn encode_control(control: &Control, out: &mut [u8]) -> usize {
         Control::FlushRequest { .. } => (FrameType::FlushRequest, UpdateNumber::NONE),
         Control::Fetch { .. } => (FrameType::Fetch, UpdateNumber::NONE),
         Control::CutTo { .. } => (FrameType::CutTo, UpdateNumber::NONE),
+        Control::OldBlockWanted { .. } => (FrameType::OldBlockWanted, UpdateNumber::NONE),
+        Control::OldBlockLacking { .. } => (FrameType::OldBlockLacking, UpdateNumber::NONE),
     };
     let (body_bytes, _) = frame.body_bounds();
     let out = &mut out[..FRAME_HEADER_BYTES + body_bytes];
@@ -286,6 +306,12 @@ pub fn encode_control(control: &Control, out: &mut [u8]) -> usize {
             put(body, 8, &to.0.to_le_bytes());
         }
         Control::CutTo { keep } => put(body, 0, &keep.0.to_le_bytes()),
+        Control::OldBlockWanted { slot, sum } => {
+            body.fill(0);
+            put(body, 0, &slot.0.to_le_bytes());
+            put(body, 8, &sum.0.to_le_bytes());
+        }
+        Control::OldBlockLacking { slot } => put(body, 0, &slot.0.to_le_bytes()),
     }
     seal(frame, 0, settled, out)
 }
@@ -360,6 +386,7 @@ pub fn decode_body<'a>(header: &FrameHeader, body: &'a [u8]) -> Result<Frame<'a>
         }
         FrameType::Hello => return Ok(Frame::Page(PageFrame::Hello, body)),
         FrameType::Refusal => return Ok(Frame::Page(PageFrame::Refusal, body)),
+        FrameType::OldBlock => return Ok(Frame::Page(PageFrame::OldBlock, body)),
         FrameType::Ack => Control::Ack {
             received: number_at(0),
             journaled: number_at(8),
@@ -378,6 +405,13 @@ pub fn decode_body<'a>(header: &FrameHeader, body: &'a [u8]) -> Result<Frame<'a>
             Control::Fetch { from, to }
         }
         FrameType::CutTo => Control::CutTo { keep: number_at(0) },
+        FrameType::OldBlockWanted => {
+            if let Some(offset) = nonzero_in(body, 12, OLD_BLOCK_WANTED_BYTES) {
+                return Err(WireError::Reserved { frame: "OldBlockWanted", offset, found: body[offset] });
+            }
+            Control::OldBlockWanted { slot: Slot(u64_at(body, 0)), sum: BlockSum(u32_at(body, 8)) }
+        }
+        FrameType::OldBlockLacking => Control::OldBlockLacking { slot: Slot(u64_at(body, 0)) },
     };
     Ok(Frame::Control(control))
 }

@@ -26,6 +26,9 @@ fn any_control() -> impl Strategy<Value = Control> {
         (1..=u64::MAX, 1..=u64::MAX)
             .prop_map(|(a, b)| Control::Fetch { from: UpdateNumber(a.min(b)), to: UpdateNumber(a.max(b)) }),
         number().prop_map(|keep| Control::CutTo { keep }),
+        (any::<u64>(), any::<u32>())
+            .prop_map(|(slot, sum)| Control::OldBlockWanted { slot: Slot(slot), sum: BlockSum(sum) }),
+        any::<u64>().prop_map(|slot| Control::OldBlockLacking { slot: Slot(slot) }),
     ]
 }
 
@@ -157,7 +160,7 @@ fn decode(bytes: &[u8]) -> Result<(), WireError> {
     match decode_body(&header, body)? {
         Frame::Page(PageFrame::Hello, body) => Hello::decode(body).map(|_| ()),
         Frame::Page(PageFrame::Refusal, body) => Refusal::decode(body).map(|_| ()),
-        Frame::Update { .. } | Frame::Control(_) => Ok(()),
+        Frame::Update { .. } | Frame::Control(_) | Frame::Page(PageFrame::OldBlock, _) => Ok(()),
     }
 }
 
@@ -191,6 +194,7 @@ fn any_seen() -> impl Strategy<Value = Seen> {
         any_control().prop_map(Seen::Control),
         any_hello().prop_map(|hello| Seen::Page(PageFrame::Hello, hello_body(&hello))),
         prop::collection::vec(any::<u8>(), 0..=600).prop_map(|body| Seen::Page(PageFrame::Refusal, body)),
+        any::<u8>().prop_map(|fill| Seen::Page(PageFrame::OldBlock, vec![fill; BLOCK_BYTES])),
     ]
 }
 
@@ -382,6 +386,8 @@ fn every_flipped_bit_is_refused() {
         control_frame(&Control::FlushRequest { number: UpdateNumber(9) }),
         control_frame(&Control::Fetch { from: UpdateNumber(1), to: UpdateNumber(9) }),
         control_frame(&Control::CutTo { keep: UpdateNumber(9) }),
+        control_frame(&Control::OldBlockWanted { slot: Slot(9), sum: BlockSum(8) }),
+        control_frame(&Control::OldBlockLacking { slot: Slot(9) }),
         page_frame(PageFrame::Hello, &hello_body(&full_hello())),
         page_frame(PageFrame::Refusal, &refusal[..length]),
     ] {
@@ -399,7 +405,7 @@ fn header_fields_are_checked_before_any_body_is_awaited() {
     let frame = update_frame(&update(), UpdateNumber(4));
     assert_eq!(refused(&frame, 0, b"HTTP"), WireError::Magic { found: *b"HTTP" });
     assert_eq!(refused(&frame, VERSION, &[2]), WireError::Version { found: 2 });
-    for found in [0, 9, 255] {
+    for found in [0, 12, 255] {
         assert_eq!(refused(&frame, TYPE, &[found]), WireError::Type { found });
     }
     for body in [0u16, 63, 65, u16::MAX] {
@@ -429,6 +435,11 @@ fn header_fields_are_checked_before_any_body_is_awaited() {
             WireError::FetchRange { .. }
         ));
     }
+    let wanted = control_frame(&Control::OldBlockWanted { slot: Slot(1), sum: BlockSum(2) });
+    assert!(matches!(
+        refused(&wanted, FRAME_HEADER_BYTES + 13, &[1]),
+        WireError::Reserved { offset: 13, .. }
+    ));
     let zero = Update { kind: UpdateKind::GenerationOpen, sum: 0, count: 0, lba: Lba(0), ..update() };
     let opening = update_frame(&zero, UpdateNumber(4));
     assert_eq!(

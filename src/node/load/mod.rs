@@ -10,5 +10,7 @@ mod timeline;
 pub use engine::{Engine, Outcome, Pattern, Plan, Step};
 pub use inside::{InsideError, inside};
 pub use ledger::{Ledger, Verdict};
-pub use nbd::{Check, LoadError, changes, changes_seen_by, check, connect_since, digest, over_nbd};
+pub use nbd::{
+    Check, LoadError, Repaired, changes, changes_seen_by, check, connect_since, digest, over_nbd, repair,
+};
 pub use timeline::Timeline;

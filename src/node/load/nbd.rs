@@ -164,6 +164,75 @@ pub fn digest(
     Ok(format!("{:032x}", hasher.digest128()))
 }
 
+/// How long a block that cannot be read has to be replaced by the other site's, and how often that is tried.
+const REPAIR_MAX: Duration = Duration::from_secs(3);
+const REPAIR_AGAIN: Duration = Duration::from_millis(20);
+
+/// What was found when an export was read in full.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Repaired {
+    pub blocks: u64,
+    /// Could not be read at first, and can now; several within a MiB may count as one.
+    pub repaired: u64,
+    /// Cannot be read.
+    pub damaged: Vec<u64>,
+}
+
+/// Reads all of an export, at most so many bytes a second. A read of a bad block has the site ask its peer for it, so such a block is
+/// read again until it is well or [`REPAIR_MAX`] has passed. `progress` is told how many bytes were read, of how many.
+pub fn repair(
+    uri: &NbdUri,
+    bytes_a_second: u64,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Repaired, LoadError> {
+    let failed = |source| LoadError::Client { uri: uri.to_string(), source };
+    let begun = Instant::now();
+    let mut client = NbdClient::connect(uri, ClientOptions::default()).map_err(failed)?;
+    let mut found = Repaired { blocks: client.size().div_ceil(BLOCK_BYTES as u64), ..Repaired::default() };
+    let mut offset = 0;
+    while offset < client.size() {
+        let length = (client.size() - offset).min(u64::from(READ_BYTES)) as u32;
+        if !reads(&mut client, offset, length).map_err(failed)? {
+            let before = (found.repaired, found.damaged.len());
+            for at in (offset..offset + u64::from(length)).step_by(BLOCK_BYTES) {
+                let until = Instant::now() + REPAIR_MAX;
+                let mut tries = 0;
+                let bytes = (client.size() - at).min(BLOCK_BYTES as u64) as u32;
+                while !reads(&mut client, at, bytes).map_err(failed)? {
+                    tries += 1;
+                    if Instant::now() >= until {
+                        found.damaged.push(at / BLOCK_BYTES as u64);
+                        break;
+                    }
+                    std::thread::sleep(REPAIR_AGAIN);
+                }
+                let damaged = found.damaged.last() == Some(&(at / BLOCK_BYTES as u64));
+                found.repaired += u64::from(tries > 0 && !damaged);
+            }
+            // One that was well again before it was looked at alone.
+            found.repaired += u64::from(before == (found.repaired, found.damaged.len()));
+        }
+        offset += u64::from(length);
+        progress(offset, client.size());
+        let due = Duration::from_secs_f64(offset as f64 / bytes_a_second.max(1) as f64);
+        std::thread::sleep(due.saturating_sub(begun.elapsed()));
+    }
+    let _ = client.disconnect();
+    Ok(found)
+}
+
+/// Whether these bytes can be read.
+fn reads(client: &mut NbdClient, offset: u64, length: u32) -> Result<bool, ClientError> {
+    match client.read(offset, length) {
+        Ok(bytes) => {
+            client.recycle(bytes);
+            Ok(true)
+        }
+        Err(ClientError::Failed { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Bytes of one question for changes; the server answers as much of it as it likes.
 const CHANGES_BYTES: u64 = 1 << 30;
 

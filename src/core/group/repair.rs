@@ -1,0 +1,165 @@
+//! Old blocks that have gone bad in their slots: the peer, which keeps the same block in the same slot, is asked for it, and what
+//! it sends is written anew if its checksum is the one that the block was kept under. One at a time.
+
+use super::peering::LINK_SPARE;
+use super::storage::VolumeIo;
+use super::{Group, Turn};
+use crate::base::*;
+use crate::core::messages::*;
+use crate::core::outbox::Event;
+use crate::format::snapshot::SnapshotName;
+
+/// A peer that does not answer is not waited for: slots cannot be reclaimed meanwhile.
+const ANSWER_MAX: Nanos = Nanos::from_millis(1_000);
+
+/// A block of a snapshot that is not what was kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Damaged {
+    pub snapshot: SnapshotName,
+    pub volume: VolumeId,
+    pub lba: Lba,
+    /// Where it is kept, and the checksum that it was kept under.
+    pub slot: Slot,
+    pub sum: BlockSum,
+}
+
+/// Where the repair stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Step {
+    #[default]
+    None,
+    /// The peer was asked for it then.
+    Asked { damaged: Damaged, at: Nanos },
+    /// The peer's block is being written from this page.
+    Writing { damaged: Damaged, page: PageId },
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Repair {
+    step: Step,
+    /// A block is being read for the peer.
+    lending: bool,
+}
+
+impl Group {
+    /// Asks the peer for the block, unless another one is being repaired: whoever reads this one again asks again.
+    pub(super) fn begin_repair(&mut self, turn: &mut Turn<impl Memory>, damaged: Damaged) {
+        // What a reclaim under way sets free may be this slot.
+        let free = self.repair.step == Step::None && !self.reclaim_in_flight() && !self.stopping;
+        if free && self.engaged() && turn.out.to_link.room() > LINK_SPARE {
+            self.repair.step = Step::Asked { damaged, at: turn.now };
+            let Damaged { slot, sum, .. } = damaged;
+            turn.out.to_link.push(ToLink::Control(Control::OldBlockWanted { slot, sum }));
+        }
+    }
+
+    /// Whether a slot must stay what it is.
+    pub(super) fn repairing(&mut self, now: Nanos) -> bool {
+        if let Step::Asked { at, .. } = self.repair.step
+            && now.since(at) >= ANSWER_MAX
+        {
+            self.repair.step = Step::None;
+        }
+        self.repair.step != Step::None
+    }
+
+    /// The peer is gone, and with it an answer that was awaited.
+    pub(super) fn forget_repair(&mut self) {
+        if let Step::Asked { .. } = self.repair.step {
+            self.repair.step = Step::None;
+        }
+    }
+
+    pub(super) fn repair_lacks(&mut self, turn: &mut Turn<impl Memory>, slot: Slot) {
+        if let Step::Asked { damaged, .. } = self.repair.step
+            && damaged.slot == slot
+        {
+            self.repair.step = Step::None;
+            let Damaged { snapshot, volume, lba, .. } = damaged;
+            turn.event(Event::SnapshotNotRepaired { snapshot, volume, lba });
+        }
+    }
+
+    /// The peer sent a block. It may be the answer to what is not asked any more.
+    pub(super) fn repair_with(&mut self, turn: &mut Turn<impl Memory>, received: PageId, length: u16) {
+        let Step::Asked { damaged, .. } = self.repair.step else { return };
+        let whole = usize::from(length) == BLOCK_BYTES;
+        if !whole || sum_of_block(turn.memory.bytes(received)) != damaged.sum {
+            return;
+        }
+        if self.volume_slots.is_empty() || self.pages.free() <= BATCH_BLOCKS_MAX {
+            self.repair.step = Step::None;
+            return;
+        }
+        let (slot, page) = (self.volume_slots.pop().expect("checked"), self.pages.take().expect("checked"));
+        turn.memory.copy(received, page, 0..BLOCK_BYTES);
+        turn.memory.seal(page);
+        turn.tables.volume_io.set(slot, 0, page, damaged.sum);
+        self.repair.step = Step::Writing { damaged, page };
+        let (target, block) = (IoTarget::Differential, damaged.slot.0);
+        let request = IoRequest { slot, target, op: IoOp::Write, block, count: 1 };
+        self.submit_volume(turn, slot, VolumeIo::Repair { flushing: false }, request);
+    }
+
+    pub(super) fn flush_repair(&mut self, turn: &mut Turn<impl Memory>, slot: SlotId) {
+        let request = IoRequest { slot, target: IoTarget::Differential, op: IoOp::Flush, block: 0, count: 0 };
+        self.submit_volume(turn, slot, VolumeIo::Repair { flushing: true }, request);
+    }
+
+    pub(super) fn repaired(&mut self, turn: &mut Turn<impl Memory>) {
+        let Step::Writing { damaged, page } = std::mem::take(&mut self.repair.step) else {
+            unreachable!("only what was received is written")
+        };
+        self.pages.release(page, turn.memory);
+        let Damaged { snapshot, volume, lba, .. } = damaged;
+        turn.event(Event::SnapshotRepaired { snapshot, volume, lba });
+    }
+
+    // ------------------------------------------------------------------------------------------ for the peer
+
+    /// Reads the block that the peer wants.
+    pub(super) fn lend(&mut self, turn: &mut Turn<impl Memory>, wanted: Slot, sum: BlockSum) {
+        let able = self.slots.has(wanted, 1)
+            && !self.repair.lending
+            && !self.stopping
+            && !self.volume_slots.is_empty()
+            && self.pages.free() > BATCH_BLOCKS_MAX;
+        if !able {
+            return self.lack(turn, wanted);
+        }
+        let (slot, page) = (self.volume_slots.pop().expect("checked"), self.pages.take().expect("checked"));
+        turn.tables.volume_io.set(slot, 0, page, sum);
+        self.repair.lending = true;
+        let (target, block) = (IoTarget::Differential, wanted.0);
+        let request = IoRequest { slot, target, op: IoOp::Read, block, count: 1 };
+        self.submit_volume(turn, slot, VolumeIo::Lend { slot: wanted, sum }, request);
+    }
+
+    /// It was read; its page goes to the link and comes back from there.
+    pub(super) fn lend_read(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        slot: SlotId,
+        io: VolumeIo,
+        result: Result<(), IoFault>,
+    ) {
+        let VolumeIo::Lend { slot: wanted, sum } = io else { unreachable!("the caller matched it") };
+        self.repair.lending = false;
+        let page = turn.tables.volume_io.page(slot, 0);
+        let good = result.is_ok() && sum_of_block(turn.memory.bytes(page)) == sum;
+        if good && self.engaged() && turn.out.to_link.room() > LINK_SPARE {
+            turn.memory.seal(page);
+            let length = BLOCK_BYTES as u16;
+            turn.out.to_link.push(ToLink::Page { frame: PageFrame::OldBlock, page, length });
+            return;
+        }
+        self.pages.release(page, turn.memory);
+        self.lack(turn, wanted);
+    }
+
+    fn lack(&self, turn: &mut Turn<impl Memory>, slot: Slot) {
+        if self.engaged() && turn.out.to_link.room() > LINK_SPARE {
+            turn.out.to_link.push(ToLink::Control(Control::OldBlockLacking { slot }));
+        }
+    }
+}
