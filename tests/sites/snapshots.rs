@@ -1,7 +1,6 @@
 //! Snapshots of a running pair, as operators take them and backups read them.
 
 use std::fs;
-use std::os::unix::fs::FileExt;
 
 use lockstep::format::nbd::NbdError;
 use lockstep::io::nbd_client::{ClientError, NbdClient};
@@ -371,43 +370,4 @@ fn a_volume_is_rolled_back_on_both_sites_and_older_snapshots_stay_what_they_were
     }
     // Hosts are let in again.
     assert_eq!(live.write(&mut sites.left.connect("data"), 0..50, 4), 0);
-}
-
-#[test]
-fn a_flipped_bit_of_a_kept_block_is_reported_and_never_served() {
-    let mut sites = Sites::start(&Options { volumes: vec![("data", 4)], ..Options::default() });
-    let mut client = sites.left.connect("data");
-    let mut live = Model(vec![0; 400]);
-    assert_eq!(live.write(&mut client, 0..50, 1), 0);
-    succeeds(snapshot(&sites.left, &["create", "one"]));
-    let one = live.clone();
-    assert_eq!(live.write(&mut client, 0..50, 2), 0);
-    drop(client);
-    sites.wait("--settled");
-    assert!(sites.right.stop().success());
-    let file = sites.right.directory.join("differential");
-    let file = fs::File::options().read(true).write(true).open(file).expect("the differential volume");
-    // In the seventh slot.
-    let (mut byte, at) = ([0], 6 * BLOCK as u64 + 100);
-    file.read_exact_at(&mut byte, at).expect("read");
-    assert_eq!(byte, [1], "a block that the snapshot keeps");
-    file.write_all_at(&[byte[0] ^ 4], at).expect("written");
-    file.sync_all().expect("on the disk");
-    sites.start_both();
-    assert_eq!(listed(&sites.right).len(), 1);
-    let mut client = sites.right.connect("data@one");
-    let mut bad = Vec::new();
-    for block in 0..400 {
-        match client.read((block * BLOCK) as u64, BLOCK as u32) {
-            Ok(bytes) => assert!(bytes.iter().all(|byte| *byte == 1), "block {block}"),
-            Err(ClientError::Failed { error: NbdError::Io, .. }) => bad.push(block),
-            Err(error) => panic!("{error}"),
-        }
-    }
-    assert_eq!(bad.len(), 1, "{bad:?}");
-    let log = sites.right.log_text();
-    assert!(log.contains(&format!("block {} as of snapshot", bad[0])), "{log}");
-    assert!(fails(snapshot(&sites.right, &["digest", "one"])).contains("input/output error"));
-    one.is_at(&sites.left, "data@one");
-    live.is_at(&sites.right, "data");
 }
