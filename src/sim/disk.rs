@@ -312,6 +312,10 @@ impl Media for Disk {
         self.metadata.first_from(volume, lba, snapshot).map(|(_, slot, _)| slot)
     }
 
+    fn protected(&self, snapshot: u64) -> Option<bool> {
+        self.metadata.snapshots.get(&snapshot).map(|record| record.protected)
+    }
+
     fn slot_is_named(&self, slot: u64) -> bool {
         self.metadata.captured.values().any(|(named, _)| *named == slot)
     }

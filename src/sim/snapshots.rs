@@ -109,7 +109,13 @@ impl World {
             let Some(index) = (living.len() as u64).checked_sub(1).map(|last| rng.between(0, last)) else {
                 return;
             };
-            AdminOp::DeleteSnapshot { snapshot: UpdateNumber(living[index as usize]) }
+            let snapshot = UpdateNumber(living[index as usize]);
+            if rng.once_in(4) {
+                AdminOp::ProtectSnapshot { snapshot, protected: rng.once_in(2) }
+            } else {
+                self.audit.unwanted(snapshot.0);
+                AdminOp::DeleteSnapshot { snapshot }
+            }
         };
         let ready = self.now + rng.below(self.plan.ring_ns + 1);
         let admin = &mut self.sites[PRIMARY].admin;

@@ -16,6 +16,8 @@ pub const KIND_GENERATION_OPEN: u8 = 7;
 pub const KIND_SOLO_BEGIN: u8 = 8;
 pub const KIND_SOLO_END: u8 = 9;
 pub const KIND_CUT: u8 = 10;
+pub const KIND_SNAPSHOT_PROTECT: u8 = 11;
+pub const KIND_SNAPSHOT_UNPROTECT: u8 = 12;
 
 /// One update as a journal or a frame describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +102,11 @@ pub fn batch(block: &Block) -> Option<BatchSeen> {
 pub fn snapshot_volumes(block: &Block) -> u32 {
     assert!(&block[..8] == b"LSTPSNAP" && block[10] == 1, "no page of one snapshot's record");
     number_at::<4>(block, 128 + 16) as u32
+}
+
+/// Whether that record says that the snapshot is protected.
+pub fn snapshot_protected(block: &Block) -> bool {
+    block[128 + 20] == 1
 }
 
 /// The superblock in this block, if there is one.

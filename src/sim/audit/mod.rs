@@ -11,7 +11,7 @@ mod site;
 mod snapshots;
 mod stream;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 
@@ -42,6 +42,8 @@ pub trait Media {
     fn all_durable(&self, place: Place) -> &[Option<Stored>];
     /// The slot of the block's first durable entry for this snapshot or a later one.
     fn kept(&self, volume: u16, lba: u64, snapshot: u64) -> Option<u64>;
+    /// Whether the snapshot's durable record says that it is protected; `None` without one.
+    fn protected(&self, snapshot: u64) -> Option<bool>;
     /// Whether any durable entry names the slot.
     fn slot_is_named(&self, slot: u64) -> bool;
     /// Up to which update the durable entries go.
@@ -141,8 +143,8 @@ struct Op {
 struct Entry {
     seen: Seen,
     contents: Vec<Content>,
-    /// Of a snapshot's creation: the record's name, and the volumes that are in it.
-    record: Option<(Print, u32)>,
+    /// Of a snapshot's creation: the record's name, the volumes that are in it, and whether it is protected.
+    record: Option<(Print, u32, bool)>,
     /// The operations that the primary's hosts had submitted to the incarnation that numbered it.
     known_ops: Range<u64>,
     op: Option<u64>,
@@ -259,6 +261,8 @@ pub struct Auditor {
     acknowledged: u64,
     /// In the order of their numbers, those deleted included.
     snapshots: Vec<snapshots::SnapshotSeen>,
+    /// Snapshots that some administrator wanted deleted.
+    unwanted: BTreeSet<u64>,
     pub snapshot_reads: u64,
     /// `SoloBegin` and `SoloEnd` in the stream: number, and whether it begins.
     solo: Vec<(u64, bool)>,
@@ -291,6 +295,7 @@ impl Auditor {
             promised: 0,
             acknowledged: 0,
             snapshots: Vec::new(),
+            unwanted: BTreeSet::new(),
             snapshot_reads: 0,
             solo: Vec::new(),
             alive: [true; 2],

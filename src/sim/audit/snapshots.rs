@@ -1,6 +1,9 @@
 //! The auditor and snapshots: what each must hold, whether that is kept before it is overwritten, and what readers of it got.
 
-use crate::sim::audit::journal::{KIND_SNAPSHOT_CREATE, KIND_SNAPSHOT_DELETE, Seen, snapshot_volumes};
+use crate::sim::audit::journal::{
+    KIND_SNAPSHOT_CREATE, KIND_SNAPSHOT_DELETE, KIND_SNAPSHOT_PROTECT, KIND_SNAPSHOT_UNPROTECT, Seen,
+    snapshot_protected, snapshot_volumes,
+};
 use crate::sim::audit::{Auditor, BlockHistory, Entry, Media, Place};
 use crate::sim::content::{Content, Print};
 
@@ -22,10 +25,10 @@ impl SnapshotSeen {
 }
 
 /// What the payload of an update says of a snapshot.
-pub(super) fn record_of(seen: &Seen, blocks: &[Content]) -> Option<(Print, u32)> {
+pub(super) fn record_of(seen: &Seen, blocks: &[Content]) -> Option<(Print, u32, bool)> {
     let Content { print, bytes } = blocks.first().filter(|_| seen.kind == KIND_SNAPSHOT_CREATE)?;
     let data = bytes.as_deref().expect("a snapshot's record is nothing that a host wrote");
-    Some((*print, snapshot_volumes(data)))
+    Some((*print, snapshot_volumes(data), snapshot_protected(data)))
 }
 
 impl BlockHistory {
@@ -60,10 +63,14 @@ impl Auditor {
         let seen = &entry.seen;
         match seen.kind {
             KIND_SNAPSHOT_CREATE => {
-                let (_, volumes) = entry.record.expect("a creation has a record");
+                let (_, volumes, _) = entry.record.expect("a creation has a record");
                 self.snapshots.push(SnapshotSeen { number: seen.number, volumes, deleted_at: None });
             }
             KIND_SNAPSHOT_DELETE => {
+                assert!(
+                    self.unwanted.contains(&seen.lba) || !self.protected_at(seen.lba, seen.number),
+                    "{seen:?} deletes a protected snapshot to make room"
+                );
                 let alive = |snapshot: &&mut SnapshotSeen| {
                     snapshot.number == seen.lba && snapshot.deleted_at.is_none()
                 };
@@ -74,6 +81,25 @@ impl Auditor {
             }
             _ => (),
         }
+    }
+
+    /// Whether the stream has protected the snapshot before a number.
+    fn protected_at(&self, snapshot: u64, number: u64) -> bool {
+        let before = &self.stream[..(number as usize - 1).min(self.stream.len())];
+        let since = before.get(snapshot as usize - 1..).unwrap_or_default();
+        let last = since.iter().rev().find(|entry| match entry.seen.kind {
+            KIND_SNAPSHOT_PROTECT | KIND_SNAPSHOT_UNPROTECT => entry.seen.lba == snapshot,
+            _ => false,
+        });
+        match last {
+            Some(entry) => entry.seen.kind == KIND_SNAPSHOT_PROTECT,
+            None => since.first().and_then(|entry| entry.record).is_some_and(|(_, _, protected)| protected),
+        }
+    }
+
+    /// An administrator asks for the snapshot's deletion.
+    pub fn unwanted(&mut self, snapshot: u64) {
+        self.unwanted.insert(snapshot);
     }
 
     pub(super) fn forget_snapshots(&mut self, first: u64) {
@@ -168,7 +194,9 @@ impl Auditor {
             panic!("INV-1: a snapshot's update #{number} acknowledged, but {why}");
         }
         let kind = self.stream[number as usize - 1].seen.kind;
-        assert!(matches!(kind, KIND_SNAPSHOT_CREATE | KIND_SNAPSHOT_DELETE), "#{number} is of kind {kind}");
+        let kinds =
+            [KIND_SNAPSHOT_CREATE, KIND_SNAPSHOT_DELETE, KIND_SNAPSHOT_PROTECT, KIND_SNAPSHOT_UNPROTECT];
+        assert!(kinds.contains(&kind), "#{number} is of kind {kind}");
         self.promise(number);
     }
 
@@ -185,6 +213,12 @@ impl Auditor {
     /// Everything is drained: each snapshot that lives holds what the stream says it does (INV-8).
     pub fn check_snapshots(&self, site: usize, media: &dyn Media) {
         for (snapshot, volumes) in self.snapshots() {
+            let due = self.protected_at(snapshot, u64::MAX);
+            assert_eq!(
+                media.protected(snapshot),
+                Some(due),
+                "INV-8: whether site {site} protects snapshot #{snapshot}"
+            );
             for (volume, blocks) in
                 (0u16..).zip(&self.blocks).filter(|(volume, _)| volumes >> volume & 1 == 1)
             {
