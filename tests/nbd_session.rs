@@ -78,16 +78,14 @@ fn the_handshake_lists_describes_and_enters() {
     assert!(!rig.session.is_haggling());
 }
 
+fn record(number: u64, volumes: VolumeSet, name: &str) -> SnapshotRecord {
+    let (number, name) = (UpdateNumber(number), SnapshotName::new(name));
+    SnapshotRecord { number, taken_at_ns: 1, volumes, protected: false, name }
+}
+
 #[test]
 fn a_snapshot_is_an_export_of_its_volumes() {
     let mut rig = Rig::large();
-    let record = |number, volumes, name| SnapshotRecord {
-        number: UpdateNumber(number),
-        taken_at_ns: 1,
-        volumes,
-        protected: false,
-        name: SnapshotName::new(name),
-    };
     rig.snapshots = vec![record(7, VolumeSet(1), "old"), record(9, VolumeSet::first(2), "new")];
     rig.flags();
     let listed = rig.option(option::LIST, &[]);
@@ -381,13 +379,6 @@ fn block_status_reports_merged_extents() {
 
 #[test]
 fn changes_since_a_snapshot_are_a_metadata_context() {
-    let record = |number, volumes, name| SnapshotRecord {
-        number: UpdateNumber(number),
-        taken_at_ns: 1,
-        volumes,
-        protected: false,
-        name: SnapshotName::new(name),
-    };
     let snapshots =
         [record(3, VolumeSet(1), "old"), record(4, VolumeSet(2), "other"), record(5, VolumeSet(1), "new")];
     let names = |replies: Vec<(u32, Vec<u8>)>| -> Vec<String> {

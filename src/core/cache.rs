@@ -324,9 +324,17 @@ impl Cache {
         pages: &mut Pages,
         memory: &mut impl Memory,
     ) {
-        let at = self.find(volume, lba).expect("a block being written stays indexed");
-        self.entries[at as usize].writing = false;
+        self.write_end(volume, lba);
         pages.release(value.page, memory);
+    }
+
+    /// The write of a block to its volume is over, or not to be.
+    fn write_end(&mut self, volume: VolumeId, lba: Lba) -> &mut Entry {
+        let at = self.find(volume, lba).expect("a block being written stays indexed");
+        let entry = &mut self.entries[at as usize];
+        assert!(entry.writing, "a destage of {lba:?} ended twice");
+        entry.writing = false;
+        entry
     }
 
     /// The destage write of `value` is complete; the block is clean unless a newer value settled meanwhile.
@@ -338,10 +346,7 @@ impl Cache {
         pages: &mut Pages,
         memory: &mut impl Memory,
     ) {
-        let at = self.find(volume, lba).expect("a block being written stays indexed");
-        let entry = &mut self.entries[at as usize];
-        assert!(entry.writing, "a destage of {lba:?} ended twice");
-        entry.writing = false;
+        let entry = self.write_end(volume, lba);
         if entry.settled.is_some_and(|settled| settled.number == value.number) {
             self.dirty[volume.0 as usize].remove(lba.0);
         }

@@ -69,6 +69,14 @@ pub struct Site {
     child: Option<Child>,
 }
 
+/// Who dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Victim {
+    Primary,
+    Secondary,
+    Both,
+}
+
 /// The left site is the primary.
 #[derive(Debug)]
 pub struct Sites {
@@ -152,6 +160,19 @@ impl Sites {
             }
         }
         Sites { left, right, folder, _sockets: sockets, _alone: alone }
+    }
+
+    /// kill -9. A secondary that dies alone is started again at once: the hosts wait for it.
+    pub fn strike(&mut self, victim: Victim) {
+        if victim != Victim::Secondary {
+            self.left.kill();
+        }
+        if victim != Victim::Primary {
+            self.right.kill();
+        }
+        if victim == Victim::Secondary {
+            self.right.start();
+        }
     }
 
     /// Starts what is not running, the secondary first, and waits until they are in sync.

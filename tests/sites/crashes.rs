@@ -20,15 +20,8 @@ fn rounds() -> u64 {
     std::env::var("LOCKSTEP_TORTURE_ROUNDS").map_or(3, |text| text.parse().expect("a number of rounds"))
 }
 
-fn seed() -> u64 {
+pub fn seed() -> u64 {
     std::env::var("LOCKSTEP_TORTURE_SEED").map_or(1, |text| text.parse().expect("a number"))
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Victim {
-    Primary,
-    Secondary,
-    Both,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,15 +51,7 @@ fn crash(victim: Victim, disks: Disks) {
                 let now = progress.acknowledged >= writes_before
                     && progress.writes_in_flight >= WRITES_IN_FLIGHT_MIN;
                 if now {
-                    if victim != Victim::Secondary {
-                        sites.left.kill();
-                    }
-                    if victim != Victim::Primary {
-                        sites.right.kill();
-                    }
-                    if victim == Victim::Secondary {
-                        sites.right.start();
-                    }
+                    sites.strike(victim);
                     crashed = Some(progress.acknowledged);
                 }
                 Next::GoOn

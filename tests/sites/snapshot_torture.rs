@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::Value;
 
 use crate::checker::{Checker, Frozen, Next, Progress};
+use crate::crashes::seed;
 use crate::pair::*;
 
 /// Requests that the client keeps in flight.
@@ -41,10 +42,6 @@ fn scale() -> Scale {
         Ok(text) => Scale { snapshots: text.parse().expect("a number of snapshots"), volume_mib: 1024 },
         Err(_) => Scale { snapshots: 40, volume_mib: 32 },
     }
-}
-
-fn seed() -> u64 {
-    std::env::var("LOCKSTEP_TORTURE_SEED").map_or(1, |text| text.parse().expect("a number"))
 }
 
 fn command(site: &Site, verb: &str, name: &str) -> Child {
@@ -139,13 +136,6 @@ impl Operator {
         self.named += 1;
         Next::Freeze
     }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Victim {
-    Primary,
-    Secondary,
-    Both,
 }
 
 /// What should be there.
@@ -269,15 +259,7 @@ fn die_after(sites: &mut Sites, checker: &mut Checker, operator: &mut Operator, 
             return if enough { Next::Drain } else { Next::GoOn };
         }
         if operator.named >= last && operator.random.below(STEPS_BEFORE_DEATH) == 0 {
-            if victim != Victim::Secondary {
-                sites.left.kill();
-            }
-            if victim != Victim::Primary {
-                sites.right.kill();
-            }
-            if victim == Victim::Secondary {
-                sites.right.start();
-            }
+            sites.strike(victim);
             dead_at = Some(progress.acknowledged);
             return Next::GoOn;
         }

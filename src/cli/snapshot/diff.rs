@@ -5,7 +5,7 @@ use std::ops::Range;
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
-use super::digest::progress_bar;
+use super::reading::progress_bar;
 use super::{find, uri_of, volumes_of};
 use crate::cli::ConfigArgument;
 use crate::node::control::SnapshotShown;

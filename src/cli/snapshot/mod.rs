@@ -2,6 +2,7 @@
 
 mod diff;
 mod digest;
+mod reading;
 mod repair;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -86,7 +87,7 @@ impl SnapshotCommand {
                 client(&named.config)?.protect_snapshot(&named.name, false)?
             }
             SnapshotCommand::Rollback(Rollback { config, volumes, name }) => {
-                let bar = digest::progress_bar()?;
+                let bar = reading::progress_bar()?;
                 client(config)?.roll_back(name, volumes, &mut |done, total| {
                     bar.set_length(total);
                     bar.set_position(done);
