@@ -117,7 +117,7 @@ fn pending(pending: &Pending, what: &str) -> String {
 }
 
 /// A size for reading, to three digits.
-fn bytes(bytes: f64) -> String {
+pub(super) fn bytes(bytes: f64) -> String {
     let units = [("GiB", (1u64 << 30) as f64), ("MiB", (1u64 << 20) as f64), ("KiB", 1024.0)];
     match units.iter().find(|(_, factor)| bytes >= *factor) {
         Some((unit, factor)) => format!("{:.1} {unit}", bytes / factor),

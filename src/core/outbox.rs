@@ -3,7 +3,7 @@
 
 use crate::base::*;
 use crate::core::messages::*;
-use crate::format::snapshot::SnapshotName;
+use crate::format::snapshot::{SnapshotName, SnapshotRecord};
 use crate::format::wire::Refusal;
 
 /// The tables of pages a group shares with its helpers.
@@ -123,18 +123,18 @@ pub enum Event {
         number: UpdateNumber,
     },
     SnapshotCreated {
-        snapshot: UpdateNumber,
+        snapshot: SnapshotRecord,
     },
     SnapshotDeleted {
-        snapshot: UpdateNumber,
+        snapshot: SnapshotRecord,
     },
+    /// Whether it is protected now is in the record.
     SnapshotProtected {
-        snapshot: UpdateNumber,
-        protected: bool,
+        snapshot: SnapshotRecord,
     },
     /// The oldest snapshot is being deleted because a host's write needed its slots.
     SnapshotGivenUp {
-        snapshot: UpdateNumber,
+        snapshot: SnapshotRecord,
     },
     /// Most slots of the differential volume are in use.
     DifferentialFilling {

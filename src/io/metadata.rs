@@ -2,9 +2,11 @@
 //! keep. Only plain threads come here.
 
 mod executor;
+mod space;
 mod store;
 
 pub use executor::{MetadataEdges, MetadataExecutor};
+pub use space::{SharedSpace, Space};
 pub use store::{RequestPages, Store};
 
 use std::fmt;

@@ -1,8 +1,10 @@
 //! A group's events as sentences: what happened, to which volume or peer, and what to do.
 
-use crate::core::config::Role;
+use crate::base::{VolumeId, VolumeSet};
+use crate::core::config::{OnDifferentialFull, Role};
 use crate::core::messages::{IoFault, IoTarget, MetadataFault};
 use crate::core::outbox::{Event, LossReason};
+use crate::format::snapshot::SnapshotRecord;
 use crate::node::config::Config;
 
 /// The names that sentences use.
@@ -13,6 +15,9 @@ pub struct Names {
     pub peer: String,
     pub journal: String,
     pub differential: String,
+    pub on_differential_full: OnDifferentialFull,
+    /// The configuration's own file, for commands to give next.
+    pub file: String,
     /// Name and path of each volume, and the path of its checksums.
     pub volumes: Vec<(String, String, String)>,
 }
@@ -39,6 +44,8 @@ impl Names {
             peer: peer.to_owned(),
             journal: config.journal.path.display().to_string(),
             differential: config.differential.path.display().to_string(),
+            on_differential_full: config.group.on_differential_full,
+            file: config.file.display().to_string(),
             volumes: volumes.collect(),
         }
     }
@@ -56,6 +63,34 @@ impl Names {
             }
             IoTarget::Differential => format!("the differential volume {}", self.differential),
         }
+    }
+
+    /// A snapshot by its name, number and volumes.
+    fn snapshot(&self, record: &SnapshotRecord) -> String {
+        let SnapshotRecord { name, number, volumes, .. } = record;
+        format!("snapshot {} ({number}) of {}", name.as_str(), self.volumes(*volumes))
+    }
+
+    fn volumes(&self, set: VolumeSet) -> String {
+        let of_set = |(index, _): &(usize, _)| set.contains(VolumeId(*index as u16));
+        let names: Vec<&str> =
+            self.volumes.iter().enumerate().filter(of_set).map(|(_, (name, ..))| name.as_str()).collect();
+        format!("volume{} {}", if names.len() == 1 { "" } else { "s" }, names.join(", "))
+    }
+
+    /// What an operator is to do about a differential volume that fills.
+    fn make_room(&self) -> String {
+        let otherwise = match (self.role, self.on_differential_full) {
+            (Role::Secondary, _) => "at the primary; what happens when it is full is decided there",
+            (_, OnDifferentialFull::DeleteOldest) => {
+                "or the oldest one that is not protected is deleted when it is full"
+            }
+            (_, OnDifferentialFull::Error) => "or writes fail when it is full",
+        };
+        format!(
+            "delete snapshots that nobody needs (`lockstep snapshot list --config {}` shows what each keeps), {otherwise}",
+            self.file
+        )
     }
 
     pub fn sentence(&self, event: &Event) -> (Level, String) {
@@ -120,46 +155,60 @@ impl Names {
                 ),
             ),
             Event::Checkpointed { number } => (Level::Debug, format!("checkpoint {number}")),
-            Event::SnapshotCreated { snapshot } => (Level::Info, format!("snapshot {snapshot} is taken")),
-            Event::SnapshotDeleted { snapshot } => (Level::Info, format!("snapshot {snapshot} is deleted")),
-            Event::SnapshotProtected { snapshot, protected } => {
-                let state = if protected { "protected" } else { "not protected any more" };
-                (Level::Info, format!("snapshot {snapshot} is {state}"))
+            Event::SnapshotCreated { snapshot } => {
+                (Level::Info, format!("{} is taken", self.snapshot(&snapshot)))
+            }
+            Event::SnapshotDeleted { snapshot } => {
+                (Level::Info, format!("{} is deleted", self.snapshot(&snapshot)))
+            }
+            Event::SnapshotProtected { snapshot } => {
+                let state = match snapshot.protected {
+                    true => "protected: it is not deleted to make room",
+                    false => "not protected any more: it may be deleted to make room",
+                };
+                (Level::Info, format!("{} is {state}", self.snapshot(&snapshot)))
             }
             Event::SnapshotGivenUp { snapshot } => (
                 Level::Warn,
                 format!(
-                    "the differential volume is full, so the oldest snapshot that is not protected, {snapshot}, is deleted"
+                    "the differential volume {} is full, so {} is deleted, the oldest that is not protected. Protect what must                      stay (`lockstep snapshot protect --config {} NAME`), or give differential.size more",
+                    self.differential,
+                    self.snapshot(&snapshot),
+                    self.file
                 ),
             ),
             Event::DifferentialFilling { used, total } => (
                 Level::Warn,
                 format!(
-                    "the differential volume is {} % full ({used} of {total} blocks): delete snapshots that nobody needs",
-                    used * 100 / total
+                    "the differential volume {} is {} % full ({used} of {total} blocks): {}",
+                    self.differential,
+                    used * 100 / total,
+                    self.make_room()
                 ),
             ),
             Event::SnapshotMismatch { snapshot, volume, lba } => (
                 Level::Error,
                 format!(
                     "{} block {} as of snapshot {snapshot} is not what was kept (checksum mismatch); the read was answered \
-                     with an error, and the peer is asked for the block. Check the drive of the differential volume",
+                     with an error, and {peer} is asked for the block. Check the drive of the differential volume {}",
                     self.target(IoTarget::Volume(volume)),
-                    lba.0
+                    lba.0,
+                    self.differential
                 ),
             ),
             Event::SnapshotRepaired { snapshot, volume, lba } => (
                 Level::Warn,
                 format!(
-                    "{} block {} as of snapshot {snapshot} is repaired: the peer had it",
+                    "{} block {} as of snapshot {snapshot} is repaired in {}: {peer} had it. Check that drive",
                     self.target(IoTarget::Volume(volume)),
-                    lba.0
+                    lba.0,
+                    self.differential
                 ),
             ),
             Event::SnapshotNotRepaired { snapshot, volume, lba } => (
                 Level::Error,
                 format!(
-                    "{} block {} as of snapshot {snapshot} cannot be repaired: the peer has no such block either. Delete the \
+                    "{} block {} as of snapshot {snapshot} cannot be repaired: {peer} has no such block either. Delete the \
                      snapshot, or restore what it is needed for from a backup",
                     self.target(IoTarget::Volume(volume)),
                     lba.0
@@ -242,7 +291,8 @@ fn fault_words(fault: IoFault) -> (String, &'static str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::{Lba, UpdateNumber, VolumeId};
+    use crate::base::{Lba, UpdateNumber};
+    use crate::format::snapshot::SnapshotName;
 
     fn names() -> Names {
         Names {
@@ -251,7 +301,49 @@ mod tests {
             peer: "right".to_owned(),
             journal: "/j".to_owned(),
             differential: "/d".to_owned(),
-            volumes: vec![("data".to_owned(), "/v".to_owned(), "/s".to_owned())],
+            on_differential_full: OnDifferentialFull::DeleteOldest,
+            file: "/etc/left.toml".to_owned(),
+            volumes: ["data", "log", "undo"]
+                .map(|name| (name.to_owned(), format!("/v/{name}"), format!("/s/{name}")))
+                .to_vec(),
+        }
+    }
+
+    #[test]
+    fn snapshots_are_named_with_their_volumes_and_what_to_do() {
+        let of = |volumes| SnapshotRecord {
+            number: UpdateNumber(7),
+            volumes: VolumeSet(volumes),
+            name: SnapshotName::new("nightly"),
+            ..SnapshotRecord::EMPTY
+        };
+        let say = |event| names().sentence(&event).1;
+        assert_eq!(
+            say(Event::SnapshotCreated { snapshot: of(0b101) }),
+            "snapshot nightly (#7) of volumes data, undo is taken"
+        );
+        let deleted = say(Event::SnapshotDeleted { snapshot: of(0b010) });
+        assert_eq!(deleted, "snapshot nightly (#7) of volume log is deleted");
+        for (protected, words) in [(true, "is protected"), (false, "not protected any more")] {
+            let said = say(Event::SnapshotProtected { snapshot: SnapshotRecord { protected, ..of(1) } });
+            assert!(said.contains("snapshot nightly (#7) of volume data") && said.contains(words), "{said}");
+        }
+        let given_up = say(Event::SnapshotGivenUp { snapshot: of(1) });
+        let filling = say(Event::DifferentialFilling { used: 9, total: 10 });
+        assert!(given_up.contains("nightly (#7) of volume data"), "{given_up}");
+        assert!(filling.contains("90 % full (9 of 10 blocks)") && filling.contains("oldest"), "{filling}");
+        for said in [given_up, filling] {
+            assert!(said.contains("/d") && said.contains("--config /etc/left.toml"), "{said}");
+        }
+        let (volume, lba, snapshot) = (VolumeId(1), Lba(5), SnapshotName::new("nightly"));
+        for event in [
+            Event::SnapshotMismatch { snapshot, volume, lba },
+            Event::SnapshotRepaired { snapshot, volume, lba },
+            Event::SnapshotNotRepaired { snapshot, volume, lba },
+        ] {
+            let said = say(event);
+            let named = ["volume log", "block 5", "nightly", "right"];
+            assert!(named.iter().all(|name| said.contains(name)), "{said}");
         }
     }
 
@@ -265,7 +357,7 @@ mod tests {
         assert!(foreign.contains("/s") && foreign.contains("another group"), "{foreign}");
         let rot = Event::ChecksumMismatch { volume: VolumeId(0), lba: Lba(5) };
         let (_, rot) = names().sentence(&rot);
-        assert!(rot.contains("volume data (/v) block 5"), "{rot}");
+        assert!(rot.contains("volume data (/v/data) block 5"), "{rot}");
     }
 
     #[test]

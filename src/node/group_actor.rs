@@ -25,6 +25,8 @@ pub enum Question {
     Record(Box<Recorder>),
     /// Fill this list, which has capacity for all there can be.
     Snapshots(Vec<SnapshotListed>),
+    /// Bring the checkpoint up to what is settled, soon.
+    Sweep,
 }
 
 /// A snapshot, and whether it can be read at this site yet.
@@ -43,6 +45,8 @@ pub enum Answer {
     Status(GroupStatus),
     Record(Box<Recorder>),
     Snapshots(Vec<SnapshotListed>),
+    /// It will.
+    Swept,
 }
 
 /// The group's ends of a front's rings.
@@ -236,6 +240,11 @@ impl GroupActor {
                     .map(|(record, readable)| SnapshotListed { record: *record, readable });
                 list.extend(all.take(room));
                 Answer::Snapshots(list)
+            }
+            Question::Sweep => {
+                self.group.want_sweep();
+                self.busy = true;
+                Answer::Swept
             }
         };
         self.ends.control.answers.push(answer);

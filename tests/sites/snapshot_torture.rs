@@ -56,7 +56,8 @@ fn command(site: &Site, verb: &str, name: &str) -> Child {
 
 fn names(site: &Site) -> Vec<String> {
     let text = succeeds(lockstep(&["snapshot", "list", "--config", path(&site.config), "--json"]));
-    let list: Vec<Value> = serde_json::from_str(&text).expect("a list");
+    let list: Value = serde_json::from_str(&text).expect("a list");
+    let list = list["snapshots"].as_array().expect("snapshots");
     let mut names: Vec<String> =
         list.iter().map(|snapshot| snapshot["name"].as_str().expect("a name").to_owned()).collect();
     names.sort();

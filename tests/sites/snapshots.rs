@@ -31,7 +31,8 @@ fn snapshot(site: &Site, arguments: &[&str]) -> std::process::Output {
 
 fn listed(site: &Site) -> Vec<(String, bool)> {
     let text = succeeds(snapshot(site, &["list", "--json"]));
-    let list: Vec<Value> = serde_json::from_str(&text).expect("a list");
+    let list: Value = serde_json::from_str(&text).expect("a list");
+    let list = list["snapshots"].as_array().expect("snapshots");
     let name = |snapshot: &Value| snapshot["name"].as_str().expect("a name").to_owned();
     list.iter().map(|snapshot| (name(snapshot), snapshot["protected"] == true)).collect()
 }
@@ -370,4 +371,67 @@ fn a_volume_is_rolled_back_on_both_sites_and_older_snapshots_stay_what_they_were
     }
     // Hosts are let in again.
     assert_eq!(live.write(&mut sites.left.connect("data"), 0..50, 4), 0);
+}
+
+/// What `snapshot list` says of each snapshot, and of the differential volume.
+fn held(site: &Site) -> (Vec<(String, u64)>, Value, Value) {
+    let text = succeeds(snapshot(site, &["list", "--json"]));
+    let list: Value = serde_json::from_str(&text).expect("a list");
+    let held = |snapshot: &Value| {
+        let name = snapshot["name"].as_str().expect("a name").to_owned();
+        (name, snapshot["held_bytes"].as_u64().expect("bytes") / BLOCK as u64)
+    };
+    let each = list["snapshots"].as_array().expect("snapshots").iter().map(held).collect();
+    (each, list["differential"].clone(), list["as_of"].clone())
+}
+
+#[test]
+fn both_sites_say_what_each_snapshot_holds() {
+    let mut sites = Sites::start(&Options {
+        volumes: vec![("data", 4), ("log", 1)],
+        differential_mib: 1,
+        ..Options::default()
+    });
+    let mut client = sites.left.connect("data");
+    let mut write = |from: usize, to: usize, fill: u8| {
+        client.write((from * BLOCK) as u64, &vec![fill; (to - from) * BLOCK], false).expect("written");
+    };
+    // Overwritten after the first: 0 to 60; after the second: 40 to 100; after the third: 90 to 110.
+    for (name, from, to) in [("first", 0, 60), ("second", 40, 100), ("third", 90, 110)] {
+        succeeds(snapshot(&sites.left, &["create", name]));
+        write(from, to, to as u8);
+    }
+    let say = |sites: &mut Sites, due: &[(&str, u64)], used: u64, filling: bool| {
+        sites.wait("--settled");
+        let due: Vec<_> = due.iter().map(|(name, blocks)| (name.to_string(), *blocks)).collect();
+        let mut said = Vec::new();
+        for site in [&mut sites.left, &mut sites.right] {
+            site.until("it has counted, and reclaimed", |site| {
+                let (_, differential, _) = held(site);
+                differential["used_bytes"] == used * BLOCK as u64
+            });
+            let (each, differential, as_of) = held(site);
+            assert_eq!(each, due, "{}", site.name);
+            assert_eq!(differential["filling"], filling, "{differential}");
+            assert_eq!(differential["free_bytes"], (256 - used) * BLOCK as u64, "{differential}");
+            said.push((differential, as_of));
+        }
+        assert_eq!(said[0], said[1]);
+        assert!(said[0].1.as_u64() > Some(0), "{said:?}");
+    };
+    // Of what the second keeps, the first needs 60 to 100 as well; of the third's, everybody needs 100 to 110.
+    say(&mut sites, &[("first", 60), ("second", 20), ("third", 10)], 140, false);
+    // Its neighbour is then the only one that needs 60 to 100.
+    succeeds(snapshot(&sites.left, &["delete", "second"]));
+    say(&mut sites, &[("first", 100), ("third", 10)], 120, false);
+    write(110, 200, 1);
+    say(&mut sites, &[("first", 100), ("third", 10)], 210, true);
+    let table = succeeds(snapshot(&sites.right, &["list"]));
+    assert!(table.contains("840.0 KiB of 1.0 MiB in use (82 %)"), "{table}");
+    let taken = "snapshot first (#";
+    for site in [&sites.left, &sites.right] {
+        let log = site.log_text();
+        assert!(log.contains(taken) && log.contains(") of volumes data, log is taken"), "{}", site.name);
+        assert!(log.contains("snapshot second (#"), "{}", site.name);
+    }
 }

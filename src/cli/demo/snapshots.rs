@@ -48,7 +48,7 @@ pub(super) struct Compared {
 /// Reads every snapshot back at both sites.
 pub(super) fn compare(pair: &Pair, taken: Vec<Taken>) -> anyhow::Result<Vec<Compared>> {
     let of_site = |site: usize| {
-        let listed = pair.client(site).snapshots()?;
+        let listed = pair.client(site).snapshots()?.snapshots;
         let number = |name: &str| listed.iter().find(|snapshot| snapshot.name == name).map(|it| it.number);
         let digests = taken.iter().map(|Taken { name, .. }| {
             let number = number(name).with_context(|| format!("{} has no snapshot {name}", NAMES[site]))?;

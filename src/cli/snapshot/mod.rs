@@ -10,15 +10,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, bail};
 
 use super::ConfigArgument;
+use super::observe::bytes;
 use crate::io::nbd_client::NbdUri;
 use crate::node::config::Config;
-use crate::node::control::{Client, SnapshotShown};
+use crate::node::control::{Client, SnapshotList, SnapshotShown};
 
 #[derive(clap::Subcommand)]
 pub enum SnapshotCommand {
     /// Take a snapshot, without pausing anybody; at the primary
     Create(Create),
-    /// Show the snapshots there are
+    /// Show the snapshots there are, and what deleting each would give back
     List(List),
     /// Delete a snapshot; at the primary
     Delete(Named),
@@ -98,12 +99,12 @@ impl SnapshotCommand {
             SnapshotCommand::Diff(diff) => diff.run()?,
             SnapshotCommand::Repair(repair) => repair.run()?,
             SnapshotCommand::List(list) => {
-                let snapshots = client(&list.config)?.snapshots()?;
+                let found = client(&list.config)?.snapshots()?;
                 if list.json {
-                    let text = serde_json::to_string_pretty(&snapshots).context("the snapshots as JSON")?;
+                    let text = serde_json::to_string_pretty(&found).context("the snapshots as JSON")?;
                     println!("{text}");
                 } else {
-                    print!("{}", table(&snapshots, SystemTime::now()));
+                    print!("{}", table(&found, SystemTime::now()));
                 }
             }
         }
@@ -117,8 +118,8 @@ fn client(config: &ConfigArgument) -> anyhow::Result<Client> {
 
 /// The snapshot of that name, if this site can show it.
 fn find(config: &Config, name: &str) -> anyhow::Result<SnapshotShown> {
-    let snapshots = Client::new(&config.site.control).snapshots()?;
-    match snapshots.into_iter().find(|snapshot| snapshot.name == name) {
+    let list = Client::new(&config.site.control).snapshots()?;
+    match list.snapshots.into_iter().find(|snapshot| snapshot.name == name) {
         Some(snapshot) if snapshot.readable => Ok(snapshot),
         Some(_) => {
             bail!("snapshot {name} cannot be read at {} yet; its updates are not settled", config.site.name)
@@ -145,21 +146,33 @@ fn uri_of(config: &Config, volume: &str, snapshot: Option<&str>) -> NbdUri {
     NbdUri::unix(&config.nbd.socket, &export)
 }
 
-fn table(snapshots: &[SnapshotShown], now: SystemTime) -> String {
-    if snapshots.is_empty() {
-        return "no snapshots\n".to_owned();
-    }
+fn table(list: &SnapshotList, now: SystemTime) -> String {
+    let SnapshotList { snapshots, differential, .. } = list;
     let width = snapshots.iter().map(|snapshot| snapshot.name.chars().count()).max().unwrap_or(0).max(4);
-    let mut text = format!("{:width$}  {:>12}  {:>9}  volumes\n", "name", "number", "age");
+    let mut text = match snapshots.is_empty() {
+        true => "no snapshots\n".to_owned(),
+        false => format!("{:width$}  {:>12}  {:>9}  {:>10}  volumes\n", "name", "number", "age", "held"),
+    };
     for snapshot in snapshots {
         let marks = [(snapshot.protected, ", protected"), (!snapshot.readable, ", not readable here yet")];
         let marks = marks.iter().filter(|(holds, _)| *holds).map(|(_, mark)| *mark).collect::<String>();
         text += &format!(
-            "{:width$}  {:>12}  {:>9}  {}{marks}\n",
+            "{:width$}  {:>12}  {:>9}  {:>10}  {}{marks}\n",
             snapshot.name,
             snapshot.number,
             age(snapshot.taken_at_ns, now),
+            bytes(snapshot.held_bytes as f64),
             snapshot.volumes.join(" ")
+        );
+    }
+    if differential.total_bytes > 0 {
+        let warning = if differential.filling { "; delete what nobody needs" } else { "" };
+        text += &format!(
+            "differential volume: {} of {} in use ({} %), {} free{warning}\n",
+            bytes(differential.used_bytes as f64),
+            bytes(differential.total_bytes as f64),
+            differential.used_percent,
+            bytes(differential.free_bytes as f64)
         );
     }
     text
@@ -179,6 +192,41 @@ fn age(taken_at_ns: u64, now: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::control::DifferentialShown;
+
+    #[test]
+    fn a_list_shows_what_each_holds_and_the_room_that_is_left() {
+        let snapshot = |name: &str, held_bytes| SnapshotShown {
+            name: name.to_owned(),
+            number: 7,
+            taken_at_ns: 0,
+            volumes: vec!["data".to_owned(), "log".to_owned()],
+            protected: name == "kept",
+            readable: true,
+            held_bytes,
+        };
+        let mut list = SnapshotList {
+            snapshots: vec![snapshot("kept", 3 << 20), snapshot("a", 0)],
+            as_of: 9,
+            differential: DifferentialShown {
+                total_bytes: 8 << 20,
+                used_bytes: 7 << 20,
+                free_bytes: 1 << 20,
+                used_percent: 87,
+                filling: true,
+            },
+        };
+        assert_eq!(
+            table(&list, UNIX_EPOCH),
+            "name        number        age        held  volumes\n\
+             kept             7        0 s     3.0 MiB  data log, protected\n\
+             a                7        0 s         0 B  data log\n\
+             differential volume: 7.0 MiB of 8.0 MiB in use (87 %), 1.0 MiB free; delete what nobody needs\n"
+        );
+        list.snapshots.clear();
+        list.differential.total_bytes = 0;
+        assert_eq!(table(&list, UNIX_EPOCH), "no snapshots\n");
+    }
 
     #[test]
     fn ages_are_told_in_the_largest_unit() {

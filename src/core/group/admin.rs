@@ -194,17 +194,15 @@ impl Group {
             let (snapshot, protected) =
                 (UpdateNumber(update.lba.0), update.kind == UpdateKind::SnapshotProtect);
             self.snapshots.protect(snapshot, update.number, protected);
-            if news {
-                turn.event(Event::SnapshotProtected { snapshot, protected });
-            }
+            let found = self.snapshots.find(snapshot).filter(|_| news);
+            found.iter().for_each(|found| turn.event(Event::SnapshotProtected { snapshot: found.record }));
             return;
         }
         if update.kind == UpdateKind::SnapshotDelete {
             let snapshot = UpdateNumber(update.lba.0);
             self.snapshots.delete(snapshot, update.number);
-            if news {
-                turn.event(Event::SnapshotDeleted { snapshot });
-            }
+            let found = self.snapshots.find(snapshot).filter(|_| news);
+            found.iter().for_each(|found| turn.event(Event::SnapshotDeleted { snapshot: found.record }));
             return;
         }
         let (page, _) = crate::core::window::Window::block(&turn.tables.window, update, 0);
@@ -216,7 +214,7 @@ impl Group {
             }
         }
         if news {
-            turn.event(Event::SnapshotCreated { snapshot: record.number });
+            turn.event(Event::SnapshotCreated { snapshot: record });
         }
     }
 

@@ -1,6 +1,7 @@
 //! Capture: which blocks an update overwrites that a snapshot needs, where their old content is, and which slots of the
 //! differential volume they get.
 
+use super::status::DIFFERENTIAL_WARN_PERCENT;
 use super::{Group, Turn};
 use crate::base::*;
 use crate::core::captures::{Capture, Source};
@@ -25,8 +26,7 @@ pub(super) enum Room {
     Never,
 }
 
-/// An operator hears of a differential volume that is this full, in percent, and again only after it was emptier.
-const WARN_PERCENT: u64 = 80;
+/// A differential volume that was this full, in percent, is worth a second warning.
 const WARN_AGAIN_PERCENT: u64 = 70;
 
 /// Clean blocks' pages are held for a snapshot only while this share of what updates may hold is in use, in percent: the
@@ -103,13 +103,11 @@ impl Group {
         if self.config.on_differential_full == OnDifferentialFull::Error {
             return Room::Never;
         }
-        let Some(oldest) =
-            self.snapshots.living().find(|record| !record.protected).map(|record| record.number)
-        else {
+        let Some(oldest) = self.snapshots.living().find(|record| !record.protected).copied() else {
             return Room::Never;
         };
         if self.room_for_control(0) {
-            self.append_delete(turn, oldest);
+            self.append_delete(turn, oldest.number);
             turn.event(Event::SnapshotGivenUp { snapshot: oldest });
         }
         Room::Later
@@ -158,7 +156,7 @@ impl Group {
         let used = (self.slots.total() - self.slots.free()) * 100 / self.slots.total().max(1);
         if used < WARN_AGAIN_PERCENT {
             self.differential_warned = false;
-        } else if used >= WARN_PERCENT && !self.differential_warned {
+        } else if used >= DIFFERENTIAL_WARN_PERCENT && !self.differential_warned {
             self.differential_warned = true;
             self.differential_warning = true;
         }

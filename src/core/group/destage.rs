@@ -222,6 +222,11 @@ impl Group {
             || self.pressure_percent() >= self.destage.begins_percent
     }
 
+    /// Somebody is to see what is settled in the checkpoint.
+    pub fn want_sweep(&mut self) {
+        self.sweep_wanted = true;
+    }
+
     /// The peer's position moved: the journal's tail may follow at the next checkpoint.
     pub(super) fn note_retention(&mut self) {
         self.destage.retention_moved = true;

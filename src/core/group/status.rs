@@ -5,6 +5,9 @@ use super::{Alone, Group, Phase};
 use crate::base::*;
 use crate::core::config::Role;
 
+/// An operator hears of a differential volume that is this full, in percent, and again only after it was emptier.
+pub const DIFFERENTIAL_WARN_PERCENT: u64 = 80;
+
 /// Counts since start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {

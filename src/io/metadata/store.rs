@@ -5,6 +5,7 @@ use redb::{
 };
 
 use super::NUMBERS;
+use super::space::{Needed, SharedSpace};
 use crate::base::*;
 use crate::core::messages::{MetadataAnswer, MetadataFault, MetadataOp};
 use crate::format::metadata::*;
@@ -29,6 +30,8 @@ pub struct Store {
     database: Database,
     /// Slots in use, by bit: gathered when loading begins, since the tables are not ordered by them.
     slots: Vec<u64>,
+    needed: Needed,
+    space: SharedSpace,
 }
 
 /// Why a request was not carried out, for the log; the group hears of the kind only.
@@ -76,7 +79,12 @@ type Key = (u16, u64, u64);
 
 impl Store {
     pub fn new(database: Database) -> Store {
-        Store { database, slots: Vec::new() }
+        Store { database, slots: Vec::new(), needed: Needed::default(), space: SharedSpace::default() }
+    }
+
+    /// What each snapshot keeps, as of the latest commit; known once loading has begun.
+    pub fn space(&self) -> SharedSpace {
+        self.space.clone()
     }
 
     pub fn perform(
@@ -118,11 +126,12 @@ impl Store {
         page: &mut [u8; BLOCK_BYTES],
     ) -> Result<MetadataAnswer, StoreError> {
         let transaction = self.database.begin_read()?;
-        if first == 0 {
-            self.slots = slots_in_use(&transaction)?;
-        }
         let applied = transaction.open_table(NUMBERS)?.get(APPLIED)?.map_or(0, |value| value.value());
         let records = snapshots(&transaction)?;
+        if first == 0 {
+            (self.slots, self.needed) = count_entries(&transaction, &records)?;
+            self.space.set(self.needed.space(UpdateNumber(applied)));
+        }
         let part = &records[first.min(records.len())..records.len().min(first + SNAPSHOTS_PAGE_MAX)];
         encode_snapshots(part.iter(), page);
         Ok(MetadataAnswer::Snapshots {
@@ -154,7 +163,7 @@ impl Store {
     }
 
     fn commit(
-        &self,
+        &mut self,
         applied: UpdateNumber,
         count: usize,
         pages: &mut dyn RequestPages,
@@ -172,8 +181,12 @@ impl Store {
                 for change in (0..changes_in(&page)).filter_map(|at| change_at(&page, at)) {
                     match change {
                         Change::Captured(entry) => {
-                            if !insert(&mut captured, &entry)? {
-                                set_bit(pages.answer(), number);
+                            match insert(&mut captured, &entry)? {
+                                Insertion::New { since } => {
+                                    self.needed.captured(entry.volume, since, entry.snapshot);
+                                }
+                                Insertion::There => {}
+                                Insertion::Redundant => set_bit(pages.answer(), number),
                             }
                             number += 1;
                         }
@@ -182,10 +195,12 @@ impl Store {
                             let mut bytes = [0; SNAPSHOT_RECORD_BYTES];
                             record.encode(&mut bytes);
                             records.insert(snapshot.0, &bytes)?;
+                            self.needed.created(&record);
                             index += 1;
                         }
                         Change::Deleted(snapshot) => {
                             records.remove(snapshot.0)?;
+                            self.needed.deleted(snapshot);
                         }
                         Change::Protected(snapshot, protected) => {
                             let found = records.get(snapshot.0)?.map(|value| *value.value());
@@ -202,6 +217,7 @@ impl Store {
             transaction.open_table(NUMBERS)?.insert(APPLIED, applied.0)?;
         }
         transaction.commit()?;
+        self.space.set(self.needed.space(applied));
         Ok(MetadataAnswer::Committed)
     }
 
@@ -315,32 +331,35 @@ impl Store {
     }
 }
 
-/// Returns whether the block is kept in the entry's slot now; else it was kept already.
+/// What became of an entry that was to be inserted.
+enum Insertion {
+    /// It is there now; the block's entry before it is for the snapshot `since`, or there is none.
+    New { since: UpdateNumber },
+    /// It was there, in the same slot: a commit that is repeated after a crash.
+    There,
+    /// The block is kept for its snapshot or a later one already, in another slot.
+    Redundant,
+}
+
 fn insert(
     table: &mut redb::Table<Key, &'static [u8; ENTRY_BYTES]>,
     entry: &Captured,
-) -> Result<bool, StoreError> {
+) -> Result<Insertion, StoreError> {
+    let of_block = (entry.volume, entry.lba);
     let key = (entry.volume.0, entry.lba.0, entry.snapshot.0);
-    let found = match table.range(key..(entry.volume.0, entry.lba.0 + 1, 0))?.next() {
-        None => None,
-        Some(found) => {
-            let (at, value) = found?;
-            let at = at.value();
-            Some((
-                at == key,
-                Captured::of_value((entry.volume, entry.lba, UpdateNumber(at.2)), value.value())?,
-            ))
-        }
+    let end = (entry.volume.0, entry.lba.0 + 1, 0);
+    let newest = match table.range((entry.volume.0, entry.lba.0, 0)..end)?.next_back() {
+        None => UpdateNumber::NONE,
+        Some(found) => UpdateNumber(found?.0.value().2),
     };
-    match found {
-        // A commit that is repeated after a crash.
-        Some((true, kept)) => Ok(kept.slot == entry.slot),
-        Some((false, _)) => Ok(false),
-        None => {
-            table.insert(key, &entry.value())?;
-            Ok(true)
-        }
+    if newest < entry.snapshot {
+        table.insert(key, &entry.value())?;
+        return Ok(Insertion::New { since: newest });
     }
+    let found = table.range(key..end)?.next().expect("the newest is one of them")?;
+    let (at, value) = (found.0.value(), found.1);
+    let kept = Captured::of_value((of_block.0, of_block.1, UpdateNumber(at.2)), value.value())?;
+    Ok(if at == key && kept.slot == entry.slot { Insertion::There } else { Insertion::Redundant })
 }
 
 fn snapshots(transaction: &ReadTransaction) -> Result<Vec<SnapshotRecord>, StoreError> {
@@ -351,19 +370,29 @@ fn snapshots(transaction: &ReadTransaction) -> Result<Vec<SnapshotRecord>, Store
     Ok(records)
 }
 
-fn slots_in_use(transaction: &ReadTransaction) -> Result<Vec<u64>, StoreError> {
-    let mut slots = Vec::new();
+/// The slots in use, and who needs what, of all entries.
+fn count_entries(
+    transaction: &ReadTransaction,
+    records: &[SnapshotRecord],
+) -> Result<(Vec<u64>, Needed), StoreError> {
+    let (mut slots, mut needed) = (Vec::new(), Needed::default());
+    records.iter().for_each(|record| needed.created(record));
+    let mut before: Option<Key> = None;
     for entry in transaction.open_table(CAPTURED)?.iter()? {
         let (key, value) = entry?;
-        let (volume, lba, snapshot) = key.value();
-        let entry = Captured::of_value((VolumeId(volume), Lba(lba), UpdateNumber(snapshot)), value.value())?;
+        let key = key.value();
+        let (volume, lba, snapshot) = (VolumeId(key.0), Lba(key.1), UpdateNumber(key.2));
+        let entry = Captured::of_value((volume, lba, snapshot), value.value())?;
         let word = (entry.slot.0 / 64) as usize;
         if word >= slots.len() {
             slots.resize(word + 1, 0);
         }
         slots[word] |= 1 << (entry.slot.0 % 64);
+        let since = before.filter(|before| (before.0, before.1) == (key.0, key.1)).map_or(0, |it| it.2);
+        needed.captured(volume, UpdateNumber(since), snapshot);
+        before = Some(key);
     }
-    Ok(slots)
+    Ok((slots, needed))
 }
 
 #[cfg(test)]

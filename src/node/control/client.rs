@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::{Goal, Request, Response, SnapshotShown, Status};
+use super::{Goal, Request, Response, SnapshotList, Status};
 use crate::node::telemetry::{Report, ReportError};
 
 /// Longest a request that does not wait may take.
@@ -151,9 +151,9 @@ impl Client {
         }
     }
 
-    pub fn snapshots(&self) -> Result<Vec<SnapshotShown>, ClientError> {
+    pub fn snapshots(&self) -> Result<SnapshotList, ClientError> {
         match self.request(Request::SnapshotList, REPLY_MAX)? {
-            Response::Snapshots(snapshots) => Ok(snapshots),
+            Response::Snapshots(list) => Ok(list),
             _ => Err(self.unexpected()),
         }
     }

@@ -178,6 +178,14 @@ impl GroupLine {
         }
     }
 
+    /// Lets the group bring its checkpoint up to what is settled, soon.
+    pub fn sweep(&mut self) -> Result<(), LineError> {
+        match self.ask_group(Question::Sweep)? {
+            Answer::Swept => Ok(()),
+            other => unreachable!("a wish for a sweep was answered with {other:?}"),
+        }
+    }
+
     /// Whatever the front recorded is kept, also what it answers late. The clients that it counted, if that was the question.
     fn ask_front(&mut self, question: FrontQuestion) -> Result<Option<usize>, LineError> {
         let total = &mut self.total;

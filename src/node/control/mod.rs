@@ -12,6 +12,6 @@ mod status;
 
 pub use client::{Client, ClientError};
 pub use line::{AdminLine, GroupLine, Line, LineError, Lines};
-pub use protocol::{Goal, Request, Response, SnapshotShown};
+pub use protocol::{DifferentialShown, Goal, Request, Response, SnapshotList, SnapshotShown};
 pub use server::{Control, ControlError};
 pub use status::{PeerStatus, Pending, Rates, Sample, Sampler, StageLoad, Status, Watermarks};

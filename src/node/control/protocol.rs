@@ -70,6 +70,28 @@ pub struct SnapshotShown {
     pub protected: bool,
     /// Whether this site can show its content yet.
     pub readable: bool,
+    /// What deleting it alone would give back of the differential volume.
+    pub held_bytes: u64,
+}
+
+/// A group's snapshots, and the room there is for what they keep.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotList {
+    /// Oldest first.
+    pub snapshots: Vec<SnapshotShown>,
+    /// What each holds is counted of every update up to here.
+    pub as_of: u64,
+    pub differential: DifferentialShown,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DifferentialShown {
+    pub total_bytes: u64,
+    pub used_bytes: u64,
+    pub free_bytes: u64,
+    pub used_percent: u64,
+    /// So much is in use that the log warned.
+    pub filling: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -83,8 +105,7 @@ pub enum Response {
         done: u64,
         total: u64,
     },
-    /// Oldest first.
-    Snapshots(Vec<SnapshotShown>),
+    Snapshots(SnapshotList),
     /// The goal was not reached in time; what is missing.
     TimedOut(String),
     Failed(String),

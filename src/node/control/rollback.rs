@@ -126,7 +126,12 @@ impl Control {
             }
             client.flush()?;
         }
-        tracing::info!("rolled back to snapshot {name}: {total} bytes were written back");
+        let names: Vec<&str> = volumes.iter().map(|volume| volume.as_str()).collect();
+        tracing::info!(
+            "rolled back to snapshot {name}: volume{} {}, {total} bytes were written back; hosts may connect again",
+            if names.len() == 1 { "" } else { "s" },
+            names.join(", ")
+        );
         Ok(())
     }
 }

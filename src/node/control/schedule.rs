@@ -136,6 +136,7 @@ mod tests {
             volumes: Vec::new(),
             protected,
             readable: true,
+            held_bytes: 0,
         };
         let at = |seconds: u64| UNIX_EPOCH + Duration::from_secs(seconds);
         let hour = |hour: u64| format!("hourly-{}", utc(hour * 3600));

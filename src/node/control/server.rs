@@ -16,6 +16,7 @@ use super::protocol::REQUEST_BYTES_MAX;
 use super::{Goal, GroupLine, LineError, Request, Response, Status};
 use crate::core::config::Role;
 use crate::core::group::status::{GroupState, GroupStatus, PeerState};
+use crate::io::metadata::SharedSpace;
 use crate::io::quic::LinkStats;
 use crate::node::config::Config;
 use crate::node::telemetry::{Report, WireReport};
@@ -56,10 +57,18 @@ pub struct Control {
     connections: AtomicUsize,
     /// Taken for as long as a rollback runs.
     pub(super) rolling_back: Mutex<()>,
+    /// What each snapshot keeps.
+    pub(super) space: SharedSpace,
 }
 
 impl Control {
-    pub fn new(config: Config, line: GroupLine, link: Option<Arc<LinkStats>>, port: Port) -> Arc<Control> {
+    pub fn new(
+        config: Config,
+        line: GroupLine,
+        link: Option<Arc<LinkStats>>,
+        port: Port,
+        space: SharedSpace,
+    ) -> Arc<Control> {
         Arc::new(Control {
             config,
             line: Mutex::new(line),
@@ -68,6 +77,7 @@ impl Control {
             port,
             connections: AtomicUsize::new(0),
             rolling_back: Mutex::new(()),
+            space,
         })
     }
 
@@ -175,7 +185,7 @@ impl Control {
             }
             Request::SnapshotDelete { name } => self.delete_snapshot(&name),
             Request::SnapshotProtect { name, protected } => self.protect_snapshot(&name, protected),
-            Request::SnapshotList => self.snapshots().map(Response::Snapshots),
+            Request::SnapshotList => self.list_snapshots().map(Response::Snapshots),
             Request::SnapshotRollback { .. } => unreachable!("answered with its progress"),
             Request::Stop => {
                 self.port.request_stop();

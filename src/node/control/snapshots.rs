@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::{Control, LineError, Response, SnapshotShown};
-use crate::base::{NAME_BYTES_MAX, UpdateNumber, VolumeId, VolumeSet};
+use super::{Control, DifferentialShown, LineError, Response, SnapshotList, SnapshotShown};
+use crate::base::{BLOCK_BYTES, NAME_BYTES_MAX, UpdateNumber, VolumeId, VolumeSet};
+use crate::core::group::status::DIFFERENTIAL_WARN_PERCENT;
 use crate::core::messages::AdminOp;
 use crate::format::snapshot::SnapshotName;
+use crate::io::metadata::Space;
 use crate::node::group_actor::SnapshotListed;
 
 /// How often a request looks for its answer.
@@ -14,15 +16,44 @@ const LOOKS_EVERY: Duration = Duration::from_millis(1);
 /// What the rings may add to the host deadline, by which the group answers.
 const ANSWER_SLACK: Duration = Duration::from_secs(1);
 
+/// What a list holds is brought up to the moment if that takes no longer than this; a busy site is behind.
+const SWEEP_AWAITED_MAX: Duration = Duration::from_secs(1);
+
 impl Control {
     pub fn snapshots(&self) -> Result<Vec<SnapshotShown>, LineError> {
         // What the list shows can be asked for at once.
         self.line().show_snapshots()?;
         let listed = self.line().snapshots()?;
-        Ok(listed.iter().map(|snapshot| self.shown(snapshot)).collect())
+        let space = self.space.get();
+        Ok(listed.iter().map(|snapshot| self.shown(snapshot, &space)).collect())
     }
 
-    fn shown(&self, SnapshotListed { record, readable }: &SnapshotListed) -> SnapshotShown {
+    /// The snapshots with what each keeps. What is settled by now is counted, unless the site is too busy for that.
+    pub(super) fn list_snapshots(&self) -> Result<SnapshotList, LineError> {
+        let asked = Instant::now();
+        let settled = self.group_status()?.settled;
+        self.line().sweep()?;
+        let mut status = self.group_status()?;
+        while status.checkpoint < settled && asked.elapsed() < SWEEP_AWAITED_MAX {
+            std::thread::sleep(LOOKS_EVERY);
+            status = self.group_status()?;
+        }
+        // A checkpoint comes after the commit, so that what is counted by now is never older than this status.
+        let as_of = status.checkpoint.max(self.space.get().applied).0;
+        let bytes = |blocks: u64| blocks * BLOCK_BYTES as u64;
+        let (total, used) = (status.differential_blocks, status.differential_used_blocks);
+        let used_percent = used * 100 / total.max(1);
+        let differential = DifferentialShown {
+            total_bytes: bytes(total),
+            used_bytes: bytes(used),
+            free_bytes: bytes(total - used),
+            used_percent,
+            filling: used_percent >= DIFFERENTIAL_WARN_PERCENT,
+        };
+        Ok(SnapshotList { snapshots: self.snapshots()?, as_of, differential })
+    }
+
+    fn shown(&self, SnapshotListed { record, readable }: &SnapshotListed, space: &Space) -> SnapshotShown {
         let volumes = self.config.volumes.iter().enumerate();
         SnapshotShown {
             name: record.name.as_str().to_owned(),
@@ -34,6 +65,7 @@ impl Control {
                 .collect(),
             protected: record.protected,
             readable: *readable,
+            held_bytes: space.of(record.number) * BLOCK_BYTES as u64,
         }
     }
 

@@ -15,7 +15,7 @@ use crate::core::nbd::Export;
 use crate::core::outbox::{Event, LINK_CONTROL_MAX, Tables};
 use crate::io::arena::{Arena, ArenaView};
 use crate::io::disk::{DiskEdges, DiskExecutor, slots_of};
-use crate::io::metadata::{MetadataEdges, MetadataExecutor};
+use crate::io::metadata::{MetadataEdges, MetadataExecutor, SharedSpace};
 use crate::io::nbd::{CONNECTIONS_DEFAULT, FrontConfig, FrontEdges, NbdFront};
 use crate::io::quic::LinkStats;
 use crate::io::quic::connection::LinkConfig;
@@ -82,6 +82,8 @@ pub struct Assembly {
     /// What became of the group.
     pub fate: Arc<Fate>,
     pub metadata: Option<MetadataExecutor>,
+    /// What each snapshot keeps.
+    pub space: SharedSpace,
 }
 
 impl Assembly {
@@ -134,10 +136,12 @@ impl Assembly {
         let admin_line = AdminLine::new(admin_requests, admin_answered);
         let (to_metadata, metadata_asked) = edge(METADATA_IO_SLOTS, group, &metadata_port);
         let (metadata_done, from_metadata) = edge(METADATA_IO_SLOTS, &metadata_port, group);
+        let store = storage.metadata.into_store();
+        let space = store.space();
         let metadata = MetadataExecutor::new(
             MetadataEdges { requests: metadata_asked, done: metadata_done },
             metadata_port,
-            storage.metadata.into_store(),
+            store,
             tables.clone(),
             arena.view(),
         );
@@ -212,6 +216,7 @@ impl Assembly {
             )),
             fate,
             metadata: Some(metadata),
+            space,
         })
     }
 

@@ -134,7 +134,8 @@ impl Site {
         let port = assembly.main_port.clone();
         let threads = Threads::start(config, &mut assembly, &clock)?;
         let line = assembly.group_line(&clock, threads.loads());
-        let control = Control::new(config.clone(), line, assembly.link_stats.take(), port.clone());
+        let (link, space) = (assembly.link_stats.take(), assembly.space.clone());
+        let control = Control::new(config.clone(), line, link, port.clone(), space);
         let served = control.serve().map_err(RunError::from);
         if let Err(error) = served.and_then(|()| control.follow_schedules().map_err(RunError::Schedules)) {
             port.request_stop();
