@@ -98,6 +98,7 @@ fn config(role: Role) -> GroupConfig {
         flush_interval: Nanos::from_millis(2),
         flush_blocks: 1000,
         destage_depth_max: 16,
+        warm_up: false,
         fronts: 1,
     }
 }

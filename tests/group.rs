@@ -66,6 +66,7 @@ fn config(role: Role, peer: bool) -> GroupConfig {
         flush_interval: Nanos::from_millis(2),
         flush_blocks: 1000,
         destage_depth_max: 16,
+        warm_up: false,
         fronts: 1,
     }
 }
@@ -349,6 +350,35 @@ fn both_sites_hold_every_write_while_the_ring_wraps() {
     let status = pair.sites[0].group.status(pair.now);
     assert!(status.counters.journal_blocks > 2 * status.journal_blocks, "the ring did not wrap: {status:#?}");
     assert!(status.checkpoint > UpdateNumber(5000));
+}
+
+#[test]
+fn a_cache_that_holds_its_volume_reads_it_at_start() {
+    let mut pair = pair();
+    let mut expected = HashMap::new();
+    exercise(&mut pair, &mut expected, 40, 7);
+    pair.run_until("a checkpoint of everything", |pair| {
+        pair.sites.iter().all(|site| {
+            let status = site.group.status(pair.now);
+            status.checkpoint == status.last
+        })
+    });
+    for (site, pages) in [(0, PAGES_MIN + 2000), (1, PAGES_MIN + 8)] {
+        let Site { disks, config, .. } = &pair.sites[site];
+        let config = GroupConfig { warm_up: true, pages, ..config.clone() };
+        let mut site = Site::started(config, disks.clone());
+        site.with(pair.now, |group, turn| group.start(turn));
+        for _ in 0..1000 {
+            pair.now = pair.now.plus(Nanos::from_millis(1));
+            site.with(pair.now, |group, turn| group.end_turn(turn));
+            site.drain(pair.now);
+        }
+        let status = site.group.status(pair.now);
+        assert!(!status.warming_up);
+        // The other's pages are too few to begin.
+        let warmed = if pages > PAGES_MIN + VOLUME_BLOCKS as u32 { VOLUME_BLOCKS } else { 0 };
+        assert_eq!(status.counters.warmed_blocks, warmed);
+    }
 }
 
 #[test]

@@ -80,6 +80,7 @@ fn config(differential_blocks: u64, on_differential_full: OnDifferentialFull) ->
         flush_interval: Nanos::from_millis(2),
         flush_blocks: 1000,
         destage_depth_max: 16,
+        warm_up: false,
         fronts: 1,
     }
 }

@@ -189,6 +189,8 @@ class Pair(Subject):
             process.wait_for(f"{site.name}'s NBD socket", lambda: listens(site.nbd))
         if self.with_peer:
             self.left.wait("--in-sync")
+        for site in self.sites:
+            site.wait("--warm")
 
     def target(self):
         return nbd_target(self.left.nbd, "disk")
@@ -252,6 +254,7 @@ class InProcess(Pair):
         right = self.sites[1]
         process = self.spawn_site(right)
         process.wait_for(f"{right.name}'s NBD socket", lambda: listens(right.nbd))
+        right.wait("--warm")
 
     def drive(self, workload, seconds, seed):
         argv = [

@@ -71,12 +71,14 @@ pub const SNAPSHOTS_MAX: usize = 256;
 /// commits to carry out besides.
 pub const CHANGES_BLOCKS_MAX: usize = 4096;
 
-/// Old blocks numbered for a snapshot and not yet in the differential volume: as many as updates in the window, so that
-/// single blocks are never held up by this bound before that one.
-pub const CAPTURES_MAX: usize = 16_384;
+/// Old blocks numbered for a snapshot and not yet in the differential volume: as many at least as updates in the window, so that
+/// single blocks are never held up by this bound before that one. A cache of more pages may have one for each of them, since
+/// whoever overwrites it all once after a snapshot is to wait for the cache to fill, not for this.
+pub const CAPTURES_MIN: usize = 16_384;
 
-/// Pages of management information in one commit (half a megabyte): some thousand captured blocks an fsync.
-pub const METADATA_PAGES_MAX: usize = 32;
+/// Pages of management information in one commit (half a megabyte): some sixteen thousand captured blocks an fsync. A
+/// commit of few blocks rewrites almost as much of the tables as one of many, whose keys then lie close together.
+pub const METADATA_PAGES_MAX: usize = 128;
 
 /// Slots of the metadata executor's page table: a commit, a reclaim, and looks-up for readers of snapshots.
 pub const METADATA_IO_SLOTS: usize = 32;

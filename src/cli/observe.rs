@@ -187,11 +187,18 @@ struct GoalArgument {
     /// Until the peer holds every acknowledged update and takes part in acknowledging
     #[arg(long)]
     in_sync: bool,
+    /// Until a cache that holds all volumes has read them
+    #[arg(long)]
+    warm: bool,
 }
 
 impl WaitCommand {
     pub fn run(&self) -> anyhow::Result<()> {
-        let goal = if self.goal.settled { Goal::Settled } else { Goal::InSync };
+        let goal = match self.goal {
+            GoalArgument { settled: true, .. } => Goal::Settled,
+            GoalArgument { warm: true, .. } => Goal::Warm,
+            _ => Goal::InSync,
+        };
         Ok(client(&self.config)?.wait(goal, self.timeout)?)
     }
 }

@@ -10,6 +10,9 @@ pub enum Source {
     Page(PageId),
     /// In the volume, which keeps it until the capture is durable.
     Volume,
+    /// In the volume, and in this page, read from there for the write to the slot. Whoever else wants it reads the volume, since
+    /// nobody has compared the page's sum.
+    Read(PageId),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,6 +119,34 @@ impl Captures {
         self.get(self.len.checked_sub(1)?)
     }
 
+    /// How many are of updates up to `number`.
+    pub fn count_through(&self, number: UpdateNumber) -> usize {
+        let (mut low, mut high) = (0, self.len);
+        while low < high {
+            let middle = low.midpoint(high);
+            if self.ring[self.place(middle)].number <= number {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low
+    }
+
+    /// The old content of the `index`th oldest was read from its volume, or the page is not needed any more. Its page
+    /// reference is the caller's.
+    pub fn set_read(&mut self, index: usize, page: Option<PageId>) {
+        assert!(index < self.len, "capture {index} of {}", self.len);
+        let place = self.place(index);
+        let source = &mut self.ring[place].source;
+        assert_eq!(matches!(source, Source::Read(_)), page.is_none(), "capture {index} is from {source:?}");
+        *source = page.map_or(Source::Volume, Source::Read);
+        match page {
+            Some(_) => self.pages += 1,
+            None => self.pages -= 1,
+        }
+    }
+
     #[track_caller]
     pub fn push(&mut self, capture: Capture) {
         assert!(self.room() > 0, "more captures than {}", self.capacity);
@@ -175,7 +206,7 @@ impl Captures {
 }
 
 fn holds_page(capture: &Capture) -> bool {
-    matches!(capture.source, Source::Page(page) if page != PageId::ZERO)
+    matches!(capture.source, Source::Page(page) | Source::Read(page) if page != PageId::ZERO)
 }
 
 #[cfg(test)]
@@ -186,11 +217,23 @@ mod tests {
 
     proptest! {
         #[test]
-        fn queue_and_hash_agree_with_a_plain_queue(acts in prop::collection::vec((0u8..4, 0u64..6), 1..300)) {
+        fn queue_and_hash_agree_with_a_plain_queue(acts in prop::collection::vec((0u8..5, 0u64..6), 1..300)) {
             let mut captures = Captures::new(7);
             let mut plain: VecDeque<Capture> = VecDeque::new();
             let mut number = 0;
             for (act, lba) in acts {
+                if act == 4 {
+                    // Every block that only the volume has is read, and then needed no more.
+                    for (index, capture) in plain.iter().enumerate().filter(|(_, capture)| capture.source == Source::Volume) {
+                        captures.set_read(index, Some(PageId(9)));
+                        prop_assert_eq!(captures.get(index).map(|read| read.source), Some(Source::Read(PageId(9))));
+                        prop_assert_eq!(captures.get(index).map(|read| read.lba), Some(capture.lba));
+                    }
+                    prop_assert_eq!(captures.pages(), plain.iter().filter(|capture| capture.source != Source::Page(PageId::ZERO)).count());
+                    for (index, _) in plain.iter().enumerate().filter(|(_, capture)| capture.source == Source::Volume) {
+                        captures.set_read(index, None);
+                    }
+                }
                 match act {
                     0 | 1 if captures.room() > 0 => {
                         number += 1;
@@ -200,11 +243,14 @@ mod tests {
                         plain.push_back(capture);
                     }
                     2 => prop_assert_eq!(captures.pop_front(), plain.pop_front()),
+                    4 => (),
                     _ => prop_assert_eq!(captures.pop_back(), plain.pop_back()),
                 }
                 prop_assert_eq!(captures.len(), plain.len());
                 prop_assert_eq!(captures.pages(), plain.iter().filter(|capture| holds_page(capture)).count());
                 prop_assert_eq!(captures.get(1), plain.get(1));
+                let older = plain.iter().filter(|capture| capture.number.0 <= number / 2).count();
+                prop_assert_eq!(captures.count_through(UpdateNumber(number / 2)), older);
                 for lba in 0..6 {
                     let found: Vec<_> = captures.of_block(VolumeId(0), Lba(lba)).collect();
                     let due: Vec<_> = plain.iter().rev().filter(|capture| capture.lba.0 == lba).collect();

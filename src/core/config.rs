@@ -57,6 +57,8 @@ pub struct GroupConfig {
     pub flush_blocks: u64,
     /// Volume writes in flight when destage is in a hurry.
     pub destage_depth_max: usize,
+    /// Whether a cache that holds all volumes reads them at start.
+    pub warm_up: bool,
     pub fronts: usize,
 }
 

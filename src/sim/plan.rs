@@ -161,6 +161,7 @@ impl Plan {
             flush_interval,
             flush_blocks,
             destage_depth_max: rng.pick(&[1, 4, 32]) as usize,
+            warm_up: seed % 4 == 3,
             fronts: if site == 0 { fronts } else { 1 },
         });
         let operations = HOST_OPERATIONS_MIN + rng.below(200);

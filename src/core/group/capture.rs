@@ -223,7 +223,7 @@ impl Group {
     }
 
     pub(super) fn let_go(&mut self, turn: &mut Turn<impl Memory>, capture: &Capture) {
-        if let Source::Page(page) = capture.source {
+        if let Source::Page(page) | Source::Read(page) = capture.source {
             self.pages.release(page, turn.memory);
         }
     }

@@ -16,9 +16,11 @@ use crate::format::superblock::{JournalPosition, SUPERBLOCK_SLOTS, Superblock};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     Idle,
-    /// Old blocks go to the differential volume: the next capture to look at.
+    /// Old blocks go to the differential volume: the next capture to write, and the next to look at whether its block is
+    /// to be read from the volume first.
     Captures {
         next: usize,
+        read: usize,
     },
     DifferentialFlush {
         begun: bool,
@@ -59,8 +61,9 @@ pub(super) struct Destage {
     in_flight: usize,
     /// The pressure at which the next sweep begins.
     begins_percent: u64,
-    /// What the sweep is paced by: the pressure and the dirty blocks when it began, and the blocks written since.
+    /// What the sweep is paced by: the pressure, the captures and the dirty blocks when it began, and the blocks written since.
     began_percent: u64,
+    began_captures: u64,
     began_dirty: u64,
     swept: u64,
     /// The block numbers each destage write carries, by slot.
@@ -106,6 +109,7 @@ impl Destage {
             in_flight: 0,
             begins_percent: *SWEEP_BEGINS_PERCENT.start(),
             began_percent: 0,
+            began_captures: 0,
             began_dirty: 0,
             swept: 0,
             numbers: vec![[UpdateNumber::NONE; VOLUME_IO_BLOCKS_MAX]; VOLUME_IO_SLOTS].into_boxed_slice(),
@@ -188,9 +192,10 @@ impl Group {
 
     /// Volume writes that may be in flight now: few as long as the sweep gets on faster than journal and cache fill, one more
     /// for every percent it is behind.
-    pub(super) fn destage_depth(&self) -> usize {
+    pub(super) fn destage_depth(&self, now: Nanos) -> usize {
         let max = self.config.destage_depth_max.clamp(1, VOLUME_IO_SLOTS / 2);
-        if self.config.ack == AckLevel::Applied || self.stopping {
+        let nobody_waits = self.ops_live == 0 && now.since(self.destage.dirtied_at) >= IDLE_SWEEP_AFTER;
+        if self.config.ack == AckLevel::Applied || self.stopping || nobody_waits {
             return max;
         }
         let filled = self.pressure_percent().saturating_sub(self.destage.began_percent);
@@ -199,16 +204,23 @@ impl Group {
         ((PACED_DEPTH + behind) as usize).min(max)
     }
 
-    /// How far the sweep is, by address or by what was dirty when it began, whichever is less: new dirt makes the second run
-    /// ahead, dirt that lies at the end the first.
+    /// How far the sweep is, in blocks to keep and blocks to write. Of the second by address or by what was dirty when it
+    /// began, whichever is less: new dirt makes the second run ahead, dirt that lies at the end the first.
     fn swept_percent(&self) -> u64 {
-        let Step::Sweep { volume, lba } = self.destage.step else { return 100 };
-        let (before, from) = self.config.volumes.split_at(volume as usize);
-        let before: u64 = before.iter().map(|volume| volume.blocks).sum();
-        let total = before + from.iter().map(|volume| volume.blocks).sum::<u64>();
-        let by_address = (before + lba) * 100 / total;
-        let by_blocks = self.destage.swept * 100 / self.destage.began_dirty.max(1);
-        by_address.min(by_blocks)
+        let Destage { began_captures: captures, began_dirty, swept, .. } = self.destage;
+        let dirty = began_dirty.max(1);
+        let done = match self.destage.step {
+            Step::Captures { next, .. } => next as u64,
+            Step::DifferentialFlush { .. } | Step::Commit => captures,
+            Step::Sweep { volume, lba } => {
+                let (before, from) = self.config.volumes.split_at(volume as usize);
+                let before: u64 = before.iter().map(|volume| volume.blocks).sum();
+                let total = before + from.iter().map(|volume| volume.blocks).sum::<u64>();
+                captures + (dirty * (before + lba) / total).min(swept)
+            }
+            _ => captures + dirty,
+        };
+        done * 100 / (captures + dirty)
     }
 
     fn sweep_due(&self, now: Nanos) -> bool {
@@ -236,18 +248,19 @@ impl Group {
         if self.destage.step == Step::Idle && self.sweep_due(turn.now) {
             self.destage.target = self.settled;
             self.destage.began_percent = self.pressure_percent();
+            self.destage.began_captures = self.captures_through(self.settled);
             self.destage.began_dirty = self.cache.dirty_blocks();
             self.destage.swept = 0;
             self.destage.dirty_since = None;
             self.destage.retention_moved = false;
             self.destage.step = match self.has_changes(self.settled) {
-                true => Step::Captures { next: 0 },
+                true => Step::Captures { next: 0, read: 0 },
                 false => Step::Sweep { volume: 0, lba: 0 },
             };
             self.sweep_wanted = false;
         }
-        if let Step::Captures { next } = self.destage.step {
-            self.copy_captures(turn, next);
+        if let Step::Captures { next, read } = self.destage.step {
+            self.copy_captures(turn, next, read);
         }
         if let Step::DifferentialFlush { begun } = self.destage.step {
             self.flush_differential(turn, begun);
@@ -267,7 +280,7 @@ impl Group {
     }
 
     fn sweep(&mut self, turn: &mut Turn<impl Memory>) {
-        let depth = self.destage_depth();
+        let depth = self.destage_depth(turn.now);
         let Step::Sweep { mut volume, mut lba } = self.destage.step else { return };
         let on_time = depth <= PACED_DEPTH as usize;
         if on_time && self.batched_at < turn.now && turn.now < self.batched_at.plus(COMPANY_MAX) {
@@ -368,7 +381,7 @@ impl Group {
                 self.pages.release(value.page, turn.memory);
                 Some(Value { page, sum: capture.sum, number: capture.given_by })
             }
-            Source::Volume => {
+            Source::Volume | Source::Read(_) => {
                 self.cache.destage_cancel(volume, lba, value, &mut self.pages, turn.memory);
                 None
             }
@@ -398,7 +411,7 @@ impl Group {
     }
 
     fn write_sums(&mut self, turn: &mut Turn<impl Memory>) {
-        let depth = self.destage_depth();
+        let depth = self.destage_depth(turn.now);
         let Step::Sums { mut volume, mut block } = self.destage.step else { return };
         while self.destage.in_flight < depth {
             if volume as usize == self.config.volumes.len() {

@@ -44,6 +44,10 @@ pub(super) struct Reclaim {
     in_flight: bool,
 }
 
+/// Captures whose old blocks are read from their volumes ahead of the write that takes them to their slots: two writes' worth,
+/// one being filled while the other is under way.
+const READ_AHEAD_BLOCKS_MAX: usize = 2 * VOLUME_IO_BLOCKS_MAX;
+
 /// Pages that a commit leaves to others.
 const COMMIT_LEAVES_PAGES: usize = 16;
 
@@ -54,80 +58,102 @@ impl Group {
             || self.snapshots.pending(0).is_some_and(|pending| pending.number <= target)
     }
 
+    /// Old blocks that a sweep to `target` has to keep.
+    pub(super) fn captures_through(&self, target: UpdateNumber) -> u64 {
+        self.captures.count_through(target) as u64
+    }
+
     // ------------------------------------------------------------------------------------------ old blocks
 
-    /// Copies old blocks to their slots, in the order in which they were captured.
-    pub(super) fn copy_captures(&mut self, turn: &mut Turn<impl Memory>, mut next: usize) {
-        let depth = self.destage_depth();
+    /// Copies old blocks to their slots, in the order in which they were captured. Those that only the volume has are read
+    /// a little ahead, each wherever it lies, so that the write to their slots, which lie together, is one.
+    pub(super) fn copy_captures(&mut self, turn: &mut Turn<impl Memory>, mut next: usize, mut read: usize) {
+        let depth = self.destage_depth(turn.now);
+        read = read.max(next);
         while self.destage.in_flight() < depth && !self.volume_slots.is_empty() {
-            let Some((first, count)) = self.run_of_captures(next) else {
-                // All of them are on their way.
+            if let Some((first, count)) = self.run_to_keep(next, read) {
+                self.keep(turn, next, first.slot, count);
+                next += count;
+                read = read.max(next);
+            } else if let Some((first, count)) = self.run_to_read(read) {
+                let wanted = next + READ_AHEAD_BLOCKS_MAX > read;
+                let count = count.min(self.pages.free());
+                if !wanted || count == 0 {
+                    break;
+                }
+                if first.source == Source::Volume {
+                    self.read_captures(turn, read, &first, count);
+                }
+                read += count;
+            } else {
                 if self.destage.in_flight() > 0 {
                     break;
                 }
+                // All of them are in their slots.
                 let step = if next > 0 { Step::DifferentialFlush { begun: false } } else { Step::Commit };
                 self.destage.set_step(step);
                 return;
-            };
-            let count_blocks = count as u32;
-            let slot = match first.source {
-                Source::Volume if self.pages.free() < count => break,
-                _ => self.volume_slots.pop().expect("checked above"),
-            };
-            let (io, request) = match first.source {
-                Source::Page(_) => {
-                    for index in 0..count {
-                        let capture = self.captures.get(next + index).expect("counted");
-                        let Source::Page(page) = capture.source else { unreachable!("a run has one source") };
-                        turn.tables.volume_io.set(slot, index, page, capture.sum);
-                    }
-                    (
-                        VolumeIo::Keep { count: count_blocks, read: false },
-                        keep_request(slot, first.slot, count_blocks),
-                    )
-                }
-                Source::Volume => {
-                    for index in 0..count {
-                        let page = self.pages.take().expect("counted above");
-                        turn.tables.volume_io.set(slot, index, page, BlockSum::ZEROS);
-                    }
-                    let (target, block) = (IoTarget::Volume(first.volume), first.lba.0);
-                    let request = IoRequest { slot, target, op: IoOp::Read, block, count: count_blocks };
-                    (VolumeIo::CaptureRead { first: next as u32, count: count_blocks }, request)
-                }
-            };
-            self.destage.write_begun();
-            self.submit_volume(turn, slot, io, request);
-            next += count;
+            }
         }
-        self.destage.set_step(Step::Captures { next });
+        self.destage.set_step(Step::Captures { next, read });
     }
 
-    /// The capture at `index`, if the sweep includes it, and how many from there on can be one I/O.
-    fn run_of_captures(&self, index: usize) -> Option<(Capture, usize)> {
-        let target = self.destage.target();
-        let first = *self.captures.get(index).filter(|capture| capture.number <= target)?;
-        let mut count = 1;
-        while count < VOLUME_IO_BLOCKS_MAX
-            && let Some(capture) = self.captures.get(index + count)
-        {
-            let follows = capture.number <= target && capture.slot == first.slot.plus(count as u64);
-            let alike = match (first.source, capture.source) {
-                (Source::Page(_), Source::Page(_)) => true,
-                (Source::Volume, Source::Volume) => {
-                    capture.volume == first.volume && capture.lba == first.lba.plus(count as u64)
-                }
-                _ => false,
-            };
-            if !(follows && alike) {
+    /// The capture at `index`, if the sweep includes it.
+    fn due_capture(&self, index: usize) -> Option<&Capture> {
+        self.captures.get(index).filter(|capture| capture.number <= self.destage.target())
+    }
+
+    /// The capture at `index` and how many from there on one write takes to their slots now: those in pages, unless what is being
+    /// read will make it more.
+    fn run_to_keep(&self, index: usize, read: usize) -> Option<(Capture, usize)> {
+        let first = *self.due_capture(index)?;
+        let mut count = 0;
+        while count < VOLUME_IO_BLOCKS_MAX {
+            let at = index + count;
+            let Some(capture) = self.due_capture(at) else { break };
+            if capture.slot != first.slot.plus(count as u64) {
                 break;
             }
+            if capture.source == Source::Volume {
+                // More become one write with it once it is read, which takes a page that only the write may set free.
+                let comes = at < read || self.pages.free() > 0;
+                return (count > 0 && !comes).then_some((first, count));
+            }
+            count += 1;
+        }
+        (count > 0).then_some((first, count))
+    }
+
+    /// The capture at `index`, if the sweep includes it, and how many from there on one read brings, or are in pages.
+    fn run_to_read(&self, index: usize) -> Option<(Capture, usize)> {
+        let first = *self.due_capture(index)?;
+        let mut count = 1;
+        while first.source == Source::Volume
+            && count < VOLUME_IO_BLOCKS_MAX
+            && let Some(capture) = self.due_capture(index + count)
+            && capture.source == Source::Volume
+            && capture.volume == first.volume
+            && capture.lba == first.lba.plus(count as u64)
+        {
             count += 1;
         }
         Some((first, count))
     }
 
-    /// Old blocks were read from their volume; their row becomes that of the write to their slots.
+    fn read_captures(&mut self, turn: &mut Turn<impl Memory>, at: usize, first: &Capture, count: usize) {
+        let slot = self.volume_slots.pop().expect("the caller left slots");
+        for index in 0..count {
+            let page = self.pages.take().expect("the caller counted");
+            turn.tables.volume_io.set(slot, index, page, BlockSum::ZEROS);
+        }
+        let count = count as u32;
+        let (target, block) = (IoTarget::Volume(first.volume), first.lba.0);
+        self.destage.write_begun();
+        let request = IoRequest { slot, target, op: IoOp::Read, block, count };
+        self.submit_volume(turn, slot, VolumeIo::CaptureRead { first: at as u32, count }, request);
+    }
+
+    /// Old blocks were read from their volume.
     pub(super) fn capture_read(
         &mut self,
         turn: &mut Turn<impl Memory>,
@@ -135,7 +161,6 @@ impl Group {
         first: usize,
         count: u32,
     ) {
-        let at = self.captures.get(first).expect("captures stay until they are committed").slot;
         for index in 0..count as usize {
             let capture = *self.captures.get(first + index).expect("captures stay until they are committed");
             let page = turn.tables.volume_io.page(slot, index);
@@ -144,16 +169,33 @@ impl Group {
                 turn.event(Event::ChecksumMismatch { volume: capture.volume, lba: capture.lba });
             }
             turn.memory.seal(page);
-            turn.tables.volume_io.set(slot, index, page, capture.sum);
+            self.captures.set_read(first + index, Some(page));
         }
-        self.submit_volume(turn, slot, VolumeIo::Keep { count, read: true }, keep_request(slot, at, count));
+        self.destage.write_done();
     }
 
-    /// Old blocks are in their slots.
-    pub(super) fn kept(&mut self, turn: &mut Turn<impl Memory>, slot: SlotId, count: u32, read: bool) {
-        if read {
-            for index in 0..count as usize {
-                self.pages.release(turn.tables.volume_io.page(slot, index), turn.memory);
+    fn keep(&mut self, turn: &mut Turn<impl Memory>, first: usize, at: Slot, count: usize) {
+        let slot = self.volume_slots.pop().expect("the caller left slots");
+        for index in 0..count {
+            let capture = self.captures.get(first + index).expect("counted");
+            let (Source::Page(page) | Source::Read(page)) = capture.source else {
+                unreachable!("{} is not in a page", capture.lba.0)
+            };
+            turn.tables.volume_io.set(slot, index, page, capture.sum);
+        }
+        let count = count as u32;
+        self.destage.write_begun();
+        let request = IoRequest { slot, target: IoTarget::Differential, op: IoOp::Write, block: at.0, count };
+        self.submit_volume(turn, slot, VolumeIo::Keep { first: first as u32, count }, request);
+    }
+
+    /// Old blocks are in their slots; pages that they were read into for it are free again.
+    pub(super) fn kept(&mut self, turn: &mut Turn<impl Memory>, first: usize, count: u32) {
+        for index in first..first + count as usize {
+            let capture = self.captures.get(index).expect("captures stay until they are committed");
+            if let Source::Read(page) = capture.source {
+                self.captures.set_read(index, None);
+                self.pages.release(page, turn.memory);
             }
         }
         self.counters.captured_blocks += u64::from(count);
@@ -399,10 +441,6 @@ impl Group {
 fn entry_of(capture: &Capture) -> Captured {
     let Capture { volume, lba, snapshot, slot, sum, .. } = *capture;
     Captured { volume, lba, snapshot, slot, sum }
-}
-
-fn keep_request(slot: SlotId, at: Slot, count: u32) -> IoRequest {
-    IoRequest { slot, target: IoTarget::Differential, op: IoOp::Write, block: at.0, count }
 }
 
 /// A commit's answer has a bit for each capture.

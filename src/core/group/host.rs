@@ -273,12 +273,7 @@ impl Group {
         first: u32,
     ) {
         let slot = self.volume_slots.pop().expect("room was checked");
-        for index in 0..count {
-            let began = self.cache.fetch_begin(volume, lba.plus(u64::from(index)));
-            assert!(began, "room was checked");
-            let page = self.pages.take().expect("room was checked");
-            turn.tables.volume_io.set(slot, index as usize, page, BlockSum::ZEROS);
-        }
+        self.take_fetch_row(turn, slot, volume, lba, count);
         let serial = self.op(at).serial;
         self.volume_io[slot.0 as usize] =
             VolumeIo::Fetch { front: at.0, ticket: at.1, serial, volume, lba, count, first };
@@ -290,6 +285,42 @@ impl Group {
             count,
         });
         self.counters.volume_reads += 1;
+    }
+
+    /// Entries and pages for blocks that are read from their volume.
+    pub(super) fn take_fetch_row(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        slot: SlotId,
+        volume: VolumeId,
+        lba: Lba,
+        count: u32,
+    ) {
+        for index in 0..count {
+            let began = self.cache.fetch_begin(volume, lba.plus(u64::from(index)));
+            assert!(began, "room was checked");
+            let page = self.pages.take().expect("room was checked");
+            turn.tables.volume_io.set(slot, index as usize, page, BlockSum::ZEROS);
+        }
+    }
+
+    /// One of them enters the cache, if it was read and is what was written.
+    pub(super) fn enter_fetched(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        slot: SlotId,
+        volume: VolumeId,
+        first: Lba,
+        index: u32,
+        read: bool,
+    ) {
+        let block = first.plus(u64::from(index));
+        let page = turn.tables.volume_io.page(slot, index as usize);
+        let value = self.verified(turn, volume, block, page, read);
+        if value.is_none() {
+            self.pages.release(page, turn.memory);
+        }
+        self.cache.fetch_end(volume, block, value, &mut self.pages, turn.memory);
     }
 
     /// A fetch completed: its blocks enter the cache, and what its operation waited for is given to it.
@@ -311,14 +342,8 @@ impl Group {
         let mut good = true;
         let mut visible_at = UpdateNumber::NONE;
         for index in 0..count {
-            let block = lba.plus(u64::from(index));
-            let page = turn.tables.volume_io.page(slot, index as usize);
-            let value = self.verified(turn, volume, block, page, result.is_ok());
-            if value.is_none() {
-                self.pages.release(page, turn.memory);
-            }
-            self.cache.fetch_end(volume, block, value, &mut self.pages, turn.memory);
-            match self.readable(volume, block) {
+            self.enter_fetched(turn, slot, volume, lba, index, result.is_ok());
+            match self.readable(volume, lba.plus(u64::from(index))) {
                 Some(value) => {
                     visible_at = visible_at.max(value.number);
                     if current && let HostOp::Read { .. } = self.op(at).request.op {

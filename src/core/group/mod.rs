@@ -1,6 +1,6 @@
 //! A consistency group: one owner of the cache index, numbering, write-pending indicators, journal positions, destage and
 //! peer state. The rooms: `host` (operations), `stream` (numbering and watermarks), `storage` (completions), `destage`,
-//! `handshake`, `peering` (streaming, loss, solo), `catch_up` (the journal read back), `recovery`, `status`; and of snapshots:
+//! `handshake`, `peering` (streaming, loss, solo), `catch_up` (the journal read back), `recovery`, `warm_up`, `status`; and of snapshots:
 //! `capture` (what an update's blocks held before), `differential` (making that durable), `admin` (creating, deleting),
 //! `snapshot_reads`.
 
@@ -18,6 +18,7 @@ mod snapshot_reads;
 pub mod status;
 mod storage;
 mod stream;
+mod warm_up;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -138,6 +139,7 @@ pub struct Group {
     volume_io: Box<[storage::VolumeIo]>,
     volume_slots: FixedQueue<SlotId>,
     destage: destage::Destage,
+    warm_up: warm_up::WarmUp,
 
     snapshots: Snapshots,
     /// By volume: blocks that are captured for its newest snapshot. Some may lack a mark, none has one too many.
@@ -176,6 +178,11 @@ pub struct Group {
     turned_at: Nanos,
     /// When `stop` was first called.
     stop_begun_at: Option<Nanos>,
+}
+
+/// Captures that a group of so many pages may have waiting.
+fn captures_max(pages: u32) -> usize {
+    CAPTURES_MIN.max(pages as usize)
 }
 
 impl Group {
@@ -229,10 +236,11 @@ impl Group {
             volume_io: vec![storage::VolumeIo::Free; VOLUME_IO_SLOTS].into_boxed_slice(),
             volume_slots,
             destage: destage::Destage::new(),
+            warm_up: warm_up::WarmUp::new(config.warm_up),
             snapshots: Snapshots::new(),
             captured: config.volumes.iter().map(|v| Marks::new(if keeps { v.blocks } else { 0 })).collect(),
             slots: Slots::new(config.differential_blocks),
-            captures: Captures::new(if keeps { CAPTURES_MAX } else { 1 }),
+            captures: Captures::new(if keeps { captures_max(config.pages) } else { 1 }),
             pieces: Vec::with_capacity(ZERO_BLOCKS_MAX),
             applied: UpdateNumber::NONE,
             committing: false,
@@ -275,7 +283,8 @@ impl Group {
             + PageTable::bytes(VOLUME_IO_SLOTS, VOLUME_IO_BLOCKS_MAX)
             + PageTable::bytes(METADATA_IO_SLOTS, 1 + METADATA_PAGES_MAX);
         // What snapshots take, whether there are any or not: captures, slots, and marks of what is captured.
-        let snapshots = Captures::bytes(CAPTURES_MAX) as u64 + differential_blocks / 8 + volume_blocks / 8;
+        let snapshots =
+            Captures::bytes(captures_max(pages)) as u64 + differential_blocks / 8 + volume_blocks / 8;
         let window = WINDOW_UPDATES_MAX * 192;
         (Cache::bytes(entries) + tables + window) as u64
             + journal_blocks * 64
@@ -316,6 +325,7 @@ impl Group {
         self.flush_if_due(turn);
         self.destage_turn(turn);
         self.reclaim_turn(turn);
+        self.warm_up_turn(turn);
         self.tell_of_filling(turn);
         self.retire(turn);
         let (pages, entries) = self.eviction_goal();
@@ -343,7 +353,8 @@ impl Group {
         let scan = (self.ops_live > 0).then_some(self.deadline_scan_at);
         let stop = self.stop_begun_at.filter(|_| self.ops_live > 0).map(|begun| begun.plus(STOP_GRACE));
         let evict = self.wants_eviction().then(|| self.turned_at.plus(EVICT_AGAIN_AFTER));
-        let others = [self.peer_deadline(), self.destage_deadline(), self.admin_deadline()];
+        let others =
+            [self.peer_deadline(), self.destage_deadline(), self.admin_deadline(), self.warm_up_deadline()];
         [flush, scan, stop, evict].into_iter().chain(others).flatten().min()
     }
 

@@ -225,7 +225,7 @@ impl Group {
         if let Some(capture) = pending {
             return match capture.source {
                 Source::Page(page) => Place::Page(page),
-                Source::Volume => on_disk(IoTarget::Volume(volume), lba.0, capture.sum),
+                Source::Volume | Source::Read(_) => on_disk(IoTarget::Volume(volume), lba.0, capture.sum),
             };
         }
         match self.cache.peek(volume, lba) {

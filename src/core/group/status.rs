@@ -24,6 +24,8 @@ pub struct Counters {
     /// Dirty blocks written to their volumes, and clean ones written again between them.
     pub destage_blocks: u64,
     pub bridged_blocks: u64,
+    /// Blocks read at start before anybody asked for them.
+    pub warmed_blocks: u64,
     /// Old blocks written to the differential volume, and slots that became free again.
     pub captured_blocks: u64,
     pub reclaimed_blocks: u64,
@@ -85,6 +87,8 @@ pub struct GroupStatus {
     pub remote_pending: PendingWork,
     pub pages_total: u64,
     pub pages_free: u64,
+    /// The cache still reads the volumes it holds.
+    pub warming_up: bool,
     /// Pages lent to fronts and link to receive into.
     pub pages_staged: u64,
     pub journal_blocks: u64,
@@ -131,6 +135,7 @@ impl Group {
             remote_pending: self.remote_pending(now),
             pages_total: self.pages.total() as u64,
             pages_free: self.pages.free() as u64,
+            warming_up: self.warming_up(),
             pages_staged: (self.front_pages.iter().sum::<usize>() + self.link_pages) as u64,
             journal_blocks: self.journal.ring_blocks(),
             journal_used_blocks: self.journal.used_blocks(),

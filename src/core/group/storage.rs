@@ -19,6 +19,12 @@ pub(super) enum VolumeIo {
         count: u32,
         first: u32,
     },
+    /// Blocks read before anybody asks for them.
+    WarmUp {
+        volume: VolumeId,
+        lba: Lba,
+        count: u32,
+    },
     /// Settled blocks on their way to the volume.
     Destage {
         volume: VolumeId,
@@ -36,15 +42,15 @@ pub(super) enum VolumeIo {
         block: u64,
         count: u32,
     },
-    /// Old blocks on their way from their volume to their slots; the first one's place among the captures.
+    /// Old blocks being read from their volume for their slots; the first one's place among the captures.
     CaptureRead {
         first: u32,
         count: u32,
     },
-    /// Old blocks on their way to their slots; whether they were read for it.
+    /// Old blocks on their way to their slots; the first one's place among the captures.
     Keep {
+        first: u32,
         count: u32,
-        read: bool,
     },
     /// Blocks of a snapshot that a host reads, with the sums they should have in the row; `first` is the first one's place in
     /// the operation.
@@ -121,6 +127,9 @@ impl Group {
                 self.volume_slots.push(slot);
                 return;
             }
+            (VolumeIo::WarmUp { volume, lba, count }, result) => {
+                self.warmed(turn, slot, (volume, lba, count), result.is_ok());
+            }
             (VolumeIo::SnapshotFetch { .. }, result) => {
                 self.snapshot_fetched(turn, slot, io, result);
                 self.volume_slots.push(slot);
@@ -146,10 +155,9 @@ impl Group {
                 return self.fail_on_disk(turn, IoTarget::Differential, fault, 0);
             }
             (VolumeIo::CaptureRead { first, count }, Ok(())) => {
-                // The write takes over the slot and its row.
-                return self.capture_read(turn, slot, first as usize, count);
+                self.capture_read(turn, slot, first as usize, count);
             }
-            (VolumeIo::Keep { count, read }, Ok(())) => self.kept(turn, slot, count, read),
+            (VolumeIo::Keep { first, count }, Ok(())) => self.kept(turn, first as usize, count),
             (VolumeIo::Flush { target }, Err(fault)) => return self.fail_on_disk(turn, target, fault, 0),
             (VolumeIo::Destage { volume, lba, count }, Ok(())) => {
                 self.destaged(turn, slot, volume, lba, count);

@@ -173,23 +173,14 @@ impl Store {
         {
             let mut captured = transaction.open_table(CAPTURED)?;
             let mut records = transaction.open_table(SNAPSHOTS)?;
-            let mut number = 0;
+            let mut entries = Vec::new();
             let mut index = 1;
             while index <= count {
                 let page = *pages.page(index);
                 index += 1;
                 for change in (0..changes_in(&page)).filter_map(|at| change_at(&page, at)) {
                     match change {
-                        Change::Captured(entry) => {
-                            match insert(&mut captured, &entry)? {
-                                Insertion::New { since } => {
-                                    self.needed.captured(entry.volume, since, entry.snapshot);
-                                }
-                                Insertion::There => {}
-                                Insertion::Redundant => set_bit(pages.answer(), number),
-                            }
-                            number += 1;
-                        }
+                        Change::Captured(entry) => entries.push(entry),
                         Change::Created(snapshot) => {
                             let record = decode_payload(pages.page(index))?;
                             let mut bytes = [0; SNAPSHOT_RECORD_BYTES];
@@ -212,6 +203,18 @@ impl Store {
                             }
                         }
                     }
+                }
+            }
+            // By key, neighbours share the table's pages. A block's captures stay in stream order, which is that of its snapshots;
+            // and who needs an entry does not depend on whether that is asked before or after snapshots of this commit come and go.
+            let mut by_key: Vec<usize> = (0..entries.len()).collect();
+            by_key.sort_by_key(|&index| key_of(&entries[index]));
+            for index in by_key {
+                let entry = &entries[index];
+                match insert(&mut captured, entry)? {
+                    Insertion::New { since } => self.needed.captured(entry.volume, since, entry.snapshot),
+                    Insertion::There => {}
+                    Insertion::Redundant => set_bit(pages.answer(), index as u64),
                 }
             }
             transaction.open_table(NUMBERS)?.insert(APPLIED, applied.0)?;
@@ -331,6 +334,10 @@ impl Store {
     }
 }
 
+fn key_of(entry: &Captured) -> Key {
+    (entry.volume.0, entry.lba.0, entry.snapshot.0)
+}
+
 /// What became of an entry that was to be inserted.
 enum Insertion {
     /// It is there now; the block's entry before it is for the snapshot `since`, or there is none.
@@ -346,7 +353,7 @@ fn insert(
     entry: &Captured,
 ) -> Result<Insertion, StoreError> {
     let of_block = (entry.volume, entry.lba);
-    let key = (entry.volume.0, entry.lba.0, entry.snapshot.0);
+    let key = key_of(entry);
     let end = (entry.volume.0, entry.lba.0 + 1, 0);
     let newest = match table.range((entry.volume.0, entry.lba.0, 0)..end)?.next_back() {
         None => UpdateNumber::NONE,

@@ -82,6 +82,8 @@ pub struct Config {
     pub schedules: Vec<Schedule>,
     /// Bytes for cached data, its index, and staging together.
     pub cache_bytes: u64,
+    /// Whether a cache that holds all volumes reads them at start.
+    pub warm_up: bool,
     pub replication: Option<Replication>,
     pub nbd: Nbd,
     pub reactors: Reactors,
@@ -278,6 +280,7 @@ impl Config {
             flush_interval: self.group.flush_interval,
             flush_blocks: self.group.flush_bytes / BLOCK_BYTES as u64,
             destage_depth_max: self.group.destage_depth,
+            warm_up: self.warm_up,
             fronts,
         }
     }

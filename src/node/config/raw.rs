@@ -94,6 +94,7 @@ pub(super) struct Schedule {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Cache {
     pub size: Text,
+    pub warm_up: Flag,
 }
 
 #[derive(Debug, Default, Deserialize)]

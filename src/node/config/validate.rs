@@ -61,7 +61,7 @@ impl Reader<'_> {
         let metadata = self.path("metadata.path", metadata.keys.path, &directory, "metadata.redb");
         let schedules = self.schedules(raw.schedule, volumes.as_deref());
         let cache_at = raw.cache.as_ref().map(Spanned::span);
-        let cache_bytes = self.cache(section(raw.cache));
+        let (cache_bytes, warm_up) = self.cache(section(raw.cache));
         let replication = self.replication(raw.peer, raw.link, site.as_ref(), &directory);
         let nbd = self.nbd(section(raw.nbd), &directory);
         let reactors = self.reactors(section(raw.reactors));
@@ -76,6 +76,7 @@ impl Reader<'_> {
             metadata,
             schedules: schedules?,
             cache_bytes: cache_bytes?,
+            warm_up,
             replication: replication?,
             nbd: nbd?,
             reactors: reactors?,
@@ -316,9 +317,10 @@ impl Reader<'_> {
         whole.then_some(schedules)
     }
 
-    fn cache(&mut self, Section { at, keys }: Section<raw::Cache>) -> Option<u64> {
+    fn cache(&mut self, Section { at, keys }: Section<raw::Cache>) -> (Option<u64>, bool) {
+        let warm_up = keys.warm_up.is_none_or(Spanned::into_inner);
         let range = limits::CACHE_BYTES_MIN..=limits::CACHE_BYTES_MAX;
-        self.size("cache.size", keys.size, Some(limits::CACHE_BYTES), &at, range)
+        (self.size("cache.size", keys.size, Some(limits::CACHE_BYTES), &at, range), warm_up)
     }
 
     /// Outer `None`: there were problems; inner: no peer is configured.

@@ -56,6 +56,8 @@ pub enum Goal {
     Settled,
     /// The peer holds every acknowledged update and gates acknowledgements.
     InSync,
+    /// A cache that holds all volumes has read them; one that does not is as warm as it gets.
+    Warm,
 }
 
 /// A snapshot as the control plane shows it.

@@ -14,6 +14,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::protocol::REQUEST_BYTES_MAX;
 use super::{Goal, GroupLine, LineError, Request, Response, Status};
+use crate::base::BLOCK_BYTES;
 use crate::core::config::Role;
 use crate::core::group::status::{GroupState, GroupStatus, PeerState};
 use crate::io::metadata::SharedSpace;
@@ -244,6 +245,7 @@ impl Control {
                 let missing = match goal {
                     Goal::InSync => in_sync(&status),
                     Goal::Settled => settled(&status, target),
+                    Goal::Warm => warm(&status),
                 };
                 match missing {
                     None => return Ok(Response::Done),
@@ -271,6 +273,12 @@ fn in_sync(status: &GroupStatus) -> Option<String> {
             status.peer_journaled, status.last
         )),
     }
+}
+
+/// What the cache still has to do, or nothing.
+fn warm(status: &GroupStatus) -> Option<String> {
+    let read_mib = (status.counters.warmed_blocks * BLOCK_BYTES as u64) >> 20;
+    status.warming_up.then(|| format!("the cache has read {read_mib} MiB of its volumes so far"))
 }
 
 /// What keeps updates up to `target` from being settled and visible on the secondary, or nothing.

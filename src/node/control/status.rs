@@ -38,6 +38,8 @@ pub struct Status {
     pub differential_used_bytes: u64,
     pub cache_bytes: u64,
     pub cache_free_bytes: u64,
+    /// Whether the cache still reads the volumes that it holds.
+    pub warming_up: bool,
     /// Operations of hosts inside the group, and those of them that wait for room.
     pub operations: u64,
     pub operations_waiting: u64,
@@ -96,6 +98,7 @@ pub struct Totals {
     pub destaged_bytes: u64,
     /// Clean bytes written again because they lay between destaged ones.
     pub bridged_bytes: u64,
+    pub warmed_bytes: u64,
     /// Updates sent to the peer from the journal instead of memory.
     pub catch_up_updates: u64,
     /// Updates found in the journal after the checkpoint when the site started.
@@ -261,6 +264,7 @@ impl Status {
             differential_used_bytes: status.differential_used_blocks * block,
             cache_bytes: status.pages_total * block,
             cache_free_bytes: status.pages_free * block,
+            warming_up: status.warming_up,
             operations: status.operations,
             operations_waiting: status.operations_waiting,
             totals: Totals {
@@ -275,6 +279,7 @@ impl Status {
                 destage_writes: counters.destage_writes,
                 destaged_bytes: counters.destage_blocks * block,
                 bridged_bytes: counters.bridged_blocks * block,
+                warmed_bytes: counters.warmed_blocks * block,
                 catch_up_updates: counters.catch_up_updates,
                 replayed_updates: counters.replayed_updates,
             },

@@ -28,6 +28,9 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 /// After the plan's time: what is in flight ends by the hosts' deadline, at most an hour but usually far less.
 const DRAIN_MAX: Duration = Duration::from_secs(120);
 
+/// The load begins after this long even if the cache is still reading the volumes it holds.
+const WARM_MAX: Duration = Duration::from_secs(60);
+
 #[derive(Debug, thiserror::Error)]
 pub enum InsideError {
     #[error(transparent)]
@@ -234,6 +237,10 @@ pub fn inside(
             if begun.elapsed() > serving_max {
                 return Err(InsideError::NotServing(serving_max));
             }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let begun = Instant::now();
+        while handle.control().group_status()?.warming_up && begun.elapsed() < WARM_MAX {
             std::thread::sleep(Duration::from_millis(1));
         }
         handle.control().report(true)?;
