@@ -51,8 +51,8 @@ pub(super) struct Site {
     /// When each executor's ring is drained of what was pushed so far.
     pub(super) submitted_at: [u64; 2],
     pub(super) slow_until: u64,
-    /// When the last I/O of a slow disk ends.
-    pub(super) slow_io_until: u64,
+    /// When the last I/O of a slow disk ends, and the last that fails.
+    pub(super) disturbed_io_until: u64,
     /// Errors to inject: journal, volumes.
     pub(super) errors: [Option<i32>; 2],
 }
@@ -88,7 +88,7 @@ impl Site {
             front_alarms: vec![Alarm::default(); config.fronts],
             submitted_at: [0; 2],
             slow_until: 0,
-            slow_io_until: 0,
+            disturbed_io_until: 0,
             errors: [None; 2],
         }
     }

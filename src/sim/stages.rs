@@ -54,8 +54,11 @@ impl World {
 
     /// Whether the last faults are over in their effects too.
     fn undisturbed(&self) -> bool {
-        let slow = self.members().any(|site| self.now < self.sites[site].slow_io_until);
-        !slow && (!self.plan.has_peer() || self.network.is_whole(self.now))
+        let under_way = self.members().any(|site| {
+            let Site { disturbed_io_until, journal_done, volume_done, .. } = &self.sites[site];
+            self.now <= *disturbed_io_until || !journal_done.is_empty() || !volume_done.is_empty()
+        });
+        !under_way && (!self.plan.has_peer() || self.network.is_whole(self.now))
     }
 
     pub(super) fn settled(&self) -> bool {

@@ -624,7 +624,7 @@ impl World {
     fn submit_io(&mut self, index: usize, executor: Executor, request: IoRequest) {
         let now = self.now;
         let plan = &self.plan;
-        let Site { memory, tables, disk, slow_until, slow_io_until, errors, incarnation, .. } =
+        let Site { memory, tables, disk, slow_until, disturbed_io_until, errors, incarnation, .. } =
             &mut self.sites[index];
         let table = if executor == Executor::Journal { &tables.journal_io } else { &tables.volume_io };
         let IoRequest { slot, target, op, block, count } = request;
@@ -656,13 +656,13 @@ impl World {
         };
         let slow = if now < *slow_until { 100 } else { 1 };
         let latency = self.rng.latency(typical * slow);
-        if slow > 1 {
-            *slow_io_until = (*slow_io_until).max(now + latency);
-        }
         let result = match errors[executor as usize].take() {
             Some(errno) => Err(IoFault::Errno(errno)),
             None => Ok(()),
         };
+        if slow > 1 || result.is_err() {
+            *disturbed_io_until = (*disturbed_io_until).max(now + latency);
+        }
         let incarnation = *incarnation;
         self.schedule(
             now + latency,

@@ -61,10 +61,13 @@ impl Auditor {
         } else {
             self.unnumbered.retain(|&unnumbered| unnumbered != id);
         }
-        let (mut moved, mut displaced) = (vec![id], Vec::new());
+        // Not by moving this one on again, if there is another way.
+        let (mut moved, mut displaced, mut kept) = (vec![id], Vec::new(), vec![id]);
         let explained = self.find_number(id, &mut Vec::new(), &mut moved)
             && before.is_none_or(|before| {
-                self.stream[before as usize - 1].op.is_some() || self.find_op(before, &mut displaced)
+                self.stream[before as usize - 1].op.is_some()
+                    || self.find_op(before, &mut kept)
+                    || self.find_op(before, &mut displaced)
             });
         assert!(
             explained,
@@ -72,6 +75,7 @@ impl Auditor {
             numbers[0]
         );
         self.promise_again(&moved);
+        self.promise_again(&kept);
         self.promise_again(&displaced);
         self.ops[id as usize].number.expect("find_number gave it one")
     }

@@ -34,8 +34,15 @@ impl Auditor {
         }
         assert!(site == PRIMARY, "the secondary has {seen:?}, which its primary never had");
         if seen.number <= self.stream.len() as u64 {
+            // One that no site has any more was never sent, and its id is free.
+            let held = |entry: &Entry| {
+                entry.seen.generation == self.newest_generation
+                    && self.sites.iter().any(|site| site.has(entry.seen.number, entry.seen.generation))
+            };
+            let newer = seen.generation > self.newest_generation
+                || (seen.generation == self.newest_generation && !self.stream.iter().any(held));
             assert!(
-                seen.kind == KIND_GENERATION_OPEN && seen.generation > self.newest_generation,
+                seen.kind == KIND_GENERATION_OPEN && newer,
                 "INV-7: the primary replaces an update by {seen:?} without opening a generation"
             );
             self.replace_from(seen.number);
