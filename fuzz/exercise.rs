@@ -17,6 +17,9 @@ use lockstep::format::snapshot::{
     encode_snapshots,
 };
 use lockstep::format::superblock::{Superblock, newest_of};
+use lockstep::format::tables::{
+    TablesKind, entry_at, header_of, put_entry, put_header, put_record, record_at,
+};
 use lockstep::format::update::Update;
 use lockstep::format::wire::*;
 use lockstep::node::config::Config;
@@ -111,6 +114,7 @@ fn encode_again(frame: Frame<'_>) -> Vec<u8> {
                 PageFrame::Hello => hello_body(body),
                 PageFrame::Refusal => refusal_body(body),
                 PageFrame::OldBlock => {}
+                PageFrame::Tables => tables(body),
             }
             encode_page_frame(frame, body, &mut out)
         }
@@ -219,6 +223,26 @@ pub fn snapshot(data: &[u8]) {
             Err(error) => assert!(!error.to_string().is_empty()),
         }
     }
+}
+
+/// A page of snapshot tables.
+fn tables(body: &[u8]) {
+    let page = block_of(body);
+    let Ok(header) = header_of(&page) else { return };
+    let mut again = page;
+    put_header(&mut again, &header);
+    for index in 0..header.count {
+        let row = match header.kind {
+            TablesKind::Snapshots => {
+                record_at(&page, index).map(|record| put_record(&mut again, index, &record))
+            }
+            TablesKind::Entries => entry_at(&page, index).map(|entry| put_entry(&mut again, index, &entry)),
+        };
+        if let Err(error) = row {
+            assert!(!error.to_string().is_empty());
+        }
+    }
+    assert_eq!(again, page, "{header:?}");
 }
 
 /// A site's configuration.

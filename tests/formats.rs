@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 use lockstep::base::*;
 use lockstep::format::history::History;
 use lockstep::format::journal::{BatchHeader, Digest, decode_batch, encode_batch};
+use lockstep::format::metadata::Captured;
 use lockstep::format::nbd::{self, ClientFlags, Cookie, OptionHeader, Request, Sink, command, option};
 use lockstep::format::snapshot::{SnapshotName, SnapshotRecord, encode_snapshots};
 use lockstep::format::superblock::{JournalPosition, Superblock};
+use lockstep::format::tables::{TablesHeader, TablesKind, put_entry, put_header, put_record};
 use lockstep::format::text::Text;
 use lockstep::format::update::{Update, UpdateKind};
 use lockstep::format::wire::*;
@@ -152,6 +154,37 @@ fn refusal() -> Vec<u8> {
     body[..length].to_vec()
 }
 
+/// A page of snapshots' records, and one of entries.
+fn tables() -> [Vec<u8>; 2] {
+    let header = TablesHeader {
+        applied: UpdateNumber(0x0102_0306),
+        index: 0,
+        kind: TablesKind::Snapshots,
+        count: 1,
+        last: false,
+    };
+    let record = SnapshotRecord {
+        number: UpdateNumber(0x0102_0302),
+        taken_at_ns: 0x1a1b_1c1d_1e1f_2021,
+        volumes: VolumeSet(3),
+        protected: false,
+        name: SnapshotName::new("a"),
+    };
+    let entry = Captured {
+        volume: VolumeId(1),
+        lba: Lba(0x3132_3334),
+        snapshot: record.number,
+        slot: Slot(0x4142_4344),
+        sum: BlockSum(0x5152_5354),
+    };
+    let (mut snapshots, mut entries) = ([0; BLOCK_BYTES], [0; BLOCK_BYTES]);
+    put_header(&mut snapshots, &header);
+    put_record(&mut snapshots, 0, &record);
+    put_header(&mut entries, &TablesHeader { index: 1, kind: TablesKind::Entries, last: true, ..header });
+    put_entry(&mut entries, 0, &entry);
+    [snapshots.to_vec(), entries.to_vec()]
+}
+
 fn frames() -> Vec<u8> {
     let mut stream = Vec::new();
     let mut out = [0; FRAME_HEADER_BYTES + FRAME_BODY_BYTES_MAX];
@@ -160,6 +193,10 @@ fn frames() -> Vec<u8> {
         [(PageFrame::Hello, hello()), (PageFrame::Refusal, refusal()), (PageFrame::OldBlock, block)]
     {
         let length = encode_page_frame(frame, &body, &mut out);
+        stream.extend_from_slice(&out[..length]);
+    }
+    for body in tables() {
+        let length = encode_page_frame(PageFrame::Tables, &body, &mut out);
         stream.extend_from_slice(&out[..length]);
     }
     for update in updates() {
@@ -190,6 +227,7 @@ fn controls() -> Vec<u8> {
         Control::CutTo { keep: number(0x0102_0304) },
         Control::OldBlockWanted { slot: Slot(0x0102_0308), sum: BlockSum(0x8182_8384) },
         Control::OldBlockLacking { slot: Slot(0x0102_0308) },
+        Control::TablesWanted { settled: UpdateNumber(0x0102_0309), page: 0x8182_8385 },
     ] {
         let length = encode_control(&control, &mut out);
         stream.extend_from_slice(&out[..length]);
@@ -355,7 +393,7 @@ fn fixed_inputs_reach_what_they_are_for() {
         input = &input[reader.payload_left()..];
         reader.take_payload(reader.payload_left());
     }
-    assert_eq!((count, reader.at_boundary()), (19, true));
+    assert_eq!((count, reader.at_boundary()), (22, true));
     // All but CACHE, BLOCK_STATUS, DISC, the unknown one, and where buffers are small the unfragmented read.
     for (choice, acts) in [(0, 0), (0xff, 0), (0xff, LATE | BACKWARDS), (0xfe, LATE | UNREAD)] {
         assert!(exercise::nbd_session(&nbd_client(choice, acts)) >= 6, "choice {choice}, {acts}");
@@ -435,7 +473,7 @@ fn tables_of_offsets(markdown: &str) -> Vec<(String, Vec<(usize, usize)>)> {
 fn tables_of_offsets_have_no_gaps() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/FORMATS.md");
     let tables = tables_of_offsets(&std::fs::read_to_string(file).expect("the document is there"));
-    assert_eq!(tables.len(), 18);
+    assert_eq!(tables.len(), 21);
     for (title, rows) in tables {
         let mut end = 0;
         for (offset, bytes) in rows {

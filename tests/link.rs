@@ -74,6 +74,7 @@ fn every_kind_of_message_crosses() {
         Control::CutTo { keep: number },
         Control::OldBlockWanted { slot: Slot(9), sum: BlockSum(8) },
         Control::OldBlockLacking { slot: Slot(9) },
+        Control::TablesWanted { settled: UpdateNumber(8), page: 9 },
     ];
     let page = dialer.group.free.pop().unwrap();
     dialer.group.view.bytes_mut(page).fill(0x5a);
@@ -85,6 +86,7 @@ fn every_kind_of_message_crosses() {
         (PageFrame::Hello, 4096),
         (PageFrame::Refusal, 0),
         (PageFrame::OldBlock, 4096),
+        (PageFrame::Tables, 4096),
         (PageFrame::Refusal, 17),
     ];
     for (frame, length) in frames {

@@ -8,8 +8,11 @@ use lockstep::core::group::{Group, PAGES_MIN, Turn};
 use lockstep::core::journal::journal_blocks_min;
 use lockstep::core::messages::*;
 use lockstep::core::outbox::{Event, Outbox, Tables};
+use lockstep::format::metadata::Captured;
 use lockstep::format::snapshot::SnapshotName;
 use lockstep::format::superblock::{SUPERBLOCK_SLOTS, Superblock};
+use lockstep::format::tables::{TablesKind, entry_at, header_of, record_at};
+use lockstep::format::wire::{Hello, Refusal, RefusalCode};
 use lockstep::io::metadata::{Metadata, RequestPages, SiteRecord, Store};
 
 type Block = Box<[u8; BLOCK_BYTES]>;
@@ -46,7 +49,7 @@ const VOLUME: VolumeId = VolumeId(0);
 struct Durable {
     disks: HashMap<(IoTarget, u64), Block>,
     store: Store,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 struct Site {
@@ -60,6 +63,9 @@ struct Site {
     replies: Vec<HostReply>,
     answers: Vec<AdminReply>,
     events: Vec<Event>,
+    /// What goes to the peer, and the pages that what comes from it may take.
+    sent: Vec<ToLink>,
+    link_pages: Vec<PageId>,
     now: Nanos,
 }
 
@@ -85,6 +91,17 @@ fn config(differential_blocks: u64, on_differential_full: OnDifferentialFull) ->
     }
 }
 
+fn record_of(config: &GroupConfig) -> SiteRecord {
+    SiteRecord {
+        group: "group".into(),
+        site: "site".into(),
+        id: config.site,
+        journal_blocks: config.journal_blocks,
+        differential_blocks: config.differential_blocks,
+        volumes: config.volumes.clone(),
+    }
+}
+
 impl Site {
     fn new(differential_blocks: u64, on_differential_full: OnDifferentialFull) -> Site {
         let config = config(differential_blocks, on_differential_full);
@@ -102,16 +119,9 @@ impl Site {
             disks.insert((IoTarget::Journal, superblock.slot()), block);
         }
         let folder = tempfile::tempdir().expect("a folder");
-        let record = SiteRecord {
-            group: "group".into(),
-            site: "site".into(),
-            id: SiteId(1),
-            journal_blocks: config.journal_blocks,
-            differential_blocks,
-            volumes: config.volumes.clone(),
-        };
-        let metadata = Metadata::create(&folder.path().join("metadata.redb"), &record).expect("created");
-        Site::start(config, Durable { disks, store: metadata.into_store(), _folder: folder })
+        let path = folder.path().join("metadata.redb");
+        let metadata = Metadata::create(&path, &record_of(&config)).expect("created");
+        Site::start(config, Durable { disks, store: metadata.into_store(), folder })
     }
 
     fn start(config: GroupConfig, durable: Durable) -> Site {
@@ -125,11 +135,15 @@ impl Site {
             replies: Vec::new(),
             answers: Vec::new(),
             events: Vec::new(),
+            sent: Vec::new(),
+            link_pages: Vec::new(),
             now: Nanos(0),
             config,
         };
         site.with(|group, turn| group.start(turn));
-        site.run_until("serving", |site| site.group.serving());
+        if site.config.peer.is_none() {
+            site.run_until("serving", |site| site.group.serving());
+        }
         site
     }
 
@@ -158,6 +172,8 @@ impl Site {
             self.events.push(event);
         }
         while self.out.stamps.pop().is_some() {}
+        self.link_pages.extend(std::iter::from_fn(|| self.out.link_pages.pop()));
+        self.sent.extend(std::iter::from_fn(|| self.out.to_link.pop()));
         self.front_pages.extend(std::iter::from_fn(|| self.out.front_pages[0].pop()));
         self.replies.extend(std::iter::from_fn(|| self.out.to_front[0].pop()));
         self.answers.extend(std::iter::from_fn(|| self.out.to_admin.pop()));
@@ -169,9 +185,9 @@ impl Site {
         }
         while let Some(request) = self.out.to_metadata.pop() {
             let mut row = Row(request.slot, &self.tables, &mut self.memory);
-            let answer = self.durable.store.perform(&request.op, &mut row).expect("carried out");
+            let result = self.durable.store.perform(&request.op, &mut row).map_err(|error| error.fault());
             self.with(|group, turn| {
-                group.on_metadata(turn, MetadataDone { slot: request.slot, result: Ok(answer) })
+                group.on_metadata(turn, MetadataDone { slot: request.slot, result });
             });
         }
     }
@@ -567,4 +583,181 @@ fn protection_comes_and_goes_and_survives_a_crash() {
         protect(&mut site, newest, round % 2 == 0).expect("changed");
     }
     assert_eq!(protected(&site.crash()), [false]);
+}
+
+/// A page that was sent, and how much of it; it comes back.
+fn page_sent(site: &mut Site, wanted: PageFrame) -> (Box<[u8; BLOCK_BYTES]>, usize) {
+    let found = |message: &ToLink| matches!(message, ToLink::Page { frame, .. } if *frame == wanted);
+    site.run_until("a page is sent", |site| site.sent.iter().any(found));
+    let at = site.sent.iter().position(found).expect("just seen");
+    let ToLink::Page { page, length, .. } = site.sent.remove(at) else { unreachable!("it is a page") };
+    let body = Box::new(*site.memory.bytes(page));
+    site.with(|group, turn| group.on_link(turn, FromLink::PageReturned { page }));
+    (body, usize::from(length))
+}
+
+fn peer() -> PeerConfig {
+    PeerConfig {
+        site: SiteId(2),
+        on_peer_loss: OnPeerLoss::Suspend,
+        latency_budget: Nanos::from_millis(50),
+        heartbeat_interval: Nanos::from_millis(100),
+    }
+}
+
+/// The tables are closed, one entry's bit flips, and they are open again.
+fn damage(site: &mut Site, entry: &Captured) {
+    let path = |name: &str| site.durable.folder.path().join(name);
+    let placeholder = Metadata::create(&path("placeholder.redb"), &record_of(&site.config)).expect("created");
+    drop(std::mem::replace(&mut site.durable.store, placeholder.into_store()));
+    let mut bytes = std::fs::read(path("metadata.redb")).expect("read");
+    let value = entry.value();
+    for at in 0..bytes.len() - value.len() {
+        if bytes[at..].starts_with(&value) {
+            bytes[at + 3] ^= 2;
+        }
+    }
+    std::fs::write(path("metadata.redb"), bytes).expect("written");
+    site.durable.store = Metadata::open(&path("metadata.redb")).expect("opened").into_store();
+}
+
+/// A site at rest with a snapshot of three blocks, and the entry of the second.
+fn three_kept() -> (Site, UpdateNumber, Captured) {
+    let mut site = Site::new(400, OnDifferentialFull::Error);
+    site.write(0, &[1, 2, 3]).expect("written");
+    let old = site.create("old", false).expect("taken");
+    site.write(0, &[7, 8, 9]).expect("written");
+    site.rest();
+    let of = |((target, _), block): &(&(IoTarget, u64), &Block)| {
+        *target == IoTarget::Differential && block[0] == 2
+    };
+    let (&(_, slot), block) = site.durable.disks.iter().find(of).expect("it is kept");
+    let (lba, slot, sum) = (Lba(1), Slot(slot), sum_of_block(block));
+    (site, old, Captured { volume: VOLUME, lba, snapshot: old, slot, sum })
+}
+
+#[test]
+fn a_damaged_entry_fails_the_reads_that_need_it_and_nothing_else() {
+    let (mut site, old, entry) = three_kept();
+    damage(&mut site, &entry);
+    assert_eq!([site.read(old, 0, 1), site.read(old, 2, 1)], [vec![1], vec![3]]);
+    let page = site.front_pages.pop().expect("granted");
+    site.tables.fronts[0].set(SlotId(0), 0, page, BlockSum::ZEROS);
+    let read = HostOp::Read { lba: Lba(1), count: 1 };
+    assert_eq!(site.ask(read, old), Err(HostError::Io));
+    assert!(site.events.contains(&Event::TablesDamaged), "{:?}", site.events);
+    assert_eq!(site.read(LIVE, 0, 3), [7, 8, 9]);
+    site.write(1, &[10]).expect("the volume is as it was");
+}
+
+#[test]
+fn damaged_tables_are_not_lent() {
+    let (site, _, entry) = three_kept();
+    let settled = site.group.status(site.now).last;
+    let Site { mut config, durable, .. } = site;
+    config.peer = Some(peer());
+    let mut site = Site::start(config, durable);
+    site.with(|group, turn| group.on_link(turn, FromLink::Connected { connection: 1 }));
+    page_sent(&mut site, PageFrame::Hello);
+    damage(&mut site, &entry);
+    for page in 0..2 {
+        let wanted = Control::TablesWanted { settled, page };
+        site.with(|group, turn| group.on_link(turn, FromLink::Control(wanted)));
+        if page == 0 {
+            page_sent(&mut site, PageFrame::Tables);
+        }
+    }
+    let (body, length) = page_sent(&mut site, PageFrame::Refusal);
+    assert_eq!(Refusal::decode(&body[..length]).map(|refusal| refusal.code), Ok(RefusalCode::Tables));
+    assert!(!site.group.failed() && site.events.contains(&Event::TablesDamaged), "{:?}", site.events);
+}
+
+#[test]
+fn a_site_behind_its_tables_opens_no_generation() {
+    for (applied, serves) in [(0, true), (50, false)] {
+        let Site { mut config, mut durable, .. } = Site::new(40, OnDifferentialFull::Error);
+        let tables = Metadata::create(&durable.folder.path().join("other.redb"), &record_of(&config))
+            .expect("created");
+        tables.fill(UpdateNumber(applied), &[], &[]).expect("filled");
+        durable.store = tables.into_store();
+        config.peer = Some(peer());
+        let mut site = Site::start(config, durable);
+        site.with(|group, turn| group.on_link(turn, FromLink::Connected { connection: 1 }));
+        let (body, length) = page_sent(&mut site, PageFrame::Hello);
+        let ours = Hello::decode(&body[..length]).expect("a hello");
+        let theirs = Hello { site: SiteId(2), role: Role::Secondary, ..ours };
+        let page = site.link_pages.pop().expect("granted");
+        let length = theirs.encode(site.memory.bytes_mut(page)) as u16;
+        let message = FromLink::Page { frame: PageFrame::Hello, page, length };
+        site.with(|group, turn| group.on_link(turn, message));
+        (0..100).for_each(|_| site.step());
+        assert_eq!(site.group.serving(), serves, "tables of #{applied}");
+    }
+}
+
+#[test]
+fn tables_and_old_blocks_are_lent_to_a_peer_that_repairs_its_own() {
+    const BLOCKS: u64 = 150;
+    let mut site = Site::new(400, OnDifferentialFull::Error);
+    let fill = |block: u64| block as u8 + 1;
+    for block in 0..BLOCKS {
+        site.write(block, &[fill(block)]).expect("written");
+    }
+    let old = site.create("old", false).expect("taken");
+    site.zero(0, BLOCKS as u32).expect("zeroed");
+    let last = site.group.status(site.now).last;
+    // Nothing of it is in the tables when it starts again, now with a peer.
+    let Site { mut config, durable, .. } = site;
+    config.peer = Some(peer());
+    let mut site = Site::start(config, durable);
+    let control = |site: &mut Site, control| {
+        site.with(|group, turn| group.on_link(turn, FromLink::Control(control)));
+    };
+    let connect = |site: &mut Site, connection| {
+        site.with(|group, turn| group.on_link(turn, FromLink::Connected { connection }));
+        page_sent(site, PageFrame::Hello);
+    };
+    connect(&mut site, 1);
+    let (mut page, mut entries) = (0, Vec::new());
+    loop {
+        control(&mut site, Control::TablesWanted { settled: last, page });
+        let (body, _) = page_sent(&mut site, PageFrame::Tables);
+        let header = header_of(&body).expect("a page of tables");
+        assert!(header.index == page && header.applied >= last, "{header:?}");
+        match header.kind {
+            TablesKind::Snapshots => {
+                assert_eq!(record_at(&body, 0).expect("a record").number, old);
+            }
+            TablesKind::Entries => {
+                entries.extend((0..header.count).map(|index| entry_at(&body, index).expect("an entry")));
+            }
+        }
+        if header.last {
+            break;
+        }
+        page += 1;
+    }
+    assert_eq!(entries.iter().map(|entry| entry.lba.0).collect::<Vec<_>>(), (0..BLOCKS).collect::<Vec<_>>());
+    for entry in &entries {
+        control(&mut site, Control::OldBlockWanted { slot: entry.slot, sum: entry.sum });
+        let (block, _) = page_sent(&mut site, PageFrame::OldBlock);
+        assert!(block.iter().all(|byte| *byte == fill(entry.lba.0)), "{entry:?}");
+    }
+    control(&mut site, Control::OldBlockWanted { slot: entries[0].slot, sum: entries[1].sum });
+    let lacking = ToLink::Control(Control::OldBlockLacking { slot: entries[0].slot });
+    site.run_until("it says that it has no such block", |site| site.sent.contains(&lacking));
+    assert!(!site.group.serving(), "nobody is in the set yet");
+
+    // Whoever is helped may be silent for long, though not for ever.
+    let closed = |site: &Site| site.sent.contains(&ToLink::Close);
+    site.now = site.now.plus(Nanos::from_millis(50_000));
+    (0..20).for_each(|_| site.step());
+    assert!(!closed(&site));
+    site.now = site.now.plus(Nanos::from_millis(11_000));
+    site.run_until("it gives up", closed);
+    site.sent.clear();
+    // Nobody can have what this site has not.
+    connect(&mut site, 2);
+    control(&mut site, Control::TablesWanted { settled: last.next(), page: 0 });
+    site.run_until("it refuses", closed);
 }

@@ -83,7 +83,7 @@ enum ConfigCommand {
     Example,
 }
 
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 struct ConfigArgument {
     /// The site's configuration file
     #[arg(long, value_name = "FILE")]

@@ -225,6 +225,9 @@ pub enum MetadataOp {
     LookUp { snapshot: UpdateNumber, volume: VolumeId, lba: Lba, count: u32 },
     /// Bits of the blocks from `lba` on: whether there is an entry for a snapshot from `since` on and before `before`.
     Changed { since: UpdateNumber, before: UpdateNumber, volume: VolumeId, lba: Lba, count: u32 },
+    /// A page of [`crate::format::tables`], all of one moment: they have everything up to `applied` at least. The first page begins anew,
+    /// and so does another one if that was too long ago.
+    Lend { page: u32, applied: UpdateNumber },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -250,6 +253,7 @@ pub enum MetadataAnswer {
         next: Option<(VolumeId, Lba)>,
     },
     Found,
+    Lent,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

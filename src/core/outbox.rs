@@ -162,6 +162,8 @@ pub enum Event {
     MetadataFailed {
         fault: MetadataFault,
     },
+    /// An entry of the snapshot tables is not what was written there; whoever needed it got an error, and the site goes on.
+    TablesDamaged,
     HostDeadline {
         oldest_ns: u64,
     },

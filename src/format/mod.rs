@@ -9,6 +9,7 @@ pub mod metadata;
 pub mod nbd;
 pub mod snapshot;
 pub mod superblock;
+pub mod tables;
 pub mod text;
 pub mod update;
 pub mod wire;

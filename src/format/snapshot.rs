@@ -122,6 +122,12 @@ impl SnapshotRecord {
     }
 }
 
+/// The name in a record that may be damaged, for messages.
+pub fn readable_name(bytes: &[u8; SNAPSHOT_RECORD_BYTES]) -> Option<SnapshotName> {
+    let length = usize::from(bytes[NAME_LENGTH]).min(NAME_BYTES_MAX);
+    Text::decode(&bytes[NAME..NAME + length]).ok()
+}
+
 /// Writes a page of at most [`SNAPSHOTS_PAGE_MAX`] records.
 pub fn encode_snapshots<'a>(
     records: impl ExactSizeIterator<Item = &'a SnapshotRecord>,

@@ -10,12 +10,16 @@ pub use space::{SharedSpace, Space};
 pub use store::{RequestPages, Store};
 
 use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
 use crate::base::SiteId;
+use crate::base::UpdateNumber;
 use crate::core::config::VolumeSpec;
+use crate::format::metadata::Captured;
+use crate::format::snapshot::{SNAPSHOT_RECORD_BYTES, SnapshotRecord};
 
 /// Version of everything below; a site formatted by another one is refused.
 pub const METADATA_VERSION: u64 = 2;
@@ -83,6 +87,12 @@ impl SiteRecord {
     }
 }
 
+/// What messages call what tables know by number.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TableNames {
+    pub volumes: Vec<String>,
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum MetadataError {
     #[error("{path}: in use by another process; a site runs once")]
@@ -93,6 +103,9 @@ pub enum MetadataError {
     Version { path: PathBuf, found: u64 },
     #[error("{path}: holds no site; run `lockstep format` again with --force")]
     Incomplete { path: PathBuf },
+    /// Whole files that were written, and are not what was written; `what` begins with the file's name.
+    #[error("{what}")]
+    Damaged { what: String },
 }
 
 /// The open file; redb keeps it locked against other processes.
@@ -100,6 +113,7 @@ pub enum MetadataError {
 pub struct Metadata {
     path: PathBuf,
     database: Database,
+    names: TableNames,
 }
 
 impl Metadata {
@@ -110,12 +124,53 @@ impl Metadata {
         let file = file.map_err(|error| failed(redb::Error::Io(error)))?;
         let database = redb::Builder::new().create_file(file).map_err(|error| failed(error.into()))?;
         write(&database, record).map_err(failed)?;
-        Ok(Metadata { path: path.to_owned(), database })
+        Ok(Metadata { path: path.to_owned(), database, names: TableNames::default() })
     }
 
     pub fn open(path: &Path) -> Result<Metadata, MetadataError> {
         let database = Database::open(path).map_err(|error| Metadata::failed(path, error.into()))?;
-        Ok(Metadata { path: path.to_owned(), database })
+        Ok(Metadata { path: path.to_owned(), database, names: TableNames::default() })
+    }
+
+    /// Opens the file and reads all of it: what is not what was written there is found now rather than when it is needed.
+    pub fn open_sound(path: &Path, names: &TableNames) -> Result<Metadata, MetadataError> {
+        // Pages that make no sense to the database may end in a panic of its own.
+        let opened = std::panic::catch_unwind(AssertUnwindSafe(|| Metadata::open_checked(path, names)));
+        opened.unwrap_or_else(|_| {
+            let what = format!("{}: its pages make no sense to the database", path.display());
+            Err(MetadataError::Damaged { what })
+        })
+    }
+
+    fn open_checked(path: &Path, names: &TableNames) -> Result<Metadata, MetadataError> {
+        let mut metadata = Metadata { names: names.clone(), ..Metadata::open(path)? };
+        // Entries first: they say by name what is wrong. Then every page, by the checksums that the database keeps.
+        let record = metadata.record();
+        if !matches!(record, Err(MetadataError::Version { .. } | MetadataError::Incomplete { .. })) {
+            let store = metadata.into_store();
+            if let Err(error) = store.check() {
+                return Err(MetadataError::Damaged { what: store.describe(&error) });
+            }
+            metadata =
+                Metadata { path: path.to_owned(), database: store.into_database(), names: names.clone() };
+        }
+        match metadata.database.check_integrity() {
+            Ok(true) => {}
+            Ok(false) => tracing::warn!("{}: its free space was counted anew", path.display()),
+            Err(error) => return Err(Metadata::failed(path, error.into())),
+        }
+        record.map(|_| metadata)
+    }
+
+    /// Puts these tables into a file that was just made, in one transaction.
+    pub fn fill(
+        &self,
+        applied: UpdateNumber,
+        snapshots: &[SnapshotRecord],
+        entries: &[Captured],
+    ) -> Result<(), MetadataError> {
+        let filled = fill(&self.database, applied, snapshots, entries);
+        filled.map_err(|error| Metadata::failed(&self.path, error))
     }
 
     pub fn record(&self) -> Result<SiteRecord, MetadataError> {
@@ -133,16 +188,57 @@ impl Metadata {
 
     /// The tables of snapshots, for the thread that serves the group.
     pub fn into_store(self) -> Store {
-        Store::new(self.database)
+        Store::new(self.database, self.path, self.names)
     }
 
     fn failed(path: &Path, source: redb::Error) -> MetadataError {
         let path = path.to_owned();
         match source {
             redb::Error::DatabaseAlreadyOpen => MetadataError::Locked { path },
+            source if is_damage(&source) => {
+                MetadataError::Damaged { what: format!("{}: {source}", path.display()) }
+            }
             source => MetadataError::Database { path, source: Box::new(source) },
         }
     }
+}
+
+/// Whether the database says that the file is not what it wrote.
+fn is_damage(error: &redb::Error) -> bool {
+    use std::io::ErrorKind::{InvalidData, UnexpectedEof};
+    match error {
+        redb::Error::Io(error) => matches!(error.kind(), InvalidData | UnexpectedEof),
+        redb::Error::Corrupted(_)
+        | redb::Error::UpgradeRequired(_)
+        | redb::Error::TableTypeMismatch { .. }
+        | redb::Error::TypeDefinitionChanged { .. } => true,
+        _ => false,
+    }
+}
+
+fn fill(
+    database: &Database,
+    applied: UpdateNumber,
+    snapshots: &[SnapshotRecord],
+    entries: &[Captured],
+) -> Result<(), redb::Error> {
+    let mut transaction = database.begin_write()?;
+    transaction.set_two_phase_commit(true);
+    {
+        transaction.open_table(NUMBERS)?.insert(store::APPLIED, applied.0)?;
+        let mut records = transaction.open_table(store::SNAPSHOTS)?;
+        for record in snapshots {
+            let mut bytes = [0; SNAPSHOT_RECORD_BYTES];
+            record.encode(&mut bytes);
+            records.insert(record.number.0, &bytes)?;
+        }
+        let mut captured = transaction.open_table(store::CAPTURED)?;
+        for entry in entries {
+            captured.insert((entry.volume.0, entry.lba.0, entry.snapshot.0), &entry.value())?;
+        }
+    }
+    transaction.commit()?;
+    Ok(())
 }
 
 /// The tables that begin empty.
@@ -154,7 +250,9 @@ fn make_tables(transaction: &WriteTransaction) -> Result<(), redb::Error> {
 }
 
 fn write(database: &Database, record: &SiteRecord) -> Result<(), redb::Error> {
-    let transaction = database.begin_write()?;
+    let mut transaction = database.begin_write()?;
+    // With both phases, a commit that is not what was written is damage, and never taken for one that did not happen.
+    transaction.set_two_phase_commit(true);
     make_tables(&transaction)?;
     {
         let mut numbers = transaction.open_table(NUMBERS)?;
@@ -210,6 +308,10 @@ fn read(database: &Database) -> Result<(Option<u64>, Option<SiteRecord>), redb::
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::*;
+    use crate::core::messages::MetadataOp;
+    use crate::format::snapshot::SnapshotName;
+    use crate::format::tables::header_of;
 
     fn record() -> SiteRecord {
         let volume = |name: &str, blocks| VolumeSpec { name: name.to_owned(), blocks };
@@ -244,13 +346,99 @@ mod tests {
         let empty = Metadata::open(&path).expect("opened").record();
         assert!(matches!(empty, Err(MetadataError::Incomplete { .. })));
         std::fs::write(&path, [7; 8192]).expect("written");
-        assert!(matches!(Metadata::open(&path), Err(MetadataError::Database { .. })));
+        assert!(matches!(Metadata::open(&path), Err(MetadataError::Damaged { .. })));
         std::fs::remove_file(&path).expect("removed");
         let newer = Metadata::create(&path, &record()).expect("created");
         let transaction = newer.database.begin_write().expect("begun");
         transaction.open_table(NUMBERS).expect("opened").insert("version", 9).expect("inserted");
         transaction.commit().expect("committed");
         assert!(matches!(newer.record(), Err(MetadataError::Version { found: 9, .. })));
+    }
+
+    /// Everything that a file says.
+    fn content(metadata: Metadata) -> (SiteRecord, Vec<Vec<u8>>) {
+        let record = metadata.record().expect("whole");
+        let (mut store, mut pages) = (metadata.into_store(), Vec::new());
+        loop {
+            let mut answer = Answer([0; BLOCK_BYTES]);
+            let op = MetadataOp::Lend { page: pages.len() as u32, applied: UpdateNumber(0) };
+            store.perform(&op, &mut answer).expect("carried out");
+            pages.push(answer.0.to_vec());
+            if header_of(&answer.0).expect("a page").last {
+                return (record, pages);
+            }
+        }
+    }
+
+    struct Answer([u8; BLOCK_BYTES]);
+
+    impl RequestPages for Answer {
+        fn answer(&mut self) -> &mut [u8; BLOCK_BYTES] {
+            &mut self.0
+        }
+        fn page(&self, _: usize) -> &[u8; BLOCK_BYTES] {
+            unreachable!("nothing is committed")
+        }
+    }
+
+    #[test]
+    fn whatever_bit_flips_is_found_or_says_nothing() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("metadata.redb");
+        let entry = |lba: u64| Captured {
+            volume: VolumeId(0),
+            lba: Lba(lba),
+            snapshot: UpdateNumber(7),
+            slot: Slot(lba),
+            sum: BlockSum(lba as u32),
+        };
+        let snapshot = SnapshotRecord {
+            number: UpdateNumber(7),
+            volumes: VolumeSet(1),
+            name: SnapshotName::new("nightly"),
+            ..SnapshotRecord::EMPTY
+        };
+        let entries: Vec<Captured> = (0..300).map(entry).collect();
+        let metadata = Metadata::create(&path, &record()).expect("created");
+        metadata.fill(UpdateNumber(9), &[snapshot], &entries).expect("filled");
+        drop(metadata);
+        let names = TableNames { volumes: vec!["data".to_owned(), "log".to_owned()] };
+        let whole = std::fs::read(&path).expect("read");
+        let due = content(Metadata::open_sound(&path, &names).expect("sound"));
+        let used: Vec<usize> = (0..whole.len()).filter(|at| whole[*at] != 0).collect();
+        let (mut found, mut state) = (0, 1u64);
+        for _ in 0..200 {
+            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+            let at = used[(state >> 33) as usize % used.len()];
+            let mut flipped = whole.clone();
+            flipped[at] ^= 1 << (state >> 61);
+            std::fs::write(&path, &flipped).expect("written");
+            match Metadata::open_sound(&path, &names) {
+                Ok(metadata) => assert!(content(metadata) == due, "byte {at} of another truth"),
+                Err(MetadataError::Damaged { what }) => {
+                    assert!(what.contains("metadata.redb"), "{what}");
+                    found += 1;
+                }
+                Err(error) => panic!("byte {at}: {error}"),
+            }
+        }
+        // Most of the file is what the database no longer refers to.
+        assert!(found > 10, "{found} of 200");
+        // By name, where there is one.
+        let damaged = |value: &[u8], named: &[&str]| {
+            let mut flipped = whole.clone();
+            for at in (0..whole.len() - value.len()).filter(|at| whole[*at..].starts_with(value)) {
+                flipped[at] ^= 0x10;
+            }
+            assert!(flipped != whole, "not there");
+            std::fs::write(&path, &flipped).expect("written");
+            let said = Metadata::open_sound(&path, &names).expect_err("damaged").to_string();
+            assert!(named.iter().all(|name| said.contains(name)), "{said}");
+        };
+        damaged(&entry(77).value(), &["table captured", "volume data block 77", "snapshot nightly (#7)"]);
+        let mut bytes = [0; SNAPSHOT_RECORD_BYTES];
+        SnapshotRecord { taken_at_ns: 0, ..snapshot }.encode(&mut bytes);
+        damaged(&bytes, &["table snapshots", "snapshot nightly (#7)"]);
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub struct Names {
     pub peer: String,
     pub journal: String,
     pub differential: String,
+    pub metadata: String,
     pub on_differential_full: OnDifferentialFull,
     /// The configuration's own file, for commands to give next.
     pub file: String,
@@ -44,6 +45,7 @@ impl Names {
             peer: peer.to_owned(),
             journal: config.journal.path.display().to_string(),
             differential: config.differential.path.display().to_string(),
+            metadata: config.metadata.display().to_string(),
             on_differential_full: config.group.on_differential_full,
             file: config.file.display().to_string(),
             volumes: volumes.collect(),
@@ -90,6 +92,13 @@ impl Names {
         format!(
             "delete snapshots that nobody needs (`lockstep snapshot list --config {}` shows what each keeps), {otherwise}",
             self.file
+        )
+    }
+
+    fn repair_tables(&self) -> String {
+        format!(
+            "stop it (`lockstep stop --config {0}`), then `lockstep snapshot repair --config {0}` brings them back from {1}",
+            self.file, self.peer
         )
     }
 
@@ -217,17 +226,26 @@ impl Names {
             Event::MetadataFailed { fault } => (
                 Level::Error,
                 match fault {
-                    MetadataFault::Storage => {
-                        "the management information cannot be read or written; the log says why. \
-                         This site has left the group; see to its disk, then restart the site"
-                            .to_owned()
-                    }
-                    MetadataFault::Corrupt => {
-                        "the management information is damaged; the log says where. This site has \
-                         left the group"
-                            .to_owned()
-                    }
+                    MetadataFault::Storage => format!(
+                        "the snapshot tables {} cannot be read or written; the log says why. This site has left the group; see to \
+                         its disk, then restart the site",
+                        self.metadata
+                    ),
+                    MetadataFault::Corrupt => format!(
+                        "the snapshot tables {} are damaged; the log says where. This site has left the group; {}",
+                        self.metadata,
+                        self.repair_tables()
+                    ),
                 },
+            ),
+            Event::TablesDamaged => (
+                Level::Error,
+                format!(
+                    "the snapshot tables {} are damaged; the log says where. Reads of snapshots that need the damaged entry are \
+                     answered with an error, the volumes are as they were; {}",
+                    self.metadata,
+                    self.repair_tables()
+                ),
             ),
             Event::HostDeadline { oldest_ns } => (
                 Level::Warn,
@@ -301,6 +319,7 @@ mod tests {
             peer: "right".to_owned(),
             journal: "/j".to_owned(),
             differential: "/d".to_owned(),
+            metadata: "/m".to_owned(),
             on_differential_full: OnDifferentialFull::DeleteOldest,
             file: "/etc/left.toml".to_owned(),
             volumes: ["data", "log", "undo"]
@@ -358,6 +377,15 @@ mod tests {
         let rot = Event::ChecksumMismatch { volume: VolumeId(0), lba: Lba(5) };
         let (_, rot) = names().sentence(&rot);
         assert!(rot.contains("volume data (/v/data) block 5"), "{rot}");
+    }
+
+    #[test]
+    fn damaged_tables_are_named_with_the_command_that_repairs_them() {
+        for event in [Event::TablesDamaged, Event::MetadataFailed { fault: MetadataFault::Corrupt }] {
+            let (level, said) = names().sentence(&event);
+            let named = ["/m", "lockstep snapshot repair --config /etc/left.toml", "from right"];
+            assert!(level == Level::Error && named.iter().all(|name| said.contains(name)), "{said}");
+        }
     }
 
     #[test]

@@ -8,4 +8,5 @@ pub mod format;
 pub mod group_actor;
 pub mod load;
 pub mod run;
+pub mod tables;
 pub mod telemetry;

@@ -272,6 +272,21 @@ impl Disk {
         target.durable[block as usize] = Some(stored);
     }
 
+    /// A block that something else than the site wrote and flushed, while the site did not run.
+    pub fn restore(&mut self, target: IoTarget, block: u64, content: &Content) {
+        let stored = Stored { content: content.clone(), io: IoId(0) };
+        let target = &mut self.targets[index_of(target)];
+        // What was written there before and not flushed is overwritten too.
+        for written in &mut target.unflushed {
+            let index = block.checked_sub(written.block).map(|index| index as usize);
+            if let Some(before) = index.and_then(|index| written.blocks.get_mut(index)) {
+                *before = stored.clone();
+            }
+        }
+        replace(&mut target.visible[block as usize], stored.clone());
+        replace(&mut target.durable[block as usize], stored);
+    }
+
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()
     }

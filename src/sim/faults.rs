@@ -95,8 +95,10 @@ impl World {
     pub(super) fn restart(&mut self, index: usize) {
         let site = &mut self.sites[index];
         assert!(site.group.is_none());
+        self.perhaps_repair_tables(index);
         self.audit.restarted(index);
         self.trace.note(self.now, || format!("site {index} starts"));
+        let site = &mut self.sites[index];
         site.memory.restart();
         let ring = if self.plan.turn_messages == 1 { 1 } else { LINK_INBOUND_SLOTS };
         site.link = Link::new(ring);

@@ -30,6 +30,14 @@ impl Metadata {
         Metadata { step, ..Metadata::default() }
     }
 
+    /// Has what the other one has.
+    pub fn take_from(&mut self, other: &Metadata) {
+        assert!(self.in_flight.is_empty(), "nothing runs meanwhile");
+        self.applied = other.applied;
+        self.snapshots.clone_from(&other.snapshots);
+        self.captured.clone_from(&other.captured);
+    }
+
     /// When the newest request is done.
     pub fn busy_until(&self) -> u64 {
         self.busy_until
@@ -154,6 +162,7 @@ impl Metadata {
                 }
                 MetadataAnswer::Bits
             }
+            MetadataOp::Lend { .. } => unreachable!("simulated sites take each other's tables as they are"),
         }
     }
 

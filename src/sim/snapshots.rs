@@ -4,7 +4,9 @@ use crate::base::*;
 use crate::core::config::OnDifferentialFull;
 use crate::core::messages::*;
 use crate::format::snapshot::SnapshotName;
-use crate::sim::audit::PRIMARY;
+use crate::sim::audit::{Media, PRIMARY, Place};
+use crate::sim::content::{Content, Print};
+use crate::sim::disk::Stored;
 use crate::sim::rng::Rng;
 use crate::sim::world::{Event, Stage, World};
 
@@ -29,6 +31,9 @@ pub struct SnapshotPlan {
 
 /// Tells the generator of snapshots from the others of its seed.
 const FORK: u64 = 0x736e_6170_7368_6f74;
+
+/// Tells the generator of damage from the others of its seed.
+const DAMAGE_FORK: u64 = 0x6461_6d61_6765_6421;
 
 pub fn generator(seed: u64) -> Rng {
     Rng::new(seed ^ FORK)
@@ -124,6 +129,43 @@ impl World {
             admin.push_back((ready, AdminRequest { id: self.administered, op }));
             self.wake_group(PRIMARY, ready);
         }
+    }
+
+    /// Perhaps a site that is to start finds its tables damaged. Then it takes its peer's, if they have what its own had, and the old
+    /// blocks that it has not: what a repair does while the site does not run.
+    pub(super) fn perhaps_repair_tables(&mut self, index: usize) {
+        let other = 1 - index;
+        let incarnation = u64::from(self.sites[index].incarnation);
+        let mut damage = Rng::new(self.plan.seed ^ DAMAGE_FORK);
+        let seldom =
+            !damage.once_in(3) || Rng::new(damage.draw() ^ incarnation << 1 ^ index as u64).once_in(2);
+        if seldom || self.plan.snapshots.is_none() || !self.plan.has_peer() || !self.alive(other) {
+            return;
+        }
+        let (left, right) = self.sites.split_at_mut(1);
+        let (site, peer) = if index == 0 { (&mut left[0], &right[0]) } else { (&mut right[0], &left[0]) };
+        if peer.disk.metadata.applied < site.disk.metadata.applied {
+            return;
+        }
+        let mut fetched = 0;
+        for &(slot, _) in peer.disk.metadata.captured.values() {
+            let print = |stored: Option<&Stored>| stored.map_or(Print::ZERO, |stored| stored.content.print);
+            let there = peer.disk.durable(Place::Differential, slot);
+            let content = there.map_or(Content::ZERO, |stored| stored.content.clone());
+            let here = [
+                print(site.disk.visible(Place::Differential, slot)),
+                print(site.disk.durable(Place::Differential, slot)),
+            ];
+            if here != [content.print; 2] {
+                site.disk.restore(IoTarget::Differential, slot, &content);
+                fetched += 1;
+            }
+        }
+        site.disk.metadata.take_from(&peer.disk.metadata);
+        let applied = site.disk.metadata.applied;
+        self.trace.note(self.now, || {
+            format!("site {index} has its tables from its peer, as of #{applied}, and {fetched} old blocks")
+        });
     }
 
     /// Takes the group's requests to its metadata executor, and its answers to administrators.

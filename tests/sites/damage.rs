@@ -2,10 +2,13 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use lockstep::base::{Lba, Slot, UpdateNumber, VolumeId, sum_of_block};
+use lockstep::format::metadata::{Captured, ENTRY_BYTES};
 use lockstep::format::nbd::NbdError;
 use lockstep::io::nbd_client::{ClientError, NbdClient};
+use serde_json::Value;
 
 use crate::pair::*;
 
@@ -104,4 +107,155 @@ fn a_flipped_bit_in_the_differential_volume_is_named_and_repaired_from_the_peer(
         assert_eq!(read(&mut site.connect("data@old"), 7), Err(NbdError::Io), "{}", site.name);
         assert_eq!(read(&mut site.connect("data"), 7).as_deref(), Ok(&[0xee; BLOCK][..]), "{}", site.name);
     }
+}
+
+fn metadata(site: &Site) -> PathBuf {
+    site.directory.join("metadata.redb")
+}
+
+/// Flips a bit wherever the file has these bytes: the database may keep older copies of a page beside the one in force.
+fn flip_a_bit_of(file: &Path, bytes: &[u8]) {
+    let mut content = fs::read(file).expect("the file");
+    let places: Vec<usize> =
+        (0..content.len() - bytes.len()).filter(|&at| content[at..].starts_with(bytes)).collect();
+    assert!(!places.is_empty(), "{} does not have them", file.display());
+    places.iter().for_each(|&at| content[at + bytes.len() / 2] ^= 0x04);
+    fs::write(file, content).expect("written");
+}
+
+/// What the tables have of a block that the snapshot keeps.
+fn entry_of(site: &Site, block: usize, snapshot: UpdateNumber) -> [u8; ENTRY_BYTES] {
+    let slot = Slot(slot_of(site, block).expect("it was captured") as u64);
+    let (volume, lba, sum) = (VolumeId(0), Lba(block as u64), sum_of_block(&old(block)));
+    Captured { volume, lba, snapshot, slot, sum }.value()
+}
+
+fn number_of(site: &Site, name: &str) -> UpdateNumber {
+    let text = succeeds(lockstep(&["snapshot", "list", "--config", path(&site.config), "--json"]));
+    let list: Value = serde_json::from_str(&text).expect("a list");
+    let listed = list["snapshots"].as_array().expect("snapshots");
+    let found = listed.iter().find(|snapshot| snapshot["name"] == name).expect("it is listed");
+    UpdateNumber(found["number"].as_u64().expect("a number"))
+}
+
+fn repair_tables(site: &Site) -> std::process::Output {
+    lockstep(&["snapshot", "repair", "--config", path(&site.config), "--timeout", "20s"])
+}
+
+fn refuses_to_start(site: &Site, named: &[&str]) {
+    let said = fails(lockstep(&["run", "--config", path(&site.config)]));
+    let command = format!("`lockstep snapshot repair --config {}`", path(&site.config));
+    for name in named.iter().chain(&[path(&metadata(site)), command.as_str(), "the volumes are not touched"])
+    {
+        assert!(said.contains(name), "{name} is not named: {said}");
+    }
+}
+
+/// Both sites hold the same of a snapshot.
+fn equal(sites: &mut Sites, name: &str) {
+    sites.wait("--settled");
+    let digests = [&mut sites.left, &mut sites.right].map(|site| {
+        site.until("it shows the snapshot", |site| site.try_connect(&format!("data@{name}")).is_ok());
+        succeeds(lockstep(&["snapshot", "digest", "--config", path(&site.config), name]))
+    });
+    assert_eq!(digests[0], digests[1], "{name}");
+}
+
+#[test]
+fn damaged_snapshot_tables_are_named_and_repaired_from_the_peer() {
+    let mut sites = Sites::start(&Options {
+        volumes: vec![("data", 4)],
+        differential_mib: 2,
+        group: format!("{}\non_peer_loss = \"solo\"", Options::default().group),
+        ..Options::default()
+    });
+    let mut client = sites.left.connect("data");
+    let mut write = |fill: &dyn Fn(usize) -> [u8; BLOCK]| {
+        for block in 0..BLOCKS {
+            client.write((block * BLOCK) as u64, &fill(block), false).expect("written");
+        }
+    };
+    write(&old);
+    succeeds(lockstep(&["snapshot", "create", "--config", path(&sites.left.config), "old"]));
+    write(&|_| [0xee; BLOCK]);
+    sites.wait("--settled");
+    let number = number_of(&sites.left, "old");
+    for site in [&mut sites.left, &mut sites.right] {
+        site.until("old blocks are in their slots", |site| {
+            (0..BLOCKS).all(|block| slot_of(site, block).is_some())
+        });
+    }
+    let said = fails(repair_tables(&sites.left));
+    assert!(said.contains("runs: stop it with `lockstep stop"), "{said}");
+
+    // A bit of an entry, while the site is away; the other one goes on meanwhile, so that its tables are ahead.
+    assert!(sites.right.stop().success());
+    let entry = entry_of(&sites.right, 5, number);
+    flip_a_bit_of(&metadata(&sites.right), &entry);
+    refuses_to_start(
+        &sites.right,
+        &["table captured", "volume data block 5", &format!("snapshot old ({number})")],
+    );
+    write(&|block| [block as u8 ^ 0xff; BLOCK]);
+    succeeds(lockstep(&["snapshot", "create", "--config", path(&sites.left.config), "later"]));
+    write(&|block| [block as u8 ^ 0x55; BLOCK]);
+    sites.left.until("the other site counts as lost", |site| site.status()["solo"] == true);
+    // A list brings the tables up to what is settled.
+    sites.wait("--settled");
+    assert!(number_of(&sites.left, "later") > number);
+    // What a repair that was interrupted leaves.
+    fs::write(sites.right.directory.join("metadata.redb.repaired"), [7; 5000]).expect("written");
+    let said = succeeds(repair_tables(&sites.right));
+    assert!(said.contains("volume data block 5"), "{said}");
+    assert!(said.contains("repaired: 2 snapshots and 128 entries"), "{said}");
+    assert!(said.contains(&format!("{BLOCKS} old blocks fetched")), "{said}");
+    assert!(sites.right.directory.join("metadata.redb.damaged").exists(), "{said}");
+    let said = succeeds(repair_tables(&sites.right));
+    assert!(said.contains("are sound; nothing was changed"), "{said}");
+    sites.right.start();
+    sites.wait("--in-sync");
+    ["old", "later"].iter().for_each(|name| equal(&mut sites, name));
+    let mut reader = sites.right.connect("data@old");
+    assert!((0..BLOCKS).all(|block| read(&mut reader, block).as_deref() == Ok(&old(block)[..])));
+
+    // A snapshot's record, at the primary.
+    drop(reader);
+    assert!(sites.left.stop().success());
+    flip_a_bit_of(&metadata(&sites.left), b"later");
+    refuses_to_start(&sites.left, &["table snapshots"]);
+    succeeds(repair_tables(&sites.left));
+    sites.left.start();
+    sites.wait("--in-sync");
+    ["old", "later"].iter().for_each(|name| equal(&mut sites, name));
+    let mut client = sites.left.connect("data");
+    for block in 0..BLOCKS {
+        let due = [block as u8 ^ 0x55; BLOCK];
+        assert_eq!(read(&mut client, block).as_deref(), Ok(&due[..]), "block {block}");
+        client.write((block * BLOCK) as u64, &[1; BLOCK], false).expect("written");
+    }
+
+    // The database's own pages, as a site leaves them that was killed: and slots with something else in them.
+    sites.wait("--settled");
+    sites.right.until("it has applied all", |site| number_of(site, "later") > number);
+    sites.right.kill();
+    let entry = entry_of(&sites.right, 9, number);
+    flip_a_bit_of(&metadata(&sites.right), &entry);
+    flip_a_bit(&sites.right, 11);
+    refuses_to_start(&sites.right, &[]);
+    let said = succeeds(repair_tables(&sites.right));
+    assert!(said.contains("1 old blocks fetched"), "{said}");
+    sites.right.start();
+    sites.wait("--in-sync");
+    ["old", "later"].iter().for_each(|name| equal(&mut sites, name));
+
+    // Both at once: there is nothing to bring them back from.
+    for site in [&mut sites.left, &mut sites.right] {
+        assert!(site.stop().success());
+        let entry = entry_of(site, 3, number);
+        flip_a_bit_of(&metadata(site), &entry);
+    }
+    let config = path(&sites.right.config);
+    let said = fails(lockstep(&["snapshot", "repair", "--config", config, "--timeout", "1s"]));
+    assert!(said.contains("cannot be brought back from left: it does not answer"), "{said}");
+    refuses_to_start(&sites.right, &["table captured", "volume data block 3"]);
 }

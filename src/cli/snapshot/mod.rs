@@ -31,7 +31,7 @@ pub enum SnapshotCommand {
     Rollback(Rollback),
     /// Read a snapshot's volumes and print a digest of each, to compare the two sites
     Digest(digest::Digest),
-    /// Read a snapshot's volumes; blocks that have gone bad are fetched from the other site
+    /// Fetch from the other site what has gone bad: a snapshot's blocks, or the tables of a site that does not start
     Repair(repair::Repair),
     /// Show which parts of the volumes were changed between two snapshots, or since one
     Diff(diff::Diff),

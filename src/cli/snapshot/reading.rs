@@ -29,6 +29,11 @@ pub(super) struct Reading {
 }
 
 impl Reading {
+    pub fn new(config: &ConfigArgument, volumes: &[String], rate: u64, name: &str) -> Reading {
+        let (config, volumes, name) = (config.clone(), volumes.to_vec(), name.to_owned());
+        Reading { config, volumes, rate, json: false, name }
+    }
+
     /// What `read` makes of each volume: it is given the export, the bytes a second, and whom to tell of bytes done and in all.
     pub fn each<T>(
         &self,

@@ -23,6 +23,7 @@ pub(super) enum MetadataIo {
     Commit(Commit),
     Reclaim,
     LookUp(Reader),
+    Lend,
 }
 
 /// A commit under way: so many of the oldest captures and changes, in so many pages beside the answer's.
@@ -418,6 +419,14 @@ impl Group {
         let io = std::mem::replace(&mut self.metadata_io[slot.0 as usize], MetadataIo::Free);
         let answer = match done.result {
             Ok(answer) => answer,
+            // What a snapshot keeps is in doubt, and nothing else is.
+            Err(MetadataFault::Corrupt) if matches!(io, MetadataIo::LookUp(_) | MetadataIo::Lend) => {
+                match io {
+                    MetadataIo::LookUp(reader) => self.look_up_failed(turn, slot, reader),
+                    _ => self.cannot_lend(turn, slot),
+                }
+                return self.metadata_slots.push(slot);
+            }
             Err(fault) => {
                 turn.event(Event::MetadataFailed { fault });
                 return self.fail(turn);
@@ -432,6 +441,7 @@ impl Group {
             (MetadataIo::LookUp(reader), MetadataAnswer::Found | MetadataAnswer::Bits) => {
                 self.looked_up(turn, slot, reader);
             }
+            (MetadataIo::Lend, MetadataAnswer::Lent) => self.lent(turn, slot),
             (io, answer) => panic!("the metadata executor answered {io:?} with {answer:?}"),
         }
         self.metadata_slots.push(slot);

@@ -100,7 +100,7 @@ impl Group {
         {
             return self.on_hello(turn, &hello);
         }
-        if turn.now.since(since) >= GREETING_MAX {
+        if turn.now.since(since) >= self.greeting_max() {
             self.lose_peer(turn, LossReason::Protocol("no hello in time"));
         }
     }
@@ -251,7 +251,9 @@ impl Group {
         let answered =
             self.config.peer.is_none() || self.alone == Alone::Yes || self.peer.talk == Talk::Streaming;
         let fetching = matches!(self.peer.talk, Talk::Fetching { .. });
-        let may = !self.serving && !self.stopping && !fetching && self.window.room() > 0;
+        // Tables that were repaired may be ahead of this site: numbers that they cover are not given to other updates.
+        let whole = self.window.last() >= self.applied;
+        let may = !self.serving && !self.stopping && !fetching && whole && self.window.room() > 0;
         if self.config.role == Role::Primary && may && answered {
             let generation = self.generation.opened_by(self.config.site);
             self.append_control(turn, UpdateKind::GenerationOpen, generation);

@@ -2,7 +2,7 @@
 //! peer state. The rooms: `host` (operations), `stream` (numbering and watermarks), `storage` (completions), `destage`,
 //! `handshake`, `peering` (streaming, loss, solo), `catch_up` (the journal read back), `recovery`, `warm_up`, `status`; and of snapshots:
 //! `capture` (what an update's blocks held before), `differential` (making that durable), `admin` (creating, deleting),
-//! `snapshot_reads`.
+//! `snapshot_reads`, `repair` and `tables` (what has gone bad, here or at the peer).
 
 mod admin;
 mod capture;
@@ -18,6 +18,7 @@ mod snapshot_reads;
 pub mod status;
 mod storage;
 mod stream;
+mod tables;
 mod warm_up;
 
 use std::cmp::Reverse;
@@ -153,6 +154,7 @@ pub struct Group {
     committing: bool,
     reclaim: differential::Reclaim,
     repair: repair::Repair,
+    lending: tables::Lending,
     /// Something waits for slots, captures or pages that a sweep sets free.
     sweep_wanted: bool,
     differential_warned: bool,
@@ -246,6 +248,7 @@ impl Group {
             committing: false,
             reclaim: differential::Reclaim::default(),
             repair: repair::Repair::default(),
+            lending: tables::Lending::default(),
             sweep_wanted: false,
             differential_warned: false,
             differential_warning: false,
@@ -315,6 +318,7 @@ impl Group {
                 self.admin_turn(turn);
                 self.retry_waiting(turn);
                 self.peer_turn(turn);
+                self.lend_tables(turn);
             }
         }
         if matches!(self.phase, Phase::Failed | Phase::Stopped) {

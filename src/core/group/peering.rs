@@ -5,7 +5,6 @@ use std::fmt::Write;
 
 use super::capture::Room;
 use super::catch_up::Found;
-use super::handshake::GREETING_MAX;
 use super::{Alone, Group, Phase, Turn};
 use crate::base::*;
 use crate::core::config::{AckLevel, OnPeerLoss, PeerConfig, Role};
@@ -285,8 +284,11 @@ impl Group {
     }
 
     fn on_control(&mut self, turn: &mut Turn<impl Memory>, control: Control) {
-        if !self.engaged() {
-            return;
+        match control {
+            Control::TablesWanted { settled, page } => return self.on_tables_wanted(turn, settled, page),
+            Control::OldBlockWanted { slot, sum } if self.converses() => return self.lend(turn, slot, sum),
+            _ if !self.engaged() => return,
+            _ => {}
         }
         let primary = self.config.role == Role::Primary;
         match control {
@@ -329,7 +331,6 @@ impl Group {
                 (self.peer.sent, self.peer.consumed) = (from.previous(), from.previous());
             }
             Control::CutTo { keep } if !primary => self.on_cut_to(turn, keep),
-            Control::OldBlockWanted { slot, sum } => self.lend(turn, slot, sum),
             Control::OldBlockLacking { slot } => self.repair_lacks(turn, slot),
             _ => self.lose_peer(turn, LossReason::Protocol("a frame that its role does not send")),
         }
@@ -353,6 +354,9 @@ impl Group {
                 self.lose_peer(turn, LossReason::Protocol("refused by the peer"));
             }
             PageFrame::OldBlock => self.repair_with(turn, page, length),
+            PageFrame::Tables => {
+                self.lose_peer(turn, LossReason::Protocol("tables that nobody asked for"));
+            }
         }
     }
 
@@ -369,6 +373,7 @@ impl Group {
         }
         self.peer.hello = None;
         self.forget_repair();
+        self.forget_lending();
         self.peer.waiting_since = None;
         self.peer.send_to = UpdateNumber::NONE;
         // The peer may be losing what it has not flushed, and nobody would hear of it: from here on only what survives that
@@ -642,7 +647,7 @@ impl Group {
     pub(super) fn peer_deadline(&self) -> Option<Nanos> {
         let peer = self.config.peer.as_ref()?;
         match self.peer.talk {
-            Talk::Greeting { since, .. } => Some(since.plus(GREETING_MAX)),
+            Talk::Greeting { since, .. } => Some(since.plus(self.greeting_max())),
             Talk::Absent | Talk::Following | Talk::CutPending { .. } => None,
             Talk::Cutting { .. } | Talk::Fetching { .. } => {
                 self.peer.waiting_since.map(|since| since.plus(peer.latency_budget))
@@ -704,7 +709,8 @@ impl Group {
     }
 
     fn may_cut_to(&self, keep: UpdateNumber) -> bool {
-        keep >= self.settled && keep <= self.window.last()
+        // What a repair brought to the tables was settled, whether this site has it yet or not.
+        keep >= self.settled.max(self.applied) && keep <= self.window.last()
     }
 
     /// INV-7: drops the tail after the last common point, here and in the journal, once no write of it is in flight.

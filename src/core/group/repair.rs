@@ -119,6 +119,7 @@ impl Group {
 
     /// Reads the block that the peer wants.
     pub(super) fn lend(&mut self, turn: &mut Turn<impl Memory>, wanted: Slot, sum: BlockSum) {
+        self.keep_greeting(turn.now);
         let able = self.slots.has(wanted, 1)
             && !self.repair.lending
             && !self.stopping
@@ -147,7 +148,7 @@ impl Group {
         self.repair.lending = false;
         let page = turn.tables.volume_io.page(slot, 0);
         let good = result.is_ok() && sum_of_block(turn.memory.bytes(page)) == sum;
-        if good && self.engaged() && turn.out.to_link.room() > LINK_SPARE {
+        if good && self.converses() && turn.out.to_link.room() > LINK_SPARE {
             turn.memory.seal(page);
             let length = BLOCK_BYTES as u16;
             turn.out.to_link.push(ToLink::Page { frame: PageFrame::OldBlock, page, length });
@@ -158,7 +159,7 @@ impl Group {
     }
 
     fn lack(&self, turn: &mut Turn<impl Memory>, slot: Slot) {
-        if self.engaged() && turn.out.to_link.room() > LINK_SPARE {
+        if self.converses() && turn.out.to_link.room() > LINK_SPARE {
             turn.out.to_link.push(ToLink::Control(Control::OldBlockLacking { slot }));
         }
     }

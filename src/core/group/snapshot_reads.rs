@@ -131,6 +131,16 @@ impl Group {
         self.pages.release(answer, turn.memory);
     }
 
+    /// An entry is damaged: what it says is not believed.
+    pub(super) fn look_up_failed(&mut self, turn: &mut Turn<impl Memory>, slot: SlotId, reader: Reader) {
+        let at = (reader.front, reader.ticket);
+        turn.event(Event::TablesDamaged);
+        if self.op(at).serial == reader.serial && self.op(at).state == OpState::LookingUp {
+            self.answer(turn, at, Err(HostError::Io));
+        }
+        self.pages.release(turn.tables.metadata_io.page(slot, 0), turn.memory);
+    }
+
     fn read_places(
         &mut self,
         turn: &mut Turn<impl Memory>,

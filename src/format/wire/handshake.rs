@@ -245,6 +245,8 @@ pub enum RefusalCode {
     SplitBrain = 6,
     ResyncRequired = 7,
     Protocol = 8,
+    /// The sender's snapshot tables are damaged, so it cannot lend them.
+    Tables = 9,
 }
 
 /// Bytes of a refusal's text.
@@ -284,6 +286,7 @@ impl Refusal {
             6 => RefusalCode::SplitBrain,
             7 => RefusalCode::ResyncRequired,
             8 => RefusalCode::Protocol,
+            9 => RefusalCode::Tables,
             found => return field("Refusal's code", "1 to 8", u64::from(found)),
         };
         if bytes[1] != 0 {

@@ -20,8 +20,8 @@ use crate::format::update::{
 };
 
 /// Versions of the protocol that this build speaks; `Hello` carries them, and the highest common one is used.
-pub const PROTOCOL_MIN: u16 = 4;
-pub const PROTOCOL_MAX: u16 = 4;
+pub const PROTOCOL_MIN: u16 = 5;
+pub const PROTOCOL_MAX: u16 = 5;
 
 /// The first four bytes of a frame.
 pub const FRAME_MAGIC: [u8; 4] = *b"LSTP";
@@ -98,6 +98,9 @@ pub enum Control {
     OldBlockWanted { slot: Slot, sum: BlockSum },
     /// The answer if it has not; otherwise a [`PageFrame::OldBlock`] is.
     OldBlockLacking { slot: Slot },
+    /// Either way, in place of a hello: my snapshot tables are damaged, so send me this page of yours, as [`PageFrame::Tables`], once
+    /// they cover `settled`, up to which I have every update durably; page 0 begins anew.
+    TablesWanted { settled: UpdateNumber, page: u32 },
 }
 
 /// A control frame too large for a message: its encoded body is in a page.
@@ -109,6 +112,8 @@ pub enum PageFrame {
     Refusal,
     /// The block that was wanted last.
     OldBlock,
+    /// A page of [`crate::format::tables`].
+    Tables,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +130,8 @@ pub enum FrameType {
     OldBlockWanted = 9,
     OldBlockLacking = 10,
     OldBlock = 11,
+    TablesWanted = 13,
+    Tables = 14,
 }
 
 const ACK_BYTES: usize = 40;
@@ -134,6 +141,7 @@ const FETCH_BYTES: usize = 16;
 const CUT_TO_BYTES: usize = 8;
 const OLD_BLOCK_WANTED_BYTES: usize = 16;
 const OLD_BLOCK_LACKING_BYTES: usize = 8;
+const TABLES_WANTED_BYTES: usize = 16;
 
 impl FrameType {
     fn from_code(code: u8) -> Option<FrameType> {
@@ -149,6 +157,8 @@ impl FrameType {
             FrameType::OldBlockWanted,
             FrameType::OldBlockLacking,
             FrameType::OldBlock,
+            FrameType::TablesWanted,
+            FrameType::Tables,
         ]
         .into_iter()
         .find(|frame| *frame as u8 == code)
@@ -165,7 +175,8 @@ impl FrameType {
             FrameType::CutTo => (CUT_TO_BYTES, CUT_TO_BYTES),
             FrameType::OldBlockWanted => (OLD_BLOCK_WANTED_BYTES, OLD_BLOCK_WANTED_BYTES),
             FrameType::OldBlockLacking => (OLD_BLOCK_LACKING_BYTES, OLD_BLOCK_LACKING_BYTES),
-            FrameType::OldBlock => (BLOCK_BYTES, BLOCK_BYTES),
+            FrameType::TablesWanted => (TABLES_WANTED_BYTES, TABLES_WANTED_BYTES),
+            FrameType::OldBlock | FrameType::Tables => (BLOCK_BYTES, BLOCK_BYTES),
             FrameType::Hello | FrameType::Refusal => (0, FRAME_BODY_BYTES_MAX),
         }
     }
@@ -177,6 +188,7 @@ impl From<PageFrame> for FrameType {
             PageFrame::Hello => FrameType::Hello,
             PageFrame::Refusal => FrameType::Refusal,
             PageFrame::OldBlock => FrameType::OldBlock,
+            PageFrame::Tables => FrameType::Tables,
         }
     }
 }
@@ -203,7 +215,7 @@ pub enum Frame<'a> {
         settled: UpdateNumber,
     },
     Control(Control),
-    /// The body is for [`Hello::decode`] or [`Refusal::decode`], or is the block.
+    /// The body is for [`Hello::decode`] or [`Refusal::decode`], or is the block or the page of tables.
     Page(PageFrame, &'a [u8]),
 }
 
@@ -214,7 +226,7 @@ pub enum WireError {
     Magic { found: [u8; 4] },
     #[error("frame version {found}, expected {FRAME_VERSION}")]
     Version { found: u8 },
-    #[error("frame type {found}, expected 1 to 11")]
+    #[error("frame type {found}, expected one from 1 to 14")]
     Type { found: u8 },
     #[error("{frame:?} frame with a body of {found} bytes, expected {min} to {max}")]
     BodyBytes { frame: FrameType, min: usize, max: usize, found: usize },
@@ -286,6 +298,7 @@ pub fn encode_control(control: &Control, out: &mut [u8]) -> usize {
         Control::CutTo { .. } => (FrameType::CutTo, UpdateNumber::NONE),
         Control::OldBlockWanted { .. } => (FrameType::OldBlockWanted, UpdateNumber::NONE),
         Control::OldBlockLacking { .. } => (FrameType::OldBlockLacking, UpdateNumber::NONE),
+        Control::TablesWanted { .. } => (FrameType::TablesWanted, UpdateNumber::NONE),
     };
     let (body_bytes, _) = frame.body_bounds();
     let out = &mut out[..FRAME_HEADER_BYTES + body_bytes];
@@ -312,6 +325,11 @@ pub fn encode_control(control: &Control, out: &mut [u8]) -> usize {
             put(body, 8, &sum.0.to_le_bytes());
         }
         Control::OldBlockLacking { slot } => put(body, 0, &slot.0.to_le_bytes()),
+        Control::TablesWanted { settled, page } => {
+            body.fill(0);
+            put(body, 0, &settled.0.to_le_bytes());
+            put(body, 8, &page.to_le_bytes());
+        }
     }
     seal(frame, 0, settled, out)
 }
@@ -387,6 +405,7 @@ pub fn decode_body<'a>(header: &FrameHeader, body: &'a [u8]) -> Result<Frame<'a>
         FrameType::Hello => return Ok(Frame::Page(PageFrame::Hello, body)),
         FrameType::Refusal => return Ok(Frame::Page(PageFrame::Refusal, body)),
         FrameType::OldBlock => return Ok(Frame::Page(PageFrame::OldBlock, body)),
+        FrameType::Tables => return Ok(Frame::Page(PageFrame::Tables, body)),
         FrameType::Ack => Control::Ack {
             received: number_at(0),
             journaled: number_at(8),
@@ -412,6 +431,12 @@ pub fn decode_body<'a>(header: &FrameHeader, body: &'a [u8]) -> Result<Frame<'a>
             Control::OldBlockWanted { slot: Slot(u64_at(body, 0)), sum: BlockSum(u32_at(body, 8)) }
         }
         FrameType::OldBlockLacking => Control::OldBlockLacking { slot: Slot(u64_at(body, 0)) },
+        FrameType::TablesWanted => {
+            if let Some(offset) = nonzero_in(body, 12, TABLES_WANTED_BYTES) {
+                return Err(WireError::Reserved { frame: "TablesWanted", offset, found: body[offset] });
+            }
+            Control::TablesWanted { settled: number_at(0), page: u32_at(body, 8) }
+        }
     };
     Ok(Frame::Control(control))
 }

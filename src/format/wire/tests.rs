@@ -29,6 +29,8 @@ fn any_control() -> impl Strategy<Value = Control> {
         (any::<u64>(), any::<u32>())
             .prop_map(|(slot, sum)| Control::OldBlockWanted { slot: Slot(slot), sum: BlockSum(sum) }),
         any::<u64>().prop_map(|slot| Control::OldBlockLacking { slot: Slot(slot) }),
+        (any::<u64>(), any::<u32>())
+            .prop_map(|(settled, page)| Control::TablesWanted { settled: UpdateNumber(settled), page }),
     ]
 }
 
@@ -160,7 +162,9 @@ fn decode(bytes: &[u8]) -> Result<(), WireError> {
     match decode_body(&header, body)? {
         Frame::Page(PageFrame::Hello, body) => Hello::decode(body).map(|_| ()),
         Frame::Page(PageFrame::Refusal, body) => Refusal::decode(body).map(|_| ()),
-        Frame::Update { .. } | Frame::Control(_) | Frame::Page(PageFrame::OldBlock, _) => Ok(()),
+        Frame::Update { .. }
+        | Frame::Control(_)
+        | Frame::Page(PageFrame::OldBlock | PageFrame::Tables, _) => Ok(()),
     }
 }
 
@@ -195,6 +199,7 @@ fn any_seen() -> impl Strategy<Value = Seen> {
         any_hello().prop_map(|hello| Seen::Page(PageFrame::Hello, hello_body(&hello))),
         prop::collection::vec(any::<u8>(), 0..=600).prop_map(|body| Seen::Page(PageFrame::Refusal, body)),
         any::<u8>().prop_map(|fill| Seen::Page(PageFrame::OldBlock, vec![fill; BLOCK_BYTES])),
+        any::<u8>().prop_map(|fill| Seen::Page(PageFrame::Tables, vec![fill; BLOCK_BYTES])),
     ]
 }
 
@@ -388,6 +393,7 @@ fn every_flipped_bit_is_refused() {
         control_frame(&Control::CutTo { keep: UpdateNumber(9) }),
         control_frame(&Control::OldBlockWanted { slot: Slot(9), sum: BlockSum(8) }),
         control_frame(&Control::OldBlockLacking { slot: Slot(9) }),
+        control_frame(&Control::TablesWanted { settled: UpdateNumber(9), page: 1 }),
         page_frame(PageFrame::Hello, &hello_body(&full_hello())),
         page_frame(PageFrame::Refusal, &refusal[..length]),
     ] {

@@ -58,7 +58,7 @@ impl MetadataExecutor {
             let mut pages = Row { slot, tables: &self.tables, view: &mut self.view };
             let result = self.store.perform(&request.op, &mut pages);
             let result = result.map_err(|error| {
-                tracing::error!("management information: {error}");
+                tracing::error!("management information: {}", self.store.describe(&error));
                 error.fault()
             });
             self.edges.done.push(MetadataDone { slot, result });

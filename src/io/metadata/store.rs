@@ -1,16 +1,23 @@
 //! The tables of snapshots and captured blocks: what a metadata executor is asked, carried out in redb.
 
+use std::path::PathBuf;
+
 use redb::{
-    Database, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition,
+    Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata,
+    TableDefinition,
 };
 
-use super::NUMBERS;
 use super::space::{Needed, SharedSpace};
+use super::{NUMBERS, TableNames};
 use crate::base::*;
 use crate::core::messages::{MetadataAnswer, MetadataFault, MetadataOp};
 use crate::format::metadata::*;
 use crate::format::snapshot::{
-    SNAPSHOT_RECORD_BYTES, SNAPSHOTS_PAGE_MAX, SnapshotRecord, decode_payload, encode_snapshots,
+    SNAPSHOT_RECORD_BYTES, SNAPSHOTS_PAGE_MAX, SnapshotError, SnapshotRecord, decode_payload,
+    encode_snapshots, readable_name,
+};
+use crate::format::tables::{
+    TABLE_ENTRIES_MAX, TABLE_RECORDS_MAX, TablesHeader, TablesKind, put_entry, put_header, put_record,
 };
 
 /// By number.
@@ -20,10 +27,31 @@ pub(super) const SNAPSHOTS: TableDefinition<u64, &[u8; SNAPSHOT_RECORD_BYTES]> =
 pub(super) const CAPTURED: TableDefinition<(u16, u64, u64), &[u8; ENTRY_BYTES]> =
     TableDefinition::new("captured");
 
-const APPLIED: &str = "applied";
+pub(super) const APPLIED: &str = "applied";
 
 /// Entries that one step of a pass looks at.
 const RECLAIM_STEP: usize = 4096;
+
+/// Commits after which tables that are being lent are let go: until then nothing that they name is freed in the file. Whoever wants
+/// more of them begins anew.
+const LENT_COMMITS_MAX: usize = 1000;
+
+/// Tables on their way to the peer, as they were at one moment.
+struct Lent {
+    applied: UpdateNumber,
+    records: Vec<SnapshotRecord>,
+    entries: ReadOnlyTable<Key, &'static [u8; ENTRY_BYTES]>,
+    /// The next page, and the first entry that is not in one yet.
+    page: u32,
+    next: Key,
+    commits: usize,
+}
+
+impl std::fmt::Debug for Lent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lent").field("applied", &self.applied).field("page", &self.page).finish()
+    }
+}
 
 #[derive(Debug)]
 pub struct Store {
@@ -32,6 +60,9 @@ pub struct Store {
     slots: Vec<u64>,
     needed: Needed,
     space: SharedSpace,
+    path: PathBuf,
+    names: TableNames,
+    lent: Option<Lent>,
 }
 
 /// Why a request was not carried out, for the log; the group hears of the kind only.
@@ -41,8 +72,12 @@ pub enum StoreError {
     Database(Box<redb::Error>),
     #[error("{0}")]
     Entry(#[from] EntryError),
-    #[error("{0}")]
-    Snapshot(#[from] crate::format::snapshot::SnapshotError),
+    #[error("record of snapshot {number}: {error}")]
+    Snapshot { number: UpdateNumber, name: String, error: SnapshotError },
+    #[error("snapshot in a commit: {0}")]
+    Payload(#[from] SnapshotError),
+    #[error("slot {} is named by two entries", .0.0)]
+    Slot(Slot),
 }
 
 macro_rules! of_database {
@@ -78,8 +113,49 @@ pub trait RequestPages {
 type Key = (u16, u64, u64);
 
 impl Store {
-    pub fn new(database: Database) -> Store {
-        Store { database, slots: Vec::new(), needed: Needed::default(), space: SharedSpace::default() }
+    pub(super) fn new(database: Database, path: PathBuf, names: TableNames) -> Store {
+        let (slots, needed, space) = (Vec::new(), Needed::default(), SharedSpace::default());
+        Store { database, slots, needed, space, path, names, lent: None }
+    }
+
+    pub(super) fn into_database(self) -> Database {
+        self.database
+    }
+
+    /// Reads every record and entry, and finds whether each is what was written.
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        let transaction = self.database.begin_read()?;
+        let records = snapshots(&transaction)?;
+        count_entries(&transaction, &records).map(|_| ())
+    }
+
+    /// An error with the names of file, table, volume and snapshot.
+    pub fn describe(&self, error: &StoreError) -> String {
+        let path = self.path.display();
+        match error {
+            StoreError::Entry(EntryError::Crc { volume, lba, snapshot, .. }) => {
+                let volume = self.names.volumes.get(usize::from(volume.0));
+                let volume = volume.map_or("that does not exist", String::as_str);
+                let name = self.name_of(*snapshot).map_or_else(
+                    || format!("{snapshot}, which was deleted or is damaged too"),
+                    |name| format!("{name} ({snapshot})"),
+                );
+                format!(
+                    "{path}: table captured: the entry of volume {volume} block {} for snapshot {name} is not what was written there",
+                    lba.0
+                )
+            }
+            StoreError::Snapshot { number, name, .. } => format!(
+                "{path}: table snapshots: the record of snapshot {name} ({number}) is not what was written there"
+            ),
+            error => format!("{path}: {error}"),
+        }
+    }
+
+    fn name_of(&self, snapshot: UpdateNumber) -> Option<String> {
+        let transaction = self.database.begin_read().ok()?;
+        let record = *transaction.open_table(SNAPSHOTS).ok()?.get(snapshot.0).ok()??.value();
+        Some(SnapshotRecord::decode(&record).ok()?.name.as_str().to_owned())
     }
 
     /// What each snapshot keeps, as of the latest commit; known once loading has begun.
@@ -117,7 +193,59 @@ impl Store {
             MetadataOp::Changed { since, before, volume, lba, count } => {
                 self.changed(volume, (since, before), lba, count, pages.answer())
             }
+            MetadataOp::Lend { page, applied } => self.lend(page, applied, pages.answer()),
         }
+    }
+
+    fn begin_lending(&self, applied: UpdateNumber) -> Result<Lent, StoreError> {
+        let transaction = self.database.begin_read()?;
+        let committed = transaction.open_table(NUMBERS)?.get(APPLIED)?.map_or(0, |value| value.value());
+        Ok(Lent {
+            applied: applied.max(UpdateNumber(committed)),
+            records: snapshots(&transaction)?,
+            entries: transaction.open_table(CAPTURED)?,
+            page: 0,
+            next: (0, 0, 0),
+            commits: 0,
+        })
+    }
+
+    fn lend(
+        &mut self,
+        page: u32,
+        applied: UpdateNumber,
+        out: &mut [u8; BLOCK_BYTES],
+    ) -> Result<MetadataAnswer, StoreError> {
+        let going_on = self.lent.take().filter(|lent| page > 0 && lent.page == page);
+        let mut lent = match going_on {
+            Some(lent) => lent,
+            None => self.begin_lending(applied)?,
+        };
+        let (applied, index) = (lent.applied, lent.page);
+        let mut header = TablesHeader { applied, index, kind: TablesKind::Snapshots, count: 0, last: false };
+        lent.page += 1;
+        let mut records = lent.records.chunks(TABLE_RECORDS_MAX).skip(index as usize);
+        if let Some(part) = records.next() {
+            header.count = part.len();
+            put_header(out, &header);
+            part.iter().enumerate().for_each(|(at, record)| put_record(out, at, record));
+            self.lent = Some(lent);
+            return Ok(MetadataAnswer::Lent);
+        }
+        header.kind = TablesKind::Entries;
+        let mut entries = lent.entries.range(lent.next..)?;
+        for found in entries.by_ref().take(TABLE_ENTRIES_MAX) {
+            let (key, value) = found?;
+            let (volume, lba, snapshot) = key.value();
+            let key = (VolumeId(volume), Lba(lba), UpdateNumber(snapshot));
+            put_entry(out, header.count, &Captured::of_value(key, value.value())?);
+            header.count += 1;
+            lent.next = (volume, lba, snapshot + 1);
+        }
+        header.last = entries.next().is_none();
+        put_header(out, &header);
+        self.lent = (!header.last).then_some(lent);
+        Ok(MetadataAnswer::Lent)
     }
 
     fn load_snapshots(
@@ -169,7 +297,12 @@ impl Store {
         pages: &mut dyn RequestPages,
     ) -> Result<MetadataAnswer, StoreError> {
         pages.answer().fill(0);
-        let transaction = self.database.begin_write()?;
+        if let Some(lent) = &mut self.lent {
+            lent.commits += 1;
+        }
+        self.lent = self.lent.take().filter(|lent| lent.commits <= LENT_COMMITS_MAX);
+        let mut transaction = self.database.begin_write()?;
+        transaction.set_two_phase_commit(true);
         {
             let mut captured = transaction.open_table(CAPTURED)?;
             let mut records = transaction.open_table(SNAPSHOTS)?;
@@ -197,7 +330,8 @@ impl Store {
                             let found = records.get(snapshot.0)?.map(|value| *value.value());
                             // Without a record, the snapshot's deletion was committed before a crash repeats this.
                             if let Some(mut bytes) = found {
-                                let record = SnapshotRecord { protected, ..SnapshotRecord::decode(&bytes)? };
+                                let record = decode_record(snapshot.0, &bytes)?;
+                                let record = SnapshotRecord { protected, ..record };
                                 record.encode(&mut bytes);
                                 records.insert(snapshot.0, &bytes)?;
                             }
@@ -262,7 +396,8 @@ impl Store {
             before = Some(key);
         }
         if !garbage.is_empty() {
-            let transaction = self.database.begin_write()?;
+            let mut transaction = self.database.begin_write()?;
+            transaction.set_two_phase_commit(true);
             {
                 let mut captured = transaction.open_table(CAPTURED)?;
                 for key in &garbage {
@@ -372,9 +507,21 @@ fn insert(
 fn snapshots(transaction: &ReadTransaction) -> Result<Vec<SnapshotRecord>, StoreError> {
     let mut records = Vec::new();
     for entry in transaction.open_table(SNAPSHOTS)?.iter()? {
-        records.push(SnapshotRecord::decode(entry?.1.value())?);
+        let (number, record) = entry?;
+        records.push(decode_record(number.value(), record.value())?);
     }
     Ok(records)
+}
+
+fn decode_record(number: u64, bytes: &[u8; SNAPSHOT_RECORD_BYTES]) -> Result<SnapshotRecord, StoreError> {
+    let number = UpdateNumber(number);
+    let name = || readable_name(bytes).map_or("?".to_owned(), |name| name.as_str().to_owned());
+    let record = SnapshotRecord::decode(bytes);
+    let record = record.and_then(|record| match record.number == number {
+        true => Ok(record),
+        false => Err(SnapshotError::Number),
+    });
+    record.map_err(|error| StoreError::Snapshot { number, name: name(), error })
 }
 
 /// The slots in use, and who needs what, of all entries.
@@ -393,6 +540,9 @@ fn count_entries(
         let word = (entry.slot.0 / 64) as usize;
         if word >= slots.len() {
             slots.resize(word + 1, 0);
+        }
+        if slots[word] >> (entry.slot.0 % 64) & 1 == 1 {
+            return Err(StoreError::Slot(entry.slot));
         }
         slots[word] |= 1 << (entry.slot.0 % 64);
         let since = before.filter(|before| (before.0, before.1) == (key.0, key.1)).map_or(0, |it| it.2);
@@ -444,7 +594,9 @@ mod tests {
             let transaction = database.begin_write().expect("begun");
             super::super::make_tables(&transaction).expect("made");
             transaction.commit().expect("committed");
-            Site { store: Store::new(database), row: Row(vec![[0xdb; BLOCK_BYTES]; 8]) }
+            let names = TableNames { volumes: vec!["data".to_owned()] };
+            let store = Store::new(database, folder.path().join("metadata.redb"), names);
+            Site { store, row: Row(vec![[0xdb; BLOCK_BYTES]; 8]) }
         }
 
         fn ask(&mut self, op: MetadataOp) -> MetadataAnswer {
@@ -555,6 +707,37 @@ mod tests {
         let op = MetadataOp::LoadSnapshots { first: 0 };
         let error = site.store.perform(&op, &mut site.row).expect_err("damaged");
         assert_eq!(error.fault(), MetadataFault::Corrupt);
-        assert!(error.to_string().contains("volume 0 block 5 for snapshot #3"), "{error}");
+        assert_eq!(site.store.check().map_err(|error| error.to_string()), Err(error.to_string()));
+        let said = site.store.describe(&error);
+        let named = ["metadata.redb: table captured", "volume data block 5", "snapshot a (#3)"];
+        assert!(named.iter().all(|name| said.contains(name)), "{said}");
+    }
+
+    #[test]
+    fn tables_are_lent_as_they_were_when_that_began() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut site = Site::new(&folder);
+        let entries: Vec<Change> = (0..250).map(|lba| captured(lba, 3, lba + 1000)).collect();
+        site.commit(3, &[Change::Created(UpdateNumber(3))]);
+        for (index, part) in entries.chunks(100).enumerate() {
+            site.commit(4 + index as u64, part);
+        }
+        let lend = |site: &mut Site, page: u32| {
+            site.ask(MetadataOp::Lend { page, applied: UpdateNumber(5) });
+            let header = crate::format::tables::header_of(&site.row.0[0]).expect("a page");
+            (header.index, header.applied.0, header.count, header.last)
+        };
+        assert_eq!(lend(&mut site, 0), (0, 6, 1, false));
+        assert_eq!(lend(&mut site, 1), (1, 6, TABLE_ENTRIES_MAX, false));
+        site.commit(9, &[Change::Deleted(UpdateNumber(3)), captured(777, 3, 9)]);
+        assert_eq!(site.reclaim().len(), 251);
+        assert_eq!(lend(&mut site, 2), (2, 6, TABLE_ENTRIES_MAX, false));
+        assert_eq!(lend(&mut site, 3), (3, 6, 250 - 2 * TABLE_ENTRIES_MAX, true));
+        assert_eq!(
+            crate::format::tables::entry_at(&site.row.0[0], 0).map(|entry| (entry.lba.0, entry.slot.0)),
+            Ok((200, 1200))
+        );
+        // Whoever asks for something else begins anew, with what there is now.
+        assert_eq!(lend(&mut site, 2), (0, 9, 0, true));
     }
 }

@@ -19,7 +19,7 @@ use crate::io::metadata::{MetadataEdges, MetadataExecutor, SharedSpace};
 use crate::io::nbd::{CONNECTIONS_DEFAULT, FrontConfig, FrontEdges, NbdFront};
 use crate::io::quic::LinkStats;
 use crate::io::quic::connection::LinkConfig;
-use crate::io::quic::identity::Identity;
+use crate::io::quic::identity::{Identity, IdentityError};
 use crate::io::quic::link::{Link, LinkActor, LinkEdges};
 use crate::io::quic::transport::PayloadSize;
 use crate::io::ring::{ArenaId, Ring};
@@ -56,7 +56,7 @@ impl Fate {
     fn note(&self, event: &Event) {
         match event {
             Event::Recovered { .. } => self.recovered.store(true, Release),
-            Event::Failed { .. } => self.failed.store(true, Release),
+            Event::Failed { .. } | Event::MetadataFailed { .. } => self.failed.store(true, Release),
             _ => {}
         }
     }
@@ -279,9 +279,14 @@ fn link(
     arena: &Arc<Arena>,
     clock: &Clock,
 ) -> Result<Link<ArenaView>, RunError> {
+    Ok(Link::new(&link_config(config, pair)?, edges, arena.view(), tables.clone(), clock.clone())?)
+}
+
+/// How this site meets its peer.
+pub fn link_config(config: &Config, pair: &Replication) -> Result<LinkConfig, IdentityError> {
     // One of the two dials, whatever their roles become.
     let dials = config.site.id < pair.peer.id;
-    let link = LinkConfig {
+    Ok(LinkConfig {
         local: pair.link.listen,
         dial: dials.then_some(pair.peer.address),
         identity: Identity::load(&pair.link.identity)?,
@@ -289,6 +294,5 @@ fn link(
         payload: pair.link.mtu.map_or(PayloadSize::Discover, PayloadSize::of_mtu),
         congestion: pair.link.congestion,
         window_bytes: LINK_WINDOW_BYTES,
-    };
-    Ok(Link::new(&link, edges, arena.view(), tables.clone(), clock.clone())?)
+    })
 }

@@ -7,6 +7,7 @@ mod reactors;
 mod storage;
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,8 +21,9 @@ use crate::node::config::Config;
 use crate::node::control::{Control, ControlError};
 use crate::reactor::{Actor, Clock, Port};
 
-pub use assembly::FrontPlace;
+pub use assembly::{FrontPlace, link_config};
 pub use front::{FrontAnswer, FrontQuestion};
+pub use storage::names;
 
 use assembly::{Assembly, Fate};
 use reactors::Threads;
@@ -44,6 +46,12 @@ pub enum RunError {
     Differs(Vec<Difference>),
     #[error(transparent)]
     Disk(#[from] DiskError),
+    #[error(
+        "{what}. The snapshot tables are damaged, the volumes are not touched by that: `lockstep snapshot repair --config {}` brings \
+         the tables back from {peer}, then start the site again",
+        file.display()
+    )]
+    Tables { what: String, file: PathBuf, peer: String },
     #[error("cache.size: {bytes} bytes of memory cannot be had ({source}); write a smaller one")]
     Memory { bytes: u64, source: io::Error },
     #[error("the threads' doorbells cannot be made: {0}; raise the limit of open files")]
@@ -84,7 +92,14 @@ pub enum RunError {
 impl RunError {
     /// Whether the site's files, rather than the machine or the moment, are the reason.
     pub fn is_about_files(&self) -> bool {
-        matches!(self, RunError::Metadata(_) | RunError::Differs(_) | RunError::Disk(_) | RunError::Unusable)
+        matches!(
+            self,
+            RunError::Metadata(_)
+                | RunError::Differs(_)
+                | RunError::Disk(_)
+                | RunError::Tables { .. }
+                | RunError::Unusable
+        )
     }
 }
 

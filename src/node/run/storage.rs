@@ -4,7 +4,7 @@ use super::RunError;
 use crate::base::VolumeId;
 use crate::core::messages::IoTarget;
 use crate::io::disk::{Disk, DiskError};
-use crate::io::metadata::Metadata;
+use crate::io::metadata::{Metadata, MetadataError, TableNames};
 use crate::node::config::Config;
 use crate::node::format::record;
 
@@ -19,7 +19,14 @@ pub struct Storage {
 
 pub fn open(config: &Config) -> Result<Storage, RunError> {
     let journal = sized(Disk::open(&config.journal.path)?, config.journal.bytes)?;
-    let metadata = Metadata::open(&config.metadata)?;
+    let metadata = Metadata::open_sound(&config.metadata, &names(config)).map_err(|error| match error {
+        MetadataError::Damaged { what } => RunError::Tables {
+            what,
+            file: config.file.clone(),
+            peer: config.replication.as_ref().map_or("a peer", |pair| &pair.peer.name).to_owned(),
+        },
+        error => error.into(),
+    })?;
     let differences = metadata.record()?.differences(&record(config));
     if !differences.is_empty() {
         return Err(RunError::Differs(differences));
@@ -41,6 +48,11 @@ pub fn open(config: &Config) -> Result<Storage, RunError> {
     let differential = sized(Disk::open(&config.differential.path)?, config.differential.bytes)?;
     volumes.push((IoTarget::Differential, differential));
     Ok(Storage { journal, volumes, metadata })
+}
+
+/// What the tables' messages call volumes.
+pub fn names(config: &Config) -> TableNames {
+    TableNames { volumes: config.volumes.iter().map(|volume| volume.name.clone()).collect() }
 }
 
 fn sized(disk: Disk, need: u64) -> Result<Disk, DiskError> {
