@@ -40,6 +40,9 @@ struct Arguments {
     /// Go on after a violation, up to this many.
     #[arg(long, default_value_t = 1)]
     violations: usize,
+    /// Print how often each fault met each state of a site.
+    #[arg(long)]
+    coverage: bool,
     /// Append what was run to this file, as a row of its table.
     #[arg(long)]
     ledger: Option<PathBuf>,
@@ -62,6 +65,7 @@ impl Totals {
     fn add(&mut self, one: &Outcome) {
         let all = &mut self.outcome;
         self.seeds += 1;
+        all.coverage.add(&one.coverage);
         all.hosts.submitted += one.hosts.submitted;
         all.hosts.succeeded += one.hosts.succeeded;
         all.hosts.failed += one.hosts.failed;
@@ -168,6 +172,9 @@ fn main() -> anyhow::Result<()> {
     let violations = violations.into_inner().expect("no holder panics");
     if totals.seeds > 0 {
         totals.print(took);
+        if arguments.coverage {
+            println!("{}", totals.outcome.coverage.table());
+        }
     }
     if let Some(ledger) = &arguments.ledger {
         append(ledger, from, &totals, &violations, took)

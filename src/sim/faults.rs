@@ -4,6 +4,7 @@ use crate::base::*;
 use crate::core::group::{Group, Turn};
 use crate::core::outbox::Outbox;
 use crate::sim::audit::{PRIMARY, SECONDARY};
+use crate::sim::coverage::Struck;
 use crate::sim::hosts::Front;
 use crate::sim::link::Link;
 use crate::sim::plan::{CRASHES_MAX, CRASHES_MIN, Crash, Fault};
@@ -59,21 +60,49 @@ impl World {
                 self.crash(PRIMARY, crashes[PRIMARY]);
                 self.crash(SECONDARY, crashes[SECONDARY]);
             }
-            Fault::SlowDisk { site, ns } => self.sites[site].slow_until = self.now + ns,
+            Fault::SlowDisk { site, ns } => {
+                self.cover(site, Struck::SlowDisk);
+                self.sites[site].slow_until = self.now + ns;
+            }
             Fault::DiskError { site, journal, errno } => {
+                self.cover(site, if journal { Struck::JournalError } else { Struck::VolumeError });
                 self.sites[site].errors[usize::from(!journal)] = Some(errno);
             }
-            Fault::Break => self.break_connection(),
-            Fault::Garble { site } => self.network.garble(site),
-            Fault::Partition { ns } => self.partition(ns),
-            Fault::Gray { delay_ns, ns } => self.network.gray(delay_ns, self.now + ns),
+            Fault::Break => {
+                self.cover_both(Struck::Break);
+                self.break_connection();
+            }
+            Fault::Garble { site } => {
+                self.cover_both(Struck::Garble);
+                self.network.garble(site);
+            }
+            Fault::Partition { ns } => {
+                self.cover_both(Struck::Partition);
+                self.partition(ns);
+            }
+            Fault::Gray { delay_ns, ns } => {
+                self.cover_both(Struck::Gray);
+                self.network.gray(delay_ns, self.now + ns);
+            }
         }
+    }
+
+    fn cover(&mut self, site: usize, fault: Struck) {
+        if let Some(status) = self.status(site) {
+            self.outcome.coverage.strike(fault, &status);
+        }
+    }
+
+    fn cover_both(&mut self, fault: Struck) {
+        self.members().for_each(|site| self.cover(site, fault));
     }
 
     pub(super) fn crash(&mut self, index: usize, crash: Crash) {
         if !self.alive(index) {
             return;
         }
+        let struck = if crash == Crash::Power { Struck::Power } else { Struck::Process };
+        self.cover(index, struck);
         self.outcome.crashes += 1;
         let site = &mut self.sites[index];
         site.group = None;

@@ -3,6 +3,7 @@
 
 pub mod audit;
 pub mod content;
+mod coverage;
 pub mod disk;
 mod faults;
 mod hosts;
@@ -21,6 +22,7 @@ mod stock;
 mod trace;
 mod world;
 
+pub use coverage::Coverage;
 pub use plan::{CRASHES_MIN, HOST_OPERATIONS_MIN, Plan};
 pub use run::{Violation, keep_panics, run_seed};
 pub use world::{Outcome, World};

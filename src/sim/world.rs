@@ -9,6 +9,7 @@ use crate::core::messages::*;
 use crate::core::outbox::Event as GroupEvent;
 use crate::sim::audit::journal::Seen;
 use crate::sim::audit::{AuditConfig, Auditor, Level, PRIMARY, SECONDARY};
+use crate::sim::coverage::Coverage;
 use crate::sim::disk::{IoId, place_of};
 use crate::sim::hosts::HostCounts;
 use crate::sim::network::Network;
@@ -116,6 +117,7 @@ pub struct Outcome {
     pub checkpoints: u64,
     pub catch_ups: u64,
     pub cuts: u64,
+    pub coverage: Coverage,
     pub trace_hash: u64,
 }
 

@@ -2,6 +2,7 @@
 //! a block written often is written once. A sweep's order is volume blocks, their checksums, flush, superblock, flush; then the
 //! checkpoint is what was settled when the sweep began, and the journal before it is free.
 
+use super::status::DestageState;
 use super::storage::VolumeIo;
 use super::{Alone, Group, RESERVED_PAGES, Turn};
 use crate::base::*;
@@ -137,6 +138,18 @@ impl Destage {
 
     pub fn set_step(&mut self, step: Step) {
         self.step = step;
+    }
+
+    pub fn state(&self) -> DestageState {
+        match self.step {
+            Step::Idle => DestageState::Idle,
+            Step::Captures { .. } | Step::DifferentialFlush { .. } => DestageState::Keeping,
+            Step::Commit => DestageState::Committing,
+            Step::Sweep { .. } => DestageState::Sweeping,
+            Step::Sums { .. } | Step::Flush { .. } | Step::Superblock(_) | Step::SuperblockFlush(_) => {
+                DestageState::Checkpointing
+            }
+        }
     }
 
     pub fn target(&self) -> UpdateNumber {

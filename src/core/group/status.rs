@@ -56,6 +56,20 @@ pub enum PeerState {
     InSync,
 }
 
+/// What a sweep is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DestageState {
+    Idle,
+    /// Old blocks go to the differential volume.
+    Keeping,
+    /// Their management information becomes durable.
+    Committing,
+    /// Blocks go to their volumes.
+    Sweeping,
+    /// Checksums, flushes and the superblock.
+    Checkpointing,
+}
+
 /// Pending work of one indicator.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PendingWork {
@@ -77,6 +91,7 @@ pub struct GroupStatus {
     pub acknowledged: UpdateNumber,
     pub settled: UpdateNumber,
     pub checkpoint: UpdateNumber,
+    pub destage: DestageState,
     pub peer_received: UpdateNumber,
     pub peer_journaled: UpdateNumber,
     pub peer_durable: UpdateNumber,
@@ -127,6 +142,7 @@ impl Group {
             acknowledged: if self.config.role == Role::Primary { self.acknowledged } else { self.settled },
             settled: self.settled,
             checkpoint: self.checkpoint,
+            destage: self.destage.state(),
             peer_received: self.peer.received,
             peer_journaled: self.peer.journaled,
             peer_durable: self.peer.durable,
