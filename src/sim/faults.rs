@@ -139,6 +139,7 @@ impl World {
         site.out = Outbox::new(site.fronts.len());
         site.submitted_at = [self.now; 2];
         site.errors = [None; 2];
+        site.batch_at = 0;
         for alarm in [&mut site.alarm, &mut site.link_alarm].into_iter().chain(&mut site.front_alarms) {
             *alarm = Alarm { at: None, token: alarm.token + 1 };
         }
@@ -164,6 +165,15 @@ impl World {
             self.plan.crashes_at_catch_up -= 1;
             let crash = Fault::Crash { site: PRIMARY, crash: Crash::Power };
             self.armed.push((self.rng.below(200), crash));
+        }
+    }
+
+    /// A site's journal begins anew at its ring's start.
+    pub(super) fn perhaps_crash_at_wrap(&mut self, site: usize) {
+        let more = self.plan.crashes_at_wrap > 0 && self.outcome.crashes < CRASHES_MAX;
+        if more && self.stage == Stage::Working {
+            self.plan.crashes_at_wrap -= 1;
+            self.armed.push((self.rng.below(40), Fault::Crash { site, crash: Crash::Power }));
         }
     }
 }

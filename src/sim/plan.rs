@@ -16,6 +16,9 @@ pub const CRASHES_MIN: usize = 2;
 /// Crashes after which none follows from another or from what a site does: those planned come besides.
 pub const CRASHES_MAX: u64 = 12;
 
+/// Tells the generator of crashes at a wrap from the others of its seed.
+const WRAP_FORK: u64 = 0x7772_6170;
+
 const MS: u64 = 1_000_000;
 const US: u64 = 1_000;
 
@@ -115,6 +118,9 @@ pub struct Plan {
     /// A primary that may go on alone loses power while its peer catches up, with a tail that only the peer has: it then
     /// opens a generation over it, and the tail has to be cut. So many times.
     pub crashes_at_catch_up: u32,
+    /// A site loses power soon after its journal began anew at its ring's start: the batch there may be whole where one
+    /// before it, at the ring's end, is not. So many times.
+    pub crashes_at_wrap: u32,
     pub faults: Vec<Planned>,
     pub snapshots: Option<SnapshotPlan>,
 }
@@ -197,6 +203,7 @@ impl Plan {
             } else {
                 0
             },
+            crashes_at_wrap: Rng::new(seed ^ WRAP_FORK).pick(&[0, 1, 3]) as u32,
             faults: faults(rng, operations, peer),
             configs,
             snapshots,

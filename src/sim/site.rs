@@ -50,6 +50,8 @@ pub(super) struct Site {
     pub(super) front_alarms: Vec<Alarm>,
     /// When each executor's ring is drained of what was pushed so far.
     pub(super) submitted_at: [u64; 2],
+    /// Where this life's journal was last written.
+    pub(super) batch_at: u64,
     pub(super) slow_until: u64,
     /// When the last I/O of a slow disk ends, and the last that fails.
     pub(super) disturbed_io_until: u64,
@@ -87,6 +89,7 @@ impl Site {
             link_alarm: Alarm::default(),
             front_alarms: vec![Alarm::default(); config.fronts],
             submitted_at: [0; 2],
+            batch_at: 0,
             slow_until: 0,
             disturbed_io_until: 0,
             errors: [None; 2],

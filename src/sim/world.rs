@@ -7,7 +7,7 @@ use crate::core::config::AckLevel;
 use crate::core::group::Turn;
 use crate::core::messages::*;
 use crate::core::outbox::Event as GroupEvent;
-use crate::sim::audit::journal::Seen;
+use crate::sim::audit::journal::{RING_FIRST, Seen};
 use crate::sim::audit::{AuditConfig, Auditor, Level, PRIMARY, SECONDARY};
 use crate::sim::coverage::Coverage;
 use crate::sim::disk::{IoId, place_of};
@@ -670,6 +670,12 @@ impl World {
             now + latency,
             Event::Complete { site: index, incarnation, executor, request, io, result },
         );
+        if target == IoTarget::Journal && op == IoOp::Write && block >= RING_FIRST {
+            let before = std::mem::replace(&mut self.sites[index].batch_at, block);
+            if block < before {
+                self.perhaps_crash_at_wrap(index);
+            }
+        }
     }
 
     fn complete_io(
