@@ -180,7 +180,8 @@ impl Names {
             Event::SnapshotGivenUp { snapshot } => (
                 Level::Warn,
                 format!(
-                    "the differential volume {} is full, so {} is deleted, the oldest that is not protected. Protect what must                      stay (`lockstep snapshot protect --config {} NAME`), or give differential.size more",
+                    "the differential volume {} is full, so {} is deleted, the oldest that is not protected. Protect what must \
+                     stay (`lockstep snapshot protect --config {} NAME`), or give differential.size more",
                     self.differential,
                     self.snapshot(&snapshot),
                     self.file

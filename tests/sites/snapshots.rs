@@ -163,7 +163,7 @@ fn a_full_differential_volume_is_dealt_with_as_configured_and_alike_at_both_site
         } else {
             assert_eq!(refused, 0);
             sites.left.until("the log names it", |site| {
-                site.log_text().contains("the oldest snapshot that is not protected")
+                site.log_text().contains("is deleted, the oldest that is not protected")
             });
         }
         sites.wait("--settled");

@@ -17,8 +17,8 @@ use crate::reactor::{Clock, Port, Receiver, Sender, edge, mesh};
 /// Pages for frames on their way: one each way at a time, and as many again.
 const PAGES: u32 = 64;
 
-/// Longest wait for an answer of a peer that is connected, but for the sweep that it may need first.
-const ANSWER_MAX: Duration = Duration::from_secs(60);
+/// Longest wait for an answer of a peer that is connected: it may have to sweep first, and a full cache takes minutes on slow disks.
+const ANSWER_MAX: Duration = Duration::from_secs(600);
 
 /// Longest that ending the connection in an orderly way may take.
 const CLOSE_MAX: Duration = Duration::from_secs(1);

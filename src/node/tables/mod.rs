@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::base::*;
-use crate::core::config::Role;
 use crate::core::history::common_point;
 use crate::core::messages::{Control, PageFrame};
 use crate::format::metadata::Captured;
@@ -156,7 +155,8 @@ fn settled_at_both(config: &Config, here: &Position, hello: &Hello) -> Result<Up
         return refuse("its volumes or its differential volume have other sizes".to_owned());
     }
     let common = common_point(&here.history, here.last, &hello.history, hello.last);
-    if config.site.role == Role::Primary && here.solo && common < here.last {
+    // A follower's journal may say so too, of the site that it follows; but all that it holds came from there.
+    if here.solo && common < here.last {
         return refuse(format!(
             "it has the updates up to {common}, and this site went on alone to {}: what snapshots kept since then is in no other \
              tables",
