@@ -18,6 +18,9 @@ use lockstep::format::wire::{Hello, HelloVolume, PROTOCOL_MAX, PROTOCOL_MIN, Ref
 /// What is lost with a peer or with an earlier life of a site.
 #[path = "adverse/lost.rs"]
 mod lost;
+/// Roles that change.
+#[path = "adverse/takeover.rs"]
+mod takeover;
 
 type Block = Box<[u8; BLOCK_BYTES]>;
 type Disks = HashMap<(IoTarget, u64), Block>;
@@ -132,6 +135,7 @@ impl Site {
             let superblock = Superblock::formatted(
                 config.group,
                 config.site,
+                config.role,
                 sequence,
                 config.journal_blocks,
                 &[VOLUME_BLOCKS],
@@ -364,6 +368,7 @@ impl Site {
             ticket: SlotId(ticket),
             volume: VolumeId(0),
             snapshot: UpdateNumber::NONE,
+            of_primary: false,
             op,
             received_at: self.now,
         };
@@ -422,6 +427,7 @@ fn hello(ours: Role, history: &[(Generation, u64)], last: u64, settled: u64) -> 
         journal_free_blocks: PEER_FREE_BLOCKS,
         window_blocks: 8_192,
         differential_blocks: 0,
+        alone_upto: UpdateNumber::NONE,
         solo: false,
         serving: false,
     }

@@ -78,6 +78,7 @@ fn superblock(sequence: u64) -> Vec<u8> {
     let mut volumes = [0; VOLUMES_MAX];
     volumes[..2].copy_from_slice(&[0x0004_0000, 0x0101]);
     let superblock = Superblock {
+        role: Role::Secondary,
         group: GroupId(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10),
         site: SiteId(2),
         sequence,
@@ -125,6 +126,7 @@ fn hello() -> Vec<u8> {
         journal_free_blocks: 0x8182_8384,
         window_blocks: 0x9192_9394,
         differential_blocks: 0xa1a2_a3a4,
+        alone_upto: UpdateNumber(0x0102_0304),
         serving: true,
     };
     let mut body = [0; BLOCK_BYTES];

@@ -76,8 +76,14 @@ impl Site {
         let volumes = [VOLUME_BLOCKS];
         let mut disks = HashMap::new();
         for sequence in 0..SUPERBLOCK_SLOTS {
-            let superblock =
-                Superblock::formatted(config.group, config.site, sequence, config.journal_blocks, &volumes);
+            let superblock = Superblock::formatted(
+                config.group,
+                config.site,
+                config.role,
+                sequence,
+                config.journal_blocks,
+                &volumes,
+            );
             let mut block = Box::new([0; BLOCK_BYTES]);
             superblock.encode(&mut block);
             disks.insert((IoTarget::Journal, superblock.slot()), block);
@@ -218,6 +224,7 @@ impl Site {
             ticket: SlotId(ticket),
             volume: VolumeId(0),
             snapshot: UpdateNumber::NONE,
+            of_primary: false,
             op,
             received_at: now,
         };
@@ -528,5 +535,51 @@ fn a_primary_alone_stops_with_everything_in_its_volume() {
     assert_eq!(site.replies.len(), 100);
     for lba in 0..100 {
         assert_eq!(site.disks[&(IoTarget::Volume(VolumeId(0)), lba)][0], 3);
+    }
+}
+
+#[test]
+fn the_other_site_takes_over_with_every_acknowledged_write_and_the_old_one_follows() {
+    let mut pair = pair();
+    let mut expected = HashMap::new();
+    exercise(&mut pair, &mut expected, 20, 1);
+    for (connection, primary) in [(1, 0), (2, 1), (3, 0)] {
+        let (now, other) = (pair.now, 1 - primary);
+        // One write is acknowledged and not settled, one is in the primary's journal alone.
+        pair.sites[primary].write(now, 0, 3, 77 + connection as u8, false);
+        assert_eq!(pair.reply(primary, 0), Ok(()));
+        pair.sites[primary].write(now, 1, 4, 99, false);
+        pair.sites[primary].with(now, |group, turn| group.end_turn(turn));
+        pair.sites[primary].drain(now);
+        let config = pair.sites[primary].config.clone();
+        let disks = std::mem::take(&mut pair.sites[primary].disks);
+        pair.sites[primary] = Site::started(config, disks);
+        let promote = AdminRequest { id: 1, op: AdminOp::Promote { fenced: true } };
+        pair.sites[other].with(now, |group, turn| {
+            group.on_link(turn, FromLink::Disconnected { connection });
+            group.on_admin(turn, promote);
+        });
+        pair.run_until("taken over", |pair| {
+            let status = pair.sites[other].group.status(pair.now);
+            (status.role, status.state) == (Role::Primary, GroupState::Serving)
+        });
+        assert_eq!(pair.read(other, 3), 77 + connection as u8);
+        let now = pair.now;
+        pair.sites[other].write(now, 2, 6, 55 + connection as u8, true);
+        assert_eq!(pair.reply(other, 2), Ok(()));
+        pair.sites[primary].with(now, |group, turn| group.start(turn));
+        pair.run_until("recovered", |pair| {
+            pair.sites[primary].group.status(pair.now).state != GroupState::Recovering
+        });
+        pair.connect(connection + 1);
+        pair.run_until("in sync again", |pair| {
+            pair.sites.iter().all(|site| site.group.status(pair.now).peer == PeerState::InSync)
+        });
+        pair.settled();
+        assert_eq!(pair.sites[primary].group.status(pair.now).role, Role::Secondary);
+        for (lba, fill) in [(3, 77 + connection as u8), (4, expected.get(&4).copied().unwrap_or(0))] {
+            assert_eq!([pair.read(0, lba), pair.read(1, lba)], [fill, fill], "block {lba}");
+        }
+        assert_eq!([pair.read(0, 6), pair.read(1, 6)], [55 + connection as u8; 2]);
     }
 }

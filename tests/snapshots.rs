@@ -110,6 +110,7 @@ impl Site {
             let superblock = Superblock::formatted(
                 config.group,
                 config.site,
+                config.role,
                 sequence,
                 config.journal_blocks,
                 &[VOLUME_BLOCKS],
@@ -232,7 +233,7 @@ impl Site {
 
     fn ask(&mut self, op: HostOp, snapshot: UpdateNumber) -> Result<(), HostError> {
         let (ticket, received_at) = (SlotId(0), self.now);
-        let request = HostRequest { ticket, volume: VOLUME, snapshot, op, received_at };
+        let request = HostRequest { ticket, volume: VOLUME, snapshot, of_primary: false, op, received_at };
         self.with(|group, turn| group.on_host(turn, 0, request));
         self.run_until("a reply", |site| !site.replies.is_empty());
         self.replies.pop().expect("there is one").result

@@ -99,6 +99,11 @@ impl Generation {
     pub fn opened_by(self, site: SiteId) -> Generation {
         Generation((((self.0 >> 16) + 1) << 16) | u64::from(site.0))
     }
+
+    /// The site that opened it.
+    pub fn opener(self) -> SiteId {
+        SiteId((self.0 & 0xffff) as u16)
+    }
 }
 
 impl fmt::Display for Generation {

@@ -81,6 +81,7 @@ impl Totals {
             (&mut all.checkpoints, one.checkpoints),
             (&mut all.catch_ups, one.catch_ups),
             (&mut all.cuts, one.cuts),
+            (&mut all.takeovers, one.takeovers),
             (&mut all.snapshots, one.snapshots),
             (&mut all.snapshot_reads, one.snapshot_reads),
             (&mut all.captured_blocks, one.captured_blocks),
@@ -108,13 +109,14 @@ impl Totals {
             each(self.outcome.virtual_ns) / 1e6
         );
         println!(
-            "in all: {} acknowledged writes, {} updates replayed, {} checkpoints, {} catch-ups, {} tail cuts, {} solo \
-             ranges, {} writes lost as their level allows",
+            "in all: {} acknowledged writes, {} updates replayed, {} checkpoints, {} catch-ups, {} tail cuts, {} \
+             takeovers, {} solo ranges, {} writes lost as their level allows",
             self.outcome.acknowledged_writes,
             self.outcome.replayed,
             self.outcome.checkpoints,
             self.outcome.catch_ups,
             self.outcome.cuts,
+            self.outcome.takeovers,
             self.outcome.solo_ranges,
             self.outcome.excused_writes,
         );

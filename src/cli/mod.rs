@@ -5,6 +5,7 @@ pub mod histogram;
 mod load;
 mod log;
 mod observe;
+mod role;
 mod site;
 mod snapshot;
 
@@ -73,6 +74,8 @@ enum Command {
     Snapshot(snapshot::SnapshotCommand),
     /// Drive a volume, over NBD or from inside its site, and show the latencies
     Load(load::Load),
+    /// Make a running secondary the primary, because the primary is dead
+    Promote(role::Promote),
     /// Let a running site drain, checkpoint and end
     Stop(ConfigArgument),
 }
@@ -144,6 +147,7 @@ fn perform(command: Command) -> anyhow::Result<()> {
         Command::Wait(arguments) => arguments.run()?,
         Command::Snapshot(command) => command.run()?,
         Command::Load(arguments) => arguments.run()?,
+        Command::Promote(arguments) => arguments.run()?,
         Command::Stop(argument) => observe::stop(&argument)?,
     }
     Ok(())

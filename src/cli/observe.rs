@@ -15,7 +15,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text).map(Duration::from_nanos)
 }
 
-fn client(config: &ConfigArgument) -> anyhow::Result<Client> {
+pub fn client(config: &ConfigArgument) -> anyhow::Result<Client> {
     Ok(Client::new(&config.load()?.site.control))
 }
 

@@ -36,6 +36,7 @@ pub struct VolumeSpec {
 pub struct GroupConfig {
     pub group: GroupId,
     pub site: SiteId,
+    /// What a newly formatted site starts as; afterwards what its disk says counts.
     pub role: Role,
     /// Whether a secondary is configured at all; without one the group acknowledges alone.
     pub peer: Option<PeerConfig>,

@@ -46,6 +46,8 @@ pub struct HostRequest {
     pub volume: VolumeId,
     /// What a `Read` or `Changes` is to see: this snapshot of the volume, or with `NONE` the volume itself. Nothing else may name one.
     pub snapshot: UpdateNumber,
+    /// The host was let in by a primary, and takes what it reads for the newest there is: a secondary refuses it.
+    pub of_primary: bool,
     pub op: HostOp,
     /// When the request's last byte was received, for the histogram of the first ring.
     pub received_at: Nanos,
@@ -289,6 +291,11 @@ pub enum AdminOp {
         snapshot: UpdateNumber,
         protected: bool,
     },
+    /// This site takes over, or begins without its peer. `fenced` is the operator's word that the other site is dead or cut off
+    /// from its hosts, for good or until it has followed this one.
+    Promote {
+        fenced: bool,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -319,6 +326,26 @@ pub enum AdminError {
     TooMany,
     #[error("too many requests at once")]
     Busy,
+    #[error(
+        "the site is still replaying its journal; wait for `lockstep status` to show it following, then promote again"
+    )]
+    Recovering,
+    #[error(
+        "this site's snapshot tables were brought from the other one, and cover updates that it lacks: only the other one can go on"
+    )]
+    Behind,
+    #[error("this site is the primary already, and serves its hosts")]
+    PrimaryAlready,
+    #[error(
+        "the primary is alive and sends this site its updates, so nothing is to be taken over; stop it, or cut it off from its hosts, \
+         then promote with --fenced"
+    )]
+    PrimaryAlive,
+    #[error(
+        "the other site cannot be asked: it may be serving hosts at this moment, and what it acknowledged without this site would be \
+         lost; make sure that it is dead or cut off from its hosts, then promote with --fenced"
+    )]
+    NotFenced,
     #[error("the sites did not agree in time; it may still happen")]
     Deadline,
 }

@@ -7,6 +7,7 @@ pub mod config;
 pub mod group;
 pub mod history;
 pub mod journal;
+pub mod lead;
 pub mod messages;
 pub mod nbd;
 pub mod outbox;

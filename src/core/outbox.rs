@@ -4,7 +4,7 @@
 use crate::base::*;
 use crate::core::messages::*;
 use crate::format::snapshot::{SnapshotName, SnapshotRecord};
-use crate::format::wire::Refusal;
+use crate::format::wire::{Refusal, Role};
 
 /// The tables of pages a group shares with its helpers.
 #[derive(Debug)]
@@ -82,6 +82,11 @@ pub enum Event {
         checkpoint: UpdateNumber,
         last: UpdateNumber,
         replayed: u64,
+        role: Role,
+    },
+    /// A secondary has taken over, and serves; or a primary was taken over from.
+    RoleChanged {
+        role: Role,
     },
     GenerationOpened {
         generation: Generation,
@@ -138,6 +143,7 @@ pub enum Event {
     },
     /// Most slots of the differential volume are in use.
     DifferentialFilling {
+        role: Role,
         used: u64,
         total: u64,
     },

@@ -4,6 +4,7 @@ use crate::base::{BLOCK_BYTES, Generation, GroupId, HISTORY_MAX, SiteId, UpdateN
 use crate::format::bytes::{array_at, crc_around, nonzero_in, put, u16_at, u32_at, u64_at, u128_at};
 use crate::format::history::{HISTORY_ENTRY_BYTES, History, HistoryError};
 use crate::format::journal::Digest;
+use crate::format::wire::Role;
 
 /// Slots, at journal blocks 0 and 1. A superblock goes to slot `sequence % SUPERBLOCK_SLOTS`.
 pub const SUPERBLOCK_SLOTS: u64 = 2;
@@ -13,7 +14,7 @@ pub const RING_FIRST_BLOCK: u64 = SUPERBLOCK_SLOTS;
 
 /// The first eight bytes of a superblock.
 pub const SUPERBLOCK_MAGIC: [u8; 8] = *b"LSTPSUPR";
-pub const SUPERBLOCK_VERSION: u16 = 1;
+pub const SUPERBLOCK_VERSION: u16 = 2;
 
 /// Where a batch is, or will be, in the journal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,6 +48,8 @@ pub struct Superblock {
     pub settled: UpdateNumber,
     /// Whether this site acknowledged alone when this was written.
     pub solo: bool,
+    /// What this site was when this was written, by what was durable in its journal.
+    pub role: Role,
     pub history: History,
 }
 
@@ -61,6 +64,8 @@ pub enum SlotError {
     Crc { expected: u32, found: u32 },
     #[error("superblock's solo flag is {found}, expected 0 or 1")]
     Solo { found: u8 },
+    #[error("superblock's role is {found}, expected 1 or 2")]
+    Role { found: u8 },
     #[error("superblock lists {found} volumes, expected at most {VOLUMES_MAX}")]
     VolumeCount { found: usize },
     #[error("superblock's volume {index} has 0 blocks, expected 1 or more")]
@@ -92,7 +97,7 @@ const SITE: usize = 10;
 const SOLO: usize = 12;
 const VOLUME_COUNT: usize = 13;
 const HISTORY_COUNT: usize = 14;
-const RESERVED_A: usize = 15;
+const ROLE: usize = 15;
 const GROUP: usize = 16;
 const SEQUENCE: usize = 32;
 const JOURNAL_BLOCKS: usize = 40;
@@ -116,6 +121,7 @@ impl Superblock {
     pub fn formatted(
         group: GroupId,
         site: SiteId,
+        role: Role,
         sequence: u64,
         journal_blocks: u64,
         volume_blocks: &[u64],
@@ -135,6 +141,7 @@ impl Superblock {
             known_durable: UpdateNumber::NONE,
             settled: UpdateNumber::NONE,
             solo: false,
+            role,
             history: History::EMPTY,
         }
     }
@@ -183,6 +190,7 @@ impl Superblock {
         out[SOLO] = u8::from(self.solo);
         out[VOLUME_COUNT] = self.volume_count as u8;
         out[HISTORY_COUNT] = self.history.len() as u8;
+        out[ROLE] = self.role as u8;
         put(out, GROUP, &self.group.0.to_le_bytes());
         put(out, SEQUENCE, &self.sequence.to_le_bytes());
         put(out, JOURNAL_BLOCKS, &self.journal_blocks.to_le_bytes());
@@ -219,6 +227,11 @@ impl Superblock {
             1 => true,
             found => return Err(SlotError::Solo { found }),
         };
+        let role = match bytes[ROLE] {
+            1 => Role::Primary,
+            2 => Role::Secondary,
+            found => return Err(SlotError::Role { found }),
+        };
         let volume_count = usize::from(bytes[VOLUME_COUNT]);
         if volume_count > VOLUMES_MAX {
             return Err(SlotError::VolumeCount { found: volume_count });
@@ -226,12 +239,9 @@ impl Superblock {
         let generations = usize::from(bytes[HISTORY_COUNT]);
         let history_end = HISTORY + generations.min(HISTORY_MAX) * HISTORY_ENTRY_BYTES;
         let history = History::decode(&bytes[HISTORY..history_end], generations)?;
-        for (from, to) in [
-            (RESERVED_A, GROUP),
-            (RESERVED_B, CRC),
-            (VOLUMES + 8 * volume_count, HISTORY),
-            (history_end, BLOCK_BYTES),
-        ] {
+        for (from, to) in
+            [(RESERVED_B, CRC), (VOLUMES + 8 * volume_count, HISTORY), (history_end, BLOCK_BYTES)]
+        {
             if let Some(offset) = nonzero_in(bytes, from, to) {
                 return Err(SlotError::Reserved { offset, found: bytes[offset] });
             }
@@ -253,6 +263,7 @@ impl Superblock {
             known_durable: UpdateNumber(u64_at(bytes, KNOWN_DURABLE)),
             settled: UpdateNumber(u64_at(bytes, SETTLED)),
             solo,
+            role,
             history,
         };
         superblock.check()?;
@@ -291,38 +302,40 @@ mod tests {
     fn any_superblock() -> impl Strategy<Value = Superblock> {
         let volumes = prop::collection::vec(1..=u64::MAX, 0..=VOLUMES_MAX);
         let ring = (any::<u64>(), 3..=u64::MAX);
-        (any::<(u128, u16, u64, [u64; 3], bool)>(), volumes, ring, any::<[u64; 3]>(), any_history()).prop_map(
-            |(
-                (group, site, sequence, position, solo),
-                sizes,
-                (block, journal_blocks),
-                mut numbers,
-                history,
-            )| {
-                numbers.sort_unstable();
-                let mut volumes = [0; VOLUMES_MAX];
-                volumes[..sizes.len()].copy_from_slice(&sizes);
-                Superblock {
-                    group: GroupId(group),
-                    site: SiteId(site),
-                    sequence,
-                    journal_blocks,
-                    volumes,
-                    volume_count: sizes.len(),
-                    checkpoint: UpdateNumber(numbers[0]),
-                    checkpoint_generation: Generation(position[0]),
-                    position: JournalPosition {
-                        block: RING_FIRST_BLOCK + block % (journal_blocks - RING_FIRST_BLOCK),
-                        sequence: position[1],
-                        previous: Digest(position[2]),
-                    },
-                    settled: UpdateNumber(numbers[1]),
-                    known_durable: UpdateNumber(numbers[2]),
-                    solo,
+        (any::<(u128, u16, u64, [u64; 3], [bool; 2])>(), volumes, ring, any::<[u64; 3]>(), any_history())
+            .prop_map(
+                |(
+                    (group, site, sequence, position, [solo, primary]),
+                    sizes,
+                    (block, journal_blocks),
+                    mut numbers,
                     history,
-                }
-            },
-        )
+                )| {
+                    numbers.sort_unstable();
+                    let mut volumes = [0; VOLUMES_MAX];
+                    volumes[..sizes.len()].copy_from_slice(&sizes);
+                    Superblock {
+                        group: GroupId(group),
+                        site: SiteId(site),
+                        sequence,
+                        journal_blocks,
+                        volumes,
+                        volume_count: sizes.len(),
+                        checkpoint: UpdateNumber(numbers[0]),
+                        checkpoint_generation: Generation(position[0]),
+                        position: JournalPosition {
+                            block: RING_FIRST_BLOCK + block % (journal_blocks - RING_FIRST_BLOCK),
+                            sequence: position[1],
+                            previous: Digest(position[2]),
+                        },
+                        settled: UpdateNumber(numbers[1]),
+                        known_durable: UpdateNumber(numbers[2]),
+                        solo,
+                        role: if primary { Role::Primary } else { Role::Secondary },
+                        history,
+                    }
+                },
+            )
     }
 
     fn encoded(superblock: &Superblock) -> [u8; BLOCK_BYTES] {
@@ -355,6 +368,7 @@ mod tests {
             known_durable: UpdateNumber(9),
             settled: UpdateNumber(7),
             solo: false,
+            role: Role::Primary,
             history,
         }
     }
@@ -407,8 +421,9 @@ mod tests {
             put(&mut bytes, at, field);
             Superblock::decode(&with_crc(bytes)).expect_err("the field is out of bounds")
         };
-        assert_eq!(refused(VERSION, &[2]), SlotError::Version { found: 2 });
+        assert_eq!(refused(VERSION, &[1]), SlotError::Version { found: 1 });
         assert_eq!(refused(SOLO, &[2]), SlotError::Solo { found: 2 });
+        assert_eq!(refused(ROLE, &[0]), SlotError::Role { found: 0 });
         assert_eq!(refused(VOLUME_COUNT, &[33]), SlotError::VolumeCount { found: 33 });
         assert_eq!(refused(VOLUME_COUNT, &[3]), SlotError::VolumeEmpty { index: 2 });
         assert!(matches!(refused(VOLUME_COUNT, &[1]), SlotError::Reserved { .. }));

@@ -1,6 +1,6 @@
 //! A group's events as sentences: what happened, to which volume or peer, and what to do.
 
-use crate::base::{VolumeId, VolumeSet};
+use crate::base::{SiteId, VolumeId, VolumeSet};
 use crate::core::config::{OnDifferentialFull, Role};
 use crate::core::messages::{IoFault, IoTarget, MetadataFault};
 use crate::core::outbox::{Event, LossReason};
@@ -10,7 +10,7 @@ use crate::node::config::Config;
 /// The names that sentences use.
 #[derive(Clone, Debug)]
 pub struct Names {
-    pub role: Role,
+    pub site: SiteId,
     pub group: String,
     pub peer: String,
     pub journal: String,
@@ -21,6 +21,13 @@ pub struct Names {
     pub file: String,
     /// Name and path of each volume, and the path of its checksums.
     pub volumes: Vec<(String, String, String)>,
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Primary => "primary",
+        Role::Secondary => "secondary",
+    }
 }
 
 /// How loud a sentence is.
@@ -40,7 +47,7 @@ impl Names {
             (volume.name.clone(), path, sums)
         });
         Names {
-            role: config.site.role,
+            site: config.site.id,
             group: config.group.name.clone(),
             peer: peer.to_owned(),
             journal: config.journal.path.display().to_string(),
@@ -81,8 +88,8 @@ impl Names {
     }
 
     /// What an operator is to do about a differential volume that fills.
-    fn make_room(&self) -> String {
-        let otherwise = match (self.role, self.on_differential_full) {
+    fn make_room(&self, role: Role) -> String {
+        let otherwise = match (role, self.on_differential_full) {
             (Role::Secondary, _) => "at the primary; what happens when it is full is decided there",
             (_, OnDifferentialFull::DeleteOldest) => {
                 "or the oldest one that is not protected is deleted when it is full"
@@ -105,19 +112,25 @@ impl Names {
     pub fn sentence(&self, event: &Event) -> (Level, String) {
         let peer = &self.peer;
         match *event {
-            Event::Recovered { checkpoint, last, replayed } => (
+            Event::Recovered { checkpoint, last, replayed, role } => (
                 Level::Info,
                 format!(
-                    "recovered: checkpoint {checkpoint}, {replayed} updates replayed from the journal, last {last}"
+                    "recovered as {}: checkpoint {checkpoint}, {replayed} updates replayed from the journal, last {last}",
+                    role_name(role)
                 ),
             ),
             Event::GenerationOpened { generation, first } => {
-                let then = match self.role {
-                    Role::Primary => "hosts are served",
-                    Role::Secondary => "this site follows it",
-                };
+                let ours = generation.opener() == self.site;
+                let then = if ours { "hosts are served" } else { "this site follows it" };
                 (Level::Info, format!("generation {generation} is open from {first}; {then}"))
             }
+            Event::RoleChanged { role: Role::Primary } => {
+                (Level::Warn, "this site is the primary now; hosts can write here".to_owned())
+            }
+            Event::RoleChanged { role: Role::Secondary } => (
+                Level::Warn,
+                format!("this site is a secondary now; {peer} has gone on without it, and hosts write there"),
+            ),
             Event::PeerInSync => (Level::Info, format!("in lockstep with {peer}")),
             Event::PeerCatchingUp { from, to } => {
                 (Level::Info, format!("{peer} catches up from the journal, {from} to {to}"))
@@ -187,13 +200,13 @@ impl Names {
                     self.file
                 ),
             ),
-            Event::DifferentialFilling { used, total } => (
+            Event::DifferentialFilling { role, used, total } => (
                 Level::Warn,
                 format!(
                     "the differential volume {} is {} % full ({used} of {total} blocks): {}",
                     self.differential,
                     used * 100 / total,
-                    self.make_room()
+                    self.make_room(role)
                 ),
             ),
             Event::SnapshotMismatch { snapshot, volume, lba } => (
@@ -315,7 +328,7 @@ mod tests {
 
     fn names() -> Names {
         Names {
-            role: Role::Primary,
+            site: SiteId(1),
             group: "orders".to_owned(),
             peer: "right".to_owned(),
             journal: "/j".to_owned(),
@@ -349,7 +362,7 @@ mod tests {
             assert!(said.contains("snapshot nightly (#7) of volume data") && said.contains(words), "{said}");
         }
         let given_up = say(Event::SnapshotGivenUp { snapshot: of(1) });
-        let filling = say(Event::DifferentialFilling { used: 9, total: 10 });
+        let filling = say(Event::DifferentialFilling { role: Role::Primary, used: 9, total: 10 });
         assert!(given_up.contains("nightly (#7) of volume data"), "{given_up}");
         assert!(filling.contains("90 % full (9 of 10 blocks)") && filling.contains("oldest"), "{filling}");
         for said in [given_up, filling] {

@@ -227,8 +227,14 @@ fn write_superblocks(config: &Config, journal: &Disk) -> Result<(), FormatError>
     let volumes: Vec<u64> = config.volumes.iter().map(|volume| volume.blocks()).collect();
     let journal_blocks = config.journal.bytes / BLOCK_BYTES as u64;
     for sequence in 0..SUPERBLOCK_SLOTS {
-        let superblock =
-            Superblock::formatted(config.group_id(), config.site.id, sequence, journal_blocks, &volumes);
+        let superblock = Superblock::formatted(
+            config.group_id(),
+            config.site.id,
+            config.site.role,
+            sequence,
+            journal_blocks,
+            &volumes,
+        );
         let mut block = [0; BLOCK_BYTES];
         superblock.encode(&mut block);
         journal.write_blocks(superblock.slot(), &block)?;

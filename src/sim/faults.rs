@@ -79,6 +79,7 @@ impl World {
             Fault::Partition { ns } => {
                 self.cover_both(Struck::Partition);
                 self.partition(ns);
+                self.perhaps_promote(false);
             }
             Fault::Gray { delay_ns, ns } => {
                 self.cover_both(Struck::Gray);
@@ -119,6 +120,17 @@ impl World {
         }
         let down = self.rng.latency(self.plan.down_ns);
         self.schedule(self.now + down, Event::Restart { site: index });
+        if index == self.home {
+            self.perhaps_promote(true);
+        }
+    }
+
+    /// Beside the faults of the plan, if there were not too many.
+    pub(super) fn crash_soon(&mut self, site: usize, events: u64) {
+        if self.outcome.crashes < CRASHES_MAX {
+            let crash = if self.takeover_rng.once_in(2) { Crash::Power } else { Crash::Process };
+            self.armed.push((events, Fault::Crash { site, crash }));
+        }
     }
 
     pub(super) fn restart(&mut self, index: usize) {
@@ -163,7 +175,7 @@ impl World {
         let more = self.plan.crashes_at_catch_up > 0 && self.outcome.crashes < CRASHES_MAX;
         if more && self.stage == Stage::Working {
             self.plan.crashes_at_catch_up -= 1;
-            let crash = Fault::Crash { site: PRIMARY, crash: Crash::Power };
+            let crash = Fault::Crash { site: self.home, crash: Crash::Power };
             self.armed.push((self.rng.below(200), crash));
         }
     }

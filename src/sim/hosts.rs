@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use crate::base::*;
 use crate::core::messages::*;
-use crate::sim::audit::{Auditor, OpKind, OpSpec, PRIMARY};
+use crate::sim::audit::{Auditor, OpKind, OpSpec};
 use crate::sim::content::{Content, Print};
 use crate::sim::memory::SimMemory;
 use crate::sim::plan::Plan;
@@ -17,6 +17,8 @@ struct Flight {
     op: Option<u64>,
     wrong: Option<HostError>,
     request: HostOp,
+    /// A host's, and no reader's at a secondary.
+    host: bool,
     /// Pages lent for a read.
     pages: Vec<PageId>,
     answered: bool,
@@ -79,6 +81,7 @@ impl Front {
     pub fn judge(
         &mut self,
         reply: &HostReply,
+        heard: bool,
         memory: &SimMemory,
         audit: &mut Auditor,
         counts: &mut HostCounts,
@@ -96,8 +99,10 @@ impl Front {
             );
         }
         if let Some(op) = flight.op {
-            let count = u64::from(self.site == PRIMARY);
+            let count = u64::from(flight.host);
             match reply.result {
+                // Where nothing that was acknowledged can be lost, it holds whether anybody hears of it or not.
+                Ok(()) if flight.host && !heard && !audit.outlives_crashes(op) => audit.failed(op),
                 Ok(()) => {
                     let prints: Vec<Print> = flight.pages.iter().map(|page| memory.print(*page)).collect();
                     audit.succeeded(op, &prints);
@@ -125,6 +130,7 @@ impl Front {
         &mut self,
         now: u64,
         plan: &Plan,
+        host: bool,
         rng: &mut Rng,
         memory: &mut SimMemory,
         table: &PageTable,
@@ -139,7 +145,7 @@ impl Front {
         let volume = rng.below(plan.configs[0].volumes.len() as u64) as u16;
         let blocks = plan.configs[0].volumes[usize::from(volume)].blocks;
         let wrong = rng.percent(plan.mix.wrong);
-        let mut spec = self.draw(plan, rng, volume, blocks);
+        let mut spec = self.draw(plan, host, rng, volume, blocks);
         if let Some(snapshots) = &plan.snapshots {
             if matches!(spec.kind, OpKind::Zero { .. }) || spec.zeros {
                 // Zeros do not say whose they are, so the auditor could not tell the parts of one operation from others.
@@ -149,12 +155,14 @@ impl Front {
                 spec.snapshot = draw_snapshot(rng, audit, volume);
             }
         }
-        let (request, expected) = if wrong { self.draw_wrong(rng, blocks) } else { (host_op(&spec), None) };
+        let (request, expected) = if wrong {
+            draw_wrong(host || plan.takeover.is_some(), rng, blocks)
+        } else {
+            (host_op(&spec), None)
+        };
         let op = (!wrong).then(|| {
-            if self.site == PRIMARY {
-                counts.submitted += 1;
-            }
-            audit.submitted(self.site, spec)
+            counts.submitted += u64::from(host);
+            audit.submitted(self.site, host, spec)
         });
         let mut lent = Vec::new();
         let mut hand_over = |front: &mut Front, index: usize, print: Print, partial: bool| {
@@ -189,12 +197,13 @@ impl Front {
             HostOp::Changes { .. } => unreachable!("no simulated host asks for changes"),
         }
         self.flights[ticket.0 as usize] =
-            Some(Flight { op, wrong: expected, request, pages: lent, answered: false });
+            Some(Flight { op, wrong: expected, request, host, pages: lent, answered: false });
         let ready = self.ring.back().map_or(now, |(ready, _)| *ready).max(now + rng.below(plan.ring_ns + 1));
         let message = HostRequest {
             ticket,
             volume: VolumeId(volume),
             snapshot: UpdateNumber(if wrong { 0 } else { spec.snapshot }),
+            of_primary: host && plan.takeover.is_some(),
             op: request,
             received_at: Nanos(now),
         };
@@ -202,7 +211,7 @@ impl Front {
         Some((op, message))
     }
 
-    fn draw(&self, plan: &Plan, rng: &mut Rng, volume: u16, blocks: u64) -> OpSpec {
+    fn draw(&self, plan: &Plan, host: bool, rng: &mut Rng, volume: u16, blocks: u64) -> OpSpec {
         let mix = &plan.mix;
         let mut count = rng.between(1, plan.op_blocks_max);
         if rng.once_in(64) {
@@ -222,7 +231,7 @@ impl Front {
             draw = draw.saturating_sub(share);
             hit
         };
-        let kind = if self.site != PRIMARY || is(mix.read) {
+        let kind = if !host || is(mix.read) {
             OpKind::Read
         } else if is(mix.partial) {
             let (offset, length) = inside(rng);
@@ -246,18 +255,6 @@ impl Front {
         let zeros = matches!(kind, OpKind::Write { .. }) && rng.percent(mix.zeros);
         OpSpec { volume, lba, count, kind, zeros, snapshot: 0 }
     }
-
-    fn draw_wrong(&self, rng: &mut Rng, blocks: u64) -> (HostOp, Option<HostError>) {
-        let beyond = Some(HostError::OutOfRange);
-        match rng.below(if self.site == PRIMARY { 4 } else { 6 }) {
-            0 => (HostOp::Read { lba: Lba(blocks), count: 1 }, beyond),
-            1 => (HostOp::Write { lba: Lba(blocks - 1), count: 2, fua: false }, beyond),
-            2 => (HostOp::Zero { lba: Lba(u64::MAX - 1), count: 3, fua: false }, beyond),
-            3 => (HostOp::WritePartial { lba: Lba(0), offset: 4000, length: 97, fua: true }, beyond),
-            4 => (HostOp::Write { lba: Lba(0), count: 1, fua: false }, Some(HostError::ReadOnly)),
-            _ => (HostOp::Zero { lba: Lba(0), count: 1, fua: true }, Some(HostError::ReadOnly)),
-        }
-    }
 }
 
 /// One of the volume's snapshots, or 0 if it has none.
@@ -267,6 +264,19 @@ fn draw_snapshot(rng: &mut Rng, audit: &Auditor, volume: u16) -> u64 {
     match numbers.len() as u64 {
         0 => 0,
         count => numbers[rng.below(count) as usize],
+    }
+}
+
+/// What must be refused. A site whose role is sure not to change is also asked for writes that a secondary refuses.
+fn draw_wrong(writes: bool, rng: &mut Rng, blocks: u64) -> (HostOp, Option<HostError>) {
+    let beyond = Some(HostError::OutOfRange);
+    match rng.below(if writes { 4 } else { 6 }) {
+        0 => (HostOp::Read { lba: Lba(blocks), count: 1 }, beyond),
+        1 => (HostOp::Write { lba: Lba(blocks - 1), count: 2, fua: false }, beyond),
+        2 => (HostOp::Zero { lba: Lba(u64::MAX - 1), count: 3, fua: false }, beyond),
+        3 => (HostOp::WritePartial { lba: Lba(0), offset: 4000, length: 97, fua: true }, beyond),
+        4 => (HostOp::Write { lba: Lba(0), count: 1, fua: false }, Some(HostError::ReadOnly)),
+        _ => (HostOp::Zero { lba: Lba(0), count: 1, fua: true }, Some(HostError::ReadOnly)),
     }
 }
 

@@ -19,6 +19,7 @@ mod site;
 mod snapshots;
 mod stages;
 mod stock;
+mod takeover;
 mod trace;
 mod world;
 

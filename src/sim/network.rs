@@ -75,6 +75,10 @@ impl Network {
             })
     }
 
+    pub fn is_partitioned(&self, now: u64) -> bool {
+        now < self.partitioned_until
+    }
+
     fn doom(&mut self) {
         self.connection.iter_mut().for_each(|connection| connection.doomed = true);
     }

@@ -7,6 +7,7 @@ use crate::core::group::PAGES_MIN;
 use crate::core::journal::journal_blocks_min;
 use crate::sim::rng::Rng;
 use crate::sim::snapshots::SnapshotPlan;
+use crate::sim::takeover::TakeoverPlan;
 
 /// Operations of hosts that every seed submits at least.
 pub const HOST_OPERATIONS_MIN: u64 = 1000;
@@ -123,6 +124,7 @@ pub struct Plan {
     pub crashes_at_wrap: u32,
     pub faults: Vec<Planned>,
     pub snapshots: Option<SnapshotPlan>,
+    pub takeover: Option<TakeoverPlan>,
 }
 
 impl Plan {
@@ -207,7 +209,21 @@ impl Plan {
             faults: faults(rng, operations, peer),
             configs,
             snapshots,
+            takeover: None,
         }
+    }
+
+    /// Takeovers come besides: either site may have the hosts, and there are more partitions.
+    pub fn take_over(&mut self, rng: &mut Rng) {
+        self.takeover = TakeoverPlan::new(rng, self);
+        let Some(takeover) = self.takeover else { return };
+        self.configs[1].fronts = self.configs[0].fronts;
+        for _ in 0..takeover.partitions {
+            let fault = Fault::Partition { ns: rng.pick(&[20, 60, 300]) * MS };
+            let after_ops = rng.between(20, self.operations - 20);
+            self.faults.push(Planned { after_ops, events: rng.below(400), fault });
+        }
+        self.faults.sort_by_key(|planned| planned.after_ops);
     }
 
     pub fn has_peer(&self) -> bool {

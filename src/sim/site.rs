@@ -66,8 +66,14 @@ impl Site {
             Disk::new(config.journal_blocks, config.journal_volatile, config.differential_blocks, volumes);
         disk.metadata = Metadata::new(plan.snapshots.map_or(1, |plan| plan.reclaim_step));
         for sequence in 0..2 {
-            let formatted =
-                Superblock::formatted(config.group, config.site, sequence, config.journal_blocks, volumes);
+            let formatted = Superblock::formatted(
+                config.group,
+                config.site,
+                config.role,
+                sequence,
+                config.journal_blocks,
+                volumes,
+            );
             let mut block = [0; BLOCK_BYTES];
             formatted.encode(&mut block);
             disk.put(IoTarget::Journal, formatted.slot(), &block);

@@ -4,10 +4,11 @@ use crate::base::*;
 use crate::core::config::OnDifferentialFull;
 use crate::core::messages::*;
 use crate::format::snapshot::SnapshotName;
-use crate::sim::audit::{Media, PRIMARY, Place};
+use crate::sim::audit::{Media, Place};
 use crate::sim::content::{Content, Print};
 use crate::sim::disk::Stored;
 use crate::sim::rng::Rng;
+use crate::sim::takeover::PROMOTION_IDS;
 use crate::sim::world::{Event, Stage, World};
 
 const US: u64 = 1_000;
@@ -101,7 +102,7 @@ impl World {
         }
         self.administered += 1;
         let op = if rng.percent(plan.create_percent) {
-            let all = VolumeSet::first(self.plan.configs[PRIMARY].volumes.len());
+            let all = VolumeSet::first(self.plan.configs[0].volumes.len());
             let some = VolumeSet(rng.draw() as u32 & all.0);
             AdminOp::CreateSnapshot {
                 name: SnapshotName::new(&format!("snapshot-{}", self.administered)),
@@ -123,11 +124,12 @@ impl World {
             }
         };
         let ready = self.now + rng.below(self.plan.ring_ns + 1);
-        let admin = &mut self.sites[PRIMARY].admin;
+        let home = self.home;
+        let admin = &mut self.sites[home].admin;
         if admin.len() < ADMIN_REQUESTS_MAX {
             self.trace.note(self.now, || format!("administrator asks {op:?}"));
             admin.push_back((ready, AdminRequest { id: self.administered, op }));
-            self.wake_group(PRIMARY, ready);
+            self.wake_group(home, ready);
         }
     }
 
@@ -170,6 +172,12 @@ impl World {
 
     /// Takes the group's requests to its metadata executor, and its answers to administrators.
     pub(super) fn drain_snapshots(&mut self, index: usize) {
+        while let Some(reply) = self.sites[index].out.to_admin.pop() {
+            self.trace.note(self.now, || format!("administrator of site {index} hears {reply:?}"));
+            if let (Ok(number), true) = (reply.result, reply.id < PROMOTION_IDS) {
+                self.audit.administered(index, number.0);
+            }
+        }
         let Some(plan) = self.plan.snapshots else { return };
         while let Some(request) = self.sites[index].out.to_metadata.pop() {
             let latency = self.snapshot_rng.latency(plan.metadata_ns);
@@ -178,12 +186,6 @@ impl World {
             site.disk.metadata.submit(self.now, latency, request, &mut site.memory, &site.tables);
             let (at, incarnation) = (site.disk.metadata.busy_until(), site.incarnation);
             self.schedule(at, Event::Metadata { site: index, incarnation });
-        }
-        while let Some(reply) = self.sites[index].out.to_admin.pop() {
-            self.trace.note(self.now, || format!("administrator hears {reply:?}"));
-            if let Ok(number) = reply.result {
-                self.audit.administered(number.0);
-            }
         }
     }
 

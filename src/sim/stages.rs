@@ -1,6 +1,7 @@
 //! From the last fault to the end: lockstep again, calm operations, everything settled, stopped, and both volumes compared.
 
 use crate::base::*;
+use crate::core::config::Role;
 use crate::core::group::Turn;
 use crate::core::group::status::{GroupState, GroupStatus, PeerState};
 use crate::sim::audit::{PRIMARY, SECONDARY};
@@ -41,15 +42,17 @@ impl World {
     }
 
     pub(super) fn in_lockstep(&self) -> bool {
-        let Some(primary) = self.status(PRIMARY) else { return false };
-        let serving = primary.state == GroupState::Serving;
+        let Some(primary) = self.status(self.home) else { return false };
+        let serving = (primary.role, primary.state) == (Role::Primary, GroupState::Serving);
         if !self.plan.has_peer() {
             return serving && self.members().all(|site| self.alive(site));
         }
         serving
             && primary.peer == PeerState::InSync
             && !primary.solo
-            && self.status(SECONDARY).is_some_and(|secondary| secondary.peer == PeerState::InSync)
+            && self.status(1 - self.home).is_some_and(|secondary| {
+                (secondary.role, secondary.peer) == (Role::Secondary, PeerState::InSync)
+            })
     }
 
     /// Whether the last faults are over in their effects too.
@@ -166,6 +169,7 @@ impl World {
         }
         self.sites.into_iter().for_each(|site| stock::keep(site.tables));
         self.outcome.snapshots = self.audit.snapshots_taken() as u64;
+        self.outcome.takeovers = self.audit.takeovers;
         self.outcome.snapshot_reads = self.audit.snapshot_reads;
         self.outcome.hosts = self.counts;
         self.outcome.virtual_ns = self.now;

@@ -18,6 +18,7 @@ use crate::sim::queue::Queue;
 use crate::sim::rng::Rng;
 use crate::sim::site::{Alarm, Done, Site};
 use crate::sim::snapshots::{self, SnapshotPlan};
+use crate::sim::takeover;
 use crate::sim::trace::Trace;
 
 const MS: u64 = 1_000_000;
@@ -74,6 +75,10 @@ pub(super) enum Event {
         connection: u64,
     },
     Healed,
+    /// An operator's command reaches a site.
+    Promote {
+        site: usize,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,6 +123,7 @@ pub struct Outcome {
     pub catch_ups: u64,
     pub cuts: u64,
     pub coverage: Coverage,
+    pub takeovers: u64,
     pub trace_hash: u64,
 }
 
@@ -135,6 +141,13 @@ pub struct World {
     pub(super) rng: Rng,
     /// Snapshots' own, so that seeds without them are not changed by them.
     pub(super) snapshot_rng: Rng,
+    /// Takeovers' own, for the same reason.
+    pub(super) takeover_rng: Rng,
+    /// The site where hosts are, and the newest generation that served them.
+    pub(super) home: usize,
+    pub(super) home_generation: Generation,
+    /// Promotions asked for so far.
+    pub(super) promotions: u64,
     /// When a site last had fewer free slots than one operation may need.
     pub(super) slots_lacked_at: Option<u64>,
     /// Administrators' acts so far.
@@ -158,7 +171,9 @@ impl World {
         let mut rng = Rng::new(seed);
         let mut snapshot_rng = snapshots::generator(seed);
         let snapshots = SnapshotPlan::new(&mut snapshot_rng);
-        let plan = Plan::new(seed, &mut rng, snapshots);
+        let mut plan = Plan::new(seed, &mut rng, snapshots);
+        let mut takeover_rng = takeover::generator(seed);
+        plan.take_over(&mut takeover_rng);
         let mut trace = Trace::new(print);
         trace.note(0, || format!("{plan:#?}"));
         let config = &plan.configs[0];
@@ -182,6 +197,10 @@ impl World {
         let mut world = World {
             rng,
             snapshot_rng,
+            takeover_rng,
+            home: PRIMARY,
+            home_generation: Generation::NONE,
+            promotions: 0,
             slots_lacked_at: None,
             administered: 0,
             now: 0,
@@ -311,6 +330,7 @@ impl World {
             Event::Arrive { site, connection } => self.arrive(site, connection),
             Event::Lost { site, connection } => self.lost(site, connection),
             Event::Healed => self.healed(),
+            Event::Promote { site } => self.promote(site),
         }
     }
 
@@ -376,9 +396,7 @@ impl World {
                             FromLink::Update { update, .. } => {
                                 self.audit.receives(index, update.number.0, update.generation.0);
                             }
-                            FromLink::Connected { .. } | FromLink::Disconnected { .. }
-                                if index == PRIMARY =>
-                            {
+                            FromLink::Connected { .. } | FromLink::Disconnected { .. } => {
                                 // What came before it on the ring still counts, and is answered by this turn.
                                 disconnected = true;
                             }
@@ -403,8 +421,9 @@ impl World {
         let (stopped, takes) = (group.stopped(), group.link_room() > 0);
         self.drain(index);
         self.note_slots(index);
+        self.note_home(index);
         if disconnected {
-            self.audit.primary_disconnected();
+            self.audit.disconnected(index);
         }
         let site = &self.sites[index];
         let rings = [
@@ -428,6 +447,8 @@ impl World {
     pub(super) fn drain(&mut self, index: usize) {
         let now = self.now;
         let ring_ns = self.plan.ring_ns;
+        // What a site that was taken over from says does not reach its hosts.
+        let heard = self.plan.takeover.is_none() || index == self.home;
         let Site { out, memory, tables, link, fronts, disk, .. } = &mut self.sites[index];
         let mut woken = [false; FRONTS_MAX];
         for (number, front) in fronts.iter_mut().enumerate() {
@@ -439,7 +460,7 @@ impl World {
             while let Some(reply) = out.to_front[number].pop() {
                 let after = front.replies.back().map_or(now, |(ready, _)| *ready).max(now);
                 let ready = after.max(now + self.rng.below(ring_ns + 1));
-                let (op, request) = front.judge(&reply, memory, &mut self.audit, &mut self.counts);
+                let (op, request) = front.judge(&reply, heard, memory, &mut self.audit, &mut self.counts);
                 self.trace.note(now, || {
                     format!("site {index} front {number}: op {op:?} {request:?} -> {:?}", reply.result)
                 });
@@ -565,6 +586,7 @@ impl World {
         let now = self.now;
         let plan = &self.plan;
         let lacked = self.slots_lacked();
+        let (asked, host) = (self.is_asked(index), self.is_host(index));
         let rng = &mut self.rng;
         let Site { fronts, memory, tables, .. } = &mut self.sites[index];
         let front = &mut fronts[number];
@@ -585,18 +607,24 @@ impl World {
             front.take_reply(reply);
         }
         let more = match self.stage {
+            _ if !asked => false,
             Stage::Working => true,
             Stage::Calm { operations, .. } => self.counts.submitted < operations,
             _ => false,
         };
         let mut next = front.replies.front().map(|(ready, _)| *ready);
+        if !asked {
+            // Its role may change without anybody telling its fronts.
+            next = Some(next.map_or(now + MS, |at| at.min(now + MS)));
+        }
         let mut submitted = false;
         if more && now < front.next_at {
             next = Some(next.map_or(front.next_at, |at| at.min(front.next_at)));
         } else if more {
             let table = &tables.fronts[number];
             for _ in 0..rng.between(1, plan.depth as u64) {
-                let sent = front.submit(now, plan, rng, memory, table, &mut self.audit, &mut self.counts);
+                let sent =
+                    front.submit(now, plan, host, rng, memory, table, &mut self.audit, &mut self.counts);
                 let Some((op, HostRequest { volume, op: request, .. })) = sent else { break };
                 self.trace.note(now, || {
                     format!("site {index} front {number}: op {op:?} {request:?} of volume {}", volume.0)
@@ -605,7 +633,7 @@ impl World {
             }
             if submitted {
                 // The reader at the secondary looks in now and then.
-                front.next_at = now + rng.latency(if index == PRIMARY { plan.think_ns } else { MS });
+                front.next_at = now + rng.latency(if host { plan.think_ns } else { MS });
                 next = Some(next.map_or(front.next_at, |at| at.min(front.next_at)));
             }
         }
@@ -616,7 +644,7 @@ impl World {
         if let Some(at) = next {
             self.wake_front(index, number, at.max(now + 1));
         }
-        if submitted && index == PRIMARY {
+        if submitted && host {
             self.perhaps_administer();
         }
     }

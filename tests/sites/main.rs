@@ -16,3 +16,4 @@ mod refusals;
 mod snapshot_torture;
 mod snapshots;
 mod soak;
+mod takeover;

@@ -31,15 +31,18 @@ impl Group {
 
     /// The snapshots that live, oldest first, and whether each can be read here.
     pub fn snapshots(&self) -> impl Iterator<Item = (&SnapshotRecord, bool)> {
-        let seen = if self.config.role == Role::Primary { self.acknowledged } else { self.settled };
+        let seen = if self.role == Role::Primary { self.acknowledged } else { self.settled };
         self.snapshots.living().map(move |record| (record, record.number <= seen))
     }
 
     fn judge_admin(&self, op: &AdminOp) -> Result<(), AdminError> {
+        if let AdminOp::Promote { fenced } = *op {
+            return self.judge_promotion(fenced);
+        }
         if !self.serving() || self.stopping {
             return Err(AdminError::NotServing);
         }
-        if self.config.role == Role::Secondary {
+        if self.role == Role::Secondary {
             return Err(AdminError::ReadOnly);
         }
         if self.config.differential_blocks == 0 {
@@ -66,6 +69,7 @@ impl Group {
                 let lives = self.snapshots.lives(*snapshot);
                 lives.then_some(()).ok_or(AdminError::NoSuchSnapshot)
             }
+            AdminOp::Promote { .. } => unreachable!("judged above"),
         }
     }
 
@@ -160,6 +164,7 @@ impl Group {
                     if protected { UpdateKind::SnapshotProtect } else { UpdateKind::SnapshotUnprotect };
                 self.append_naming(turn, kind, snapshot)
             }
+            AdminOp::Promote { .. } => self.promote(turn),
         }
     }
 

@@ -166,7 +166,11 @@ impl Group {
     pub(super) fn tell_of_filling(&mut self, turn: &mut Turn<impl Memory>) {
         if std::mem::take(&mut self.differential_warning) {
             let total = self.slots.total();
-            turn.event(Event::DifferentialFilling { used: total - self.slots.free(), total });
+            turn.event(Event::DifferentialFilling {
+                role: self.role,
+                used: total - self.slots.free(),
+                total,
+            });
         }
     }
 
@@ -219,7 +223,8 @@ impl Group {
             // A mark too few costs a capture that turns out to be redundant; one too many would lose a block.
             self.captured[capture.volume.0 as usize].remove(capture.lba.0);
         }
-        self.snapshots.cut(keep);
+        // What the tables have is of the stream that goes on, even if they are ahead of it here.
+        self.snapshots.cut(keep.max(self.applied));
     }
 
     pub(super) fn let_go(&mut self, turn: &mut Turn<impl Memory>, capture: &Capture) {

@@ -529,6 +529,7 @@ impl Group {
             known_durable: self.journal.durable(),
             settled: self.settled.max(found_settled),
             solo: self.alone == Alone::Yes || found_solo,
+            role: self.durable_role(),
             history,
             volumes: [0; VOLUMES_MAX],
             volume_count: self.config.volumes.len(),
@@ -541,7 +542,7 @@ impl Group {
 
     /// The journal keeps what a peer may still have to be sent.
     fn retention_floor(&self) -> UpdateNumber {
-        match self.config.role {
+        match self.role {
             Role::Primary if self.config.peer.is_some() => self.peer.durable,
             _ => UpdateNumber(u64::MAX),
         }

@@ -40,7 +40,7 @@ impl Group {
     pub(super) fn may_hold(&mut self, update: &Update) -> bool {
         let held = self.window.blocks_between(self.settled, self.window.last());
         let fits = held == 0 || held + update.held_blocks() as u64 <= self.window_blocks();
-        if self.config.role == Role::Primary || fits {
+        if self.role == Role::Primary || fits {
             return true;
         }
         self.peer.flush_requested = self.peer.flush_requested.max(self.window.last());
@@ -57,7 +57,7 @@ impl Group {
             protocol_max: PROTOCOL_MAX,
             group: self.config.group,
             site: self.config.site,
-            role: self.config.role,
+            role: self.role,
             ack: self.config.ack,
             block_bytes: BLOCK_BYTES as u32,
             volumes,
@@ -71,6 +71,7 @@ impl Group {
             journal_free_blocks: self.journal_room(),
             window_blocks: self.window_blocks(),
             differential_blocks: self.config.differential_blocks,
+            alone_upto: self.alone_upto(),
             solo: self.alone == Alone::Yes,
             serving: self.serving,
         }
@@ -84,16 +85,20 @@ impl Group {
 
     pub(super) fn greet(&mut self, turn: &mut Turn<impl Memory>) {
         let Talk::Greeting { since, hello_sent } = self.peer.talk else { return };
-        if !matches!(self.phase, Phase::Running) || (self.stopping && self.config.role == Role::Secondary) {
+        if !matches!(self.phase, Phase::Running) || (self.stopping && self.role == Role::Secondary) {
             return;
         }
         // What the link still reads belongs to the last connection's stream; numbers begin anew only after it.
-        let quiet =
-            self.peer.consumed >= self.peer.sent && self.catch_up.idle() && self.peer.inbound.is_empty();
+        // And nobody is to step down for what a crash may still undo.
+        let quiet = self.peer.consumed >= self.peer.sent
+            && self.catch_up.idle()
+            && self.peer.inbound.is_empty()
+            && self.role_at <= self.journal.durable();
         if !hello_sent && quiet {
             let hello = self.our_hello();
             let sent = self.send_page(turn, PageFrame::Hello, |out| hello.encode(out));
             self.peer.talk = Talk::Greeting { since, hello_sent: sent };
+            self.peer.said_hello = sent.then(|| Box::new(hello));
         }
         if let Talk::Greeting { hello_sent: true, .. } = self.peer.talk
             && let Some(hello) = self.peer.hello.take()
@@ -109,12 +114,11 @@ impl Group {
         if let Some(objection) = self.objection(hello) {
             return self.refuse(turn, objection);
         }
-        if self.config.role == Role::Secondary {
-            self.peer.talk = Talk::Following;
-            self.peer.send_to = UpdateNumber::NONE;
-            self.peer.ack_owed = true;
-            return;
-        }
+        self.meet(turn, hello);
+    }
+
+    /// Finds out what the peer lacks, or has and must not.
+    pub(super) fn lead(&mut self, turn: &mut Turn<impl Memory>, hello: &Hello) {
         let last = self.window.last();
         let common = common_point(&self.history, last, &hello.history, hello.last);
         self.peer.received = hello.last.min(common);
@@ -186,9 +190,6 @@ impl Group {
                 format_args!("this site's peer is site {}, yours is site {}", peer.0, hello.site.0),
             );
         }
-        if hello.role == self.config.role {
-            return object(RefusalCode::Role, format_args!("both sites are configured as {:?}", hello.role));
-        }
         if hello.ack != self.config.ack {
             let (ours, theirs) = (self.config.ack, hello.ack);
             return object(RefusalCode::AckLevel, format_args!("ack is {ours} here and {theirs} there"));
@@ -254,10 +255,16 @@ impl Group {
         // Tables that were repaired may be ahead of this site: numbers that they cover are not given to other updates.
         let whole = self.window.last() >= self.applied;
         let may = !self.serving && !self.stopping && !fetching && whole && self.window.room() > 0;
-        if self.config.role == Role::Primary && may && answered {
-            let generation = self.generation.opened_by(self.config.site);
-            self.append_control(turn, UpdateKind::GenerationOpen, generation);
+        if self.role == Role::Primary && may && answered {
+            if !self.opened {
+                let generation = self.generation.opened_by(self.config.site);
+                self.append_control(turn, UpdateKind::GenerationOpen, generation);
+                self.opened = true;
+            }
             self.serving = true;
+            if self.role_at > UpdateNumber::NONE {
+                turn.event(Event::RoleChanged { role: Role::Primary });
+            }
         }
     }
 
@@ -266,7 +273,10 @@ impl Group {
     pub(super) fn note_fetched(&mut self, update: &Update) {
         match update.kind {
             UpdateKind::SoloBegin => self.alone = Alone::Beginning(update.number),
-            UpdateKind::SoloEnd => (self.alone, self.joint_from) = (Alone::No, update.number),
+            UpdateKind::SoloEnd => {
+                self.alone = Alone::No;
+                (self.joint_from, self.solo_ended) = (update.number, update.number);
+            }
             _ => {}
         }
     }

@@ -54,6 +54,7 @@ impl Op {
             ticket: SlotId(0),
             volume: VolumeId(0),
             snapshot: UpdateNumber::NONE,
+            of_primary: false,
             op: HostOp::Flush,
             received_at: Nanos(0),
         },
@@ -100,6 +101,9 @@ impl Group {
         if matches!(self.phase, Phase::Failed | Phase::Stopped) || self.stopping {
             return Err(HostError::NotServing);
         }
+        if self.role == Role::Secondary && request.of_primary {
+            return Err(HostError::NotServing);
+        }
         if request.op == HostOp::Flush {
             return Ok(());
         }
@@ -124,7 +128,7 @@ impl Group {
         if request.snapshot != UpdateNumber::NONE && !reads {
             return Err(HostError::ReadOnly);
         }
-        if self.config.role == Role::Secondary && !reads {
+        if self.role == Role::Secondary && !reads {
             return Err(HostError::ReadOnly);
         }
         Ok(())
@@ -179,7 +183,7 @@ impl Group {
 
     /// What a reader of this site sees of a block in the cache.
     fn readable(&mut self, volume: VolumeId, lba: Lba) -> Option<Value> {
-        match self.config.role {
+        match self.role {
             Role::Primary => self.cache.newest(volume, lba),
             Role::Secondary => self.cache.settled(volume, lba),
         }
@@ -198,7 +202,7 @@ impl Group {
     /// destaged before the restart. Its primary will say so; until then the disk's content is neither here nor there.
     fn is_uncertain(&self, volume: VolumeId, lba: Lba) -> bool {
         self.settled < self.replayed
-            && self.config.role == Role::Secondary
+            && self.role == Role::Secondary
             && self.cache.peek(volume, lba).is_some_and(|newest| newest.number > self.settled)
     }
 
@@ -405,7 +409,7 @@ impl Group {
     }
 
     fn finish_read(&mut self, turn: &mut Turn<impl Memory>, at: (u8, Ticket), visible_at: UpdateNumber) {
-        if self.config.role == Role::Secondary || visible_at <= self.acknowledged {
+        if self.role == Role::Secondary || visible_at <= self.acknowledged {
             return self.answer(turn, at, Ok(()));
         }
         let op = self.op_mut(at);
@@ -418,7 +422,7 @@ impl Group {
         // Whatever is before this generation may have been acknowledged by the last one.
         let inherited = self.history.last().map_or(UpdateNumber::NONE, |(_, first)| first);
         let number = self.acknowledged.max(inherited);
-        if self.config.role == Role::Secondary || number <= self.settled {
+        if self.role == Role::Secondary || number <= self.settled {
             return self.answer(turn, at, Ok(()));
         }
         self.flush_wanted = self.flush_wanted.max(number);
@@ -640,7 +644,7 @@ impl Group {
     }
 
     /// Drops the wake-ups of operations that their deadline answered: while a watermark stands still they would pile up.
-    fn forget_answered(&mut self) {
+    pub(super) fn forget_answered(&mut self) {
         let ops = &self.ops;
         let waits = |Reverse((_, front, ticket, serial)): &Wakeup| {
             let op = &ops[*front as usize][*ticket as usize];
@@ -654,6 +658,20 @@ impl Group {
         for front in 0..self.ops.len() {
             for ticket in 0..FRONT_TICKETS_MAX {
                 if self.ops[front][ticket].state != OpState::Free {
+                    self.give_up(turn, (front as u8, SlotId(ticket as u32)), error);
+                }
+            }
+        }
+    }
+
+    /// Replay found that this site is a secondary: what was asked of it meanwhile may have been let in for a primary's.
+    pub(super) fn refuse_hosts_of_primary(&mut self, turn: &mut Turn<impl Memory>) {
+        for front in 0..self.ops.len() {
+            for ticket in 0..FRONT_TICKETS_MAX {
+                let op = self.ops[front][ticket];
+                if op.state != OpState::Free
+                    && let Err(error) = self.judge(&op.request)
+                {
                     self.give_up(turn, (front as u8, SlotId(ticket as u32)), error);
                 }
             }

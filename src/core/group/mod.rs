@@ -2,7 +2,7 @@
 //! peer state. The rooms: `host` (operations), `stream` (numbering and watermarks), `storage` (completions), `destage`,
 //! `handshake`, `peering` (streaming, loss, solo), `catch_up` (the journal read back), `recovery`, `warm_up`, `status`; and of snapshots:
 //! `capture` (what an update's blocks held before), `differential` (making that durable), `admin` (creating, deleting),
-//! `snapshot_reads`, `repair` and `tables` (what has gone bad, here or at the peer).
+//! `snapshot_reads`, `repair` and `tables` (what has gone bad, here or at the peer). `takeover` changes what a site is to its peer.
 
 mod admin;
 mod capture;
@@ -19,6 +19,7 @@ pub mod status;
 mod storage;
 mod stream;
 mod tables;
+mod takeover;
 mod warm_up;
 
 use std::cmp::Reverse;
@@ -102,7 +103,12 @@ pub struct Group {
     config: GroupConfig,
     phase: Phase,
     stopping: bool,
-    /// A primary that has opened its generation; or one without need to.
+    /// What this site is; its disk says so too once `role_at` is durable.
+    role: Role,
+    /// The update that made it so, if it was one.
+    role_at: UpdateNumber,
+    /// A primary that has opened its generation, and one that lets its hosts in.
+    opened: bool,
     serving: bool,
 
     history: History,
@@ -122,6 +128,8 @@ pub struct Group {
     alone: Alone,
     /// Updates before this one need no peer: they were made solo, or there is no peer.
     joint_from: UpdateNumber,
+    /// The last `SoloEnd` of this site's: what is before it may have been acknowledged alone.
+    solo_ended: UpdateNumber,
     peer: peering::Peer,
     catch_up: catch_up::CatchUp,
 
@@ -208,6 +216,9 @@ impl Group {
         Group {
             phase: Phase::Recovering(recovery::Recovery::new()),
             stopping: false,
+            role: config.role,
+            role_at: UpdateNumber::NONE,
+            opened: false,
             serving: false,
             history: History::default(),
             generation: Generation::NONE,
@@ -222,6 +233,7 @@ impl Group {
             replayed: UpdateNumber::NONE,
             alone: Alone::No,
             joint_from: UpdateNumber(1),
+            solo_ended: UpdateNumber::NONE,
             peer: peering::Peer::new(),
             catch_up: catch_up::CatchUp::new(),
             ops: (0..config.fronts)
@@ -381,7 +393,7 @@ impl Group {
         if matches!(self.phase, Phase::Recovering(_)) {
             self.phase = Phase::Stopped;
             turn.event(Event::Stopped);
-        } else if self.config.role == Role::Secondary {
+        } else if self.role == Role::Secondary {
             // A stream that goes on would never be drained.
             self.leave_peer(turn);
         }
@@ -397,7 +409,7 @@ impl Group {
 
     /// Whether a primary answers its hosts, or a secondary its readers.
     pub fn serving(&self) -> bool {
-        matches!(self.phase, Phase::Running) && (self.serving || self.config.role == Role::Secondary)
+        matches!(self.phase, Phase::Running) && (self.serving || self.role == Role::Secondary)
     }
 
     /// No operation is inside and everything numbered is settled: what a block holds is certain.
@@ -524,7 +536,7 @@ impl Group {
             self.window.retired(),
             at()
         );
-        if self.config.role == Role::Primary {
+        if self.role == Role::Primary {
             assert!(self.acknowledged <= self.window.last(), "acknowledged beyond the last number: {}", at());
         }
     }

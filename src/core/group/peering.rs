@@ -46,6 +46,8 @@ pub(super) struct Peer {
     pub connection: Option<u32>,
     pub talk: Talk,
     pub hello: Option<Box<Hello>>,
+    /// What this site said of itself: both decide by the same two hellos.
+    pub said_hello: Option<Box<Hello>>,
 
     // Primary: the peer's position, from its acknowledgements.
     pub received: UpdateNumber,
@@ -57,6 +59,8 @@ pub(super) struct Peer {
     /// Payload blocks of unsettled updates that the peer can hold.
     pub window_blocks: u64,
 
+    /// Secondary: what the primary had settled when they met.
+    pub led_settled: UpdateNumber,
     /// Secondary: what the primary said is settled.
     pub told_settled: UpdateNumber,
     /// Secondary: a host of the primary waits for this number to be durable.
@@ -102,12 +106,14 @@ impl Peer {
             connection: None,
             talk: Talk::Absent,
             hello: None,
+            said_hello: None,
             received: UpdateNumber::NONE,
             journaled: UpdateNumber::NONE,
             durable: UpdateNumber::NONE,
             applied: UpdateNumber::NONE,
             journal_free_blocks: 0,
             window_blocks: 0,
+            led_settled: UpdateNumber::NONE,
             told_settled: UpdateNumber::NONE,
             flush_requested: UpdateNumber::NONE,
             sent: UpdateNumber::NONE,
@@ -203,7 +209,7 @@ impl Group {
             // What was on its way when the connection was given up.
             return self.drop_inbound(turn, &inbound);
         }
-        if self.config.role == Role::Secondary {
+        if self.role == Role::Secondary {
             self.peer.told_settled = self.peer.told_settled.max(settled);
         }
         self.peer.inbound.push(inbound);
@@ -277,7 +283,9 @@ impl Group {
         if self.cache.free_entries() < blocks {
             self.cache.evict(0, blocks, 4 * ZERO_BLOCKS_MAX, &mut self.pages, turn.memory);
         }
-        self.window.room() > 0
+        // A secondary that takes over must be able to number what makes it primary.
+        let spare = if self.role == Role::Secondary { super::stream::CONTROL_UPDATES } else { 0 };
+        self.window.room() > spare
             && self.cache.free_entries() >= blocks
             && self.journal_room() > update.payload_blocks() as u64
             && self.may_hold(update)
@@ -290,7 +298,7 @@ impl Group {
             _ if !self.engaged() => return,
             _ => {}
         }
-        let primary = self.config.role == Role::Primary;
+        let primary = self.role == Role::Primary;
         match control {
             Control::Ack { received, journaled, durable, applied, journal_ns, journal_free_blocks }
                 if primary =>
@@ -414,7 +422,7 @@ impl Group {
         if may && self.peer.talk == Talk::Streaming && close {
             let at = self.append_control(turn, UpdateKind::SoloEnd, self.generation);
             self.alone = Alone::No;
-            self.joint_from = at;
+            (self.joint_from, self.solo_ended) = (at, at);
             turn.event(Event::SoloEnded { at });
             turn.event(Event::PeerInSync);
         }
@@ -447,7 +455,7 @@ impl Group {
             return self.serve_if_allowed(turn);
         }
         self.greet(turn);
-        match self.config.role {
+        match self.role {
             Role::Primary => {
                 self.serve_if_allowed(turn);
                 self.begin_solo_if_allowed(turn);
@@ -517,13 +525,13 @@ impl Group {
     /// would open the same generation again over other updates than the peer had been sent (INV-7).
     fn opening(&self, number: UpdateNumber) -> bool {
         let opened = self.history.last().map_or(UpdateNumber::NONE, |(_, first)| first);
-        self.config.role == Role::Primary && number >= opened && self.journal.durable() < opened
+        self.role == Role::Primary && number >= opened && self.journal.durable() < opened
     }
 
     /// Whether the peer has pages for `number` beside what it holds unsettled. News of what settled comes behind the updates
     /// in the stream, so a peer without a page left would never hear what lets it free some (INV-12).
     fn peer_has_pages(&self, number: UpdateNumber) -> bool {
-        if self.config.role == Role::Secondary || !self.window.contains(number) {
+        if self.role == Role::Secondary || !self.window.contains(number) {
             return true;
         }
         let unsettled = |upto| self.window.blocks_between(self.peer.said_settled, upto);
@@ -706,11 +714,6 @@ impl Group {
             return self.refuse(turn, refusal);
         }
         self.peer.talk = Talk::CutPending { keep };
-    }
-
-    fn may_cut_to(&self, keep: UpdateNumber) -> bool {
-        // What a repair brought to the tables was settled, whether this site has it yet or not.
-        keep >= self.settled.max(self.applied) && keep <= self.window.last()
     }
 
     /// INV-7: drops the tail after the last common point, here and in the journal, once no write of it is in flight.

@@ -70,6 +70,8 @@ pub(super) struct Recovery {
     left_behind: u64,
     settled_bound: UpdateNumber,
     solo: bool,
+    /// The last `SoloEnd`: what is before it may have been acknowledged alone.
+    solo_ended: UpdateNumber,
     replayed: u64,
     descriptors: Box<[Update; BATCH_DESCRIPTORS_MAX]>,
 }
@@ -101,6 +103,7 @@ impl Recovery {
             left_behind: 0,
             settled_bound: UpdateNumber::NONE,
             solo: false,
+            solo_ended: UpdateNumber::NONE,
             replayed: 0,
             descriptors: Box::new([Update::EMPTY; BATCH_DESCRIPTORS_MAX]),
         }
@@ -196,6 +199,7 @@ impl Group {
         self.destage.recovered(superblock.sequence);
         self.history = superblock.history;
         self.generation = superblock.history.last().map_or(Generation::NONE, |(generation, _)| generation);
+        self.role = superblock.role;
         self.checkpoint = superblock.checkpoint;
         self.settled = superblock.checkpoint;
         self.acknowledged = superblock.checkpoint;
@@ -411,16 +415,23 @@ impl Group {
         for update in updates {
             match update.kind {
                 UpdateKind::GenerationOpen if update.generation > self.generation => {
+                    // Who takes over is not alone because the one before was.
+                    recovery.solo &= update.generation.opener() == self.generation.opener();
+                    let opened_here = update.generation.opener() == self.config.site;
+                    self.role = if opened_here { Role::Primary } else { Role::Secondary };
                     self.generation = update.generation;
                     self.history.push(update.generation, update.number);
                 }
                 UpdateKind::SoloBegin => recovery.solo = true,
-                UpdateKind::SoloEnd => recovery.solo = false,
+                UpdateKind::SoloEnd => (recovery.solo, recovery.solo_ended) = (false, update.number),
                 UpdateKind::Cut => {
                     // What was seen and durable after it is gone; the same numbers come again.
                     recovery.seen = update.number;
+                    recovery.solo_ended = recovery.solo_ended.min(update.number);
                     recovery.known_durable = recovery.known_durable.min(update.number);
                     self.history.truncate_after(update.number);
+                    // Only who follows drops anything.
+                    self.role = Role::Secondary;
                     self.generation =
                         self.history.last().map_or(Generation::NONE, |(generation, _)| generation);
                 }
@@ -506,7 +517,7 @@ impl Group {
         self.journal.recover_end(left_behind);
         let last = self.journal.appended();
         // The joint prefix a restarting site may rely on: all of it if no peer has a say.
-        let alone = self.config.peer.is_none() || (self.config.role == Role::Primary && self.recovery().solo);
+        let alone = self.config.peer.is_none() || (self.role == Role::Primary && self.recovery().solo);
         let recovery = self.recovery();
         let bound =
             if alone { last } else { recovery.settled_bound.max(recovery.superblock_settled).min(last) };
@@ -571,20 +582,31 @@ impl Group {
     fn replay_done(&mut self, turn: &mut Turn<impl Memory>) {
         self.read_back_end(turn);
         let recovery = self.recovery();
-        let (checkpoint, replayed, solo, settled) =
-            (recovery.checkpoint, recovery.replayed, recovery.solo, recovery.settled_bound);
+        let (checkpoint, replayed, solo, solo_ended, settled) = (
+            recovery.checkpoint,
+            recovery.replayed,
+            recovery.solo,
+            recovery.solo_ended,
+            recovery.settled_bound,
+        );
         let last = self.window.last();
         self.counters.replayed_updates = replayed;
         self.replayed = last;
         self.advance(turn);
         self.phase = Phase::Running;
         self.acknowledged = self.settled;
-        self.alone = if solo && self.config.role == Role::Primary { Alone::Yes } else { Alone::No };
+        if self.role == Role::Primary {
+            self.alone = if solo { Alone::Yes } else { Alone::No };
+            self.solo_ended = solo_ended;
+        }
         // Until the peer says where it is, the journal keeps all it still has for it.
         self.peer.durable = self.journal.oldest().map_or(last, UpdateNumber::previous);
         self.peer.told_settled = settled;
         self.peer.consumed = last;
         self.peer.sent = last;
-        turn.event(Event::Recovered { checkpoint, last, replayed });
+        if self.role == Role::Secondary {
+            self.refuse_hosts_of_primary(turn);
+        }
+        turn.event(Event::Recovered { checkpoint, last, replayed, role: self.role });
     }
 }

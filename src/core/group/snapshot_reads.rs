@@ -35,7 +35,7 @@ pub(super) struct Reader {
 impl Group {
     /// Why a snapshot cannot be read here, now.
     fn judge_snapshot(&self, volume: VolumeId, snapshot: UpdateNumber) -> Result<(), HostError> {
-        let seen = if self.config.role == Role::Primary { self.acknowledged } else { self.settled };
+        let seen = if self.role == Role::Primary { self.acknowledged } else { self.settled };
         let found = self.snapshots.find(snapshot).filter(|found| found.lives() && snapshot <= seen);
         match found {
             Some(found) if found.record.volumes.contains(volume) => Ok(()),

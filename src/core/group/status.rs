@@ -131,7 +131,7 @@ impl Group {
             Phase::Stopped => GroupState::Stopped,
         };
         GroupStatus {
-            role: self.config.role,
+            role: self.role,
             state,
             peer: self.peer_state(),
             solo: self.alone == Alone::Yes,
@@ -139,7 +139,7 @@ impl Group {
             last: self.window.last(),
             journaled: self.journal.journaled(),
             durable: self.journal.durable(),
-            acknowledged: if self.config.role == Role::Primary { self.acknowledged } else { self.settled },
+            acknowledged: if self.role == Role::Primary { self.acknowledged } else { self.settled },
             settled: self.settled,
             checkpoint: self.checkpoint,
             destage: self.destage.state(),
@@ -196,7 +196,7 @@ impl Group {
     }
 
     fn remote_pending(&self, now: Nanos) -> PendingWork {
-        if self.config.role == Role::Secondary || self.config.peer.is_none() {
+        if self.role == Role::Secondary || self.config.peer.is_none() {
             return PendingWork::default();
         }
         let level = self.peer_level().min(self.window.last());

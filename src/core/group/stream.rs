@@ -139,7 +139,7 @@ impl Group {
             self.alone = Alone::Yes;
             turn.event(Event::SoloBegan { at });
         }
-        if self.config.role == Role::Primary && matches!(self.phase, Phase::Running) {
+        if self.role == Role::Primary && matches!(self.phase, Phase::Running) {
             let acknowledged = self.may_acknowledge();
             while self.acknowledged < acknowledged {
                 self.acknowledged = self.acknowledged.next();
@@ -181,7 +181,7 @@ impl Group {
 
     /// The prefix that is durable on every site of the synchronous set (INV-4).
     fn may_settle(&self) -> UpdateNumber {
-        let bound = match self.config.role {
+        let bound = match self.role {
             Role::Secondary => self.peer.told_settled,
             Role::Primary if matches!(self.phase, Phase::Recovering(_)) => self.peer.told_settled,
             Role::Primary if self.in_set() => self.peer.durable.max(self.joint_from.previous()),
@@ -234,7 +234,7 @@ impl Group {
         if self.peer.consumed < self.peer.sent {
             limit = limit.min(self.peer.consumed);
         }
-        if self.config.role == Role::Primary && matches!(self.phase, Phase::Running) {
+        if self.role == Role::Primary && matches!(self.phase, Phase::Running) {
             limit = limit.min(self.acknowledged);
         }
         while self.window.retired() < limit.min(self.journal.journaled()) {

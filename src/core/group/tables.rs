@@ -58,7 +58,7 @@ impl Group {
         if !greeting || settled > self.window.last() {
             return self.lose_peer(turn, LossReason::Protocol("tables wanted of what this site has not"));
         }
-        match self.config.role {
+        match self.role {
             Role::Primary => {
                 let peer = &mut self.peer;
                 for level in [&mut peer.received, &mut peer.journaled, &mut peer.durable] {

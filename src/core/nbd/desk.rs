@@ -107,6 +107,7 @@ impl Desk {
             ticket,
             volume: from.volume,
             snapshot: from.snapshot,
+            of_primary: !from.read_only,
             op,
             received_at: now,
         });

@@ -110,6 +110,8 @@ pub enum Farewell {
     Failed,
     #[error("the site stops")]
     Stopping,
+    #[error("the site's role changed")]
+    RoleChanged,
     #[error("the client did not finish the handshake in time")]
     TooSlow,
     #[error("the client broke the protocol: {0}")]

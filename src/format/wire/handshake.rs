@@ -47,6 +47,8 @@ pub struct Hello {
     pub window_blocks: u64,
     /// Blocks of the sender's differential volume: one site gives the slots, so both have the same.
     pub differential_blocks: u64,
+    /// Updates up to here the sender may have acknowledged alone; what is after it, with its peer or not at all.
+    pub alone_upto: UpdateNumber,
     /// Whether the sender acknowledged alone, and its peer has not caught up since.
     pub solo: bool,
     /// Whether the sender serves hosts.
@@ -72,7 +74,8 @@ const CHECKPOINT: usize = 64;
 const JOURNAL_FREE_BLOCKS: usize = 72;
 const WINDOW_BLOCKS: usize = 80;
 const DIFFERENTIAL_BLOCKS: usize = 88;
-const VOLUMES: usize = 96;
+const ALONE_UPTO: usize = 96;
+const VOLUMES: usize = 104;
 
 /// Of one volume's entry: blocks, length of the name, reserved, name.
 const VOLUME_BYTES: usize = 16 + NAME_BYTES_MAX;
@@ -116,6 +119,7 @@ impl Hello {
         put(out, JOURNAL_FREE_BLOCKS, &self.journal_free_blocks.to_le_bytes());
         put(out, WINDOW_BLOCKS, &self.window_blocks.to_le_bytes());
         put(out, DIFFERENTIAL_BLOCKS, &self.differential_blocks.to_le_bytes());
+        put(out, ALONE_UPTO, &self.alone_upto.0.to_le_bytes());
         for (volume, entry) in self.volumes().iter().zip(out[VOLUMES..].chunks_exact_mut(VOLUME_BYTES)) {
             put(entry, 0, &volume.blocks.to_le_bytes());
             entry[NAME_LENGTH] = volume.name.len() as u8;
@@ -175,6 +179,7 @@ impl Hello {
             journal_free_blocks: u64_at(bytes, JOURNAL_FREE_BLOCKS),
             window_blocks: u64_at(bytes, WINDOW_BLOCKS),
             differential_blocks: u64_at(bytes, DIFFERENTIAL_BLOCKS),
+            alone_upto: UpdateNumber(u64_at(bytes, ALONE_UPTO)),
             solo: flag("Hello's solo flag", bytes[SOLO])?,
             serving: flag("Hello's serving flag", bytes[SERVING])?,
         };
@@ -189,6 +194,7 @@ impl Hello {
             ("checkpoint", self.checkpoint.0, "settled number", self.settled.0),
             ("settled number", self.settled.0, "durable number", self.durable.0),
             ("durable number", self.durable.0, "last number", self.last.0),
+            ("number up to which it was alone", self.alone_upto.0, "last number", self.last.0),
         ] {
             if lower > upper {
                 return Err(WireError::Order { lower_name, lower, upper_name, upper });

@@ -74,6 +74,7 @@ fn any_hello() -> impl Strategy<Value = Hello> {
                 journal_free_blocks: numbers[1],
                 window_blocks: numbers[2],
                 differential_blocks: numbers[3],
+                alone_upto: UpdateNumber(numbers[1]),
                 settled: UpdateNumber(numbers[1]),
                 durable: UpdateNumber(numbers[2]),
                 last: UpdateNumber(numbers[3]),
@@ -109,6 +110,7 @@ fn full_hello() -> Hello {
         journal_free_blocks: 16_382,
         window_blocks: 8_192,
         differential_blocks: 256,
+        alone_upto: UpdateNumber::NONE,
         solo: false,
         serving: true,
     }
@@ -479,13 +481,14 @@ fn hello_fields_are_checked() {
     assert_eq!(field_name(refused(64, &[99])), "checkpoint");
     assert_eq!(field_name(refused(56, &[100])), "settled number");
     assert_eq!(field_name(refused(48, &[101])), "durable number");
-    assert_eq!(field_name(refused(96, &[0; 8])), "a volume's blocks in Hello");
+    assert_eq!(field_name(refused(96, &[102])), "number up to which it was alone");
+    assert_eq!(field_name(refused(104, &[0; 8])), "a volume's blocks in Hello");
     for length in [0, 65, 255] {
-        assert_eq!(field_name(refused(104, &[length])), "the length of a volume's name in Hello");
+        assert_eq!(field_name(refused(112, &[length])), "the length of a volume's name in Hello");
     }
-    assert!(matches!(refused(104, &[63]), WireError::Reserved { offset: 175, .. }));
-    assert!(matches!(refused(105, &[1]), WireError::Reserved { offset: 105, .. }));
-    assert!(matches!(refused(112, &[0x1b]), WireError::Text { .. }));
+    assert!(matches!(refused(112, &[63]), WireError::Reserved { offset: 183, .. }));
+    assert!(matches!(refused(113, &[1]), WireError::Reserved { offset: 113, .. }));
+    assert!(matches!(refused(120, &[0x1b]), WireError::Text { .. }));
     assert!(matches!(refused(14, &[31]), WireError::Length { frame: "Hello", .. }));
     assert!(matches!(refused(15, &[255]), WireError::Length { frame: "Hello", .. }));
     for length in 0..HELLO_BYTES_MAX {

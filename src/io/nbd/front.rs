@@ -190,6 +190,26 @@ impl NbdFront {
         exports.filter(|export| export.is_one_of(volumes)).count()
     }
 
+    /// Whether clients may only read the volumes from here on. Whoever has one open as it was before is sent away, to come again.
+    /// Returns how many are.
+    pub fn set_read_only(&mut self, read_only: bool) -> usize {
+        let mut changed = VolumeSet(0);
+        for export in self.exports.iter_mut().filter(|export| export.read_only != read_only) {
+            export.read_only = read_only;
+            changed = VolumeSet(changed.0 | 1 << export.volume.0);
+        }
+        let mut clients = 0;
+        for index in 0..self.connections.len() {
+            let Some(connection) = &mut self.connections[index] else { continue };
+            if connection.session.export().is_some_and(|export| export.is_one_of(changed)) {
+                connection.session.leave(Farewell::RoleChanged);
+                clients += 1;
+                self.touch(index);
+            }
+        }
+        clients
+    }
+
     /// How long the replies taken in the last turn had waited in their ring.
     pub fn reply_waits(&self) -> impl Iterator<Item = Nanos> {
         self.reply_waits.iter().copied()

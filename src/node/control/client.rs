@@ -165,6 +165,11 @@ impl Client {
         }
     }
 
+    /// Answered when the site takes writes.
+    pub fn promote(&self, fenced: bool) -> Result<(), ClientError> {
+        self.done(Request::Promote { fenced }, AGREEMENT_MAX)
+    }
+
     pub fn stop(&self) -> Result<(), ClientError> {
         self.done(Request::Stop, REPLY_MAX)
     }

@@ -195,7 +195,7 @@ impl GroupLine {
             }
         };
         match self.front.ask(&self.port, question, &mut keep)? {
-            FrontAnswer::Held(clients) => Ok(Some(clients)),
+            FrontAnswer::Held(clients) | FrontAnswer::SentAway(clients) => Ok(Some(clients)),
             answer => {
                 keep(answer);
                 Ok(None)
@@ -207,6 +207,12 @@ impl GroupLine {
     pub fn hold(&mut self, volumes: VolumeSet) -> Result<usize, LineError> {
         let clients = self.ask_front(FrontQuestion::Hold(volumes))?;
         Ok(clients.expect("a front that is told to hold volumes says who has them"))
+    }
+
+    /// From here on the volumes can be written to, or not; clients that came before that changed are sent away. Returns how many.
+    pub fn read_only(&mut self, read_only: bool) -> Result<usize, LineError> {
+        let clients = self.ask_front(FrontQuestion::ReadOnly(read_only))?;
+        Ok(clients.expect("a front that is told what its volumes are says whom it sends away"))
     }
 
     /// Lets NBD clients ask for the snapshots that can be read by now.

@@ -4,6 +4,7 @@
 mod client;
 mod line;
 mod protocol;
+mod role;
 mod rollback;
 mod schedule;
 mod server;
@@ -13,5 +14,6 @@ mod status;
 pub use client::{Client, ClientError};
 pub use line::{AdminLine, GroupLine, Line, LineError, Lines};
 pub use protocol::{DifferentialShown, Goal, Request, Response, SnapshotList, SnapshotShown};
+pub use role::RoleSeen;
 pub use server::{Control, ControlError};
 pub use status::{PeerStatus, Pending, Rates, Sample, Sampler, StageLoad, Status, Watermarks};

@@ -43,6 +43,10 @@ pub enum Request {
         name: String,
         volumes: Vec<String>,
     },
+    /// Take over as primary, or begin without the peer. `fenced` says that the other site is dead or cut off from its hosts.
+    Promote {
+        fenced: bool,
+    },
     /// Drain, checkpoint, and end the process; answered at once.
     Stop,
 }

@@ -54,7 +54,7 @@ impl Control {
 
     fn roll_back(&self, name: &str, volumes: &[String], progress: Progress<'_>) -> Result<(), Wrong> {
         let refuse = |why: String| Err(Wrong::Refused(why));
-        if self.config.site.role == Role::Secondary {
+        if self.group_status()?.role == Role::Secondary {
             return refuse("this site is a secondary; ask the primary".to_owned());
         }
         let snapshots = self.snapshots()?;

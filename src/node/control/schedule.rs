@@ -11,9 +11,9 @@ use crate::node::config::Schedule;
 const LOOKS_EVERY: Duration = Duration::from_secs(1);
 
 impl Control {
-    /// Follows the configured schedules until the process ends; only a primary does.
+    /// Follows the configured schedules until the process ends, while this site is primary.
     pub fn follow_schedules(self: &Arc<Control>) -> std::io::Result<()> {
-        if self.config.schedules.is_empty() || self.config.site.role == Role::Secondary {
+        if self.config.schedules.is_empty() {
             return Ok(());
         }
         let control = self.clone();
@@ -36,6 +36,9 @@ impl Control {
 
     /// Does what is due; returns what went wrong first.
     fn follow_once(&self) -> Option<String> {
+        if self.role.get() != Some(Role::Primary) {
+            return None;
+        }
         let problems: Vec<String> =
             self.config.schedules.iter().filter_map(|schedule| self.follow(schedule).err()).collect();
         problems.into_iter().next()

@@ -13,7 +13,7 @@ use rustix::fs::Mode;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::protocol::REQUEST_BYTES_MAX;
-use super::{Goal, GroupLine, LineError, Request, Response, Status};
+use super::{Goal, GroupLine, LineError, Request, Response, RoleSeen, Status};
 use crate::base::BLOCK_BYTES;
 use crate::core::config::Role;
 use crate::core::group::status::{GroupState, GroupStatus, PeerState};
@@ -60,6 +60,7 @@ pub struct Control {
     pub(super) rolling_back: Mutex<()>,
     /// What each snapshot keeps.
     pub(super) space: SharedSpace,
+    pub(super) role: Arc<RoleSeen>,
 }
 
 impl Control {
@@ -69,6 +70,7 @@ impl Control {
         link: Option<Arc<LinkStats>>,
         port: Port,
         space: SharedSpace,
+        role: Arc<RoleSeen>,
     ) -> Arc<Control> {
         Arc::new(Control {
             config,
@@ -79,6 +81,7 @@ impl Control {
             connections: AtomicUsize::new(0),
             rolling_back: Mutex::new(()),
             space,
+            role,
         })
     }
 
@@ -188,6 +191,7 @@ impl Control {
             Request::SnapshotProtect { name, protected } => self.protect_snapshot(&name, protected),
             Request::SnapshotList => self.list_snapshots().map(Response::Snapshots),
             Request::SnapshotRollback { .. } => unreachable!("answered with its progress"),
+            Request::Promote { fenced } => self.promote(fenced),
             Request::Stop => {
                 self.port.request_stop();
                 Ok(Response::Done)

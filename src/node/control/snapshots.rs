@@ -124,7 +124,7 @@ impl Control {
     }
 
     /// Waits for the outcome without keeping others from the group.
-    fn administer(&self, op: AdminOp) -> Result<Response, LineError> {
+    pub(super) fn administer(&self, op: AdminOp) -> Result<Response, LineError> {
         let asked = Instant::now();
         let at_most = Duration::from_nanos(self.config.group.host_deadline.0) + ANSWER_SLACK;
         let id = self.line().administer(op)?;

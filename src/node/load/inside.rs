@@ -140,6 +140,7 @@ impl LoadActor {
                 ticket,
                 volume: self.volume,
                 snapshot: UpdateNumber::NONE,
+                of_primary: false,
                 op,
                 received_at: now,
             });

@@ -25,7 +25,7 @@ use crate::io::quic::transport::PayloadSize;
 use crate::io::ring::{ArenaId, Ring};
 use crate::node::allocation::{Allocation, SharedMap};
 use crate::node::config::{Config, Replication, Volume};
-use crate::node::control::{AdminLine, GroupLine, Line, Lines};
+use crate::node::control::{AdminLine, GroupLine, Line, Lines, RoleSeen};
 use crate::node::events::Names;
 use crate::node::group_actor::*;
 use crate::reactor::{Actor, Clock, Loads, Port, edge, mesh};
@@ -50,12 +50,17 @@ pub struct FrontPlace {
 pub struct Fate {
     recovered: AtomicBool,
     failed: AtomicBool,
+    pub role: Arc<RoleSeen>,
 }
 
 impl Fate {
     fn note(&self, event: &Event) {
         match event {
-            Event::Recovered { .. } => self.recovered.store(true, Release),
+            Event::Recovered { role, .. } => {
+                self.role.set(*role);
+                self.recovered.store(true, Release);
+            }
+            Event::RoleChanged { role } => self.role.set(*role),
             Event::Failed { .. } | Event::MetadataFailed { .. } => self.failed.store(true, Release),
             _ => {}
         }
@@ -114,7 +119,7 @@ impl Assembly {
         let (ends, edges) = front_edge(group, front);
         front_ends.push(ends);
         let allocation = Allocation::new(config.volumes.iter().map(Volume::blocks));
-        let nbd_front = nbd(config, &tables, &arena, edges, allocation.clone())?;
+        let nbd_front = nbd(config, storage.role, &tables, &arena, edges, allocation.clone())?;
         let (front_questions, front_asked) = edge(QUESTIONS_MAX, &main_port, front);
         let (front_answers, front_answered) = edge(QUESTIONS_MAX, front, &main_port);
         let front_actor = FrontActor::new(nbd_front, front_asked, front_answers);
@@ -250,6 +255,7 @@ fn disk_edge(executor: Executor, group: &Port, disks: &Port) -> (DiskEnds, DiskE
 
 fn nbd(
     config: &Config,
+    role: Role,
     tables: &Arc<Tables>,
     arena: &Arc<Arena>,
     edges: FrontEdges,
@@ -259,7 +265,7 @@ fn nbd(
         name: volume.name.clone(),
         volume: VolumeId(index),
         blocks: volume.blocks(),
-        read_only: config.site.role == Role::Secondary,
+        read_only: role == Role::Secondary,
     });
     let front = FrontConfig {
         unix: Some(config.nbd.socket.clone()),

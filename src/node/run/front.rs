@@ -16,6 +16,8 @@ pub enum FrontQuestion {
     Snapshots(Vec<SnapshotRecord>),
     /// Nobody else may open these volumes for now.
     Hold(VolumeSet),
+    /// Whether hosts may only read from here on.
+    ReadOnly(bool),
 }
 
 #[derive(Debug)]
@@ -24,6 +26,8 @@ pub enum FrontAnswer {
     Snapshots(Vec<SnapshotRecord>),
     /// So many clients have them open.
     Held(usize),
+    /// So many clients had them open as they were before.
+    SentAway(usize),
 }
 
 pub struct FrontActor {
@@ -60,6 +64,9 @@ impl Actor<Ring> for FrontActor {
             }
             Some(FrontQuestion::Snapshots(list)) => FrontAnswer::Snapshots(self.front.show_snapshots(list)),
             Some(FrontQuestion::Hold(volumes)) => FrontAnswer::Held(self.front.hold(volumes)),
+            Some(FrontQuestion::ReadOnly(read_only)) => {
+                FrontAnswer::SentAway(self.front.set_read_only(read_only))
+            }
         };
         self.answers.push(answer);
         true

@@ -74,8 +74,8 @@ pub enum RunError {
     Thread { cpu: usize, source: io::Error },
     #[error("the thread of the management information cannot be started: {0}")]
     MetadataThread(#[source] io::Error),
-    #[error("the thread of the snapshots' schedules cannot be started: {0}")]
-    Schedules(#[source] io::Error),
+    #[error("a thread of the control plane cannot be started: {0}")]
+    ControlThread(#[source] io::Error),
     #[error("the signal handlers cannot be installed: {0}")]
     Signals(#[source] io::Error),
     #[error("the site cannot start from its files; the log says why")]
@@ -150,9 +150,13 @@ impl Site {
         let threads = Threads::start(config, &mut assembly, &clock)?;
         let line = assembly.group_line(&clock, threads.loads());
         let (link, space) = (assembly.link_stats.take(), assembly.space.clone());
-        let control = Control::new(config.clone(), line, link, port.clone(), space);
+        let role = assembly.fate.role.clone();
+        let control = Control::new(config.clone(), line, link, port.clone(), space, role);
         let served = control.serve().map_err(RunError::from);
-        if let Err(error) = served.and_then(|()| control.follow_schedules().map_err(RunError::Schedules)) {
+        let followed = served.and_then(|()| control.follow_role().map_err(RunError::ControlThread));
+        if let Err(error) =
+            followed.and_then(|()| control.follow_schedules().map_err(RunError::ControlThread))
+        {
             port.request_stop();
             threads.join(STOP_MAX);
             return Err(error);

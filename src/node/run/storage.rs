@@ -1,8 +1,10 @@
 //! Opening a site's files: what they were formatted as is what the configuration says, and nobody else has them.
 
 use super::RunError;
-use crate::base::VolumeId;
+use crate::base::{BLOCK_BYTES, VolumeId};
+use crate::core::config::Role;
 use crate::core::messages::IoTarget;
+use crate::format::superblock::{Superblock, newest_of};
 use crate::io::disk::{Disk, DiskError};
 use crate::io::metadata::{Metadata, MetadataError, TableNames};
 use crate::node::config::Config;
@@ -15,6 +17,8 @@ pub struct Storage {
     /// With their checksums, and the differential volume.
     pub volumes: Vec<(IoTarget, Disk)>,
     pub metadata: Metadata,
+    /// What the site was when its journal's superblock was last written; replay may find that it has changed.
+    pub role: Role,
 }
 
 pub fn open(config: &Config) -> Result<Storage, RunError> {
@@ -47,7 +51,18 @@ pub fn open(config: &Config) -> Result<Storage, RunError> {
     }
     let differential = sized(Disk::open(&config.differential.path)?, config.differential.bytes)?;
     volumes.push((IoTarget::Differential, differential));
-    Ok(Storage { journal, volumes, metadata })
+    let role = role(&journal)?.unwrap_or(config.site.role);
+    Ok(Storage { journal, volumes, metadata, role })
+}
+
+/// The role in the journal's superblock; a site without a valid one does not start, which is the group's to say.
+fn role(journal: &Disk) -> Result<Option<Role>, DiskError> {
+    let slots = [0, 1].map(|slot| {
+        let mut block = [0; BLOCK_BYTES];
+        journal.read_blocks(slot, &mut block).map(|()| Superblock::decode(&block))
+    });
+    let [first, second] = slots;
+    Ok(newest_of(first?, second?).ok().map(|superblock| superblock.role))
 }
 
 /// What the tables' messages call volumes.

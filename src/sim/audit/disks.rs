@@ -62,12 +62,15 @@ impl Auditor {
             );
         }
         self.check_claim(site, "settled", seen.settled);
+        let updates = seen.updates.iter().filter(|update| update.kind != KIND_CUT);
+        self.sites[site].forms(updates.map(|update| (update.number, update.generation)));
         let mut payload = &blocks[1..];
         for update in seen.updates.iter().filter(|update| update.kind != KIND_CUT) {
             let (mine, rest) = payload.split_at(update.payload());
             payload = rest;
             self.sees(site, *update, mine);
         }
+        self.sites[site].forms(std::iter::empty());
         let prints = blocks.iter().map(|content| content.print).collect();
         if let Err(why) = self.sites[site].submits_batch(io, block, prints, &seen) {
             panic!("site {site}: {why}");
@@ -143,9 +146,10 @@ impl Auditor {
     /// A site's group takes an update that its peer sent.
     pub fn receives(&mut self, site: usize, number: u64, generation: u64) {
         self.sites[site].receives(number, generation);
+        self.found(site, number, generation);
         // The primary takes up again what it had lost and its peer kept.
         let last = self.stream.last().map_or(0, |entry| entry.seen.generation);
-        if site == PRIMARY
+        if site == self.leader
             && number == self.stream.len() as u64 + 1
             && generation >= last
             && let Some(entry) = self.replaced.remove(&(generation, number))
@@ -189,31 +193,36 @@ impl Auditor {
     /// A site died; `media` is what its disks hold now.
     pub fn crashed(&mut self, site: usize, media: &dyn Media) {
         self.check_waits(site);
-        let had = self.secondary_has();
-        for (before, had) in self.before_death.iter_mut().zip(had) {
-            *before = if site == PRIMARY { 0 } else { (*before).max(had) };
+        let had = self.has(site);
+        if site == self.leader {
+            self.before_death = [[0; 4]; 2];
+        }
+        for (before, had) in self.before_death[site].iter_mut().zip(had) {
+            *before = if site == self.leader { 0 } else { (*before).max(had) };
         }
         self.applied[site] = self.sites[site].crashed(media);
+        self.lost(site, had[0]);
         for op in self.ops.iter_mut().filter(|op| op.site == site) {
             op.outstanding = false;
         }
-        if site == PRIMARY {
-            self.unnumbered.clear();
-            self.first_op = self.ops.len() as u64;
+        let ops = &self.ops;
+        self.unnumbered.retain(|id| ops[*id as usize].site != site);
+        self.first_op[site] = self.ops.len() as u64;
+        self.resumed[site] = false;
+        if site == self.leader {
             self.acknowledged = 0;
-            self.resumed = false;
         } else {
             self.blocks.iter_mut().flatten().for_each(|block| block.read_at_secondary = 0);
         }
         self.alive[site] = false;
         // A primary that has numbered updates since it started has all the stream; before, only what it has read or been sent.
-        if self.alive[PRIMARY] && self.resumed {
+        if self.alive[self.leader] && self.resumed[self.leader] {
             return;
         }
         // What was acknowledged alone needs no peer: a primary that lost it goes on without it, whoever else has it.
-        let own = self.written(PRIMARY);
+        let own = self.written(self.leader);
         for entry in &mut self.stream[own as usize..] {
-            if site == PRIMARY && entry.promised && entry.alone && !entry.excused {
+            if site == self.leader && entry.promised && entry.alone && !entry.excused {
                 entry.excused = true;
                 self.excused_writes += 1;
             }
@@ -227,14 +236,16 @@ impl Auditor {
             }
         }
         self.replace_from(held + 1);
-        if site == PRIMARY {
-            self.take_up_again();
+        self.takeover_undone();
+        if site == self.leader {
+            self.take_up_again(u64::MAX);
         }
     }
 
     /// The crash undid what the primary had written over an older tail, which is its stream again.
-    fn take_up_again(&mut self) {
-        while let Some(generation) = self.sites[PRIMARY].submitted(self.stream.len() as u64 + 1)
+    pub(super) fn take_up_again(&mut self, upto: u64) {
+        while (self.stream.len() as u64) < upto
+            && let Some(generation) = self.sites[self.leader].submits(self.stream.len() as u64 + 1)
             && let Some(entry) = self.replaced.remove(&(generation, self.stream.len() as u64 + 1))
         {
             self.append(entry);

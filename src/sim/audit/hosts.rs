@@ -1,17 +1,17 @@
 //! The auditor and the hosts: what was asked, what was promised, what a read may return, who waits too long.
 
-use crate::sim::audit::{Auditor, BlockHistory, Op, OpKind, OpSpec, PRIMARY};
+use crate::sim::audit::{Auditor, BlockHistory, Op, OpKind, OpSpec};
 use crate::sim::content::Print;
 
 impl Auditor {
-    /// A host sends an operation to `site`; returns its id, which its data must carry.
-    pub fn submitted(&mut self, site: usize, spec: OpSpec) -> u64 {
+    /// A host of the primary, or a reader at a secondary, sends an operation to `site`; returns its id, which its data must carry.
+    pub fn submitted(&mut self, site: usize, host: bool, spec: OpSpec) -> u64 {
         let id = self.ops.len() as u64;
         let read_floors = if spec.kind == OpKind::Read {
             let range = spec.lba as usize..(spec.lba + spec.count) as usize;
-            let floor = |block: &BlockHistory| match site {
-                PRIMARY => block.acknowledged.max(block.read),
-                _ => block.read_at_secondary,
+            let floor = |block: &BlockHistory| match host {
+                true => block.acknowledged.max(block.read),
+                false => block.read_at_secondary,
             };
             self.blocks[usize::from(spec.volume)][range].iter().map(floor).collect()
         } else {
@@ -20,6 +20,7 @@ impl Auditor {
         self.ops.push(Op {
             spec,
             site,
+            host,
             submitted_at: self.now,
             outstanding: true,
             succeeded: false,
@@ -28,7 +29,7 @@ impl Auditor {
             limit: u64::MAX,
             read_floors,
         });
-        if spec.kind.changes() && site == PRIMARY {
+        if spec.kind.changes() && host {
             self.unnumbered.push(id);
         }
         id
@@ -63,7 +64,7 @@ impl Auditor {
                 }
             }
             _ => {
-                assert!(self.ops[id as usize].site == PRIMARY, "a secondary acknowledged {spec:?}");
+                assert!(self.ops[id as usize].host, "a secondary acknowledged {spec:?}");
                 let number = self.confirm(id);
                 self.acknowledged_writes += 1;
                 for lba in spec.lba..spec.lba + spec.count {
@@ -78,7 +79,7 @@ impl Auditor {
 
     pub(super) fn promise(&mut self, number: u64) {
         if number > 0 {
-            let alone = self.alone(number);
+            let alone = self.alone(self.leader, number);
             let entry = &mut self.stream[number as usize - 1];
             entry.alone = if entry.promised { entry.alone && alone } else { alone };
             entry.promised = true;
@@ -87,7 +88,7 @@ impl Auditor {
     }
 
     pub(super) fn check_read(&mut self, id: u64, prints: &[Print]) {
-        let Op { spec, site, .. } = self.ops[id as usize];
+        let Op { spec, site, host, .. } = self.ops[id as usize];
         assert_eq!(prints.len() as u64, spec.count);
         for (index, &print) in prints.iter().enumerate() {
             let floor = self.ops[id as usize].read_floors[index];
@@ -97,10 +98,11 @@ impl Auditor {
             let found = block.numbers_of(print).filter(|&number| number >= floor).find(|&number| {
                 // What was acknowledged may be read though the peer has died since; and what is durable on both sites, though
                 // the level asks for more, since nothing undoes it.
-                let held = || match site {
-                    PRIMARY if number <= self.promised.max(self.acknowledged) => Ok(()),
-                    PRIMARY => self.held(number).map_err(Some),
-                    _ => Err(None),
+                // A reader whose site has taken over since is answered like a host.
+                let held = || match host || site == self.leader {
+                    true if number <= self.promised.max(self.acknowledged) => Ok(()),
+                    true => self.held(site, number).map_err(Some),
+                    false => Err(None),
                 };
                 let check = self.settled(number).or_else(|why| held().map_err(|more| (why, more)));
                 reason = check.err();
@@ -129,10 +131,10 @@ impl Auditor {
                 .expect("one was found above")
                 .min(newest);
             let block = &mut self.blocks[usize::from(spec.volume)][lba as usize];
-            if site == PRIMARY {
+            if host {
                 block.read = block.read.max(number);
                 self.promise(number);
-            } else {
+            } else if site != self.leader {
                 block.read_at_secondary = block.read_at_secondary.max(number);
             }
         }

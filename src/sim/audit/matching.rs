@@ -10,7 +10,7 @@
 
 use crate::base::BLOCK_BYTES;
 use crate::sim::audit::journal::Seen;
-use crate::sim::audit::{Auditor, Entry, Op, OpKind, OpSpec, PRIMARY};
+use crate::sim::audit::{Auditor, Entry, Op, OpKind, OpSpec};
 use crate::sim::content::{Content, Print};
 
 impl Auditor {
@@ -38,13 +38,13 @@ impl Auditor {
 
     /// The host of `id` has its reply: finds the update that it is, and returns its number.
     pub(super) fn confirm(&mut self, id: u64) -> u64 {
-        let spec = self.ops[id as usize].spec;
+        let Op { spec, site, .. } = self.ops[id as usize];
         let numbers = self.numbers_for(id);
         let Some(&newest) = numbers.last() else {
             panic!("INV-1: op {id} {spec:?} acknowledged, but no journal or frame has it");
         };
         let in_place = |number: u64| {
-            self.held(number).map_err(|why| ("INV-1", why))?;
+            self.held(site, number).map_err(|why| ("INV-1", why))?;
             if spec.kind.fua() { self.settled(number).map_err(|why| ("INV-2", why)) } else { Ok(()) }
         };
         // Whatever holds for a number holds for those before it.
@@ -174,7 +174,9 @@ impl Auditor {
         let op = &self.ops[id as usize];
         let (seen, spec) = (&entry.seen, &op.spec);
         entry.known_ops.contains(&id)
-            && op.site == PRIMARY
+            // A site acknowledges in generations of its own alone.
+            && op.host
+            && op.site == Auditor::opener(seen.generation)
             && spec.volume == seen.volume
             && spec.lba + spec.count == seen.lba + u64::from(seen.count)
             && (spec.lba == seen.lba || (spec.lba < seen.lba && self.follows_pieces(id, seen)))
@@ -233,7 +235,7 @@ impl Auditor {
 mod tests {
     use super::*;
     use crate::sim::audit::journal::{BatchSeen, KIND_GENERATION_OPEN, KIND_WRITE, KIND_ZERO};
-    use crate::sim::audit::{AuditConfig, Level, Place};
+    use crate::sim::audit::{AuditConfig, Level, PRIMARY, Place};
     use crate::sim::content::Block;
     use crate::sim::disk::IoId;
 
@@ -267,8 +269,11 @@ mod tests {
 
         /// A host's operation on block 0.
         fn op(&mut self, kind: OpKind) -> u64 {
-            self.audit
-                .submitted(PRIMARY, OpSpec { volume: 0, lba: 0, count: 1, kind, zeros: false, snapshot: 0 })
+            self.audit.submitted(
+                PRIMARY,
+                true,
+                OpSpec { volume: 0, lba: 0, count: 1, kind, zeros: false, snapshot: 0 },
+            )
         }
 
         fn update(&mut self, kind: u8, blocks: &[Block]) -> u64 {

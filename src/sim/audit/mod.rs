@@ -10,6 +10,7 @@ mod matching;
 mod site;
 mod snapshots;
 mod stream;
+mod takeover;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -126,6 +127,8 @@ pub struct OpSpec {
 struct Op {
     spec: OpSpec,
     site: usize,
+    /// A host's of a primary, and no reader's at a secondary.
+    host: bool,
     submitted_at: u64,
     outstanding: bool,
     succeeded: bool,
@@ -152,6 +155,8 @@ struct Entry {
     promised: bool,
     /// It was promised without the peer.
     alone: bool,
+    /// A crash took it from the site, which may not have told that it had it at a level that survives.
+    lost: [bool; 2],
     /// No site holds it any more, and the level it was acknowledged at allows that.
     excused: bool,
 }
@@ -237,7 +242,7 @@ struct Lack {
 impl fmt::Display for Lack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Lack { site, has, what, number } = self;
-        write!(f, "the {} has only #{has} {what}, not #{number}", ["primary", "secondary"][*site])
+        write!(f, "site {site} has only #{has} {what}, not #{number}")
     }
 }
 
@@ -245,6 +250,8 @@ impl fmt::Display for Lack {
 pub struct Auditor {
     config: AuditConfig,
     sites: [Site; 2],
+    /// Whose the newest generation of the stream is.
+    leader: usize,
     /// The stream in force; update n is at n - 1.
     stream: Vec<Entry>,
     /// Entries that a newer generation replaced, by generation and number.
@@ -252,9 +259,9 @@ pub struct Auditor {
     newest_generation: u64,
     blocks: Vec<Vec<BlockHistory>>,
     ops: Vec<Op>,
-    /// The first operation of the primary's present incarnation.
-    first_op: u64,
-    /// Changing operations of the primary's present incarnation that have no number yet.
+    /// The first operation of each site's present incarnation.
+    first_op: [u64; 2],
+    /// Changing operations of the sites' present incarnations that have no number yet.
     unnumbered: Vec<u64>,
     promised: u64,
     /// The last number that was held when the primary's present incarnation last lost a connection.
@@ -267,13 +274,14 @@ pub struct Auditor {
     /// `SoloBegin` and `SoloEnd` in the stream: number, and whether it begins.
     solo: Vec<(u64, bool)>,
     alive: [bool; 2],
-    /// The primary's present incarnation has gone on with the stream.
-    resumed: bool,
+    /// The site's present incarnation has gone on with a stream of its own.
+    resumed: [bool; 2],
     /// What each site has truthfully claimed to have in its volumes.
     applied: [u64; 2],
-    /// What the secondary had before it died, received, written, durable and applied: the primary may still hear of it, until
+    /// What each site had before it died, received, written, durable and applied: the primary may still hear of it, until
     /// it knows that the connection is over.
-    before_death: [u64; 4],
+    before_death: [[u64; 4]; 2],
+    pub takeovers: u64,
     pub acknowledged_writes: u64,
     pub excused_writes: u64,
     pub now: u64,
@@ -285,12 +293,13 @@ impl Auditor {
         let histories = |blocks: &u64| (0..*blocks).map(|_| BlockHistory::NONE).collect();
         Auditor {
             sites: [site(PRIMARY), site(SECONDARY)],
+            leader: PRIMARY,
             stream: Vec::new(),
             replaced: BTreeMap::new(),
             newest_generation: 0,
             blocks: config.volumes.iter().map(histories).collect(),
             ops: Vec::new(),
-            first_op: 0,
+            first_op: [0; 2],
             unnumbered: Vec::new(),
             promised: 0,
             acknowledged: 0,
@@ -299,9 +308,10 @@ impl Auditor {
             snapshot_reads: 0,
             solo: Vec::new(),
             alive: [true; 2],
-            resumed: false,
+            resumed: [false; 2],
             applied: [0; 2],
-            before_death: [0; 4],
+            before_death: [[0; 4]; 2],
+            takeovers: 0,
             acknowledged_writes: 0,
             excused_writes: 0,
             now: 0,
@@ -341,12 +351,17 @@ impl Auditor {
         in_memory.max(self.written(site))
     }
 
-    /// Whether the primary may acknowledge `number` alone.
-    fn alone(&self, number: u64) -> bool {
+    /// The site that opened a generation: sites are numbered from 1 in its lowest 16 bits.
+    fn opener(generation: u64) -> usize {
+        (generation & 0xffff) as usize - 1
+    }
+
+    /// Whether the site may acknowledge `number` alone, as a primary.
+    fn alone(&self, site: usize, number: u64) -> bool {
         if !self.config.peer {
             return true;
         }
-        let durable = self.durable(PRIMARY);
+        let durable = self.durable(site);
         let mut alone = false;
         for &(at, begins) in &self.solo {
             if begins {
@@ -360,40 +375,43 @@ impl Auditor {
         alone
     }
 
-    /// Whether `number` is where its acknowledgement level wants it.
-    fn held(&self, number: u64) -> Result<(), Lack> {
+    /// Whether `number` is where its acknowledgement level wants it before `local` may acknowledge it.
+    fn held(&self, local: usize, number: u64) -> Result<(), Lack> {
         let at = |what: &'static str, site: usize, has: u64| {
             if has >= number { Ok(()) } else { Err(Lack { site, has, what, number }) }
         };
         let level = self.config.level;
         if level >= Level::Durable {
-            at("durable", PRIMARY, self.durable(PRIMARY))?;
+            at("durable", local, self.durable(local))?;
         } else {
-            at("journaled", PRIMARY, self.written(PRIMARY))?;
+            at("journaled", local, self.written(local))?;
         }
-        let [received, written, durable, applied] = self.secondary_has();
-        let [received_before, written_before, durable_before, applied_before] = self.before_death;
+        let other = 1 - local;
+        let [received, written, durable, applied] = self.has(other);
+        let [received_before, written_before, durable_before, applied_before] = self.before_death[other];
         let peer = match level {
-            Level::Received => at("received", SECONDARY, received.max(received_before)),
-            Level::Journaled => at("journaled", SECONDARY, written.max(written_before)),
-            Level::Durable => at("durable", SECONDARY, durable.max(durable_before)),
-            Level::Applied => at("applied", SECONDARY, applied.max(applied_before)),
+            Level::Received => at("received", other, received.max(received_before)),
+            Level::Journaled => at("journaled", other, written.max(written_before)),
+            Level::Durable => at("durable", other, durable.max(durable_before)),
+            Level::Applied => at("applied", other, applied.max(applied_before)),
         };
-        peer.or_else(|why| if self.alone(number) { Ok(()) } else { Err(why) })
+        peer.or_else(|why| if self.alone(local, number) { Ok(()) } else { Err(why) })
     }
 
-    fn secondary_has(&self) -> [u64; 4] {
-        let applied = self.applied[SECONDARY];
-        [self.received(SECONDARY), self.written(SECONDARY), self.durable(SECONDARY), applied]
+    fn has(&self, site: usize) -> [u64; 4] {
+        [self.received(site), self.written(site), self.durable(site), self.applied[site]]
     }
 
-    /// The primary learns that its connection is over: acknowledgements under way on it are void. Those that had come stay
-    /// good: a read may go by one that no reply shows, since a write with FUA is answered only when it is settled.
-    pub fn primary_disconnected(&mut self) {
+    /// A site learns that its connection is over: of a primary, acknowledgements under way on it are void. Those that had come
+    /// stay good: a read may go by one that no reply shows, since a write with FUA is answered only when it is settled.
+    pub fn disconnected(&mut self, site: usize) {
+        if site != self.leader {
+            return;
+        }
         let last = self.stream.len() as u64;
-        let held = (self.acknowledged + 1..=last).rev().find(|&number| self.held(number).is_ok());
+        let held = (self.acknowledged + 1..=last).rev().find(|&number| self.held(site, number).is_ok());
         self.acknowledged = held.unwrap_or(self.acknowledged);
-        self.before_death = [0; 4];
+        self.before_death[1 - site] = [0; 4];
     }
 
     /// Whether `number` is durable on every site of the synchronous set.
@@ -402,7 +420,7 @@ impl Auditor {
             let has = self.durable(site);
             if has >= number { Ok(()) } else { Err(Lack { site, has, what: "durable", number }) }
         };
-        at(PRIMARY)?;
-        at(SECONDARY).or_else(|why| if self.alone(number) { Ok(()) } else { Err(why) })
+        at(self.leader)?;
+        at(1 - self.leader).or_else(|why| if self.alone(self.leader, number) { Ok(()) } else { Err(why) })
     }
 }

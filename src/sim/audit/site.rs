@@ -40,6 +40,8 @@ struct Batch {
 pub struct Site {
     /// The site's stream as submitted to its journal: generations of the updates 1, 2, and so on.
     log: Vec<u64>,
+    /// The updates of the batch that is being looked at.
+    forming: Vec<(u64, u64)>,
     batches: Vec<Batch>,
     /// Batches before these are written, and durable.
     written_batches: usize,
@@ -64,6 +66,7 @@ impl Site {
     pub fn new(journal_blocks: u64, volatile: bool) -> Site {
         Site {
             log: Vec::new(),
+            forming: Vec::new(),
             batches: Vec::new(),
             written_batches: 0,
             durable_batches: 0,
@@ -105,6 +108,18 @@ impl Site {
     /// The generation of an update that its journal may have.
     pub fn submitted(&self, number: u64) -> Option<u64> {
         self.log.get(number as usize - 1).copied()
+    }
+
+    /// A batch with these updates, by number and generation, is about to be submitted.
+    pub fn forms(&mut self, updates: impl Iterator<Item = (u64, u64)>) {
+        self.forming.clear();
+        self.forming.extend(updates);
+    }
+
+    /// The generation of an update that its journal may have, or is about to.
+    pub fn submits(&self, number: u64) -> Option<u64> {
+        let forming = self.forming.iter().find(|(forming, _)| *forming == number);
+        forming.map(|(_, generation)| *generation).or_else(|| self.submitted(number))
     }
 
     pub fn generation_of(&self, number: u64) -> u64 {

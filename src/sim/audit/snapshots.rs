@@ -189,8 +189,8 @@ impl Auditor {
     }
 
     /// An administrator was told that the update did what was asked.
-    pub fn administered(&mut self, number: u64) {
-        if let Err(why) = self.held(number) {
+    pub fn administered(&mut self, site: usize, number: u64) {
+        if let Err(why) = self.held(site, number) {
             panic!("INV-1: a snapshot's update #{number} acknowledged, but {why}");
         }
         let kind = self.stream[number as usize - 1].seen.kind;

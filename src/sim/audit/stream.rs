@@ -4,7 +4,7 @@ use crate::sim::audit::journal::{
     KIND_GENERATION_OPEN, KIND_SNAPSHOT_CREATE, KIND_SOLO_BEGIN, KIND_SOLO_END, KIND_ZERO, Seen,
 };
 use crate::sim::audit::snapshots::record_of;
-use crate::sim::audit::{Auditor, Entry, PRIMARY, Version};
+use crate::sim::audit::{Auditor, Entry, Version};
 use crate::sim::content::Content;
 
 impl Auditor {
@@ -15,14 +15,21 @@ impl Auditor {
 
     pub(super) fn sees(&mut self, site: usize, seen: Seen, blocks: &[Content]) {
         assert_eq!(blocks.len(), seen.payload(), "payload of {seen:?}");
+        self.found(site, seen.number, seen.generation);
         let known = self.stream.get(seen.number as usize - 1);
         if let Some(entry) = known
             && entry.seen.generation == seen.generation
         {
             return self.check_same(site, entry, &seen, blocks);
         }
+        let opens = seen.kind == KIND_GENERATION_OPEN && Auditor::opener(seen.generation) == site;
+        let again = self.replaced.contains_key(&(seen.generation, seen.number))
+            && self.sites[site].has(seen.number, seen.generation);
+        if opens && site != self.leader && !again {
+            self.take_over(site, seen.number);
+        }
         if let Some(entry) = self.replaced.get(&(seen.generation, seen.number)) {
-            if site != PRIMARY {
+            if site != self.leader {
                 return self.check_same(site, entry, &seen, blocks);
             }
             assert!(
@@ -32,7 +39,13 @@ impl Auditor {
             // Nobody has the old one any more, so its number and generation are free.
             self.replaced.remove(&(seen.generation, seen.number));
         }
-        assert!(site == PRIMARY, "the secondary has {seen:?}, which its primary never had");
+        if site != self.leader {
+            assert!(
+                Auditor::opener(seen.generation) == site && self.resumed[site],
+                "the secondary has {seen:?}, which its primary never had"
+            );
+            return self.goes_on_unaware(seen, blocks);
+        }
         if seen.number <= self.stream.len() as u64 {
             // One that no site has any more was never sent, and its id is free.
             let held = |entry: &Entry| {
@@ -55,28 +68,31 @@ impl Auditor {
             "INV-7: {seen:?} follows an update of generation {before:x}"
         );
         self.newest_generation = seen.generation;
-        self.resumed = true;
+        self.resumed[site] = true;
+        let entry = self.entry(site, seen, blocks);
+        self.check_captures(&seen);
+        self.append(entry);
+        if seen.touches() > 0 {
+            self.claim(seen.number);
+        }
+    }
+
+    pub(super) fn entry(&self, site: usize, seen: Seen, blocks: &[Content]) -> Entry {
         let contents: Vec<Content> = match seen.kind {
             KIND_SNAPSHOT_CREATE => Vec::new(),
             KIND_ZERO => vec![Content::ZERO; seen.count as usize],
             _ => blocks.to_vec(),
         };
-        let known_ops = self.first_op..self.ops.len() as u64;
-        let record = record_of(&seen, blocks);
-        let entry = Entry {
+        Entry {
             seen,
             contents,
-            record,
-            known_ops,
+            record: record_of(&seen, blocks),
+            known_ops: self.first_op[site]..self.ops.len() as u64,
             op: None,
             promised: false,
             alone: false,
+            lost: [false; 2],
             excused: false,
-        };
-        self.check_captures(&seen);
-        self.append(entry);
-        if seen.touches() > 0 {
-            self.claim(seen.number);
         }
     }
 
@@ -131,7 +147,8 @@ impl Auditor {
         self.promised = self.promised.min(first - 1);
         self.acknowledged = self.acknowledged.min(first - 1);
         // What a primary's hosts asked before it could know rests on less now.
-        for op in self.ops[self.first_op as usize..].iter_mut().filter(|op| op.site == PRIMARY) {
+        let first_op = self.first_op[0].min(self.first_op[1]);
+        for op in self.ops[first_op as usize..].iter_mut().filter(|op| op.host) {
             op.floor = op.floor.min(first - 1);
             let blocks = &self.blocks[usize::from(op.spec.volume)][op.spec.lba as usize..];
             for (floor, block) in op.read_floors.iter_mut().zip(blocks) {

@@ -1,0 +1,179 @@
+//! What a site is to its peer, and how that changes: a secondary that takes over, a primary that finds itself superseded. The
+//! stream says who is primary: whoever opened its newest generation. A superblock says it for what replay does not read.
+
+use super::peering::refusal;
+use super::{Alone, Group, Phase, Turn};
+use crate::base::*;
+use crate::core::config::Role;
+use crate::core::history::common_point;
+use crate::core::lead::{Lead, leader};
+use crate::core::messages::*;
+use crate::core::outbox::{Event, LossReason};
+use crate::format::update::UpdateKind;
+use crate::format::wire::{Hello, RefusalCode};
+
+/// Updates that a promotion numbers: the generation and that this site is alone in it.
+const PROMOTION_UPDATES: usize = 2;
+
+impl Group {
+    /// What a superblock may say this site is: a crash undoes what is not durable.
+    pub(super) fn durable_role(&self) -> Role {
+        match self.role {
+            role if self.role_at <= self.journal.durable() => role,
+            Role::Primary => Role::Secondary,
+            Role::Secondary => Role::Primary,
+        }
+    }
+
+    /// Up to where this site may have acknowledged alone: `SoloEnd` is numbered before the peer has everything.
+    pub(super) fn alone_upto(&self) -> UpdateNumber {
+        match self.alone {
+            Alone::Yes => self.window.last(),
+            _ => UpdateNumber(self.solo_ended.0.saturating_sub(1)),
+        }
+    }
+
+    // ----------------------------------------------------------------------------------------------------- taking over
+
+    pub(super) fn judge_promotion(&self, fenced: bool) -> Result<(), AdminError> {
+        match self.phase {
+            Phase::Recovering(_) => return Err(AdminError::Recovering),
+            Phase::Failed | Phase::Stopped => return Err(AdminError::NotServing),
+            Phase::Running if self.stopping => return Err(AdminError::NotServing),
+            Phase::Running => {}
+        }
+        if self.role == Role::Primary && self.serving {
+            return Err(AdminError::PrimaryAlready);
+        }
+        if self.window.last() < self.applied {
+            return Err(AdminError::Behind);
+        }
+        // A connection may outlive its peer by a second or two, so the operator's word counts for more.
+        match fenced {
+            true => Ok(()),
+            false if self.engaged() => Err(AdminError::PrimaryAlive),
+            false => Err(AdminError::NotFenced),
+        }
+    }
+
+    /// Opens a generation over everything this site holds, and is alone in it: the journaled tail may have been acknowledged
+    /// though it is not known to be settled. Hosts are served once that is durable (INV-1). Returns the number at which it is.
+    pub(super) fn promote(&mut self, turn: &mut Turn<impl Memory>) -> UpdateNumber {
+        if self.window.room() < PROMOTION_UPDATES {
+            return UpdateNumber::NONE;
+        }
+        self.leave_peer(turn);
+        let was_secondary = self.role == Role::Secondary;
+        if was_secondary {
+            self.role = Role::Primary;
+            self.acknowledged = self.settled;
+            (self.joint_from, self.solo_ended) = (UpdateNumber(1), UpdateNumber::NONE);
+            // What the old primary said is settled it has, and the journal keeps what follows for its return.
+            self.peer.received = self.settled;
+            self.peer.journaled = self.settled;
+            self.peer.durable = self.settled;
+            self.peer.applied = self.checkpoint;
+        }
+        let generation = self.generation.opened_by(self.config.site);
+        let opening = self.append_control(turn, UpdateKind::GenerationOpen, generation);
+        if was_secondary {
+            self.role_at = opening;
+        }
+        self.opened = true;
+        let at = self.append_control(turn, UpdateKind::SoloBegin, generation);
+        self.alone = Alone::Beginning(at);
+        at
+    }
+
+    // -------------------------------------------------------------------------------------------------- who leads whom
+
+    /// Both hellos are here: whoever has the newer history leads, unless that would lose what the other promised alone.
+    pub(super) fn meet(&mut self, turn: &mut Turn<impl Memory>, hello: &Hello) {
+        let Some(said) = self.peer.said_hello.take() else {
+            return self.lose_peer(turn, LossReason::Protocol("a hello that was not asked for"));
+        };
+        let refuse = |group: &mut Group, turn: &mut Turn<_>, code, text: std::fmt::Arguments| {
+            group.refuse(turn, refusal(code, text));
+        };
+        match leader(&said, hello) {
+            Lead::Ours if self.role == Role::Primary => self.lead(turn, hello),
+            Lead::Ours => self.lose_peer(turn, LossReason::Protocol("this site stepped down meanwhile")),
+            Lead::Theirs => self.follow(turn, hello),
+            Lead::Nobody => {
+                if self.role == Role::Primary && !self.step_down(turn, hello) {
+                    return;
+                }
+                refuse(
+                    self,
+                    turn,
+                    RefusalCode::Role,
+                    format_args!("neither site is primary; `lockstep promote` makes one of them so"),
+                );
+            }
+            Lead::BothConfigured => {
+                refuse(self, turn, RefusalCode::Role, format_args!("both sites are configured as Primary"))
+            }
+            Lead::SplitBrain => {
+                let (ours, last, settled) = (self.generation, self.window.last(), self.settled);
+                let common = common_point(&self.history, last, &hello.history, hello.last);
+                refuse(
+                    self,
+                    turn,
+                    RefusalCode::SplitBrain,
+                    format_args!(
+                        "both sites went on alone after {common}: this site to {last} in {ours}, of which {settled} is settled, yours \
+                         to {} in {} of which {} is settled",
+                        hello.last, hello.last_generation, hello.settled
+                    ),
+                )
+            }
+        }
+    }
+
+    fn follow(&mut self, turn: &mut Turn<impl Memory>, hello: &Hello) {
+        if self.role == Role::Primary && !self.step_down(turn, hello) {
+            return;
+        }
+        self.peer.talk = super::peering::Talk::Following;
+        self.peer.led_settled = hello.settled;
+        self.peer.send_to = UpdateNumber::NONE;
+        self.peer.ack_owed = true;
+    }
+
+    /// A primary finds that its peer has gone on without it, and is one no more. Returns false, and ends the conversation, if
+    /// it has promised something alone since it said its hello.
+    fn step_down(&mut self, turn: &mut Turn<impl Memory>, hello: &Hello) -> bool {
+        let last = self.window.last();
+        let common = common_point(&self.history, last, &hello.history, hello.last);
+        if last > common && self.settled.max(self.alone_upto()) > common {
+            self.lose_peer(turn, LossReason::Protocol("this site went on alone meanwhile"));
+            return false;
+        }
+        self.become_secondary(turn);
+        true
+    }
+
+    /// Whoever waits gets an error: what is numbered may be kept or dropped by the new primary.
+    fn become_secondary(&mut self, turn: &mut Turn<impl Memory>) {
+        self.role = Role::Secondary;
+        self.role_at = UpdateNumber::NONE;
+        self.opened = false;
+        self.serving = false;
+        self.alone = Alone::No;
+        (self.joint_from, self.solo_ended) = (UpdateNumber(1), UpdateNumber::NONE);
+        self.flush_wanted = UpdateNumber::NONE;
+        self.answer_all(turn, HostError::NotServing);
+        self.forget_answered();
+        self.answer_administrators(turn);
+        self.peer.flush_requested = UpdateNumber::NONE;
+        turn.event(Event::RoleChanged { role: Role::Secondary });
+    }
+
+    /// Whether everything after `keep` may be dropped for the primary's sake.
+    pub(super) fn may_cut_to(&self, keep: UpdateNumber) -> bool {
+        // What a repair brought to the tables was settled, whether this site has it yet or not; but by the primary, if that has
+        // taken over since.
+        let covered = self.applied <= keep.max(self.peer.led_settled);
+        keep >= self.settled && covered && keep <= self.window.last()
+    }
+}

@@ -1,0 +1,104 @@
+//! The auditor and takeovers: what the new primary may go on without, and what the old one does before it knows.
+
+use crate::sim::audit::journal::Seen;
+use crate::sim::audit::{Auditor, Entry, Level};
+use crate::sim::content::Content;
+
+impl Auditor {
+    /// Whether what the operation was promised holds whoever takes over: it is a write that both sites had to keep durably.
+    pub fn outlives_crashes(&self, id: u64) -> bool {
+        self.config.level >= Level::Durable && self.ops[id as usize].spec.kind.changes()
+    }
+
+    /// Whether an operator may let the other site take over from `site`, which is dead or cut from its hosts. Not if it
+    /// acknowledged anything alone that the other has not, or would go on alone when it starts again.
+    pub fn may_be_taken_over(&self, site: usize) -> bool {
+        let (written, other_has) = (self.written(site), self.received(1 - site));
+        let own = self.solo.iter().rev().find(|(number, _)| *number <= written);
+        let ended = |last: Option<&(u64, bool)>| last.is_none_or(|(at, begins)| !begins && *at <= other_has);
+        site == self.leader && ended(own) && ended(self.solo.last())
+    }
+
+    /// A crash took from the site what it had beyond its journal, up to `had`.
+    pub(super) fn lost(&mut self, site: usize, had: u64) {
+        let has = self.written(site) as usize;
+        for entry in self.stream.iter_mut().take(had as usize).skip(has) {
+            entry.lost[site] = true;
+        }
+    }
+
+    /// The site has this update, for the first time or again.
+    pub(super) fn found(&mut self, site: usize, number: u64, generation: u64) {
+        let entry = self.stream.get_mut(number as usize - 1);
+        if let Some(entry) = entry.filter(|entry| entry.seen.generation == generation) {
+            entry.lost[site] = false;
+        }
+    }
+
+    /// The site opens a generation after another's: what comes after its own stream is no more. That must be nothing that a host
+    /// was told of, unless a crash took it from this site, which the level allows.
+    pub(super) fn take_over(&mut self, site: usize, first: u64) {
+        let level = self.config.level;
+        let mut common = (first - 1).min(self.stream.len() as u64);
+        while common > 0
+            && self.sites[site].submits(common) != Some(self.stream[common as usize - 1].seen.generation)
+        {
+            common -= 1;
+        }
+        for entry in self.stream.iter_mut().skip(common as usize) {
+            if entry.promised && !entry.excused {
+                assert!(
+                    entry.lost[site] && level < Level::Durable,
+                    "INV-1: {:?} was promised to a host, but site {site} takes over without it",
+                    entry.seen
+                );
+                entry.excused = true;
+                self.excused_writes += 1;
+            }
+            // Until this turns out to have been no takeover, its operation has no number.
+            if let Some(op) = entry.op {
+                self.ops[op as usize].number = None;
+            }
+        }
+        self.replace_from(common + 1);
+        self.leader = site;
+        self.take_up_own(first - 1);
+        self.newest_generation = self.stream.last().map_or(0, |entry| entry.seen.generation);
+        self.takeovers += 1;
+        self.acknowledged = 0;
+        self.before_death = [[0; 4]; 2];
+        self.blocks.iter_mut().flatten().for_each(|block| block.read_at_secondary = 0);
+    }
+
+    /// A primary that was taken over from numbers an update before it knows. Nobody else will ever have it.
+    pub(super) fn goes_on_unaware(&mut self, seen: Seen, blocks: &[Content]) {
+        let site = Auditor::opener(seen.generation);
+        let entry = self.entry(site, seen, blocks);
+        self.replaced.insert((seen.generation, seen.number), entry);
+    }
+
+    /// A crash may have undone the opening of the newest generation: then the one before is in force, and all that its primary has.
+    pub(super) fn takeover_undone(&mut self) {
+        let newest = self.stream.last().map_or(0, |entry| entry.seen.generation);
+        if newest == 0 || Auditor::opener(newest) == self.leader {
+            return;
+        }
+        self.leader = Auditor::opener(newest);
+        self.newest_generation = newest;
+        self.take_up_own(u64::MAX);
+    }
+
+    /// What the new leader's journal has up to a number is in force, whatever it was before.
+    fn take_up_own(&mut self, upto: u64) {
+        let first = self.stream.len() as u64 + 1;
+        self.take_up_again(upto);
+        for number in first..=self.stream.len() as u64 {
+            let Entry { seen, op, .. } = &self.stream[number as usize - 1];
+            match *op {
+                Some(op) => self.ops[op as usize].number = Some(number),
+                None if seen.touches() > 0 => self.claim(number),
+                None => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Takeovers in a run: an operator who promotes the other site when the primary has died, or is cut off from its peer and its
+//! hosts, and hosts that move to whoever serves.
+
+use crate::base::Generation;
+use crate::core::config::{OnPeerLoss, Role};
+use crate::core::group::status::{GroupState, GroupStatus};
+use crate::core::messages::{AdminOp, AdminRequest};
+use crate::sim::plan::Plan;
+use crate::sim::rng::Rng;
+use crate::sim::world::{Event, Stage, World};
+
+const MS: u64 = 1_000_000;
+
+/// What one seed does with takeovers. Drawn from a generator of its own, so that seeds without them are what they were.
+#[derive(Clone, Copy, Debug)]
+pub struct TakeoverPlan {
+    /// Deaths of the primary, and partitions, after which the other site is promoted, in a hundred.
+    pub after_crash_percent: u64,
+    pub after_partition_percent: u64,
+    /// Partitions beside those of the plan, for seeds whose policy lets nobody go on alone.
+    pub partitions: u64,
+    /// Promotions that are followed by the death of the promoted site within so many events; 0 for none.
+    pub crash_events: u64,
+    pub delay_ns: u64,
+    /// Nobody goes on alone because a partition lasts.
+    pub suspends: bool,
+}
+
+/// Tells the generator of takeovers from the others of its seed.
+const FORK: u64 = 0x7461_6b65_6f76_6572;
+
+/// Names promotions among administrators' requests.
+pub(super) const PROMOTION_IDS: u64 = 1 << 32;
+
+pub fn generator(seed: u64) -> Rng {
+    Rng::new(seed ^ FORK)
+}
+
+impl TakeoverPlan {
+    pub fn new(rng: &mut Rng, plan: &Plan) -> Option<TakeoverPlan> {
+        let peer = plan.configs[0].peer.as_ref()?;
+        if rng.once_in(2) {
+            return None;
+        }
+        let suspends = peer.on_peer_loss == OnPeerLoss::Suspend;
+        Some(TakeoverPlan {
+            after_crash_percent: rng.pick(&[30, 70, 100]),
+            // Who may go on alone does so in a partition, whatever its hosts do.
+            after_partition_percent: if suspends { rng.pick(&[0, 60, 100]) } else { 0 },
+            partitions: if suspends { rng.pick(&[0, 1, 3]) } else { 0 },
+            crash_events: rng.pick(&[0, 0, 60, 600]),
+            delay_ns: rng.pick(&[1, 5, 40]) * MS,
+            suspends,
+        })
+    }
+}
+
+fn serves(status: &GroupStatus) -> bool {
+    (status.role, status.state) == (Role::Primary, GroupState::Serving)
+}
+
+impl World {
+    /// Whether hosts ask this site for anything: the one where they are, and as readers one that follows. One that has not heard
+    /// yet that it was taken over from is cut off from everybody.
+    pub(super) fn is_asked(&self, site: usize) -> bool {
+        self.plan.takeover.is_none()
+            || site == self.home
+            || self.status(site).is_some_and(|status| status.role == Role::Secondary)
+    }
+
+    /// Whether those who ask this site are hosts. Where they are going to be, and what follows yet, is as good as any reader's.
+    pub(super) fn is_host(&self, site: usize) -> bool {
+        let primary = |status: GroupStatus| status.role == Role::Primary;
+        site == self.home && (self.plan.takeover.is_none() || self.status(site).is_some_and(primary))
+    }
+
+    /// The site is dead, or partitioned; perhaps an operator lets the other take over.
+    pub(super) fn perhaps_promote(&mut self, dead: bool) {
+        let Some(plan) = self.plan.takeover else { return };
+        let percent = if dead { plan.after_crash_percent } else { plan.after_partition_percent };
+        if self.stage == Stage::Working && self.takeover_rng.percent(percent) {
+            let at = self.now + self.takeover_rng.latency(plan.delay_ns);
+            self.schedule(at, Event::Promote { site: 1 - self.home });
+        }
+    }
+
+    /// The operator's word that the other site is fenced is true: it is dead, or cut off from its peer and from now on from its
+    /// hosts. One that has acknowledged alone is not taken over from.
+    pub(super) fn promote(&mut self, site: usize) {
+        let old = 1 - site;
+        let follows = self
+            .status(site)
+            .is_some_and(|status| (status.role, status.state) == (Role::Secondary, GroupState::Serving));
+        let alone = self.status(old).is_some_and(|status| status.solo);
+        let cut =
+            self.plan.takeover.is_some_and(|plan| plan.suspends) && self.network.is_partitioned(self.now);
+        let gone = !self.alive(old) || (cut && !alone);
+        let may = self.stage == Stage::Working && old == self.home && follows && gone;
+        if !may || !self.audit.may_be_taken_over(old) {
+            return;
+        }
+        self.promotions += 1;
+        let request =
+            AdminRequest { id: PROMOTION_IDS + self.promotions, op: AdminOp::Promote { fenced: true } };
+        self.trace.note(self.now, || format!("operator lets site {site} take over"));
+        self.sites[site].admin.push_back((self.now, request));
+        // Hosts of the old primary are cut off at once, and come to the new one when it serves.
+        self.home = site;
+        self.home_generation = self.status(site).map_or(Generation::NONE, |status| status.generation);
+        self.wake_group(site, self.now);
+        (0..self.sites[site].fronts.len()).for_each(|front| self.wake_front(site, front, self.now));
+        if let Some(plan) = self.plan.takeover.filter(|plan| plan.crash_events > 0) {
+            let events = self.takeover_rng.below(plan.crash_events);
+            self.crash_soon(site, events);
+        }
+    }
+
+    /// After a turn of a group: hosts go where a newer generation serves, and come back where no other was opened after all.
+    pub(super) fn note_home(&mut self, site: usize) {
+        if self.plan.takeover.is_none() {
+            return;
+        }
+        let Some(status) = self.status(site).filter(serves) else { return };
+        let other = self.status(1 - site).filter(serves);
+        if let Some(other) = other {
+            assert!(
+                other.generation != status.generation,
+                "INV-1: both sites serve hosts in generation {}",
+                status.generation
+            );
+        }
+        let newest = other.is_none_or(|other| other.generation < status.generation);
+        if site == self.home {
+            self.home_generation = self.home_generation.max(status.generation);
+        } else if newest && status.generation >= self.home_generation && !self.is_promoting() {
+            self.trace.note(self.now, || format!("hosts go to site {site}"));
+            self.home = site;
+            self.home_generation = status.generation;
+            (0..self.sites[site].fronts.len()).for_each(|front| self.wake_front(site, front, self.now));
+        }
+    }
+
+    /// Whether the site where hosts are going may yet serve them, or may have: only one that runs and follows does not.
+    fn is_promoting(&self) -> bool {
+        let follows =
+            |status: GroupStatus| (status.role, status.state) == (Role::Secondary, GroupState::Serving);
+        !self.status(self.home).is_some_and(follows) || !self.sites[self.home].admin.is_empty()
+    }
+}

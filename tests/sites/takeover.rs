@@ -1,0 +1,117 @@
+//! The other site takes over from a killed primary, under a client that knows what it was promised; then the old one follows.
+
+use std::time::{Duration, Instant};
+
+use lockstep::format::nbd::flags::READ_ONLY;
+
+use crate::checker::{Checker, Next};
+use crate::crashes::seed;
+use crate::pair::*;
+
+const DEPTH: usize = 24;
+const WRITES_BEFORE_MAX: u64 = 3000;
+const WRITES_AFTER: u64 = 1000;
+
+/// Takeovers, there and back.
+const TAKEOVERS: usize = 4;
+
+/// From the command to a write's reply; a takeover itself takes some flushes. Other tests' builds may hold the CPUs.
+const TAKEOVER_MAX: Duration = Duration::from_secs(5);
+
+fn promote(site: &Site) {
+    succeeds(lockstep(&["promote", "--config", path(&site.config), "--fenced"]));
+}
+
+fn role(site: &Site) -> String {
+    site.status()["role"].as_str().expect("a role").to_owned()
+}
+
+fn wait(site: &Site, what: &str) {
+    let seconds = format!("{}s", PATIENCE.as_secs());
+    succeeds(lockstep(&["wait", "--config", path(&site.config), what, "--timeout", &seconds]));
+}
+
+fn writes(checker: &mut Checker, site: &Site, count: u64) {
+    let session = checker.drive(&mut site.connect("data"), DEPTH, |progress| {
+        if progress.acknowledged < count { Next::GoOn } else { Next::Drain }
+    });
+    assert_eq!((session.refused, session.disconnected), (0, false), "{session:?}");
+}
+
+#[test]
+fn every_acknowledged_write_is_at_the_site_that_takes_over_and_the_old_one_follows() {
+    let options = Options { volumes: vec![("data", 32)], journal_mib: 32, ..Options::default() };
+    let mut sites = Sites::start(&options);
+    let mut checker = Checker::new(0..32 * MIB / 4096, seed());
+    let (mut primary, mut other) = (&mut sites.left, &mut sites.right);
+    for round in 0..TAKEOVERS {
+        let before = checker.random(WRITES_BEFORE_MAX);
+        let mut client = primary.connect("data");
+        let mut killed = false;
+        let session = checker.drive(&mut client, DEPTH, |progress| {
+            if !killed && progress.acknowledged >= before {
+                primary.kill();
+                killed = true;
+            }
+            if killed { Next::Drain } else { Next::GoOn }
+        });
+        assert!(session.disconnected, "round {round}: {session:?}");
+        let begun = Instant::now();
+        promote(other);
+        let mut client = other.connect("data");
+        writes(&mut checker, other, 1);
+        let took = begun.elapsed();
+        println!("takeover {round}: {} ms to the first write's reply", took.as_millis());
+        assert!(took < TAKEOVER_MAX, "round {round}: the takeover took {took:?}");
+        checker.verify(&mut client, "the new primary");
+        drop(client);
+        assert_eq!((role(other).as_str(), other.status()["solo"].as_bool()), ("primary", Some(true)));
+        // The old one comes back while hosts write.
+        writes(&mut checker, other, WRITES_AFTER);
+        primary.start();
+        writes(&mut checker, other, WRITES_AFTER);
+        wait(other, "--in-sync");
+        writes(&mut checker, other, WRITES_AFTER);
+        wait(other, "--settled");
+        checker.all_is_flushed();
+        checker.verify(&mut primary.connect("data"), "the old primary");
+        assert_eq!((role(primary).as_str(), role(other).as_str()), ("secondary", "primary"));
+        std::mem::swap(&mut primary, &mut other);
+    }
+    // The configuration of neither says what it is now, if the number of takeovers is odd, and both restart as they are.
+    let last = role(primary);
+    primary.stop();
+    other.stop();
+    other.start();
+    primary.start();
+    wait(primary, "--in-sync");
+    assert_eq!((role(primary), role(other)), (last, "secondary".to_owned()));
+}
+
+#[test]
+fn hosts_at_a_site_that_takes_over_have_to_come_again() {
+    let mut sites = Sites::start(&Options::default());
+    let why = fails(lockstep(&["promote", "--config", path(&sites.right.config)]));
+    assert!(why.contains("the primary is alive"), "{why}");
+    let why = fails(lockstep(&["promote", "--config", path(&sites.left.config), "--fenced"]));
+    assert!(why.contains("primary already"), "{why}");
+    let mut reader = sites.right.connect("data");
+    assert_ne!(reader.flags() & READ_ONLY, 0);
+    sites.left.kill();
+    let loses = |site: &Site| site.status()["peer"]["state"] == "disconnected";
+    sites.right.until("it has lost the primary", loses);
+    let why = fails(lockstep(&["promote", "--config", path(&sites.right.config)]));
+    assert!(why.contains("--fenced"), "{why}");
+    assert_eq!(role(&sites.right), "secondary");
+    promote(&sites.right);
+    assert!(reader.read(0, 4096).is_err(), "a connection of before goes on");
+    let mut client = sites.right.connect("data");
+    assert_eq!(client.flags() & READ_ONLY, 0);
+    client.write(0, &[7; 4096], true).expect("a write");
+    sites.left.start();
+    wait(&sites.right, "--in-sync");
+    let mut reader = sites.left.connect_when_served("data");
+    assert_ne!(reader.flags() & READ_ONLY, 0);
+    wait(&sites.right, "--settled");
+    assert_eq!(reader.read(0, 4096).expect("a read"), [7; 4096]);
+}
