@@ -165,3 +165,29 @@ fn snapshots_taken_under_load_are_equal_at_both_sites() {
     assert!(numbers.is_sorted() && numbers.len() == 10, "{numbers:?}");
     assert!(result["pause_ratio"].as_f64() > Some(0.0), "{result:#}");
 }
+
+#[test]
+fn the_other_site_takes_over_and_nothing_acknowledged_is_lost() {
+    let folder = folder();
+    let output = demo(&folder, &["takeover", "--json", "--seconds", "3"]);
+    let result = json(&output);
+    assert!(output.status.success(), "{result:#}");
+    let expected = [
+        "acknowledged_writes",
+        "lost_writes",
+        "max_host_latency_ms",
+        "rejoin_ms",
+        "scenario",
+        "seconds",
+        "sites",
+        "takeover_ms",
+    ];
+    assert_eq!(keys(&result), expected);
+    assert_eq!(result["lost_writes"], 0);
+    assert!(result["acknowledged_writes"].as_u64() > Some(100), "{result:#}");
+    let sites = result["sites"].as_array().expect("sites");
+    assert_eq!(sites[0]["digest"], sites[1]["digest"]);
+    assert_eq!((&sites[0]["role"], &sites[1]["role"]), (&Value::from("secondary"), &Value::from("primary")));
+    let output = demo(&folder, &["takeover", "--json", "--seconds", "1", "--plant-loss"]);
+    assert_eq!(output.status.code(), Some(6), "a planted loss is missed");
+}

@@ -86,6 +86,25 @@ fn a_takeover_that_a_crash_undoes_was_none() {
 }
 
 #[test]
+fn nobody_is_told_of_a_takeover_that_a_crash_may_undo() {
+    let mut site = following(2, &[5, 9]);
+    site.disconnect();
+    site.held = journal_flushes;
+    site.promote(1, true);
+    site.turns(5);
+    site.sent.clear();
+    // The old primary would step down for it.
+    site.connection += 1;
+    site.deliver(FromLink::Connected { connection: site.connection });
+    site.turns(50);
+    let greets = |message: &ToLink| matches!(message, ToLink::Page { frame: PageFrame::Hello, .. });
+    assert!(!site.sent.iter().any(greets));
+    site.held = nothing;
+    site.turns(50);
+    assert!(site.sent.iter().any(greets));
+}
+
+#[test]
 fn nobody_takes_over_without_a_reason() {
     let mut site = following(2, &[5]);
     site.promote(1, false);

@@ -3,6 +3,7 @@
 mod fio;
 mod pair;
 mod snapshots;
+mod takeover;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -37,6 +38,8 @@ enum Scenario {
     Steady,
     /// Snapshots are taken while the load runs, and read back at both sites
     Snapshot,
+    /// The primary is killed, the other site takes over, and the old one comes back
+    Takeover,
 }
 
 impl Scenario {
@@ -44,6 +47,7 @@ impl Scenario {
         match self {
             Scenario::Steady => "steady",
             Scenario::Snapshot => "snapshot",
+            Scenario::Takeover => "takeover",
         }
     }
 
@@ -52,6 +56,7 @@ impl Scenario {
         let steady = Sizes { data_bytes: 256 << 20, differential_bytes: 16 << 20 };
         match self {
             Scenario::Steady => steady,
+            Scenario::Takeover => takeover::SIZES,
             Scenario::Snapshot => {
                 let data_bytes = 32 << 20;
                 Sizes { data_bytes, differential_bytes: snapshots as u64 * (data_bytes + LOG_BYTES) }
@@ -122,8 +127,29 @@ struct SiteSeen {
     broken: u64,
 }
 
+impl SiteSeen {
+    fn as_json(&self) -> serde_json::Value {
+        json!({
+            "name": self.name,
+            "role": self.role,
+            "digest": self.digest,
+            "last_number": self.last_number,
+        })
+    }
+
+    fn sentence(&self) -> String {
+        format!(
+            "{:<6} {:<10} digest {}  last update #{}",
+            self.name, self.role, self.digest, self.last_number
+        )
+    }
+}
+
 impl Demo {
     pub fn run(&self) -> anyhow::Result<()> {
+        if self.scenario == Scenario::Takeover {
+            return self.run_takeover();
+        }
         let sizes = self.scenario.sizes(usize::from(self.snapshots));
         let mut pair = Pair::make(self.directory.as_deref(), self.keep, sizes)?;
         pair.start()?;
@@ -147,7 +173,7 @@ impl Demo {
         }
         let sites = [self.look(&pair, 0, &ledger)?, self.look(&pair, 1, &ledger)?];
         let snapshots = match self.scenario {
-            Scenario::Steady => None,
+            Scenario::Steady | Scenario::Takeover => None,
             Scenario::Snapshot => {
                 let compared = snapshots::compare(&pair, taken).map_err(|error| pair.explain(error))?;
                 let pause_ratio = snapshots::pause_ratio(&compared, &timeline)?;
@@ -285,17 +311,7 @@ impl Demo {
         let lost: u64 = sites.iter().map(|site| site.broken).sum();
         let equal = sites[0].digest == sites[1].digest;
         if self.json {
-            let sites: Vec<_> = sites
-                .iter()
-                .map(|site| {
-                    json!({
-                        "name": site.name,
-                        "role": site.role,
-                        "digest": site.digest,
-                        "last_number": site.last_number,
-                    })
-                })
-                .collect();
+            let sites: Vec<_> = sites.iter().map(SiteSeen::as_json).collect();
             let mut result = json!({
                 "scenario": self.scenario.name(),
                 "load": seen.load,
@@ -313,12 +329,7 @@ impl Demo {
             }
             println!("{result:#}");
         } else {
-            for site in sites {
-                println!(
-                    "{:<6} {:<10} digest {}  last update #{}",
-                    site.name, site.role, site.digest, site.last_number
-                );
-            }
+            sites.iter().for_each(|site| println!("{}", site.sentence()));
             println!("{acknowledged} logged writes were acknowledged; {lost} of them are missing on a site");
         }
         let differs = |it: &&Compared| it.digests[0] != it.digests[1];

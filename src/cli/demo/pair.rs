@@ -80,19 +80,41 @@ impl Pair {
 
     /// Starts both processes.
     pub fn start(&mut self) -> anyhow::Result<()> {
-        let program = std::env::current_exe().context("the path of this program")?;
-        for config in &self.configs {
-            let log = File::create(self.log_of(&config.site.name)).context("a site's log")?;
-            let child = Command::new(&program)
-                .args(["run", "--with-parent", "--config"])
-                .arg(&config.file)
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(log)
-                .spawn()
-                .with_context(|| format!("{} cannot be started", program.display()))?;
+        for site in 0..2 {
+            let child = self.spawn(site)?;
             self.children.push(child);
         }
+        Ok(())
+    }
+
+    fn spawn(&self, site: usize) -> anyhow::Result<Child> {
+        let program = std::env::current_exe().context("the path of this program")?;
+        let config = &self.configs[site];
+        let log = self.log_of(&config.site.name);
+        let log = File::options().create(true).append(true).open(log).context("a site's log")?;
+        Command::new(&program)
+            .args(["run", "--with-parent", "--config"])
+            .arg(&config.file)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("{} cannot be started", program.display()))
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self, site: usize) -> anyhow::Result<()> {
+        let child = &mut self.children[site];
+        child
+            .kill()
+            .and_then(|()| child.wait())
+            .with_context(|| format!("{} cannot be killed", NAMES[site]))?;
+        Ok(())
+    }
+
+    /// Starts a site that was killed.
+    pub fn start_again(&mut self, site: usize) -> anyhow::Result<()> {
+        self.children[site] = self.spawn(site)?;
         Ok(())
     }
 
