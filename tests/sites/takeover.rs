@@ -90,7 +90,15 @@ fn every_acknowledged_write_is_at_the_site_that_takes_over_and_the_old_one_follo
 
 #[test]
 fn hosts_at_a_site_that_takes_over_have_to_come_again() {
-    let mut sites = Sites::start(&Options::default());
+    let mut sites = Sites::format(&Options::default());
+    let told = sites.path("told");
+    for site in [&sites.left, &sites.right] {
+        let text = std::fs::read_to_string(&site.config).expect("a configuration");
+        let script = format!("echo $LOCKSTEP_SITE $LOCKSTEP_ROLE >> {}", told.display());
+        let hook = format!("[site]\non_role_change = [\"/bin/sh\", \"-c\", \"{script}\"]");
+        std::fs::write(&site.config, text.replace("[site]", &hook)).expect("a configuration");
+    }
+    sites.start_both();
     let why = fails(lockstep(&["promote", "--config", path(&sites.right.config)]));
     assert!(why.contains("the primary is alive"), "{why}");
     let why = fails(lockstep(&["promote", "--config", path(&sites.left.config), "--fenced"]));
@@ -114,4 +122,6 @@ fn hosts_at_a_site_that_takes_over_have_to_come_again() {
     assert_ne!(reader.flags() & READ_ONLY, 0);
     wait(&sites.right, "--settled");
     assert_eq!(reader.read(0, 4096).expect("a read"), [7; 4096]);
+    let told = std::fs::read_to_string(told).expect("both sites told of their roles");
+    assert_eq!(told, "right primary\nleft secondary\n");
 }

@@ -98,6 +98,8 @@ pub struct Site {
     pub directory: PathBuf,
     /// The control socket.
     pub control: PathBuf,
+    /// A program and its arguments, run when the role has changed; empty for none.
+    pub on_role_change: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -33,6 +33,7 @@ pub(super) struct Site {
     pub role: Text,
     pub directory: Text,
     pub control: Text,
+    pub on_role_change: Option<Spanned<Vec<String>>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

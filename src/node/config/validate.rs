@@ -113,12 +113,19 @@ impl Reader<'_> {
             self.required("site.directory", keys.directory, &at, "the folder of the site's files");
         let directory = directory.map_or_else(|| home.to_owned(), |written| home.join(written.into_inner()));
         let control = self.socket_path("site.control", keys.control, &directory, "control.sock");
+        let hook_at = keys.on_role_change.as_ref().map(Spanned::span);
+        let on_role_change = keys.on_role_change.map_or_else(Vec::new, Spanned::into_inner);
+        if on_role_change.first().is_some_and(String::is_empty) {
+            let message = "it names no program; write a list of a program and its arguments, or []";
+            self.problems.add("site.on_role_change", hook_at, message);
+        }
         let site = name.zip(id).zip(role).zip(control).map(|(((name, id), role), control)| Site {
             name,
             id,
             role,
             directory: directory.clone(),
             control,
+            on_role_change,
         });
         (site, directory)
     }

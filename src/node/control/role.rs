@@ -1,5 +1,6 @@
 //! What follows from a site's role beside the group: whether its volumes can be written to, and commands that change it.
 
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering::AcqRel, Ordering::Acquire};
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
@@ -17,6 +18,28 @@ const TURNS_EVERY: Duration = Duration::from_micros(100);
 
 /// Longest that a group which has answered takes to tell what it is.
 const TOLD_MAX: Duration = Duration::from_secs(1);
+
+/// Longest that the program of `site.on_role_change` may run: what it is to move are addresses and mounts.
+const HOOK_MAX: Duration = Duration::from_secs(30);
+
+/// Pause between looks whether it has ended.
+const HOOK_LOOKS_EVERY: Duration = Duration::from_millis(50);
+
+/// Waits for the program, and ends it when it takes too long.
+fn watch(mut child: Child) {
+    let begun = Instant::now();
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) if status.success() => return,
+            Ok(Some(status)) => return tracing::error!("site.on_role_change ended with {status}"),
+            Ok(None) if begun.elapsed() < HOOK_MAX => std::thread::sleep(HOOK_LOOKS_EVERY),
+            _ => break,
+        }
+    }
+    tracing::error!("site.on_role_change has not ended in {} s, and is killed", HOOK_MAX.as_secs());
+    let _ = child.kill();
+    let _ = child.wait();
+}
 
 /// The group's role as its reactor last told it.
 #[derive(Debug, Default)]
@@ -55,7 +78,13 @@ impl Control {
                 let role = control.role.get();
                 if role != applied {
                     match control.apply_role() {
-                        Ok(()) => applied = role,
+                        Ok(()) => {
+                            // What a site starts as is no change.
+                            if let (Some(_), Some(role)) = (applied, role) {
+                                control.tell_of_role(role);
+                            }
+                            applied = role;
+                        }
                         Err(LineError::Ended) => return,
                         Err(error) => tracing::error!("hosts do not know the site's role yet: {error}"),
                     }
@@ -79,6 +108,30 @@ impl Control {
             );
         }
         Ok(())
+    }
+
+    /// Runs the configured program beside everything else.
+    fn tell_of_role(self: &Arc<Control>, role: Role) {
+        let Some((program, arguments)) = self.config.site.on_role_change.split_first() else { return };
+        let name = match role {
+            Role::Primary => "primary",
+            Role::Secondary => "secondary",
+        };
+        let started = Command::new(program)
+            .args(arguments)
+            .env("LOCKSTEP_ROLE", name)
+            .env("LOCKSTEP_SITE", &self.config.site.name)
+            .env("LOCKSTEP_GROUP", &self.config.group.name)
+            .env("LOCKSTEP_CONFIG", &self.config.file)
+            .stdin(Stdio::null())
+            .spawn();
+        let ended = started.and_then(|child| {
+            let watch = move || watch(child);
+            std::thread::Builder::new().name("role change".to_owned()).spawn(watch)
+        });
+        if let Err(error) = ended {
+            tracing::error!("site.on_role_change: {program} cannot be run: {error}");
+        }
     }
 
     pub(super) fn promote(&self, fenced: bool) -> Result<Response, LineError> {
