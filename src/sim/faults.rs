@@ -108,6 +108,8 @@ impl World {
         let site = &mut self.sites[index];
         site.group = None;
         site.incarnation += 1;
+        // What a dead process had in flight disturbs nobody any more.
+        site.disturbed_io_until = 0;
         match crash {
             Crash::Process => site.disk.crash_process(&mut self.rng),
             Crash::Power => site.disk.crash_power(&mut self.rng),
