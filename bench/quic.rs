@@ -224,7 +224,13 @@ impl Group {
             ..Update::EMPTY
         };
         let source = UpdateSource::Window;
-        self.to_link.push(ToLink::Update { update, settled: UpdateNumber::NONE, slot: slot.0, source });
+        self.to_link.push(ToLink::Update {
+            update,
+            settled: UpdateNumber::NONE,
+            slot: slot.0,
+            source,
+            with_old: false,
+        });
         self.sent.push_back((number, now));
     }
 

@@ -53,6 +53,7 @@ fn stamps(index: u64) -> WriteStamps {
         received_at: at(0),
         taken_at: at(800),
         numbered_at: at(900),
+        old_read_ns: 0,
         journal_submitted_at: at(2_000),
         journaled_at: at(40_000),
         link_popped_at: at(2_500),

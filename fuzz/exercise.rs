@@ -107,7 +107,7 @@ fn read_frames(stream: &[u8], mut piece: impl FnMut() -> usize) -> (Vec<Vec<u8>>
 fn encode_again(frame: Frame<'_>) -> Vec<u8> {
     let mut out = [0; FRAME_HEADER_BYTES + FRAME_BODY_BYTES_MAX];
     let length = match frame {
-        Frame::Update { update, settled } => encode_update(&update, settled, &mut out),
+        Frame::Update { update, settled, old } => encode_update(&update, settled, old, &mut out),
         Frame::Control(control) => encode_control(&control, &mut out),
         Frame::Page(frame, body) => {
             match frame {

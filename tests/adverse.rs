@@ -11,10 +11,14 @@ use lockstep::core::journal::journal_blocks_min;
 use lockstep::core::messages::*;
 use lockstep::core::outbox::{Event, Outbox, Tables};
 use lockstep::format::history::History;
+use lockstep::format::snapshot::encode_snapshots;
 use lockstep::format::superblock::{SUPERBLOCK_SLOTS, Superblock};
 use lockstep::format::update::{Update, UpdateKind};
 use lockstep::format::wire::{Hello, HelloVolume, PROTOCOL_MAX, PROTOCOL_MIN, RefusalCode, VolumeName};
 
+/// Differential data by value.
+#[path = "adverse/by_value.rs"]
+mod by_value;
 /// What is lost with a peer or with an earlier life of a site.
 #[path = "adverse/lost.rs"]
 mod lost;
@@ -94,6 +98,7 @@ fn config(role: Role) -> GroupConfig {
         journal_blocks: journal_blocks_min() + 600,
         differential_blocks: 0,
         on_differential_full: OnDifferentialFull::DeleteOldest,
+        differential: DifferentialBy::Reference,
         journal_volatile: true,
         pages: PAGES_MIN + 2000,
         ack: AckLevel::Journaled,
@@ -258,6 +263,23 @@ impl Site {
                 self.pending.push(Pending { executor, request, data });
             }
         }
+        // Management information of a site that had no snapshot before, and is not started again with one.
+        while let Some(MetadataRequest { slot, op }) = self.out.to_metadata.pop() {
+            let page = self.tables.metadata_io.page(slot, 0);
+            let applied = UpdateNumber(0);
+            let answer = match op {
+                MetadataOp::LoadSnapshots { .. } => {
+                    encode_snapshots([].iter(), self.memory.bytes_mut(page));
+                    MetadataAnswer::Snapshots { count: 0, total: 0, applied, entries: 0 }
+                }
+                MetadataOp::Commit { .. } => {
+                    self.memory.bytes_mut(page).fill(0);
+                    MetadataAnswer::Committed
+                }
+                op => panic!("nobody asks for {op:?} here"),
+            };
+            self.with(|group, turn| group.on_metadata(turn, MetadataDone { slot, result: Ok(answer) }));
+        }
         while let Some(message) = self.out.to_link.pop() {
             self.sent.push(message);
             match message {
@@ -327,7 +349,7 @@ impl Site {
         let sums = (0..update.payload_blocks()).map(|index| self.tables.inbound.sum(slot, index));
         let update =
             Update { sum: if update.kind == UpdateKind::Write { sum_of_sums(sums) } else { 0 }, ..update };
-        self.deliver(FromLink::Update { update, settled: UpdateNumber(settled), slot });
+        self.deliver(FromLink::Update { update, settled: UpdateNumber(settled), slot, with_old: false });
         self.turn();
     }
 
@@ -428,6 +450,7 @@ fn hello(ours: Role, history: &[(Generation, u64)], last: u64, settled: u64) -> 
         window_blocks: 8_192,
         differential_blocks: 0,
         alone_upto: UpdateNumber::NONE,
+        differential: DifferentialBy::Reference,
         solo: false,
         serving: false,
     }
@@ -573,7 +596,7 @@ fn replay_ends_though_the_peer_connects_meanwhile() {
         for number in first..first + 200 {
             let zero = Update { kind: UpdateKind::Zero, ..write(number, generation, number % 64, 1) };
             let settled = UpdateNumber(first - 1);
-            site.deliver(FromLink::Update { update: zero, settled, slot: SlotId(0) });
+            site.deliver(FromLink::Update { update: zero, settled, slot: SlotId(0), with_old: false });
         }
         site.turns(30);
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use lockstep::base::Nanos;
-use lockstep::core::config::{AckLevel, OnDifferentialFull, OnPeerLoss, Role};
+use lockstep::core::config::{AckLevel, DifferentialBy, OnDifferentialFull, OnPeerLoss, Role};
 use lockstep::io::quic::transport::Congestion;
 use lockstep::node::config::{Config, Idle, SAMPLE};
 use proptest::prelude::*;
@@ -84,13 +84,14 @@ fn a_minimal_file_gets_the_defaults() {
     let group = config.group_config(5000, 2);
     assert_eq!((group.volumes[0].blocks, group.journal_blocks, group.flush_blocks), (262_144, 262_144, 1024));
     assert!(group.peer.is_none());
+    assert_eq!(group.differential, DifferentialBy::Reference);
 }
 
 #[test]
 fn a_pair_reaches_the_group() {
     let text = format!("{MINIMAL}{PAIR}").replace(
         "[group]",
-        "[group]\non_peer_loss = \"solo\"\nack = \"applied\"\non_differential_full = \"error\"",
+        "[group]\non_peer_loss = \"solo\"\nack = \"applied\"\non_differential_full = \"error\"\ndifferential = \"value\"",
     );
     let config = parse(&text).expect("correct");
     let replication = config.replication.as_ref().expect("a pair");
@@ -98,6 +99,7 @@ fn a_pair_reaches_the_group() {
     assert!(replication.peer.fingerprint.to_string().ends_with("8899aabbccddeeff"));
     let group = config.group_config(5000, 1);
     assert_eq!((group.ack, group.on_differential_full), (AckLevel::Applied, OnDifferentialFull::Error));
+    assert_eq!(group.differential, DifferentialBy::Value);
     let peer = group.peer.expect("a peer");
     assert_eq!((peer.on_peer_loss, peer.latency_budget), (OnPeerLoss::Solo, Nanos::from_millis(50)));
 }
@@ -138,6 +140,10 @@ fn what_cannot_work_is_refused() {
     refused(
         &with("[group]", "on_differential_full = \"grow\""),
         &["left.toml:8", "group.on_differential_full", "delete-oldest", "error"],
+    );
+    refused(
+        &with("[group]", "differential = \"pointer\""),
+        &["left.toml:8", "group.differential", "reference", "value"],
     );
     refused(&with("[group]", "flush_bytes = \"5000B\""), &["group.flush_bytes", "4 KiB blocks"]);
     refused(&with("[group]", "destage_depth = 0"), &["group.destage_depth", "1 to 256"]);

@@ -127,6 +127,7 @@ fn hello() -> Vec<u8> {
         window_blocks: 0x9192_9394,
         differential_blocks: 0xa1a2_a3a4,
         alone_upto: UpdateNumber(0x0102_0304),
+        differential: DifferentialBy::Value,
         serving: true,
     };
     let mut body = [0; BLOCK_BYTES];
@@ -202,9 +203,17 @@ fn frames() -> Vec<u8> {
         stream.extend_from_slice(&out[..length]);
     }
     for update in updates() {
-        let length = encode_update(&update, UpdateNumber(0x0102_0301), &mut out);
+        let length = encode_update(&update, UpdateNumber(0x0102_0301), None, &mut out);
         stream.extend_from_slice(&out[..length]);
         stream.resize(stream.len() + update.payload_blocks() * BLOCK_BYTES, 0x77);
+    }
+    for update in updates().into_iter().filter(Update::captures) {
+        let old = OldBlocks { sum: 0xc1c2_c3c4, zeros: 1 };
+        let old = if update.count > 1 { old } else { OldBlocks { sum: 0, ..old } };
+        let length = encode_update(&update, UpdateNumber(0x0102_0301), Some(old), &mut out);
+        stream.extend_from_slice(&out[..length]);
+        let blocks = update.payload_blocks() + old.sent(update.count).count();
+        stream.resize(stream.len() + blocks * BLOCK_BYTES, 0x99);
     }
     stream.extend(controls());
     stream
@@ -395,7 +404,7 @@ fn fixed_inputs_reach_what_they_are_for() {
         input = &input[reader.payload_left()..];
         reader.take_payload(reader.payload_left());
     }
-    assert_eq!((count, reader.at_boundary()), (22, true));
+    assert_eq!((count, reader.at_boundary()), (23, true));
     // All but CACHE, BLOCK_STATUS, DISC, the unknown one, and where buffers are small the unfragmented read.
     for (choice, acts) in [(0, 0), (0xff, 0), (0xff, LATE | BACKWARDS), (0xfe, LATE | UNREAD)] {
         assert!(exercise::nbd_session(&nbd_client(choice, acts)) >= 6, "choice {choice}, {acts}");
@@ -475,7 +484,7 @@ fn tables_of_offsets(markdown: &str) -> Vec<(String, Vec<(usize, usize)>)> {
 fn tables_of_offsets_have_no_gaps() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/FORMATS.md");
     let tables = tables_of_offsets(&std::fs::read_to_string(file).expect("the document is there"));
-    assert_eq!(tables.len(), 21);
+    assert_eq!(tables.len(), 22);
     for (title, rows) in tables {
         let mut end = 0;
         for (offset, bytes) in rows {

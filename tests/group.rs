@@ -59,6 +59,7 @@ fn config(role: Role, peer: bool) -> GroupConfig {
         journal_blocks: journal_blocks_min() + 600,
         differential_blocks: 0,
         on_differential_full: OnDifferentialFull::DeleteOldest,
+        differential: DifferentialBy::Reference,
         journal_volatile: true,
         pages: PAGES_MIN + 2000,
         ack: AckLevel::Journaled,
@@ -173,7 +174,7 @@ impl Site {
                 peer.with(now, |group, turn| group.on_link(turn, FromLink::PageReturned { page }));
                 FromLink::Page { frame, page: to, length }
             }
-            ToLink::Update { update, settled, slot, source } => {
+            ToLink::Update { update, settled, slot, source, .. } => {
                 self.inbound_row = (self.inbound_row + 1) % (2 * LINK_INBOUND_SLOTS as u32);
                 let table = match source {
                     UpdateSource::Window => &peer.tables.window,
@@ -188,7 +189,7 @@ impl Site {
                 let consumed =
                     FromLink::Consumed { number: update.number, slot, source, popped_at: now, sent_at: now };
                 peer.with(now, |group, turn| group.on_link(turn, consumed));
-                FromLink::Update { update, settled, slot: SlotId(self.inbound_row) }
+                FromLink::Update { update, settled, slot: SlotId(self.inbound_row), with_old: false }
             }
         };
         self.with(now, |group, turn| group.on_link(turn, delivered));
@@ -215,7 +216,7 @@ impl Site {
             kind: UpdateKind::Write,
             ..Update::EMPTY
         };
-        let message = FromLink::Update { update, settled: UpdateNumber::NONE, slot: row };
+        let message = FromLink::Update { update, settled: UpdateNumber::NONE, slot: row, with_old: false };
         self.with(now, |group, turn| group.on_link(turn, message));
     }
 

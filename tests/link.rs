@@ -99,7 +99,13 @@ fn every_kind_of_message_crosses() {
         dialer.group.tables.catch_up.set(SlotId(5), index, page, BlockSum::ZEROS);
     }
     let source = UpdateSource::CatchUp;
-    dialer.group.to_link.push(ToLink::Update { update: catch_up, settled: number, slot: 5, source });
+    dialer.group.to_link.push(ToLink::Update {
+        update: catch_up,
+        settled: number,
+        slot: 5,
+        source,
+        with_old: false,
+    });
 
     run(&mut dialer, &mut listener, "the update came", |_, b| !b.updates.is_empty());
     let crossed: Vec<_> = listener.seen.iter().filter(|m| matches!(m, FromLink::Control(_))).collect();
@@ -236,7 +242,8 @@ impl Rogue {
 
 fn frame_of(update: &Update) -> Vec<u8> {
     let mut frame = vec![0; wire::UPDATE_FRAME_BYTES];
-    wire::encode_update(update, UpdateNumber(0), &mut frame);
+    let length = wire::encode_update(update, UpdateNumber(0), None, &mut frame);
+    frame.truncate(length);
     (0..update.payload_blocks()).for_each(|index| frame.extend(contents(update.number, index)));
     frame
 }

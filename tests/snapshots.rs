@@ -79,6 +79,7 @@ fn config(differential_blocks: u64, on_differential_full: OnDifferentialFull) ->
         journal_blocks: journal_blocks_min() + 6000,
         differential_blocks,
         on_differential_full,
+        differential: DifferentialBy::Reference,
         journal_volatile: true,
         pages: PAGES_MIN + 12_000,
         ack: AckLevel::Journaled,

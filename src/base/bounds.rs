@@ -46,6 +46,10 @@ pub const LINK_INBOUND_SLOTS: usize = 256;
 /// Updates read back from the journal for a peer that is catching up, not yet consumed by the link.
 pub const CATCH_UP_SLOTS: usize = 256;
 
+/// Updates whose old blocks the link reads, or is about to: a turn of its takes few, and what waits behind them in its ring can
+/// as well wait before it.
+pub const OLD_BLOCK_SLOTS: usize = 256;
+
 /// Pages a front or a link holds to receive into (8 MiB): a turn's worth at the fastest link measured.
 pub const STAGING_PAGES: usize = 2048;
 

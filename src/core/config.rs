@@ -1,7 +1,7 @@
 //! What a group is told at start. Checked by `node::config`; the cores assert it.
 
 use crate::base::{GroupId, Nanos, SiteId};
-pub use crate::format::wire::{AckLevel, Role};
+pub use crate::format::wire::{AckLevel, DifferentialBy, Role};
 
 /// What a primary does when its peer is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +45,8 @@ pub struct GroupConfig {
     /// Slots for old blocks that snapshots keep; both sites have the same. Zero if the group takes no snapshots.
     pub differential_blocks: u64,
     pub on_differential_full: OnDifferentialFull,
+    /// How old blocks come to the secondary; both sites have the same.
+    pub differential: DifferentialBy,
     /// Whether the journal's device may lose completed writes at power loss. If not, journaled is durable.
     pub journal_volatile: bool,
     /// Pages of the arena, page zero included. Everything the group caches or stages lives in them.

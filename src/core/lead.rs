@@ -84,7 +84,7 @@ pub fn leader(ours: &Hello, theirs: &Hello) -> Lead {
 mod tests {
     use super::*;
     use crate::base::{BLOCK_BYTES, GroupId, SiteId, VOLUMES_MAX};
-    use crate::core::config::AckLevel;
+    use crate::core::config::{AckLevel, DifferentialBy};
     use crate::format::history::History;
     use crate::format::wire::HelloVolume;
 
@@ -113,6 +113,7 @@ mod tests {
             journal_free_blocks: 0,
             window_blocks: 0,
             differential_blocks: 0,
+            differential: DifferentialBy::Reference,
             alone_upto: UpdateNumber(if solo { last } else { 0 }),
             solo,
             serving: false,

@@ -103,6 +103,9 @@ pub enum ToLink {
         settled: UpdateNumber,
         slot: u32,
         source: UpdateSource,
+        /// Whether a row of [`old_blocks`](crate::core::outbox::Tables::old_blocks) names what its blocks held before, which
+        /// goes with it. The zero page is not sent but said.
+        with_old: bool,
     },
     Control(Control),
     /// The page goes back by `PageReturned`.
@@ -131,6 +134,8 @@ pub enum FromLink {
         update: Update,
         settled: UpdateNumber,
         slot: SlotId,
+        /// Whether the row names what its blocks held before, too, from place [`crate::base::UPDATE_BLOCKS_MAX`] on.
+        with_old: bool,
     },
     Control(Control),
     /// The page becomes the group's.

@@ -16,6 +16,8 @@ pub struct Tables {
     /// The unsettled window: row is `number % WINDOW_UPDATES_MAX`.
     pub window: PageTable,
     pub catch_up: PageTable,
+    /// What blocks of updates on their way to the peer held before: row is `number % OLD_BLOCK_SLOTS`.
+    pub old_blocks: PageTable,
     pub journal_io: PageTable,
     pub volume_io: PageTable,
     /// The answer's page, then the commit's.
@@ -27,9 +29,11 @@ impl Tables {
         assert!(fronts <= FRONTS_MAX);
         Tables {
             fronts: (0..fronts).map(|_| PageTable::new(FRONT_TICKETS_MAX, UPDATE_BLOCKS_MAX)).collect(),
-            inbound: PageTable::new(2 * LINK_INBOUND_SLOTS, UPDATE_BLOCKS_MAX),
+            // New content, then old.
+            inbound: PageTable::new(2 * LINK_INBOUND_SLOTS, 2 * UPDATE_BLOCKS_MAX),
             window: PageTable::new(WINDOW_UPDATES_MAX, UPDATE_BLOCKS_MAX),
             catch_up: PageTable::new(CATCH_UP_SLOTS, UPDATE_BLOCKS_MAX),
+            old_blocks: PageTable::new(OLD_BLOCK_SLOTS, UPDATE_BLOCKS_MAX),
             journal_io: PageTable::new(JOURNAL_IO_SLOTS, BATCH_BLOCKS_MAX),
             volume_io: PageTable::new(VOLUME_IO_SLOTS, VOLUME_IO_BLOCKS_MAX),
             metadata_io: PageTable::new(METADATA_IO_SLOTS, 1 + METADATA_PAGES_MAX),
@@ -40,9 +44,10 @@ impl Tables {
 impl Tables {
     /// As new, for another group.
     pub fn clear(&mut self) {
-        let Tables { fronts, inbound, window, catch_up, journal_io, volume_io, metadata_io } = self;
+        let Tables { fronts, inbound, window, catch_up, old_blocks, journal_io, volume_io, metadata_io } =
+            self;
         fronts.iter_mut().for_each(PageTable::clear);
-        [inbound, window, catch_up, journal_io, volume_io, metadata_io]
+        [inbound, window, catch_up, old_blocks, journal_io, volume_io, metadata_io]
             .into_iter()
             .for_each(PageTable::clear);
     }
@@ -57,6 +62,8 @@ pub struct WriteStamps {
     pub taken_at: Nanos,
     /// It got its number (after admission).
     pub numbered_at: Nanos,
+    /// How long it waited before that for old blocks to be read, which go to the peer with it.
+    pub old_read_ns: u64,
     /// Its journal batch was submitted, and completed.
     pub journal_submitted_at: Nanos,
     pub journaled_at: Nanos,
@@ -123,6 +130,12 @@ pub enum Event {
     ChecksumMismatch {
         volume: VolumeId,
         lba: Lba,
+    },
+    /// What the primary sent as a block's old content for a snapshot is not what this site has: their images differ.
+    ImagesDiffer {
+        volume: VolumeId,
+        lba: Lba,
+        snapshot: SnapshotName,
     },
     Checkpointed {
         number: UpdateNumber,

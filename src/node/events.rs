@@ -176,6 +176,17 @@ impl Names {
                     lba.0
                 ),
             ),
+            Event::ImagesDiffer { volume, lba, snapshot } => (
+                Level::Error,
+                format!(
+                    "{} block {} is not what the primary overwrote, which is to be kept for snapshot {}: the sites' images \
+                     differ. This site leaves the group and serves nothing; copy the volumes from the site that is right \
+                     before it comes back",
+                    self.target(IoTarget::Volume(volume)),
+                    lba.0,
+                    snapshot.as_str()
+                ),
+            ),
             Event::Checkpointed { number } => (Level::Debug, format!("checkpoint {number}")),
             Event::SnapshotCreated { snapshot } => {
                 (Level::Info, format!("{} is taken", self.snapshot(&snapshot)))
@@ -391,6 +402,11 @@ mod tests {
         let rot = Event::ChecksumMismatch { volume: VolumeId(0), lba: Lba(5) };
         let (_, rot) = names().sentence(&rot);
         assert!(rot.contains("volume data (/v/data) block 5"), "{rot}");
+        let snapshot = SnapshotName::new("monday");
+        let differ = Event::ImagesDiffer { volume: VolumeId(0), lba: Lba(5), snapshot };
+        let (level, differ) = names().sentence(&differ);
+        assert!(level == Level::Error && differ.contains("volume data (/v/data) block 5"), "{differ}");
+        assert!(differ.contains("snapshot monday") && differ.contains("leaves the group"), "{differ}");
     }
 
     #[test]

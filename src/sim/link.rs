@@ -8,7 +8,7 @@ use crate::core::messages::*;
 use crate::core::outbox::Tables;
 use crate::format::update::Update;
 use crate::format::wire::{
-    CONTROL_FRAME_BYTES_MAX, FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES, Frame, FrameReader,
+    CONTROL_FRAME_BYTES_MAX, FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES, Frame, FrameReader, OldBlocks,
     UPDATE_FRAME_BYTES, encode_control, encode_page_frame, encode_update,
 };
 use crate::sim::memory::SimMemory;
@@ -21,6 +21,7 @@ const SPARE_MAX: usize = 16;
 struct Receiving {
     update: Update,
     settled: UpdateNumber,
+    old: Option<OldBlocks>,
     pages: Vec<PageId>,
     /// Bytes in the last page.
     filled: usize,
@@ -248,20 +249,32 @@ impl Link {
                     session.begun = session.local == connection;
                 }
             }
-            ToLink::Update { update, settled, slot, source } => {
+            ToLink::Update { update, settled, slot, source, with_old } => {
                 let (table, cumulative) = match source {
                     UpdateSource::Window => (&tables.window, true),
                     UpdateSource::CatchUp => (&tables.catch_up, false),
                 };
+                let old_row = SlotId((update.number.0 % OLD_BLOCK_SLOTS as u64) as u32);
                 for (index, page) in pages.iter().enumerate() {
-                    let named = table.page(SlotId(slot), index);
+                    let named = match index.checked_sub(update.payload_blocks()) {
+                        None => table.page(SlotId(slot), index),
+                        Some(index) => tables.old_blocks.page(old_row, index),
+                    };
                     assert_eq!(named, *page, "the row of {update:?} changed before the link read it");
                 }
                 if begun {
                     let mut frame = [0; UPDATE_FRAME_BYTES];
-                    let length = encode_update(&update, settled, &mut frame);
+                    let (new, olds) = pages.split_at(update.payload_blocks());
+                    let sent = || olds.iter().filter(|page| **page != PageId::ZERO);
+                    let old = with_old.then(|| OldBlocks {
+                        sum: sum_of_sums(sent().map(|page| memory.sum(*page))),
+                        zeros: (0..).zip(olds).fold(0, |zeros, (index, page)| {
+                            zeros | u32::from(*page == PageId::ZERO) << index
+                        }),
+                    });
+                    let length = encode_update(&update, settled, old, &mut frame);
                     bytes.extend_from_slice(&frame[..length]);
-                    pages.iter().for_each(|page| memory.append_to(*page, bytes));
+                    new.iter().chain(sent()).for_each(|page| memory.append_to(*page, bytes));
                 }
                 let number = update.number;
                 assert!(!cumulative || u64::from(slot) == number.0 % WINDOW_UPDATES_MAX as u64);
@@ -342,8 +355,9 @@ impl Link {
                 match session.reader.feed(&mut input) {
                     Err(_) => return Err(()),
                     Ok(None) => (),
-                    Ok(Some(Frame::Update { update, settled })) => {
-                        session.receiving = Some(Receiving { update, settled, pages: Vec::new(), filled: 0 });
+                    Ok(Some(Frame::Update { update, settled, old })) => {
+                        session.receiving =
+                            Some(Receiving { update, settled, old, pages: Vec::new(), filled: 0 });
                     }
                     Ok(Some(Frame::Control(control))) => news = Some(FromLink::Control(control)),
                     Ok(Some(Frame::Page(frame, body))) => session.greeting = Some((frame, body.to_vec())),
@@ -356,20 +370,29 @@ impl Link {
                 keep(&mut self.spare, piece);
             }
             if session.reader.payload_left() == 0
-                && let Some(Receiving { update, settled, pages, .. }) = session.receiving.take()
+                && let Some(Receiving { update, settled, old, pages, .. }) = session.receiving.take()
             {
                 let row = SlotId(self.next_row);
                 self.next_row = (self.next_row + 1) % tables.inbound.slots() as u32;
                 let sums: Vec<BlockSum> = pages.iter().map(|page| memory.sum(*page)).collect();
-                if !pages.is_empty() && update.sum != sum_of_sums(sums.iter().copied()) {
+                let (new, olds) = sums.split_at(update.payload_blocks());
+                let right =
+                    |sums: &[BlockSum], sum| sums.is_empty() || sum == sum_of_sums(sums.iter().copied());
+                if !right(new, update.sum) || !old.is_none_or(|old| right(olds, old.sum)) {
                     self.pages.extend(pages);
                     return Err(());
                 }
-                for (index, (page, sum)) in pages.iter().zip(sums).enumerate() {
-                    tables.inbound.set(row, index, *page, sum);
+                let old_places = UPDATE_BLOCKS_MAX..UPDATE_BLOCKS_MAX + update.count as usize;
+                for index in old_places.filter(|_| old.is_some()) {
+                    tables.inbound.set(row, index, PageId::ZERO, BlockSum::ZEROS);
+                }
+                let of_old = old.into_iter().flat_map(|old| old.sent(update.count));
+                let places = (0..new.len()).chain(of_old.map(|index| UPDATE_BLOCKS_MAX + index));
+                for (index, (page, sum)) in places.zip(pages.iter().zip(sums.iter())) {
+                    tables.inbound.set(row, index, *page, *sum);
                     memory.give_back(*page);
                 }
-                news = Some(FromLink::Update { update, settled, slot: row });
+                news = Some(FromLink::Update { update, settled, slot: row, with_old: old.is_some() });
             }
             if let Some(message) = news {
                 self.publish(now, ring_ns, rng, message);

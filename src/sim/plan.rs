@@ -162,6 +162,7 @@ impl Plan {
             differential_blocks: snapshots.map_or(0, |plan| plan.differential_blocks),
             on_differential_full: snapshots
                 .map_or(OnDifferentialFull::DeleteOldest, |plan| plan.on_differential_full),
+            differential: snapshots.map_or(DifferentialBy::Reference, |plan| plan.differential),
             journal_volatile: !rng.once_in(4),
             pages: PAGES_MIN + rng.pick(&[0, 100, 800]) as u32,
             ack,

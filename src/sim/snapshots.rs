@@ -1,7 +1,7 @@
 //! Snapshots in a run: administrators who take and delete them at any moment, and the sites' management information.
 
 use crate::base::*;
-use crate::core::config::OnDifferentialFull;
+use crate::core::config::{DifferentialBy, OnDifferentialFull};
 use crate::core::messages::*;
 use crate::format::snapshot::SnapshotName;
 use crate::sim::audit::{Media, Place};
@@ -18,6 +18,7 @@ const US: u64 = 1_000;
 pub struct SnapshotPlan {
     pub differential_blocks: u64,
     pub on_differential_full: OnDifferentialFull,
+    pub differential: DifferentialBy,
     /// After a host's operation an administrator acts, in a thousand.
     pub act_permille: u64,
     /// Acts that take a snapshot; the others delete one.
@@ -35,13 +36,15 @@ const FORK: u64 = 0x736e_6170_7368_6f74;
 
 /// Tells the generator of damage from the others of its seed.
 const DAMAGE_FORK: u64 = 0x6461_6d61_6765_6421;
+/// The same of how old blocks travel: seeds by reference are what they were.
+const FORK_DIFFERENTIAL: u64 = 0x6469_6666_6572_656e;
 
 pub fn generator(seed: u64) -> Rng {
     Rng::new(seed ^ FORK)
 }
 
 impl SnapshotPlan {
-    pub fn new(rng: &mut Rng) -> Option<SnapshotPlan> {
+    pub fn new(seed: u64, rng: &mut Rng) -> Option<SnapshotPlan> {
         if rng.once_in(3) {
             return None;
         }
@@ -52,6 +55,8 @@ impl SnapshotPlan {
                 OnDifferentialFull::DeleteOldest,
                 OnDifferentialFull::Error,
             ]),
+            differential: Rng::new(seed ^ FORK_DIFFERENTIAL)
+                .pick(&[DifferentialBy::Reference, DifferentialBy::Value]),
             act_permille: rng.pick(&[5, 20, 60]),
             create_percent: rng.pick(&[50, 70, 90]),
             protected_percent: rng.pick(&[0, 0, 10]),

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use crate::base::*;
-use crate::core::config::AckLevel;
+use crate::core::config::{AckLevel, DifferentialBy};
 use crate::core::group::Turn;
 use crate::core::messages::*;
 use crate::core::outbox::Event as GroupEvent;
@@ -117,6 +117,8 @@ pub struct Outcome {
     pub solo_ranges: u64,
     pub snapshots: u64,
     pub snapshot_reads: u64,
+    /// Updates that went to the secondary with what they overwrote.
+    pub sent_by_value: u64,
     pub captured_blocks: u64,
     pub reclaimed_blocks: u64,
     pub checkpoints: u64,
@@ -170,7 +172,7 @@ impl World {
     pub fn new(seed: u64, print: bool) -> World {
         let mut rng = Rng::new(seed);
         let mut snapshot_rng = snapshots::generator(seed);
-        let snapshots = SnapshotPlan::new(&mut snapshot_rng);
+        let snapshots = SnapshotPlan::new(seed, &mut snapshot_rng);
         let mut plan = Plan::new(seed, &mut rng, snapshots);
         let mut takeover_rng = takeover::generator(seed);
         plan.take_over(&mut takeover_rng);
@@ -190,6 +192,7 @@ impl World {
             peer: plan.has_peer(),
             journal_blocks: [0, 1].map(|site| plan.configs[site].journal_blocks),
             journal_volatile: [0, 1].map(|site| plan.configs[site].journal_volatile),
+            by_value: config.differential == DifferentialBy::Value,
             wait_ns_max: config.host_deadline.0 + config.host_deadline.0 / 8 + SLACK_NS,
         });
         let sums = Rc::default();
@@ -478,7 +481,7 @@ impl World {
             self.trace.note(now, || format!("site {index} says {message:?}"));
             let mut pages = Vec::new();
             match message {
-                ToLink::Update { update, slot, source, .. } => {
+                ToLink::Update { update, slot, source, with_old, .. } => {
                     let table = match source {
                         UpdateSource::Window => &tables.window,
                         UpdateSource::CatchUp => &tables.catch_up,
@@ -490,7 +493,18 @@ impl World {
                         pages.push(page);
                         blocks.push(memory.content(page));
                     }
-                    self.audit.sends(index, seen(&update), &blocks);
+                    let seen = seen(&update);
+                    self.audit.sends(index, seen, &blocks);
+                    let row = SlotId((update.number.0 % OLD_BLOCK_SLOTS as u64) as u32);
+                    let olds = if with_old { update.count as usize } else { 0 };
+                    let mut old = Vec::with_capacity(olds);
+                    for page in (0..olds).map(|block| tables.old_blocks.page(row, block)) {
+                        memory.pin_for_reading(page);
+                        pages.push(page);
+                        old.push(memory.print(page));
+                    }
+                    let live = source == UpdateSource::Window;
+                    self.audit.sends_old(index, &seen, with_old.then_some(&old), live, disk);
                 }
                 ToLink::Page { page, .. } => {
                     memory.pin_for_reading(page);
@@ -524,6 +538,11 @@ impl World {
                 GroupEvent::SnapshotMismatch { snapshot, volume, lba } => {
                     panic!(
                         "site {index} reads other bytes than it kept for {snapshot:?}: {volume:?} {lba:?}"
+                    );
+                }
+                GroupEvent::ImagesDiffer { volume, lba, .. } => {
+                    panic!(
+                        "INV-8: site {index} had other content than its primary overwrites: {volume:?} {lba:?}"
                     );
                 }
                 GroupEvent::ChecksumMismatch { volume, lba } => {
@@ -737,7 +756,10 @@ impl World {
                 self.audit.flushed(index, &covers, place_of(target));
             }
             (IoOp::Write, Err(_)) => disk.fail_write(io, &mut self.rng),
-            (IoOp::Read | IoOp::Flush, Err(_)) => disk.fail(io),
+            (IoOp::Read | IoOp::Flush, Err(_)) => {
+                self.audit.reads_fail(index);
+                disk.fail(io);
+            }
         }
         if op != IoOp::Flush {
             (0..request.count as usize).for_each(|at| memory.unpin(page(at)));

@@ -36,6 +36,18 @@ fn a_peer_with_another_ack_level_is_refused_with_both_values() {
 }
 
 #[test]
+fn a_peer_with_other_differential_data_is_refused_with_both_values() {
+    let mut sites = Sites::format(&Options::default());
+    edit(&sites.right, "name = \"tested\"", "name = \"tested\"\ndifferential = \"value\"");
+    sites.right.start();
+    sites.left.start();
+    for site in [&mut sites.left, &mut sites.right] {
+        says(site, &["differential data", "by reference", "by value"]);
+        assert_ne!(site.status()["peer"]["state"], "in_sync");
+    }
+}
+
+#[test]
 fn a_peer_with_other_volumes_is_refused_with_both_values() {
     let mut sites = Sites::format(&Options::default());
     edit(&sites.right, "size = \"64MiB\"\n[journal]", "size = \"48MiB\"\n[journal]");

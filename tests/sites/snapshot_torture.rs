@@ -195,12 +195,22 @@ impl Expected {
 
 #[test]
 fn snapshots_hold_what_they_should_whoever_dies() {
-    let scale = scale();
+    torture(scale(), "reference");
+}
+
+#[test]
+fn snapshots_by_value_hold_what_they_should_whoever_dies() {
+    torture(scale(), "value");
+}
+
+/// With differential data by reference or by value.
+fn torture(scale: Scale, differential: &str) {
+    let policy = "on_differential_full = \"error\"";
     let mut sites = Sites::start(&Options {
         volumes: vec![("data", scale.volume_mib)],
         journal_mib: scale.volume_mib.min(256),
         differential_mib: DIFFERENTIAL_MIB,
-        group: format!("{}\non_differential_full = \"error\"", Options::default().group),
+        group: format!("{}\n{policy}\ndifferential = \"{differential}\"", Options::default().group),
         ..Options::default()
     });
     let mut checker = Checker::new(0..scale.volume_mib * MIB / 4096, seed());
@@ -240,6 +250,9 @@ fn snapshots_hold_what_they_should_whoever_dies() {
         assert_eq!(digest(&sites.left, name), digest(&sites.right, name), "{name}");
     }
     assert!(!expected.live.is_empty(), "no snapshot survived, so nothing was tested");
+    for site in [&sites.left, &sites.right] {
+        assert!(!site.log_text().contains("images differ"), "{}", site.name);
+    }
     println!(
         "snapshots: {} created and {} deleted on {} MiB, {} survivors whole and alike; killed {deaths:?}",
         operator.named,

@@ -131,7 +131,13 @@ impl Group {
         }
         self.lent.push_back((update.number, pages));
         let settled = UpdateNumber(number / 2);
-        self.to_link.push(ToLink::Update { update, settled, slot: slot.0, source: UpdateSource::Window });
+        self.to_link.push(ToLink::Update {
+            update,
+            settled,
+            slot: slot.0,
+            source: UpdateSource::Window,
+            with_old: false,
+        });
         update
     }
 

@@ -1,6 +1,7 @@
 //! Capture: which blocks an update overwrites that a snapshot needs, where their old content is, and which slots of the
 //! differential volume they get.
 
+use super::old_blocks::Blocks;
 use super::status::DIFFERENTIAL_WARN_PERCENT;
 use super::{Group, Turn};
 use crate::base::*;
@@ -36,7 +37,8 @@ const HOLD_CLEAN_PERCENT: u64 = 50;
 impl Group {
     /// Pages that updates hold back: unsettled payload, blocks not in their volume, and old content that snapshots need.
     pub(super) fn held_pages(&self) -> u64 {
-        self.window.payload_blocks() as u64 + self.cache.dirty_blocks() + self.captures.pages() as u64
+        let old = (self.captures.pages() + self.lent.pages()) as u64;
+        self.window.payload_blocks() as u64 + self.cache.dirty_blocks() + old
     }
 
     /// Cuts an operation at the borders of what is to be captured, and takes slots for it: into `pieces`, if there is room
@@ -52,9 +54,11 @@ impl Group {
         let captured = &self.captured[volume.0 as usize];
         let needs = |index: u32| !captured.contains(lba.0 + u64::from(index));
         let wanted = (0..count).filter(|&index| needs(index)).count();
-        let unclean =
-            |index: &u32| needs(*index) && !self.cache.is_clean(volume, lba.plus(u64::from(*index)));
-        let held = self.held_pages() + payload as u64 + (0..count).filter(unclean).count() as u64;
+        let by_value = self.sends_old_blocks();
+        let holds = |index: &u32| {
+            needs(*index) && (by_value || !self.cache.is_clean(volume, lba.plus(u64::from(*index))))
+        };
+        let held = self.held_pages() + payload as u64 + (0..count).filter(holds).count() as u64;
         if wanted > self.captures.room() || held > self.holdable_pages as u64 {
             self.sweep_wanted = true;
             return Room::Later;
@@ -119,15 +123,23 @@ impl Group {
     }
 
     /// An update is about to give its blocks new values: what they have now goes to its slots. On every site that takes
-    /// the update, and in replay, unless the management information has it already.
-    pub(super) fn capture(&mut self, update: &Update) {
+    /// the update, and in replay, unless the management information has it already. With `old`, that is what it is: the pages
+    /// become the captures'.
+    pub(super) fn capture(&mut self, turn: &mut Turn<impl Memory>, update: &Update, old: Option<&Blocks>) {
         let snapshot = self.snapshots.newest(update.volume);
         assert!(snapshot != UpdateNumber::NONE, "{} captures for no snapshot", update.number);
-        let roomy = self.held_pages() * 100 < self.holdable_pages as u64 * HOLD_CLEAN_PERCENT;
+        let roomy = self.sends_old_blocks()
+            || self.held_pages() * 100 < self.holdable_pages as u64 * HOLD_CLEAN_PERCENT;
         for index in 0..u64::from(update.count) {
             let (lba, slot) = (update.lba.plus(index), update.slot.plus(index));
             let expected = self.sums[update.volume.0 as usize].get(lba);
             let (source, sum, given_by) = match self.cache.peek(update.volume, lba) {
+                cached if let Some(old) = old => {
+                    let (sum, given_by) =
+                        cached.map_or((expected, UpdateNumber::NONE), |value| (value.sum, value.number));
+                    let page = self.keep_old_block(turn, old[index as usize].0, sum);
+                    (Source::Page(page), sum, given_by)
+                }
                 Some(value) if roomy || !self.cache.is_clean(update.volume, lba) => {
                     self.pages.share(value.page);
                     (Source::Page(value.page), value.sum, value.number)

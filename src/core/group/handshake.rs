@@ -1,5 +1,6 @@
 //! Meeting the peer: hellos, what is refused, where the two streams part, and what each side must do before updates flow.
 
+use super::old_blocks::update_pages;
 use super::peering::{Talk, refusal};
 use super::{Alone, Group, Phase, RESERVED_PAGES, Turn};
 use crate::base::*;
@@ -30,7 +31,7 @@ impl Group {
     /// Payload blocks of unsettled updates that leave pages for every receiver's pool and the update being received.
     fn window_blocks(&self) -> u64 {
         let receivers = self.config.fronts + 1;
-        let taken = RESERVED_PAGES + receivers * self.staging_target + UPDATE_BLOCKS_MAX;
+        let taken = RESERVED_PAGES + receivers * self.staging_target + update_pages(&self.config);
         self.pages.total().saturating_sub(taken) as u64
     }
 
@@ -72,6 +73,7 @@ impl Group {
             window_blocks: self.window_blocks(),
             differential_blocks: self.config.differential_blocks,
             alone_upto: self.alone_upto(),
+            differential: self.config.differential,
             solo: self.alone == Alone::Yes,
             serving: self.serving,
         }
@@ -210,6 +212,13 @@ impl Group {
             return object(
                 RefusalCode::Volumes,
                 format_args!("the differential volume has {ours} blocks here and {theirs} there"),
+            );
+        }
+        if hello.differential != self.config.differential {
+            let (ours, theirs) = (self.config.differential, hello.differential);
+            return object(
+                RefusalCode::Differential,
+                format_args!("differential data is by {ours} here and by {theirs} there"),
             );
         }
         for (ours, theirs) in self.config.volumes.iter().zip(hello.volumes()) {

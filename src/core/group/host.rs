@@ -46,6 +46,13 @@ pub(super) struct Op {
     pub taken_at: Nanos,
     /// Counts the operations of this ticket, so that what was begun for one is never finished for the next.
     pub serial: u32,
+    /// Blocks of it that are numbered.
+    pub numbered: u32,
+    /// Since when old blocks are being read that are to be sent with it, and how long that has taken before.
+    pub old_since: Option<Nanos>,
+    pub old_read_ns: u64,
+    /// They could not be read: the peer captures from its own blocks.
+    pub old_unread: bool,
 }
 
 impl Op {
@@ -61,6 +68,10 @@ impl Op {
         state: OpState::Free,
         taken_at: Nanos(0),
         serial: 0,
+        numbered: 0,
+        old_since: None,
+        old_read_ns: 0,
+        old_unread: false,
     };
 }
 
@@ -79,7 +90,8 @@ impl Group {
             "front {front} reused ticket {:?} before its reply",
             request.ticket
         );
-        *op = Op { request, state: OpState::Waiting, taken_at: turn.now, serial: op.serial.wrapping_add(1) };
+        let serial = op.serial.wrapping_add(1);
+        *op = Op { request, state: OpState::Waiting, taken_at: turn.now, serial, ..Op::FREE };
         if self.ops_live == 0 {
             self.deadline_scan_at = turn.now.plus(self.deadline_scan_span());
         }
@@ -257,7 +269,7 @@ impl Group {
         true
     }
 
-    fn room_to_fetch(&mut self, turn: &mut Turn<impl Memory>, blocks: usize) -> bool {
+    pub(super) fn room_to_fetch(&mut self, turn: &mut Turn<impl Memory>, blocks: usize) -> bool {
         let pages = blocks + BATCH_BLOCKS_MAX;
         if self.pages.free() < pages || self.cache.free_entries() < blocks {
             self.cache.evict(pages, blocks, 4 * UPDATE_BLOCKS_MAX, &mut self.pages, turn.memory);
@@ -267,7 +279,7 @@ impl Group {
             && self.volume_slots.len() >= blocks + DESTAGE_SLOTS
     }
 
-    fn fetch(
+    pub(super) fn fetch(
         &mut self,
         turn: &mut Turn<impl Memory>,
         at: (u8, Ticket),
@@ -367,6 +379,12 @@ impl Group {
         let (visible_at, failed) = (visible_at.max(before), failed || !good);
         if remaining > 1 {
             self.op_mut(at).state = OpState::Fetching { remaining: remaining - 1, visible_at, failed };
+        } else if let Some(since) = self.op_mut(at).old_since.take() {
+            let op = self.op_mut(at);
+            op.old_read_ns += turn.now.since(since).0;
+            op.old_unread |= failed;
+            op.state = OpState::Waiting;
+            self.attempt(turn, at);
         } else if failed {
             self.drop_payload(turn, at);
             self.answer(turn, at, Err(HostError::Io));
@@ -434,21 +452,36 @@ impl Group {
 
     // ------------------------------------------------------------------------------------------------ writes
 
-    /// Numbers a write or zero; false when it lacks room, or is waiting for the rest of its block.
+    /// Numbers a write or zero. Returns whether it left the queue: numbered, answered, or waiting for blocks to be read.
     fn start_write(&mut self, turn: &mut Turn<impl Memory>, at: (u8, Ticket)) -> bool {
-        let request = self.op(at).request;
-        let (lba, count, payload) = match request.op {
+        while self.op(at).state == OpState::Waiting {
+            if !self.number_next(turn, at) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Numbers what is next of a write or zero: nearly always all of it. False when it lacks room.
+    fn number_next(&mut self, turn: &mut Turn<impl Memory>, at: (u8, Ticket)) -> bool {
+        let Op { request, numbered, .. } = *self.op(at);
+        let (lba, total, payload) = match request.op {
             HostOp::Write { lba, count, .. } => (lba, count, count as usize),
             HostOp::Zero { lba, count, .. } => (lba, count, 0),
             HostOp::WritePartial { lba, .. } | HostOp::ZeroPartial { lba, .. } => (lba, 1, 1),
             HostOp::Read { .. } | HostOp::Changes { .. } | HostOp::Flush => unreachable!("not a write"),
         };
+        let (lba, count) = (lba.plus(u64::from(numbered)), self.step_of(request.volume, total - numbered));
         if !self.room_to_number(turn, count as usize, payload) {
             return false;
         }
         let partial = matches!(request.op, HostOp::WritePartial { .. } | HostOp::ZeroPartial { .. });
         if partial && self.cache.newest(request.volume, lba).is_none() {
             return self.fetch_base(turn, at, request.volume, lba);
+        }
+        let lacking = self.old_blocks_lacking(request.volume, lba, count);
+        if lacking > 0 && !self.op(at).old_unread {
+            return self.fetch_old_blocks(turn, at, lba, count, lacking);
         }
         self.pieces.clear();
         if self.snapshots.newest(request.volume) == UpdateNumber::NONE {
@@ -492,6 +525,7 @@ impl Group {
             received_at: request.received_at,
             taken_at: self.op(at).taken_at,
             numbered_at: turn.now,
+            old_read_ns: self.op(at).old_read_ns,
             ..WriteStamps::default()
         };
         let waiter = Waiter { front: at.0, ticket: at.1, fua };
@@ -515,10 +549,16 @@ impl Group {
                 kind,
             };
             // Acknowledgements are cumulative: the last one answers for all.
-            let waiter = (done == count).then_some(waiter);
+            let waiter = (numbered + done == total).then_some(waiter);
             self.append(turn, update, waiter, stamps, |index| {
                 (row.page(at.1, first as usize + index), row.sum(at.1, first as usize + index))
             });
+        }
+        self.counters.write_bytes += u64::from(count) * BLOCK_BYTES as u64;
+        let op = self.op_mut(at);
+        op.numbered += count;
+        if op.numbered < total {
+            return true;
         }
         let number = self.window.last();
         self.op_mut(at).state = OpState::Numbered(number);
@@ -526,7 +566,6 @@ impl Group {
             self.flush_wanted = self.flush_wanted.max(number);
         }
         self.counters.writes += 1;
-        self.counters.write_bytes += u64::from(count) * BLOCK_BYTES as u64;
         true
     }
 

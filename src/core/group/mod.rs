@@ -1,8 +1,9 @@
 //! A consistency group: one owner of the cache index, numbering, write-pending indicators, journal positions, destage and
 //! peer state. The rooms: `host` (operations), `stream` (numbering and watermarks), `storage` (completions), `destage`,
 //! `handshake`, `peering` (streaming, loss, solo), `catch_up` (the journal read back), `recovery`, `warm_up`, `status`; and of snapshots:
-//! `capture` (what an update's blocks held before), `differential` (making that durable), `admin` (creating, deleting),
-//! `snapshot_reads`, `repair` and `tables` (what has gone bad, here or at the peer). `takeover` changes what a site is to its peer.
+//! `capture` (what an update's blocks held before), `old_blocks` (sending that, by value), `differential` (making that durable),
+//! `admin` (creating, deleting), `snapshot_reads`, `repair` and `tables` (what has gone bad, here or at the peer). `takeover`
+//! changes what a site is to its peer.
 
 mod admin;
 mod capture;
@@ -11,6 +12,8 @@ mod destage;
 mod differential;
 mod handshake;
 mod host;
+mod inbound;
+mod old_blocks;
 mod peering;
 mod recovery;
 mod repair;
@@ -131,6 +134,8 @@ pub struct Group {
     /// The last `SoloEnd` of this site's: what is before it may have been acknowledged alone.
     solo_ended: UpdateNumber,
     peer: peering::Peer,
+    /// Old blocks that the link reads.
+    lent: old_blocks::Lent,
     catch_up: catch_up::CatchUp,
 
     ops: Vec<Box<[host::Op]>>,
@@ -212,7 +217,8 @@ impl Group {
         let consumers = config.fronts + usize::from(config.peer.is_some());
         let spare = config.pages as usize - RESERVED_PAGES;
         // Half of what is not reserved may be staged; the rest holds blocks on their way to the volume.
-        let staging_target = (spare / 2 / consumers.max(1)).clamp(UPDATE_BLOCKS_MAX, STAGING_PAGES);
+        let staging_target =
+            (spare / 2 / consumers.max(1)).clamp(old_blocks::update_pages(&config), STAGING_PAGES);
         Group {
             phase: Phase::Recovering(recovery::Recovery::new()),
             stopping: false,
@@ -235,6 +241,7 @@ impl Group {
             joint_from: UpdateNumber(1),
             solo_ended: UpdateNumber::NONE,
             peer: peering::Peer::new(),
+            lent: old_blocks::Lent::new(),
             catch_up: catch_up::CatchUp::new(),
             ops: (0..config.fronts)
                 .map(|_| vec![host::Op::FREE; FRONT_TICKETS_MAX].into_boxed_slice())
@@ -293,7 +300,8 @@ impl Group {
         let entries = pages as usize + ENTRIES_WITHOUT_PAGE;
         let tables = fronts * PageTable::bytes(FRONT_TICKETS_MAX, UPDATE_BLOCKS_MAX)
             + PageTable::bytes(WINDOW_UPDATES_MAX, UPDATE_BLOCKS_MAX)
-            + PageTable::bytes(2 * LINK_INBOUND_SLOTS + CATCH_UP_SLOTS, UPDATE_BLOCKS_MAX)
+            + PageTable::bytes(2 * LINK_INBOUND_SLOTS, 2 * UPDATE_BLOCKS_MAX)
+            + PageTable::bytes(CATCH_UP_SLOTS + OLD_BLOCK_SLOTS, UPDATE_BLOCKS_MAX)
             + PageTable::bytes(JOURNAL_IO_SLOTS, BATCH_BLOCKS_MAX)
             + PageTable::bytes(VOLUME_IO_SLOTS, VOLUME_IO_BLOCKS_MAX)
             + PageTable::bytes(METADATA_IO_SLOTS, 1 + METADATA_PAGES_MAX);

@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use super::capture::Room;
 use super::catch_up::Found;
+use super::inbound::Inbound;
 use super::{Alone, Group, Phase, Turn};
 use crate::base::*;
 use crate::core::config::{AckLevel, OnPeerLoss, PeerConfig, Role};
@@ -32,13 +33,6 @@ pub(super) enum Talk {
     Following,
     /// Secondary: will drop what is after `keep` once the journal writes before it are done.
     CutPending { keep: UpdateNumber },
-}
-
-/// An update received and waiting for room; its pages are the group's.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Inbound {
-    update: Update,
-    pages: [(PageId, BlockSum); UPDATE_BLOCKS_MAX],
 }
 
 #[derive(Debug)]
@@ -160,7 +154,9 @@ impl Group {
                 self.lose_peer(turn, LossReason::Disconnected);
             }
             FromLink::Disconnected { .. } => {}
-            FromLink::Update { update, settled, slot } => self.on_update(turn, update, settled, slot),
+            FromLink::Update { update, settled, slot, with_old } => {
+                self.on_update(turn, update, settled, slot, with_old);
+            }
             FromLink::Control(control) => self.on_control(turn, control),
             FromLink::Page { frame, page, length } => {
                 self.link_pages -= 1;
@@ -175,6 +171,7 @@ impl Group {
                     }
                 }
                 self.peer.consumed = self.peer.consumed.max(number);
+                self.take_old_blocks_back(turn, number);
             }
             FromLink::Consumed { slot, source: UpdateSource::CatchUp, .. } => {
                 self.catch_up_consumed(turn, slot)
@@ -197,13 +194,10 @@ impl Group {
         update: Update,
         settled: UpdateNumber,
         slot: SlotId,
+        with_old: bool,
     ) {
-        let blocks = update.payload_blocks();
-        self.link_pages -= blocks;
-        let mut inbound = Inbound { update, pages: [(PageId::NONE, BlockSum::ZEROS); UPDATE_BLOCKS_MAX] };
-        for (index, place) in inbound.pages[..blocks].iter_mut().enumerate() {
-            *place = (turn.tables.inbound.page(slot, index), turn.tables.inbound.sum(slot, index));
-        }
+        let inbound = Inbound::of_row(&turn.tables.inbound, slot, update, with_old);
+        self.link_pages -= inbound.all_pages().filter(|page| *page != PageId::ZERO).count();
         let wanted = self.engaged() && matches!(self.peer.talk, Talk::Following | Talk::Fetching { .. });
         if !wanted {
             // What was on its way when the connection was given up.
@@ -215,19 +209,16 @@ impl Group {
         self.peer.inbound.push(inbound);
     }
 
-    fn drop_inbound(&mut self, turn: &mut Turn<impl Memory>, inbound: &Inbound) {
-        for (page, _) in &inbound.pages[..inbound.update.payload_blocks()] {
-            self.pages.release(*page, turn.memory);
-        }
-    }
-
     /// Takes received updates into the stream while there is room.
     pub(super) fn ingest_inbound(&mut self, turn: &mut Turn<impl Memory>) {
         while let Some(inbound) = self.peer.inbound.front() {
             let update = inbound.update;
             let page = inbound.pages[0].0;
-            let judged =
-                self.judge_update(&update).and_then(|()| self.judge_snapshots(turn.memory, &update, page));
+            let with_old = inbound.old.is_some();
+            let judged = self
+                .judge_update(&update)
+                .and_then(|()| self.judge_snapshots(turn.memory, &update, page))
+                .and_then(|()| self.judge_old_blocks(with_old));
             if let Err(why) = judged {
                 return self.lose_peer(turn, LossReason::Protocol(why));
             }
@@ -239,10 +230,17 @@ impl Group {
             if !self.room_to_take(turn, &update) {
                 return;
             }
-            self.follow_slots(&update);
             let inbound = self.peer.inbound.pop().expect("looked at it");
+            if let Some(old) = &inbound.old
+                && let Some(lba) = self.differing(turn.memory, &update, old)
+            {
+                self.drop_inbound(turn, &inbound);
+                return self.leave_for_difference(turn, update.volume, lba);
+            }
+            self.follow_slots(&update);
             let stamps = WriteStamps { numbered_at: turn.now, ..WriteStamps::default() };
-            self.append(turn, update, None, stamps, |index| inbound.pages[index]);
+            let old = inbound.old.as_ref();
+            self.append_with(turn, update, None, stamps, |index| inbound.pages[index], old);
             self.peer.ack_owed = true;
             if let Talk::Fetching { to } = self.peer.talk {
                 self.note_fetched(&update);
@@ -495,15 +493,20 @@ impl Group {
                 return;
             }
             if self.window.contains(number) {
+                if !self.may_lend(number) {
+                    return;
+                }
                 let pending = self.window.get_mut(number);
                 pending.given_to_link_at = turn.now;
                 let update = pending.update;
+                let with_old = self.lend_old_blocks(turn, &update);
                 let slot = Window::slot_of(number).0;
                 turn.out.to_link.push(ToLink::Update {
                     update,
                     settled: self.settled,
                     slot,
                     source: UpdateSource::Window,
+                    with_old,
                 });
                 // Everything read back was consumed in order before it, so the window's run begins here.
                 if self.peer.sent < number.previous() {
@@ -568,6 +571,7 @@ impl Group {
             settled: self.settled,
             slot: row,
             source: UpdateSource::CatchUp,
+            with_old: false,
         });
         self.counters.catch_up_updates += 1;
         true

@@ -28,6 +28,9 @@ pub struct Counters {
     pub warmed_blocks: u64,
     /// Old blocks written to the differential volume, and slots that became free again.
     pub captured_blocks: u64,
+    /// Old blocks read before their update was numbered, and sent with one: differential data by value.
+    pub old_block_reads: u64,
+    pub old_blocks_sent: u64,
     pub reclaimed_blocks: u64,
     /// Updates sent to the peer from the journal instead of memory.
     pub catch_up_updates: u64,

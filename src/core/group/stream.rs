@@ -1,5 +1,6 @@
 //! The stream: numbering, journal batches, and the watermarks that gate replies, destage and reuse.
 
+use super::old_blocks::Blocks;
 use super::{Alone, Group, Phase, Turn};
 use crate::base::*;
 use crate::core::config::{AckLevel, Role};
@@ -23,6 +24,19 @@ impl Group {
         stamps: WriteStamps,
         block: impl Fn(usize) -> (PageId, BlockSum),
     ) {
+        self.append_with(turn, update, waiter, stamps, block, None);
+    }
+
+    /// The same of an update that came with what its blocks held before, whose pages become the captures'.
+    pub(super) fn append_with(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        update: Update,
+        waiter: Option<Waiter>,
+        stamps: WriteStamps,
+        block: impl Fn(usize) -> (PageId, BlockSum),
+        old: Option<&Blocks>,
+    ) {
         let slot = Window::slot_of(update.number);
         for index in 0..update.payload_blocks() {
             let (page, sum) = block(index);
@@ -32,7 +46,7 @@ impl Group {
         self.window.push(Pending { update, waiter, stamps, given_to_link_at: turn.now });
         self.unappended_blocks += update.payload_blocks() as u64;
         if update.captures() && update.number > self.applied {
-            self.capture(&update);
+            self.capture(turn, &update, old);
         }
         self.index(turn, &update);
         self.note_control(turn, &update);

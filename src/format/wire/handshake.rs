@@ -6,7 +6,7 @@ use crate::base::{
 use crate::format::bytes::{nonzero_in, put, u16_at, u32_at, u64_at, u128_at};
 use crate::format::history::{HISTORY_ENTRY_BYTES, History};
 use crate::format::text::Text;
-use crate::format::wire::{AckLevel, FRAME_BODY_BYTES_MAX, Role, WireError};
+use crate::format::wire::{AckLevel, DifferentialBy, FRAME_BODY_BYTES_MAX, Role, WireError};
 
 pub type VolumeName = Text<NAME_BYTES_MAX>;
 
@@ -49,6 +49,8 @@ pub struct Hello {
     pub differential_blocks: u64,
     /// Updates up to here the sender may have acknowledged alone; what is after it, with its peer or not at all.
     pub alone_upto: UpdateNumber,
+    /// How the sender expects old blocks to travel, or sends them.
+    pub differential: DifferentialBy,
     /// Whether the sender acknowledged alone, and its peer has not caught up since.
     pub solo: bool,
     /// Whether the sender serves hosts.
@@ -75,7 +77,9 @@ const JOURNAL_FREE_BLOCKS: usize = 72;
 const WINDOW_BLOCKS: usize = 80;
 const DIFFERENTIAL_BLOCKS: usize = 88;
 const ALONE_UPTO: usize = 96;
-const VOLUMES: usize = 104;
+const DIFFERENTIAL: usize = 104;
+const RESERVED: usize = 105;
+const VOLUMES: usize = 112;
 
 /// Of one volume's entry: blocks, length of the name, reserved, name.
 const VOLUME_BYTES: usize = 16 + NAME_BYTES_MAX;
@@ -120,6 +124,7 @@ impl Hello {
         put(out, WINDOW_BLOCKS, &self.window_blocks.to_le_bytes());
         put(out, DIFFERENTIAL_BLOCKS, &self.differential_blocks.to_le_bytes());
         put(out, ALONE_UPTO, &self.alone_upto.0.to_le_bytes());
+        out[DIFFERENTIAL] = self.differential as u8;
         for (volume, entry) in self.volumes().iter().zip(out[VOLUMES..].chunks_exact_mut(VOLUME_BYTES)) {
             put(entry, 0, &volume.blocks.to_le_bytes());
             entry[NAME_LENGTH] = volume.name.len() as u8;
@@ -156,6 +161,14 @@ impl Hello {
             4 => AckLevel::Applied,
             found => return field("Hello's acknowledgement level", "1 to 4", u64::from(found)),
         };
+        let differential = match bytes[DIFFERENTIAL] {
+            1 => DifferentialBy::Reference,
+            2 => DifferentialBy::Value,
+            found => return field("Hello's differential data", "1 or 2", u64::from(found)),
+        };
+        if let Some(offset) = nonzero_in(bytes, RESERVED, VOLUMES) {
+            return Err(WireError::Reserved { frame: "Hello", offset, found: bytes[offset] });
+        }
         let mut volumes = [HelloVolume::default(); VOLUMES_MAX];
         for (index, entry) in bytes[VOLUMES..history_at].chunks_exact(VOLUME_BYTES).enumerate() {
             volumes[index] = decode_volume(entry, VOLUMES + index * VOLUME_BYTES)?;
@@ -180,6 +193,7 @@ impl Hello {
             window_blocks: u64_at(bytes, WINDOW_BLOCKS),
             differential_blocks: u64_at(bytes, DIFFERENTIAL_BLOCKS),
             alone_upto: UpdateNumber(u64_at(bytes, ALONE_UPTO)),
+            differential,
             solo: flag("Hello's solo flag", bytes[SOLO])?,
             serving: flag("Hello's serving flag", bytes[SERVING])?,
         };
@@ -253,6 +267,7 @@ pub enum RefusalCode {
     Protocol = 8,
     /// The sender's snapshot tables are damaged, so it cannot lend them.
     Tables = 9,
+    Differential = 10,
 }
 
 /// Bytes of a refusal's text.
@@ -293,7 +308,8 @@ impl Refusal {
             7 => RefusalCode::ResyncRequired,
             8 => RefusalCode::Protocol,
             9 => RefusalCode::Tables,
-            found => return field("Refusal's code", "1 to 8", u64::from(found)),
+            10 => RefusalCode::Differential,
+            found => return field("Refusal's code", "1 to 10", u64::from(found)),
         };
         if bytes[1] != 0 {
             return Err(WireError::Reserved { frame: "Refusal", offset: 1, found: bytes[1] });

@@ -20,8 +20,8 @@ use crate::format::update::{
 };
 
 /// Versions of the protocol that this build speaks; `Hello` carries them, and the highest common one is used.
-pub const PROTOCOL_MIN: u16 = 5;
-pub const PROTOCOL_MAX: u16 = 5;
+pub const PROTOCOL_MIN: u16 = 6;
+pub const PROTOCOL_MAX: u16 = 6;
 
 /// The first four bytes of a frame.
 pub const FRAME_MAGIC: [u8; 4] = *b"LSTP";
@@ -30,8 +30,10 @@ pub const FRAME_VERSION: u8 = 1;
 
 /// Bytes of every frame's header.
 pub const FRAME_HEADER_BYTES: usize = 32;
-/// Bytes of an update's frame before its payload.
-pub const UPDATE_FRAME_BYTES: usize = FRAME_HEADER_BYTES + DESCRIPTOR_BYTES;
+/// Bytes of an update's frame before its payload, at most: with what is said of its old blocks.
+pub const UPDATE_FRAME_BYTES: usize = FRAME_HEADER_BYTES + WITH_OLD_BLOCKS_BYTES;
+/// Blocks that follow an update's frame, at most: new and old content of all that it may capture.
+pub const UPDATE_FRAME_BLOCKS_MAX: usize = 2 * UPDATE_BLOCKS_MAX;
 /// The longest body: a page's worth, because a handshake frame travels inside the process as a page.
 pub const FRAME_BODY_BYTES_MAX: usize = BLOCK_BYTES;
 /// Bytes of an encoded control frame at most.
@@ -70,6 +72,44 @@ impl fmt::Display for AckLevel {
         })
     }
 }
+
+/// How old blocks that snapshots need come to the secondary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum DifferentialBy {
+    /// It is told which ones, and has them: its own block is identical.
+    Reference = 1,
+    /// They travel with the update that overwrites them.
+    Value = 2,
+}
+
+/// As in a configuration.
+impl fmt::Display for DifferentialBy {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            DifferentialBy::Reference => "reference",
+            DifferentialBy::Value => "value",
+        })
+    }
+}
+
+/// What an update's frame says of the old blocks behind its payload: the differential data by value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OldBlocks {
+    /// [`crate::base::sum_of_sums`] of those that are sent; 0 if none is.
+    pub sum: u32,
+    /// Bit n is set if the update's nth block read as zeros before, and is not sent.
+    pub zeros: u32,
+}
+
+impl OldBlocks {
+    /// Which of the update's `count` blocks have their old content in the frame, in order.
+    pub fn sent(self, count: u32) -> impl Iterator<Item = usize> {
+        (0..count as usize).filter(move |index| self.zeros >> index & 1 == 0)
+    }
+}
+
+const _: () = assert!(UPDATE_BLOCKS_MAX <= u32::BITS as usize, "each captured block has its bit");
 
 /// A control frame that fits a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,10 +170,12 @@ pub enum FrameType {
     OldBlockWanted = 9,
     OldBlockLacking = 10,
     OldBlock = 11,
+    UpdateWithOldBlocks = 12,
     TablesWanted = 13,
     Tables = 14,
 }
 
+const WITH_OLD_BLOCKS_BYTES: usize = DESCRIPTOR_BYTES + 8;
 const ACK_BYTES: usize = 40;
 const HEARTBEAT_BYTES: usize = 8;
 const FLUSH_REQUEST_BYTES: usize = 8;
@@ -157,6 +199,7 @@ impl FrameType {
             FrameType::OldBlockWanted,
             FrameType::OldBlockLacking,
             FrameType::OldBlock,
+            FrameType::UpdateWithOldBlocks,
             FrameType::TablesWanted,
             FrameType::Tables,
         ]
@@ -168,6 +211,7 @@ impl FrameType {
     const fn body_bounds(self) -> (usize, usize) {
         match self {
             FrameType::Update => (DESCRIPTOR_BYTES, DESCRIPTOR_BYTES),
+            FrameType::UpdateWithOldBlocks => (WITH_OLD_BLOCKS_BYTES, WITH_OLD_BLOCKS_BYTES),
             FrameType::Ack => (ACK_BYTES, ACK_BYTES),
             FrameType::Heartbeat => (HEARTBEAT_BYTES, HEARTBEAT_BYTES),
             FrameType::FlushRequest => (FLUSH_REQUEST_BYTES, FLUSH_REQUEST_BYTES),
@@ -178,6 +222,15 @@ impl FrameType {
             FrameType::TablesWanted => (TABLES_WANTED_BYTES, TABLES_WANTED_BYTES),
             FrameType::OldBlock | FrameType::Tables => (BLOCK_BYTES, BLOCK_BYTES),
             FrameType::Hello | FrameType::Refusal => (0, FRAME_BODY_BYTES_MAX),
+        }
+    }
+
+    /// The most blocks that follow this type's body.
+    const fn payload_blocks_max(self) -> usize {
+        match self {
+            FrameType::Update => UPDATE_BLOCKS_MAX,
+            FrameType::UpdateWithOldBlocks => UPDATE_FRAME_BLOCKS_MAX,
+            _ => 0,
         }
     }
 }
@@ -209,10 +262,11 @@ pub struct FrameHeader {
 /// A whole frame but for its payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frame<'a> {
-    /// Followed by `update.payload_blocks()` blocks.
+    /// Followed by `update.payload_blocks()` blocks, and then by the old blocks that are sent.
     Update {
         update: Update,
         settled: UpdateNumber,
+        old: Option<OldBlocks>,
     },
     Control(Control),
     /// The body is for [`Hello::decode`] or [`Refusal::decode`], or is the block or the page of tables.
@@ -246,6 +300,12 @@ pub enum WireError {
         "update frame with a Cut after {keep}, expected a kind that is sent; a Cut stays in its own journal"
     )]
     CutOnWire { keep: UpdateNumber },
+    #[error("frame with old blocks of {update}, which captures none, expected one that does")]
+    OldBlocksOfNone { update: UpdateNumber },
+    #[error("old blocks of {update} are zeros by {zeros:#010x}, expected no bit from its block {count} on")]
+    OldZeros { update: UpdateNumber, zeros: u32, count: u32 },
+    #[error("old blocks of {update} have the sum {found:#010x} and none is sent, expected 0")]
+    OldSum { update: UpdateNumber, found: u32 },
     #[error("Fetch frame for {from} to {to}, expected a range from 1 or later that is not empty")]
     FetchRange { from: UpdateNumber, to: UpdateNumber },
     #[error("{frame} of {found} bytes, expected {expected}")]
@@ -277,15 +337,47 @@ fn seal(frame: FrameType, payload_bytes: usize, settled: UpdateNumber, out: &mut
     out.len()
 }
 
-/// Writes the frame of an update, [`UPDATE_FRAME_BYTES`] long; its payload blocks follow it on the wire.
+/// Writes the frame of an update, at most [`UPDATE_FRAME_BYTES`] long, and returns its length. On the wire its payload blocks
+/// follow it, and then the old blocks that are sent.
 ///
-/// Panics if `out` is shorter, the update breaks its bounds, or is a `Cut`, which never leaves its journal.
-pub fn encode_update(update: &Update, settled: UpdateNumber, out: &mut [u8]) -> usize {
+/// Panics if `out` is too short, the update breaks its bounds, is a `Cut`, which never leaves its journal, or does not capture
+/// the blocks of which there are old ones.
+pub fn encode_update(
+    update: &Update,
+    settled: UpdateNumber,
+    old: Option<OldBlocks>,
+    out: &mut [u8],
+) -> usize {
     assert!(update.kind != UpdateKind::Cut, "a cut stays in its own journal: {update:?}");
-    let out = &mut out[..UPDATE_FRAME_BYTES];
-    let (body, _) = out[FRAME_HEADER_BYTES..].as_chunks_mut::<DESCRIPTOR_BYTES>();
+    let frame = if old.is_some() { FrameType::UpdateWithOldBlocks } else { FrameType::Update };
+    let (body_bytes, _) = frame.body_bounds();
+    let out = &mut out[..FRAME_HEADER_BYTES + body_bytes];
+    let (body, rest) = out[FRAME_HEADER_BYTES..].as_chunks_mut::<DESCRIPTOR_BYTES>();
     encode_descriptor(update, &mut body[0]);
-    seal(FrameType::Update, update.payload_blocks() * BLOCK_BYTES, settled, out)
+    let mut blocks = update.payload_blocks();
+    if let Some(old) = old {
+        if let Err(error) = check_old_blocks(update, old) {
+            panic!("a frame that no site would accept was about to be sent: {error}");
+        }
+        put(rest, 0, &old.sum.to_le_bytes());
+        put(rest, 4, &old.zeros.to_le_bytes());
+        blocks += old.sent(update.count).count();
+    }
+    seal(frame, blocks * BLOCK_BYTES, settled, out)
+}
+
+fn check_old_blocks(update: &Update, old: OldBlocks) -> Result<(), WireError> {
+    let Update { number, count, .. } = *update;
+    if !update.captures() {
+        return Err(WireError::OldBlocksOfNone { update: number });
+    }
+    if count < u32::BITS && old.zeros >> count != 0 {
+        return Err(WireError::OldZeros { update: number, zeros: old.zeros, count });
+    }
+    if old.sum != 0 && old.sent(count).next().is_none() {
+        return Err(WireError::OldSum { update: number, found: old.sum });
+    }
+    Ok(())
 }
 
 /// Writes a control frame, at most [`CONTROL_FRAME_BYTES_MAX`] long, and returns its length. Panics if it does not fit.
@@ -369,12 +461,13 @@ pub fn decode_header(bytes: &[u8; FRAME_HEADER_BYTES]) -> Result<FrameHeader, Wi
     if found < min || found > max {
         return Err(WireError::BodyBytes { frame, min, max, found });
     }
-    let max = if frame == FrameType::Update { UPDATE_BLOCKS_MAX * BLOCK_BYTES } else { 0 };
+    let max = frame.payload_blocks_max() * BLOCK_BYTES;
     let payload = header.payload_bytes as usize;
     if payload > max || !payload.is_multiple_of(BLOCK_BYTES) {
         return Err(WireError::PayloadBytes { frame, max, found: header.payload_bytes });
     }
-    if header.settled != UpdateNumber::NONE && !matches!(frame, FrameType::Update | FrameType::Heartbeat) {
+    let tells = matches!(frame, FrameType::Update | FrameType::UpdateWithOldBlocks | FrameType::Heartbeat);
+    if header.settled != UpdateNumber::NONE && !tells {
         return Err(WireError::Settled { frame, found: header.settled });
     }
     Ok(header)
@@ -390,17 +483,26 @@ pub fn decode_body<'a>(header: &FrameHeader, body: &'a [u8]) -> Result<Frame<'a>
     }
     let number_at = |at: usize| UpdateNumber(u64_at(body, at));
     let control = match frame {
-        FrameType::Update => {
+        FrameType::Update | FrameType::UpdateWithOldBlocks => {
             let update = decode_descriptor(&array_at(body, 0))?;
             if update.kind == UpdateKind::Cut {
                 return Err(WireError::CutOnWire { keep: update.number });
             }
-            let expected = update.payload_blocks() * BLOCK_BYTES;
+            let old = (frame == FrameType::UpdateWithOldBlocks).then(|| OldBlocks {
+                sum: u32_at(body, DESCRIPTOR_BYTES),
+                zeros: u32_at(body, DESCRIPTOR_BYTES + 4),
+            });
+            let mut blocks = update.payload_blocks();
+            if let Some(old) = old {
+                check_old_blocks(&update, old)?;
+                blocks += old.sent(update.count).count();
+            }
+            let expected = blocks * BLOCK_BYTES;
             if expected != header.payload_bytes as usize {
                 let found = header.payload_bytes;
                 return Err(WireError::PayloadOfUpdate { update: update.number, expected, found });
             }
-            return Ok(Frame::Update { update, settled });
+            return Ok(Frame::Update { update, settled, old });
         }
         FrameType::Hello => return Ok(Frame::Page(PageFrame::Hello, body)),
         FrameType::Refusal => return Ok(Frame::Page(PageFrame::Refusal, body)),

@@ -46,7 +46,7 @@ fn any_hello() -> impl Strategy<Value = Hello> {
     ];
     let numbers = any::<([u64; 4], u64, [u16; 2], u128, u16, u32)>();
     let volumes = prop::collection::vec(volume, 0..=VOLUMES_MAX);
-    (numbers, volumes, role, ack, any_history(), any::<[bool; 2]>()).prop_map(
+    (numbers, volumes, role, ack, any_history(), any::<[bool; 3]>()).prop_map(
         |(
             (mut numbers, generation, mut versions, group, site, block_bytes),
             list,
@@ -75,6 +75,7 @@ fn any_hello() -> impl Strategy<Value = Hello> {
                 window_blocks: numbers[2],
                 differential_blocks: numbers[3],
                 alone_upto: UpdateNumber(numbers[1]),
+                differential: [DifferentialBy::Reference, DifferentialBy::Value][usize::from(flags[2])],
                 settled: UpdateNumber(numbers[1]),
                 durable: UpdateNumber(numbers[2]),
                 last: UpdateNumber(numbers[3]),
@@ -111,6 +112,7 @@ fn full_hello() -> Hello {
         window_blocks: 8_192,
         differential_blocks: 256,
         alone_upto: UpdateNumber::NONE,
+        differential: DifferentialBy::Value,
         solo: false,
         serving: true,
     }
@@ -130,9 +132,19 @@ fn update() -> Update {
 }
 
 fn update_frame(update: &Update, settled: UpdateNumber) -> Vec<u8> {
+    frame_with(update, settled, None)
+}
+
+fn frame_with(update: &Update, settled: UpdateNumber, old: Option<OldBlocks>) -> Vec<u8> {
     let mut out = [0xaa; UPDATE_FRAME_BYTES];
-    assert_eq!(encode_update(update, settled, &mut out), UPDATE_FRAME_BYTES);
-    out.to_vec()
+    let length = encode_update(update, settled, old, &mut out);
+    assert_eq!(length, if old.is_some() { UPDATE_FRAME_BYTES } else { UPDATE_FRAME_BYTES - 8 });
+    out[..length].to_vec()
+}
+
+/// An update that captures three blocks, whose second was zeros.
+fn capturing() -> (Update, OldBlocks) {
+    (Update { count: 3, slot: Slot(6), ..update() }, OldBlocks { sum: 9, zeros: 0b010 })
 }
 
 fn control_frame(control: &Control) -> Vec<u8> {
@@ -185,7 +197,7 @@ fn refused(frame: &[u8], at: usize, field: &[u8]) -> WireError {
 
 #[derive(Clone, Debug, PartialEq)]
 enum Seen {
-    Update(Update, UpdateNumber, Vec<u8>),
+    Update(Update, UpdateNumber, Option<OldBlocks>, Vec<u8>),
     Control(Control),
     Page(PageFrame, Vec<u8>),
 }
@@ -193,10 +205,19 @@ enum Seen {
 fn any_seen() -> impl Strategy<Value = Seen> {
     let update = any_update().prop_filter("cuts are not sent", |update| update.kind != UpdateKind::Cut);
     prop_oneof![
-        (update, any::<u64>(), any::<u8>()).prop_map(|(update, settled, fill)| {
-            let payload = vec![fill; update.payload_blocks() * BLOCK_BYTES];
-            Seen::Update(update, UpdateNumber(settled), payload)
-        }),
+        (update, any::<u64>(), any::<u8>(), any::<Option<(u32, u32)>>()).prop_map(
+            |(update, settled, fill, old)| {
+                let count = update.count;
+                let old = old.filter(|_| update.captures()).map(|(sum, bits)| {
+                    let zeros = if count < u32::BITS { bits & ((1 << count) - 1) } else { bits };
+                    let old = OldBlocks { sum, zeros };
+                    OldBlocks { sum: if old.sent(count).count() > 0 { sum } else { 0 }, ..old }
+                });
+                let olds = old.map_or(0, |old| old.sent(count).count());
+                let payload = vec![fill; (update.payload_blocks() + olds) * BLOCK_BYTES];
+                Seen::Update(update, UpdateNumber(settled), old, payload)
+            }
+        ),
         any_control().prop_map(Seen::Control),
         any_hello().prop_map(|hello| Seen::Page(PageFrame::Hello, hello_body(&hello))),
         prop::collection::vec(any::<u8>(), 0..=600).prop_map(|body| Seen::Page(PageFrame::Refusal, body)),
@@ -209,8 +230,8 @@ fn stream_of(frames: &[Seen]) -> Vec<u8> {
     let mut stream = Vec::new();
     for frame in frames {
         match frame {
-            Seen::Update(update, settled, payload) => {
-                stream.extend(update_frame(update, *settled));
+            Seen::Update(update, settled, old, payload) => {
+                stream.extend(frame_with(update, *settled, *old));
                 stream.extend(payload);
             }
             Seen::Control(control) => stream.extend(control_frame(control)),
@@ -231,7 +252,7 @@ fn read_in_pieces(stream: &[u8], mut piece: impl FnMut() -> usize) -> Result<Vec
         loop {
             if reader.payload_left() > 0 {
                 let taken = reader.payload_left().min(input.len());
-                let Some(Seen::Update(_, _, payload)) = seen.last_mut() else {
+                let Some(Seen::Update(_, _, _, payload)) = seen.last_mut() else {
                     panic!("payload follows an update");
                 };
                 payload.extend_from_slice(&input[..taken]);
@@ -242,8 +263,8 @@ fn read_in_pieces(stream: &[u8], mut piece: impl FnMut() -> usize) -> Result<Vec
                 }
             }
             match reader.feed(&mut input)? {
-                Some(Frame::Update { update, settled }) => {
-                    seen.push(Seen::Update(update, settled, Vec::new()))
+                Some(Frame::Update { update, settled, old }) => {
+                    seen.push(Seen::Update(update, settled, old, Vec::new()))
                 }
                 Some(Frame::Control(control)) => seen.push(Seen::Control(control)),
                 Some(Frame::Page(frame, body)) => seen.push(Seen::Page(frame, body.to_vec())),
@@ -270,11 +291,12 @@ proptest! {
     }
 
     #[test]
-    fn refusals_come_back(text in any::<String>(), code in 1u8..=8) {
+    fn refusals_come_back(text in any::<String>(), code in 1u8..=10) {
         let mut bytes = [0xaa; BLOCK_BYTES];
         let codes = [
             RefusalCode::Version, RefusalCode::Group, RefusalCode::Role, RefusalCode::Volumes,
             RefusalCode::AckLevel, RefusalCode::SplitBrain, RefusalCode::ResyncRequired, RefusalCode::Protocol,
+            RefusalCode::Tables, RefusalCode::Differential,
         ];
         let refusal = Refusal { code: codes[usize::from(code) - 1], text: Text::new(&text) };
         let length = refusal.encode(&mut bytes);
@@ -298,7 +320,7 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), FRAME_HEADER_BYTES..300), frame in 0u8..10) {
+    fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), FRAME_HEADER_BYTES..300), frame in 0u8..16) {
         let _ = decode(&bytes);
         let _ = Hello::decode(&bytes);
         let _ = Refusal::decode(&bytes);
@@ -341,8 +363,8 @@ proptest! {
                 reader.take_payload(taken);
             }
             match (reader.feed(&mut input), frames.get(seen)) {
-                (Ok(Some(Frame::Update { update, settled })), Some(Seen::Update(sent, with, _))) => {
-                    prop_assert_eq!((&update, &settled), (sent, with));
+                (Ok(Some(Frame::Update { update, settled, old })), Some(Seen::Update(sent, with, kept, _))) => {
+                    prop_assert_eq!((&update, &settled, &old), (sent, with, kept));
                 }
                 (Ok(Some(Frame::Control(control))), Some(Seen::Control(sent))) => prop_assert_eq!(&control, sent),
                 (Ok(Some(Frame::Page(frame, body))), Some(Seen::Page(kind, sent))) => {
@@ -363,10 +385,16 @@ proptest! {
 #[test]
 fn byte_by_byte_gives_the_same_frames() {
     let frames = [
-        Seen::Update(update(), UpdateNumber(4), vec![7; BLOCK_BYTES]),
+        Seen::Update(update(), UpdateNumber(4), None, vec![7; BLOCK_BYTES]),
+        Seen::Update(capturing().0, UpdateNumber(4), Some(capturing().1), vec![8; 5 * BLOCK_BYTES]),
         Seen::Control(Control::CutTo { keep: UpdateNumber(3) }),
         Seen::Page(PageFrame::Hello, hello_body(&full_hello())),
-        Seen::Update(Update { kind: UpdateKind::Zero, sum: 0, ..update() }, UpdateNumber(5), Vec::new()),
+        Seen::Update(
+            Update { kind: UpdateKind::Zero, sum: 0, ..update() },
+            UpdateNumber(5),
+            None,
+            Vec::new(),
+        ),
         Seen::Page(PageFrame::Refusal, Vec::new()),
     ];
     let stream = stream_of(&frames);
@@ -388,6 +416,7 @@ fn every_flipped_bit_is_refused() {
     };
     for frame in [
         update_frame(&update(), UpdateNumber(4)),
+        frame_with(&capturing().0, UpdateNumber(4), Some(capturing().1)),
         control_frame(&ack),
         control_frame(&Control::Heartbeat { settled: UpdateNumber(9), sequence: 2 }),
         control_frame(&Control::FlushRequest { number: UpdateNumber(9) }),
@@ -413,7 +442,7 @@ fn header_fields_are_checked_before_any_body_is_awaited() {
     let frame = update_frame(&update(), UpdateNumber(4));
     assert_eq!(refused(&frame, 0, b"HTTP"), WireError::Magic { found: *b"HTTP" });
     assert_eq!(refused(&frame, VERSION, &[2]), WireError::Version { found: 2 });
-    for found in [0, 12, 255] {
+    for found in [0, 15, 255] {
         assert_eq!(refused(&frame, TYPE, &[found]), WireError::Type { found });
     }
     for body in [0u16, 63, 65, u16::MAX] {
@@ -482,18 +511,62 @@ fn hello_fields_are_checked() {
     assert_eq!(field_name(refused(56, &[100])), "settled number");
     assert_eq!(field_name(refused(48, &[101])), "durable number");
     assert_eq!(field_name(refused(96, &[102])), "number up to which it was alone");
-    assert_eq!(field_name(refused(104, &[0; 8])), "a volume's blocks in Hello");
+    assert_eq!(field_name(refused(104, &[0])), "Hello's differential data");
+    assert!(matches!(refused(105, &[1]), WireError::Reserved { offset: 105, .. }));
+    assert_eq!(field_name(refused(112, &[0; 8])), "a volume's blocks in Hello");
     for length in [0, 65, 255] {
-        assert_eq!(field_name(refused(112, &[length])), "the length of a volume's name in Hello");
+        assert_eq!(field_name(refused(120, &[length])), "the length of a volume's name in Hello");
     }
-    assert!(matches!(refused(112, &[63]), WireError::Reserved { offset: 183, .. }));
-    assert!(matches!(refused(113, &[1]), WireError::Reserved { offset: 113, .. }));
-    assert!(matches!(refused(120, &[0x1b]), WireError::Text { .. }));
+    assert!(matches!(refused(120, &[63]), WireError::Reserved { offset: 191, .. }));
+    assert!(matches!(refused(121, &[1]), WireError::Reserved { offset: 121, .. }));
+    assert!(matches!(refused(128, &[0x1b]), WireError::Text { .. }));
     assert!(matches!(refused(14, &[31]), WireError::Length { frame: "Hello", .. }));
     assert!(matches!(refused(15, &[255]), WireError::Length { frame: "Hello", .. }));
     for length in 0..HELLO_BYTES_MAX {
         assert!(Hello::decode(&hello_body(&full_hello())[..length]).is_err(), "a hello of {length} bytes");
     }
+}
+
+#[test]
+fn what_is_said_of_old_blocks_is_checked() {
+    let (update, old) = capturing();
+    let number = update.number;
+    let frame = frame_with(&update, UpdateNumber(4), Some(old));
+    let zeros_at = FRAME_HEADER_BYTES + DESCRIPTOR_BYTES + 4;
+    assert_eq!(
+        refused(&frame, zeros_at, &0b1010u32.to_le_bytes()),
+        WireError::OldZeros { update: number, zeros: 0b1010, count: 3 }
+    );
+    // One block less is sent than the header says.
+    assert_eq!(
+        refused(&frame, zeros_at, &0b011u32.to_le_bytes()),
+        WireError::PayloadOfUpdate {
+            update: number,
+            expected: 4 * BLOCK_BYTES,
+            found: 5 * BLOCK_BYTES as u32
+        }
+    );
+    assert_eq!(
+        refused(&frame, zeros_at, &0b111u32.to_le_bytes()),
+        WireError::OldSum { update: number, found: old.sum }
+    );
+    let slot_at = FRAME_HEADER_BYTES + 40;
+    assert_eq!(refused(&frame, slot_at, &[0; 8]), WireError::OldBlocksOfNone { update: number });
+    for payload in [65u32 * 4096, 4095] {
+        assert!(matches!(
+            refused(&frame, PAYLOAD_BYTES, &payload.to_le_bytes()),
+            WireError::PayloadBytes { max: 262_144, .. }
+        ));
+    }
+    let full = Update { count: 32, slot: Slot(6), ..update };
+    let all_zeros = OldBlocks { sum: 0, zeros: u32::MAX };
+    assert_eq!(decode(&frame_with(&full, UpdateNumber(4), Some(all_zeros))), Ok(()));
+}
+
+#[test]
+#[should_panic(expected = "captures none")]
+fn old_blocks_of_an_update_that_captures_none_are_not_sent() {
+    frame_with(&update(), UpdateNumber(4), Some(capturing().1));
 }
 
 #[test]

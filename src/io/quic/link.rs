@@ -251,13 +251,14 @@ impl<M: Memory> Link<M> {
             ToLink::Begin { connection } => {
                 self.begun = self.connector.is_up() && connection == self.connection;
             }
-            ToLink::Update { update, settled, slot, source } => {
+            ToLink::Update { update, settled, slot, source, with_old } => {
                 let table = match source {
                     UpdateSource::Window => &self.tables.window,
                     UpdateSource::CatchUp => &self.tables.catch_up,
                 };
                 if self.begun {
-                    self.outgoing.update(&update, settled, &self.memory, table, SlotId(slot));
+                    let old = with_old.then_some(&self.tables.old_blocks);
+                    self.outgoing.update(&update, settled, &self.memory, table, SlotId(slot), old);
                 }
                 match source {
                     UpdateSource::Window => self.copied.window = Some((update.number, slot)),

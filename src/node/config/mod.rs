@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use crate::base::*;
 use crate::core::config::{
-    AckLevel, GroupConfig, OnDifferentialFull, OnPeerLoss, PeerConfig, Role, VolumeSpec,
+    AckLevel, DifferentialBy, GroupConfig, OnDifferentialFull, OnPeerLoss, PeerConfig, Role, VolumeSpec,
 };
 use crate::core::group::{Group as CoreGroup, PAGES_MIN};
 use crate::io::quic::identity::Fingerprint;
@@ -108,6 +108,7 @@ pub struct Group {
     pub ack: AckLevel,
     pub on_peer_loss: OnPeerLoss,
     pub on_differential_full: OnDifferentialFull,
+    pub differential: DifferentialBy,
     pub host_deadline: Nanos,
     pub latency_budget: Nanos,
     pub heartbeat_interval: Nanos,
@@ -275,6 +276,7 @@ impl Config {
             journal_blocks: self.journal.bytes / BLOCK_BYTES as u64,
             differential_blocks: self.differential.bytes / BLOCK_BYTES as u64,
             on_differential_full: self.group.on_differential_full,
+            differential: self.group.differential,
             journal_volatile: self.journal.volatile,
             pages,
             ack: self.group.ack,

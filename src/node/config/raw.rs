@@ -43,6 +43,7 @@ pub(super) struct Group {
     pub ack: Text,
     pub on_peer_loss: Text,
     pub on_differential_full: Text,
+    pub differential: Text,
     pub host_deadline: Text,
     pub latency_budget: Text,
     pub heartbeat_interval: Text,

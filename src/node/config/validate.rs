@@ -150,6 +150,10 @@ impl Reader<'_> {
             keys.on_differential_full.map_or(Some(OnDifferentialFull::DeleteOldest), |written| {
                 self.choice("group.on_differential_full", &written, &policies)
             });
+        let modes = [("reference", DifferentialBy::Reference), ("value", DifferentialBy::Value)];
+        let differential = keys.differential.map_or(Some(DifferentialBy::Reference), |written| {
+            self.choice("group.differential", &written, &modes)
+        });
         let second = 1_000_000_000;
         let host_deadline = self.duration(
             "group.host_deadline",
@@ -193,6 +197,7 @@ impl Reader<'_> {
             ack: ack?,
             on_peer_loss: on_peer_loss?,
             on_differential_full: on_differential_full?,
+            differential: differential?,
             host_deadline: host_deadline?,
             latency_budget: latency_budget?,
             heartbeat_interval: heartbeat_interval?,

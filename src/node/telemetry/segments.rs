@@ -15,6 +15,8 @@ pub enum Stage {
     FrontRing,
     /// Taken, but held back until the group had room to number it.
     Admission,
+    /// Old blocks read first, to be sent with it: `differential = "value"`.
+    OldRead,
     /// Numbered, waiting for its journal batch.
     Batch,
     /// Its batch in the local journal.
@@ -41,10 +43,11 @@ pub enum StageKind {
     Service,
 }
 
-pub const STAGES: [Stage; 11] = [
+pub const STAGES: [Stage; 12] = [
     Stage::Write,
     Stage::FrontRing,
     Stage::Admission,
+    Stage::OldRead,
     Stage::Batch,
     Stage::Journal,
     Stage::LinkRing,
@@ -62,6 +65,7 @@ impl Stage {
             Stage::Write => "write",
             Stage::FrontRing => "front_ring",
             Stage::Admission => "admission",
+            Stage::OldRead => "old_read",
             Stage::Batch => "batch",
             Stage::Journal => "journal",
             Stage::LinkRing => "link_ring",
@@ -79,9 +83,12 @@ impl Stage {
             Stage::FrontRing | Stage::Admission | Stage::Batch | Stage::LinkRing | Stage::ReplyRing => {
                 StageKind::Wait
             }
-            Stage::Journal | Stage::Send | Stage::PeerJournal | Stage::Wire | Stage::Acknowledge => {
-                StageKind::Service
-            }
+            Stage::OldRead
+            | Stage::Journal
+            | Stage::Send
+            | Stage::PeerJournal
+            | Stage::Wire
+            | Stage::Acknowledge => StageKind::Service,
         }
     }
 }
@@ -117,7 +124,14 @@ pub fn segments(stamps: &WriteStamps, ack: AckLevel) -> Segments {
     let mut cut = Cut { spans: Segments::default(), at: stamps.received_at, end };
     cut.spans.0[Stage::Write as usize] = Some(end.since(stamps.received_at));
     cut.until(Stage::FrontRing, stamps.taken_at);
-    cut.until(Stage::Admission, stamps.numbered_at);
+    if stamps.old_read_ns > 0 {
+        // It may have waited for room before reading, after it, or both: all of that is admission.
+        let read_at = Nanos(stamps.numbered_at.0.saturating_sub(stamps.old_read_ns).max(1));
+        cut.until(Stage::Admission, read_at);
+        cut.until(Stage::OldRead, stamps.numbered_at);
+    } else {
+        cut.until(Stage::Admission, stamps.numbered_at);
+    }
     if stamps.peer_acknowledged_at > stamps.journaled_at {
         cut.until(Stage::LinkRing, stamps.link_popped_at);
         cut.until(Stage::Send, stamps.sent_at);
@@ -162,6 +176,7 @@ mod tests {
             received_at: Nanos(100),
             taken_at: Nanos(110),
             numbered_at: Nanos(130),
+            old_read_ns: 0,
             journal_submitted_at: Nanos(140),
             journaled_at: Nanos(500),
             link_popped_at: Nanos(160),
@@ -202,6 +217,13 @@ mod tests {
     }
 
     #[test]
+    fn what_was_read_first_is_no_admission() {
+        let read = segments(&WriteStamps { old_read_ns: 15, ..stamps() }, AckLevel::Journaled);
+        assert_eq!((read.get(Stage::Admission), read.get(Stage::OldRead)), (Some(Nanos(5)), Some(Nanos(15))));
+        assert_eq!(segments(&stamps(), AckLevel::Journaled).get(Stage::OldRead), None);
+    }
+
+    #[test]
     fn a_peer_that_did_not_wait_for_its_journal_is_not_charged_for_it() {
         let received = segments(&stamps(), AckLevel::Received);
         assert_eq!(received.get(Stage::PeerJournal), None);
@@ -220,12 +242,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn segments_add_up_whatever_the_stamps(at in prop::array::uniform9(0u64..1000), peer_journal_ns in 0u32..1000, level in 0usize..4) {
+        fn segments_add_up_whatever_the_stamps(at in prop::array::uniform9(0u64..1000), peer_journal_ns in 0u32..1000, old_read_ns in 0u64..1000, level in 0usize..4) {
             let ack = [AckLevel::Received, AckLevel::Journaled, AckLevel::Durable, AckLevel::Applied][level];
             let at = at.map(Nanos);
             let stamps = WriteStamps {
                 received_at: at[0], taken_at: at[1], numbered_at: at[2], journal_submitted_at: at[3], journaled_at: at[4],
-                link_popped_at: at[5], sent_at: at[6], peer_acknowledged_at: at[7], replied_at: at[8], peer_journal_ns,
+                link_popped_at: at[5], sent_at: at[6], peer_acknowledged_at: at[7], replied_at: at[8], peer_journal_ns, old_read_ns,
             };
             let spans = segments(&stamps, ack);
             let parts: u64 = spans.iter().filter(|(stage, _)| *stage != Stage::Write).map(|(_, span)| span.0).sum();

@@ -209,6 +209,7 @@ impl Auditor {
         self.unnumbered.retain(|id| ops[*id as usize].site != site);
         self.first_op[site] = self.ops.len() as u64;
         self.resumed[site] = false;
+        self.unread[site] = false;
         if site == self.leader {
             self.acknowledged = 0;
         } else {

@@ -260,6 +260,7 @@ mod tests {
                 peer: false,
                 journal_blocks: [64; 2],
                 journal_volatile: [false; 2],
+                by_value: false,
                 wait_ns_max: 1,
             });
             let mut watched = Watched { audit, waiting: Vec::new(), batches: 0 };

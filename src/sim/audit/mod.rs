@@ -68,6 +68,8 @@ pub struct AuditConfig {
     pub peer: bool,
     pub journal_blocks: [u64; 2],
     pub journal_volatile: [bool; 2],
+    /// The primary sends what its updates overwrite, if a snapshot needs it.
+    pub by_value: bool,
     /// Longest a host may wait for a reply while its site runs: the deadline and what the simulator adds.
     pub wait_ns_max: u64,
 }
@@ -271,6 +273,10 @@ pub struct Auditor {
     /// Snapshots that some administrator wanted deleted.
     unwanted: BTreeSet<u64>,
     pub snapshot_reads: u64,
+    /// Updates that went to the secondary with what they overwrote.
+    pub sent_by_value: u64,
+    /// A read of a site's disks has failed in its present incarnation.
+    unread: [bool; 2],
     /// `SoloBegin` and `SoloEnd` in the stream: number, and whether it begins.
     solo: Vec<(u64, bool)>,
     alive: [bool; 2],
@@ -306,6 +312,8 @@ impl Auditor {
             snapshots: Vec::new(),
             unwanted: BTreeSet::new(),
             snapshot_reads: 0,
+            sent_by_value: 0,
+            unread: [false; 2],
             solo: Vec::new(),
             alive: [true; 2],
             resumed: [false; 2],

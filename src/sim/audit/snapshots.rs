@@ -59,6 +59,51 @@ impl Auditor {
         }
     }
 
+    /// An update goes to the link, perhaps with what it overwrites. That is what the stream says the blocks held; and it is with it
+    /// if the sites agreed on that and the primary had it in memory: it numbered the update itself, was not alone, and has not
+    /// recorded it as kept yet.
+    pub fn sends_old(
+        &mut self,
+        site: usize,
+        seen: &Seen,
+        old: Option<&Vec<Print>>,
+        live: bool,
+        media: &dyn Media,
+    ) {
+        let in_force = self.stream.get(seen.number as usize - 1);
+        let in_force = in_force.filter(|entry| entry.seen.generation == seen.generation);
+        let Some(entry) = in_force.filter(|_| site == self.leader) else {
+            // One that was superseded and does not know it yet: its peer will not take it.
+            return;
+        };
+        let Some(old) = old else {
+            let its_own = entry.known_ops.start == self.first_op[site];
+            let before = |(at, _): &&(u64, bool)| *at <= seen.number;
+            let alone = self.solo.iter().rev().find(before).is_some_and(|(_, begins)| *begins);
+            let excused = alone || self.unread[site] || media.applied() >= seen.number;
+            let due = self.config.by_value && live && seen.slot > 0 && its_own;
+            assert!(!due || excused, "{seen:?} goes to the secondary without what it overwrites");
+            return;
+        };
+        assert!(self.config.by_value, "old blocks of {seen:?} by value");
+        assert!(seen.slot > 0 && old.len() == seen.touches(), "{} old blocks of {seen:?}", old.len());
+        for (lba, print) in (seen.lba..).zip(old) {
+            let due = self.blocks[usize::from(seen.volume)][lba as usize].print_at(seen.number - 1);
+            assert!(
+                *print == due,
+                "INV-8: {seen:?} is sent with {} as what block {lba} held before, not {}",
+                print.describe(),
+                due.describe()
+            );
+        }
+        self.sent_by_value += 1;
+    }
+
+    /// A read of a site's disk fails.
+    pub fn reads_fail(&mut self, site: usize) {
+        self.unread[site] = true;
+    }
+
     pub(super) fn note_snapshot(&mut self, entry: &Entry) {
         let seen = &entry.seen;
         match seen.kind {

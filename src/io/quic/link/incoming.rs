@@ -2,11 +2,11 @@
 
 use bytes::{Buf, Bytes};
 
-use crate::base::{BLOCK_BYTES, FixedQueue, Memory, PageId, PageTable, SlotId, UPDATE_BLOCKS_MAX};
+use crate::base::{BLOCK_BYTES, BlockSum, FixedQueue, Memory, PageId, PageTable, SlotId, UPDATE_BLOCKS_MAX};
 use crate::base::{UpdateNumber, sum_of_block, sum_of_sums};
 use crate::core::messages::{FromLink, PageFrame};
 use crate::format::update::Update;
-use crate::format::wire::{Frame, FrameReader, WireError};
+use crate::format::wire::{Frame, FrameReader, OldBlocks, UPDATE_FRAME_BLOCKS_MAX, WireError};
 use crate::reactor::Receiver;
 
 /// Pieces of the stream taken from quinn at once; a piece is what one datagram carried.
@@ -17,6 +17,8 @@ const CHUNKS: usize = 32;
 pub(super) enum Fault {
     #[error("{0}")]
     Wire(#[from] WireError),
+    #[error("the old blocks of {number} have the checksum {found:#010x}, their frame says {expected:#010x}")]
+    OldBlocks { number: UpdateNumber, expected: u32, found: u32 },
     #[error("the payload of {number} has the checksum {found:#010x}, its descriptor says {expected:#010x}")]
     Payload { number: UpdateNumber, expected: u32, found: u32 },
 }
@@ -35,10 +37,20 @@ pub(super) enum Next {
 struct Assembly {
     update: Update,
     settled: UpdateNumber,
+    old: Option<OldBlocks>,
     slot: SlotId,
     /// Blocks that have their page, the last of which may not be full.
     pages: usize,
     bytes: usize,
+}
+
+impl Assembly {
+    /// Where in its row the `index`th block goes that arrives.
+    fn place(&self, index: usize) -> usize {
+        let Some(of_old) = index.checked_sub(self.update.payload_blocks()) else { return index };
+        let old = self.old.and_then(|old| old.sent(self.update.count).nth(of_old));
+        UPDATE_BLOCKS_MAX + old.expect("a frame has no more blocks than it says")
+    }
 }
 
 pub(super) struct Incoming {
@@ -63,7 +75,7 @@ impl Incoming {
             chunks: Default::default(),
             at: 0,
             filled: 0,
-            spare: FixedQueue::new(UPDATE_BLOCKS_MAX),
+            spare: FixedQueue::new(UPDATE_FRAME_BLOCKS_MAX),
             row: 0,
             assembly: None,
             page_frame: None,
@@ -74,7 +86,8 @@ impl Incoming {
     /// Forgets the stream of a connection that is gone; the pages of an unfinished update are kept for the next.
     pub(super) fn reset(&mut self, inbound: &PageTable) {
         if let Some(assembly) = self.assembly.take() {
-            (0..assembly.pages).for_each(|index| self.spare.push(inbound.page(assembly.slot, index)));
+            let page = |index| inbound.page(assembly.slot, assembly.place(index));
+            (0..assembly.pages).for_each(|index| self.spare.push(page(index)));
         }
         self.reader = FrameReader::new();
         self.chunks.fill(Bytes::new());
@@ -132,13 +145,20 @@ impl Incoming {
                     self.page_frame = Some((frame, body.len()));
                     None
                 }
-                Some(Frame::Update { update, settled }) => {
+                Some(Frame::Update { update, settled, old }) => {
                     let slot = SlotId(self.row);
                     self.row = (self.row + 1) % inbound.slots() as u32;
-                    let message = FromLink::Update { update, settled, slot };
-                    let whole = update.payload_blocks() == 0;
+                    if old.is_some() {
+                        for index in UPDATE_BLOCKS_MAX..UPDATE_BLOCKS_MAX + update.count as usize {
+                            inbound.set(slot, index, PageId::ZERO, BlockSum::ZEROS);
+                        }
+                    }
+                    let sent = old.map_or(0, |old| old.sent(update.count).count());
+                    let with_old = old.is_some();
+                    let message = FromLink::Update { update, settled, slot, with_old };
+                    let whole = update.payload_blocks() + sent == 0;
                     if !whole {
-                        self.assembly = Some(Assembly { update, settled, slot, pages: 0, bytes: 0 });
+                        self.assembly = Some(Assembly { update, settled, old, slot, pages: 0, bytes: 0 });
                     }
                     whole.then_some(message)
                 }
@@ -163,10 +183,10 @@ impl Incoming {
             let offset = assembly.bytes % BLOCK_BYTES;
             if assembly.bytes == assembly.pages * BLOCK_BYTES {
                 let Some(page) = self.spare.pop().or_else(|| pages.pop()) else { return Ok(Next::Page) };
-                inbound.set(assembly.slot, assembly.pages, page, crate::base::BlockSum::ZEROS);
+                inbound.set(assembly.slot, assembly.place(assembly.pages), page, BlockSum::ZEROS);
                 assembly.pages += 1;
             }
-            let index = assembly.pages - 1;
+            let index = assembly.place(assembly.pages - 1);
             let page = inbound.page(assembly.slot, index);
             let block = memory.bytes_mut(page);
             let taken = chunk.len().min(BLOCK_BYTES - offset);
@@ -181,13 +201,21 @@ impl Incoming {
                 self.at += 1;
             }
         }
-        let Assembly { update, settled, slot, .. } = *assembly;
+        let Assembly { update, settled, old, slot, .. } = *assembly;
         let found = sum_of_sums((0..update.payload_blocks()).map(|index| inbound.sum(slot, index)));
         if found != update.sum {
             return Err(Fault::Payload { number: update.number, expected: update.sum, found });
         }
+        if let Some(old) = old {
+            let places = old.sent(update.count).map(|index| inbound.sum(slot, UPDATE_BLOCKS_MAX + index));
+            let found = sum_of_sums(places);
+            if found != old.sum {
+                return Err(Fault::OldBlocks { number: update.number, expected: old.sum, found });
+            }
+        }
         self.assembly = None;
-        Ok(Next::Message(FromLink::Update { update, settled, slot }))
+        let with_old = old.is_some();
+        Ok(Next::Message(FromLink::Update { update, settled, slot, with_old }))
     }
 
     fn advance(&mut self, taken: usize) {

@@ -4,11 +4,14 @@ use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::base::{BLOCK_BYTES, Memory, PageId, PageTable, SlotId, UPDATE_BLOCKS_MAX, UpdateNumber};
+use crate::base::{
+    BLOCK_BYTES, Memory, OLD_BLOCK_SLOTS, PageId, PageTable, SlotId, UpdateNumber, sum_of_sums,
+};
 use crate::core::messages::{Control, PageFrame};
 use crate::format::update::Update;
 use crate::format::wire::{
-    self, CONTROL_FRAME_BYTES_MAX, FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES, UPDATE_FRAME_BYTES,
+    self, CONTROL_FRAME_BYTES_MAX, FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES, OldBlocks,
+    UPDATE_FRAME_BLOCKS_MAX, UPDATE_FRAME_BYTES,
 };
 
 /// Frames are gathered in allocations of this size, from which turns cut their pieces; quinn keeps one until the last of
@@ -19,7 +22,7 @@ const GATHER_BYTES: usize = 64 << 10;
 const GATHER_BYTES_A_TURN_MAX: usize = 128 << 10;
 
 /// Bytes of the longest frame.
-const FRAME_BYTES_MAX: usize = UPDATE_FRAME_BYTES + UPDATE_BLOCKS_MAX * BLOCK_BYTES;
+const FRAME_BYTES_MAX: usize = UPDATE_FRAME_BYTES + UPDATE_FRAME_BLOCKS_MAX * BLOCK_BYTES;
 
 /// Pieces of a turn: each but the last ends where the next frame did not fit.
 const PIECES_MAX: usize = GATHER_BYTES_A_TURN_MAX / (GATHER_BYTES / 2) + 2;
@@ -67,14 +70,23 @@ impl Outgoing {
         memory: &impl Memory,
         table: &PageTable,
         slot: SlotId,
+        old_blocks: Option<&PageTable>,
     ) {
         let blocks = update.payload_blocks();
-        self.reserve(UPDATE_FRAME_BYTES + blocks * BLOCK_BYTES);
+        let old_row = SlotId((update.number.0 % OLD_BLOCK_SLOTS as u64) as u32);
+        let old = old_blocks.map(|table| old_blocks_of(update, table, old_row));
+        let old_count = old.map_or(0, |old| old.sent(update.count).count());
+        self.reserve(UPDATE_FRAME_BYTES + (blocks + old_count) * BLOCK_BYTES);
         let mut frame = [0; UPDATE_FRAME_BYTES];
-        let length = wire::encode_update(update, settled, &mut frame);
+        let length = wire::encode_update(update, settled, old, &mut frame);
         self.gather.extend_from_slice(&frame[..length]);
         for index in 0..blocks {
             self.gather.extend_from_slice(memory.bytes(table.page(slot, index)));
+        }
+        if let (Some(table), Some(old)) = (old_blocks, old) {
+            for index in old.sent(update.count) {
+                self.gather.extend_from_slice(memory.bytes(table.page(old_row, index)));
+            }
         }
     }
 
@@ -118,4 +130,12 @@ impl Outgoing {
             self.pieces.push_back(self.gather.split().freeze());
         }
     }
+}
+
+/// What the frame says of the old blocks that a row names.
+fn old_blocks_of(update: &Update, table: &PageTable, row: SlotId) -> OldBlocks {
+    let is_zero = |index: &u32| table.page(row, *index as usize) == PageId::ZERO;
+    let zeros = (0..update.count).filter(is_zero).fold(0, |zeros, index| zeros | 1 << index);
+    let old = OldBlocks { sum: 0, zeros };
+    OldBlocks { sum: sum_of_sums(old.sent(update.count).map(|index| table.sum(row, index))), ..old }
 }
