@@ -37,6 +37,8 @@ class Site:
         self.nbd = self.directory + ".nbd"
         self.link = f"127.0.0.1:{free_port(socket.SOCK_DGRAM)}"
         self.peer = None
+        self.differential = "reference"
+        self.warm_up = True
 
     def keygen(self):
         os.makedirs(self.directory)
@@ -56,6 +58,7 @@ control = "{self.directory}.control"
 [group]
 name = "compared"
 latency_budget = "2s"
+differential = "{self.differential}"
 [[volume]]
 name = "disk"
 size = "{bench.size_bytes >> 20}MiB"
@@ -66,6 +69,7 @@ size = "{bench.journal_bytes >> 20}MiB"
 size = "{bench.differential_bytes >> 20}MiB"
 [cache]
 size = "{bench.cache_bytes >> 20}MiB"
+warm_up = {"true" if self.warm_up else "false"}
 [nbd]
 socket = "{self.nbd}"
 [reactors]
