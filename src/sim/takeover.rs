@@ -96,7 +96,9 @@ impl World {
             self.plan.takeover.is_some_and(|plan| plan.suspends) && self.network.is_partitioned(self.now);
         let gone = !self.alive(old) || (cut && !alone);
         let may = self.stage == Stage::Working && old == self.home && follows && gone;
-        if !may || !self.audit.may_be_taken_over(old) {
+        // What waits in it for room is nothing that it has.
+        let has = self.status(site).map_or(0, |status| status.last.0);
+        if !may || !self.audit.may_be_taken_over(old, has) {
             return;
         }
         self.promotions += 1;
