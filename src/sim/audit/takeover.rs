@@ -10,8 +10,8 @@ impl Auditor {
         self.config.level >= Level::Durable && self.ops[id as usize].spec.kind.changes()
     }
 
-    /// Whether an operator may let the other site, which took updates up to `other_took`, take over from `site`, which is dead or cut from its hosts. Not if it
-    /// acknowledged anything alone that the other has not, or would go on alone when it starts again.
+    /// Whether an operator may let the other site, which took updates up to `other_took`, take over from `site`, which is dead or
+    /// cut from its hosts. Not if it acknowledged anything alone that the other has not, or would go on alone when it starts again.
     pub fn may_be_taken_over(&self, site: usize, other_took: u64) -> bool {
         let (written, other_has) = (self.written(site), self.received(1 - site).min(other_took));
         let own = self.solo.iter().rev().find(|(number, _)| *number <= written);
