@@ -80,9 +80,9 @@ pub const CHANGES_BLOCKS_MAX: usize = 4096;
 /// whoever overwrites it all once after a snapshot is to wait for the cache to fill, not for this.
 pub const CAPTURES_MIN: usize = 16_384;
 
-/// Pages of management information in one commit (half a megabyte): some sixteen thousand captured blocks an fsync. A
+/// Pages of management information in one commit (a megabyte): some thirty thousand captured blocks an fsync. A
 /// commit of few blocks rewrites almost as much of the tables as one of many, whose keys then lie close together.
-pub const METADATA_PAGES_MAX: usize = 128;
+pub const METADATA_PAGES_MAX: usize = 256;
 
 /// Slots of the metadata executor's page table: a commit, a reclaim, and looks-up for readers of snapshots.
 pub const METADATA_IO_SLOTS: usize = 32;

@@ -32,7 +32,7 @@ const WARN_AGAIN_PERCENT: u64 = 70;
 
 /// Clean blocks' pages are held for a snapshot only while this share of what updates may hold is in use, in percent: the
 /// volume has the block, and reading it again costs less than an admission that waits.
-const HOLD_CLEAN_PERCENT: u64 = 50;
+const HOLD_CLEAN_PERCENT: u64 = 75;
 
 impl Group {
     /// Pages that updates hold back: unsettled payload, blocks not in their volume, and old content that snapshots need.
