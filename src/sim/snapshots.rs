@@ -149,6 +149,10 @@ impl World {
         if seldom || self.plan.snapshots.is_none() || !self.plan.has_peer() || !self.alive(other) {
             return;
         }
+        // A site that has what its peer went on without is refused.
+        if self.audit.journals_part() {
+            return;
+        }
         let (left, right) = self.sites.split_at_mut(1);
         let (site, peer) = if index == 0 { (&mut left[0], &right[0]) } else { (&mut right[0], &left[0]) };
         if peer.disk.metadata.applied < site.disk.metadata.applied {

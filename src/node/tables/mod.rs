@@ -163,6 +163,14 @@ fn settled_at_both(config: &Config, here: &Position, hello: &Hello) -> Result<Up
             here.last
         ));
     }
+    // The peer has taken over since. Replay would find in this journal what those tables have no slots for.
+    if common < here.last && common < hello.last {
+        return refuse(format!(
+            "it took over after {common}, and this site's journal goes on to {} without it: that has to be dropped first, which only a \
+             site that runs does. Put the metadata of a backup in place, or format this site anew",
+            here.last
+        ));
+    }
     Ok(common)
 }
 

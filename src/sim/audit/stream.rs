@@ -37,7 +37,14 @@ impl Auditor {
                 "INV-7: {seen:?} has a number and generation that are taken by another update on some site"
             );
             // Nobody has the old one any more, so its number and generation are free.
-            self.replaced.remove(&(seen.generation, seen.number));
+            let gone = self.replaced.remove(&(seen.generation, seen.number));
+            // It was sent, and a takeover that came to nothing took its operation's number.
+            if let Some(op) = gone.and_then(|entry| entry.op)
+                && self.ops[op as usize].number.is_none()
+                && !self.unnumbered.contains(&op)
+            {
+                self.unnumbered.push(op);
+            }
         }
         if site != self.leader {
             assert!(

@@ -19,6 +19,12 @@ impl Auditor {
         site == self.leader && ended(own) && ended(self.solo.last())
     }
 
+    /// Whether each journal has something that the other has not.
+    pub fn journals_part(&self) -> bool {
+        let shared = self.sites[0].written().min(self.sites[1].written());
+        shared > 0 && self.sites[0].submits(shared) != self.sites[1].submits(shared)
+    }
+
     /// A crash took from the site what it had beyond its journal, up to `had`.
     pub(super) fn lost(&mut self, site: usize, had: u64) {
         let has = self.written(site) as usize;
