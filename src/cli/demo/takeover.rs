@@ -18,6 +18,10 @@ use crate::node::load::{Ledger, check, digest};
 /// Hosts that write to blocks of their own, one write at a time each.
 const HOSTS: u64 = 8;
 
+/// Pause of a host between two writes. A site that catches up gets what hosts leave it, and to a site that is alone they may write faster
+/// than another one, perhaps of a debug build, can follow.
+const THINK: Duration = Duration::from_millis(2);
+
 /// A host that lost its site looks for the other one this often.
 const RECONNECT_EVERY: Duration = Duration::from_millis(1);
 
@@ -185,6 +189,7 @@ fn write_until(host: u64, uris: &[NbdUri; 2], ended: &AtomicBool) -> anyhow::Res
         host.ledger.acknowledge(block);
         host.acknowledged += 1;
         host.longest = host.longest.max(begun.elapsed());
+        std::thread::sleep(THINK);
     }
     Ok(host)
 }
