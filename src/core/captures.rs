@@ -10,8 +10,8 @@ pub enum Source {
     Page(PageId),
     /// In the volume, which keeps it until the capture is durable.
     Volume,
-    /// In the volume, and in this page, read from there for the write to the slot. Whoever else wants it reads the volume, since
-    /// nobody has compared the page's sum.
+    /// In the volume, and in this page, read from there for the write to the slot. Whoever else wants it reads the volume: the page
+    /// may be other than what was written, and goes to the slot under the sum that it should have.
     Read(PageId),
 }
 

@@ -222,8 +222,7 @@ fn fill(
     snapshots: &[SnapshotRecord],
     entries: &[Captured],
 ) -> Result<(), redb::Error> {
-    let mut transaction = database.begin_write()?;
-    transaction.set_two_phase_commit(true);
+    let transaction = begin_write(database)?;
     {
         transaction.open_table(NUMBERS)?.insert(store::APPLIED, applied.0)?;
         let mut records = transaction.open_table(store::SNAPSHOTS)?;
@@ -234,7 +233,7 @@ fn fill(
         }
         let mut captured = transaction.open_table(store::CAPTURED)?;
         for entry in entries {
-            captured.insert((entry.volume.0, entry.lba.0, entry.snapshot.0), &entry.value())?;
+            captured.insert(store::key_of(entry), &entry.value())?;
         }
     }
     transaction.commit()?;
@@ -249,10 +248,15 @@ fn make_tables(transaction: &WriteTransaction) -> Result<(), redb::Error> {
     Ok(())
 }
 
-fn write(database: &Database, record: &SiteRecord) -> Result<(), redb::Error> {
+/// With both phases, a commit that is not what was written is damage, and never taken for one that did not happen.
+fn begin_write(database: &Database) -> Result<redb::WriteTransaction, redb::TransactionError> {
     let mut transaction = database.begin_write()?;
-    // With both phases, a commit that is not what was written is damage, and never taken for one that did not happen.
     transaction.set_two_phase_commit(true);
+    Ok(transaction)
+}
+
+fn write(database: &Database, record: &SiteRecord) -> Result<(), redb::Error> {
+    let transaction = begin_write(database)?;
     make_tables(&transaction)?;
     {
         let mut numbers = transaction.open_table(NUMBERS)?;

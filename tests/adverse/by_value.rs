@@ -43,7 +43,11 @@ fn record() -> SnapshotRecord {
 
 /// A primary that streams, with a snapshot.
 fn primary() -> Site {
-    let mut site = with_content(by_value(Role::Primary));
+    primary_of(by_value(Role::Primary))
+}
+
+fn primary_of(config: GroupConfig) -> Site {
+    let mut site = with_content(config);
     site.connect(&hello_by_value(Role::Primary, 0));
     site.turns(20);
     site.ack(1, 1, 1, 1);
@@ -128,15 +132,7 @@ fn what_overwrites_more_than_fits_in_memory_is_sent_in_steps() {
 fn nothing_is_read_first_while_the_primary_is_alone() {
     let mut config = by_value(Role::Primary);
     config.peer.as_mut().expect("set above").on_peer_loss = OnPeerLoss::Solo;
-    let mut site = with_content(config);
-    site.connect(&hello_by_value(Role::Primary, 0));
-    site.turns(20);
-    site.ack(1, 1, 1, 1);
-    let SnapshotRecord { name, volumes, .. } = record();
-    let op = AdminOp::CreateSnapshot { name, volumes, protected: false, taken_at_ns: 0 };
-    site.with(|group, turn| group.on_admin(turn, AdminRequest { id: 1, op }));
-    site.turns(20);
-    site.ack(2, 2, 2, 2);
+    let mut site = primary_of(config);
     site.disconnect();
     site.turns(50);
     site.held = volume_reads;

@@ -31,8 +31,8 @@ impl Group {
 
     /// The snapshots that live, oldest first, and whether each can be read here.
     pub fn snapshots(&self) -> impl Iterator<Item = (&SnapshotRecord, bool)> {
-        let seen = if self.role == Role::Primary { self.acknowledged } else { self.settled };
-        self.snapshots.living().map(move |record| (record, record.number <= seen))
+        let visible = self.visible();
+        self.snapshots.living().map(move |record| (record, record.number <= visible))
     }
 
     fn judge_admin(&self, op: &AdminOp) -> Result<(), AdminError> {
@@ -148,7 +148,7 @@ impl Group {
                     ..Update::EMPTY
                 };
                 let stamps = WriteStamps { numbered_at: turn.now, ..WriteStamps::default() };
-                self.append(turn, update, None, stamps, |_| (page, sum));
+                self.append(turn, update, None, stamps, |_| (page, sum), None);
                 number
             }
             AdminOp::DeleteSnapshot { snapshot } => match self.room_for_control(0) {
@@ -187,7 +187,7 @@ impl Group {
         let lba = Lba(snapshot.0);
         let update = Update { number, generation: self.generation, lba, kind, ..Update::EMPTY };
         let stamps = WriteStamps { numbered_at: turn.now, ..WriteStamps::default() };
-        self.append(turn, update, None, stamps, |_| unreachable!("{kind:?} has no payload"));
+        self.append(turn, update, None, stamps, |_| unreachable!("{kind:?} has no payload"), None);
         number
     }
 

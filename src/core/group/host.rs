@@ -550,9 +550,9 @@ impl Group {
             };
             // Acknowledgements are cumulative: the last one answers for all.
             let waiter = (numbered + done == total).then_some(waiter);
-            self.append(turn, update, waiter, stamps, |index| {
-                (row.page(at.1, first as usize + index), row.sum(at.1, first as usize + index))
-            });
+            let block =
+                |index| (row.page(at.1, first as usize + index), row.sum(at.1, first as usize + index));
+            self.append(turn, update, waiter, stamps, block, None);
         }
         self.counters.write_bytes += u64::from(count) * BLOCK_BYTES as u64;
         let op = self.op_mut(at);

@@ -240,7 +240,7 @@ impl Group {
             self.follow_slots(&update);
             let stamps = WriteStamps { numbered_at: turn.now, ..WriteStamps::default() };
             let old = inbound.old.as_ref();
-            self.append_with(turn, update, None, stamps, |index| inbound.pages[index], old);
+            self.append(turn, update, None, stamps, |index| inbound.pages[index], old);
             self.peer.ack_owed = true;
             if let Talk::Fetching { to } = self.peer.talk {
                 self.note_fetched(&update);

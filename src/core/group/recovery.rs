@@ -553,9 +553,8 @@ impl Group {
                     return self.fail(turn);
                 }
             }
-            self.append(turn, update, None, WriteStamps::default(), |index| {
-                (row.page(slot, page + index), row.sum(slot, page + index))
-            });
+            let block = |index| (row.page(slot, page + index), row.sum(slot, page + index));
+            self.append(turn, update, None, WriteStamps::default(), block, None);
             // It came from the journal, so it is not appended again.
             self.unappended_blocks = 0;
             self.read_back_taken(turn, &update);

@@ -7,7 +7,6 @@ use super::storage::VolumeIo;
 use super::{Group, Turn};
 use crate::base::*;
 use crate::core::captures::Source;
-use crate::core::config::Role;
 use crate::core::messages::*;
 use crate::core::outbox::Event;
 use crate::format::metadata::{kept_at, set_bit};
@@ -35,8 +34,8 @@ pub(super) struct Reader {
 impl Group {
     /// Why a snapshot cannot be read here, now.
     fn judge_snapshot(&self, volume: VolumeId, snapshot: UpdateNumber) -> Result<(), HostError> {
-        let seen = if self.role == Role::Primary { self.acknowledged } else { self.settled };
-        let found = self.snapshots.find(snapshot).filter(|found| found.lives() && snapshot <= seen);
+        let visible = self.visible();
+        let found = self.snapshots.find(snapshot).filter(|found| found.lives() && snapshot <= visible);
         match found {
             Some(found) if found.record.volumes.contains(volume) => Ok(()),
             _ => Err(HostError::NoSuchSnapshot),

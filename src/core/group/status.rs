@@ -142,7 +142,7 @@ impl Group {
             last: self.window.last(),
             journaled: self.journal.journaled(),
             durable: self.journal.durable(),
-            acknowledged: if self.role == Role::Primary { self.acknowledged } else { self.settled },
+            acknowledged: self.visible(),
             settled: self.settled,
             checkpoint: self.checkpoint,
             destage: self.destage.state(),
@@ -166,6 +166,14 @@ impl Group {
             operations: self.ops_live as u64,
             operations_waiting: (self.queued.len() + self.stalled.len()) as u64,
             counters: self.counters,
+        }
+    }
+
+    /// What readers of this site may see goes up to here.
+    pub(super) fn visible(&self) -> UpdateNumber {
+        match self.role {
+            Role::Primary => self.acknowledged,
+            Role::Secondary => self.settled,
         }
     }
 

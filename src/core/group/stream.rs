@@ -15,20 +15,9 @@ pub(super) const CONTROL_UPDATES: usize = 8;
 
 impl Group {
     /// Gives `update` its place in the stream: window, index, and (by `end_turn`) link and journal. `block` names the page
-    /// and sum of each payload block; the pages become the window's.
+    /// and sum of each payload block; the pages become the window's. `old` is what its blocks held before, if that came with it,
+    /// whose pages become the captures'.
     pub(super) fn append(
-        &mut self,
-        turn: &mut Turn<impl Memory>,
-        update: Update,
-        waiter: Option<Waiter>,
-        stamps: WriteStamps,
-        block: impl Fn(usize) -> (PageId, BlockSum),
-    ) {
-        self.append_with(turn, update, waiter, stamps, block, None);
-    }
-
-    /// The same of an update that came with what its blocks held before, whose pages become the captures'.
-    pub(super) fn append_with(
         &mut self,
         turn: &mut Turn<impl Memory>,
         update: Update,
@@ -90,7 +79,7 @@ impl Group {
         let number = self.window.last().next();
         let update = Update { number, generation, kind, ..Update::EMPTY };
         let stamps = WriteStamps { numbered_at: turn.now, ..WriteStamps::default() };
-        self.append(turn, update, None, stamps, |_| unreachable!("control updates have no payload"));
+        self.append(turn, update, None, stamps, |_| unreachable!("control updates have no payload"), None);
         number
     }
 

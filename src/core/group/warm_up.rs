@@ -7,7 +7,7 @@ use super::{Group, Phase, Turn};
 use crate::base::*;
 use crate::core::messages::*;
 
-/// Pause between two reads while operations are inside: a quarter of a megabyte each, they take the disk some tenth of the time.
+/// Pause between two reads while operations are inside: 128 KiB each, they take the disk less than a tenth of the time.
 const PAUSE: Nanos = Nanos::from_millis(2);
 
 /// Blocks that one turn looks at for one that is not cached, so that a warm cache costs no turn much.

@@ -8,7 +8,7 @@ use redb::{
 };
 
 use super::space::{Needed, SharedSpace};
-use super::{NUMBERS, TableNames};
+use super::{NUMBERS, TableNames, begin_write};
 use crate::base::*;
 use crate::core::messages::{MetadataAnswer, MetadataFault, MetadataOp};
 use crate::format::metadata::*;
@@ -301,8 +301,7 @@ impl Store {
             lent.commits += 1;
         }
         self.lent = self.lent.take().filter(|lent| lent.commits <= LENT_COMMITS_MAX);
-        let mut transaction = self.database.begin_write()?;
-        transaction.set_two_phase_commit(true);
+        let transaction = begin_write(&self.database)?;
         {
             let mut captured = transaction.open_table(CAPTURED)?;
             let mut records = transaction.open_table(SNAPSHOTS)?;
@@ -396,8 +395,7 @@ impl Store {
             before = Some(key);
         }
         if !garbage.is_empty() {
-            let mut transaction = self.database.begin_write()?;
-            transaction.set_two_phase_commit(true);
+            let transaction = begin_write(&self.database)?;
             {
                 let mut captured = transaction.open_table(CAPTURED)?;
                 for key in &garbage {
@@ -469,7 +467,7 @@ impl Store {
     }
 }
 
-fn key_of(entry: &Captured) -> Key {
+pub(super) fn key_of(entry: &Captured) -> Key {
     (entry.volume.0, entry.lba.0, entry.snapshot.0)
 }
 

@@ -167,7 +167,7 @@ fn settled_at_both(config: &Config, here: &Position, hello: &Hello) -> Result<Up
     if common < here.last && common < hello.last {
         return refuse(format!(
             "it took over after {common}, and this site's journal goes on to {} without it: that has to be dropped first, which only a \
-             site that runs does. Put the metadata of a backup in place, or format this site anew",
+             site that runs does. Format this site anew; it catches up as long as the peer's journal reaches back far enough",
             here.last
         ));
     }
