@@ -106,6 +106,7 @@ impl World {
             AdminRequest { id: PROMOTION_IDS + self.promotions, op: AdminOp::Promote { fenced: true } };
         self.trace.note(self.now, || format!("operator lets site {site} take over"));
         self.sites[site].admin.push_back((self.now, request));
+        self.audit.ordered_to_take_over(site);
         // Hosts of the old primary are cut off at once, and come to the new one when it serves.
         self.home = site;
         self.home_generation = self.status(site).map_or(Generation::NONE, |status| status.generation);

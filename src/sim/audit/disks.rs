@@ -147,6 +147,7 @@ impl Auditor {
     pub fn receives(&mut self, site: usize, number: u64, generation: u64) {
         self.sites[site].receives(number, generation);
         self.found(site, number, generation);
+        self.deposed[site] &= Auditor::opener(generation) == site;
         // The primary takes up again what it had lost and its peer kept.
         let last = self.stream.last().map_or(0, |entry| entry.seen.generation);
         if site == self.leader

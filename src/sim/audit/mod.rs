@@ -282,6 +282,8 @@ pub struct Auditor {
     alive: [bool; 2],
     /// The site's present incarnation has gone on with a stream of its own.
     resumed: [bool; 2],
+    /// The other site took over from this one, which has not followed it since.
+    deposed: [bool; 2],
     /// What each site has truthfully claimed to have in its volumes.
     applied: [u64; 2],
     /// What each site had before it died, received, written, durable and applied: the primary may still hear of it, until
@@ -317,6 +319,7 @@ impl Auditor {
             solo: Vec::new(),
             alive: [true; 2],
             resumed: [false; 2],
+            deposed: [false; 2],
             applied: [0; 2],
             before_death: [[0; 4]; 2],
             takeovers: 0,

@@ -25,21 +25,23 @@ impl Auditor {
         let opens = seen.kind == KIND_GENERATION_OPEN && Auditor::opener(seen.generation) == site;
         let again = self.replaced.contains_key(&(seen.generation, seen.number))
             && self.sites[site].has(seen.number, seen.generation);
-        if opens && site != self.leader && !again {
+        if opens && site != self.leader && !again && !self.deposed[site] {
             self.take_over(site, seen.number);
         }
         if let Some(entry) = self.replaced.get(&(seen.generation, seen.number)) {
-            if site != self.leader {
+            let held = (0..2).any(|site| self.sites[site].has(seen.number, seen.generation));
+            if site != self.leader && (held || Auditor::opener(seen.generation) != site) {
                 return self.check_same(site, entry, &seen, blocks);
             }
             assert!(
-                !(0..2).any(|site| self.sites[site].has(seen.number, seen.generation)),
+                !held,
                 "INV-7: {seen:?} has a number and generation that are taken by another update on some site"
             );
             // Nobody has the old one any more, so its number and generation are free.
             let gone = self.replaced.remove(&(seen.generation, seen.number));
             // It was sent, and a takeover that came to nothing took its operation's number.
             if let Some(op) = gone.and_then(|entry| entry.op)
+                && site == self.leader
                 && self.ops[op as usize].number.is_none()
                 && !self.unnumbered.contains(&op)
             {
@@ -47,6 +49,8 @@ impl Auditor {
             }
         }
         if site != self.leader {
+            // Started again, it opens a generation when a hello comes that its peer said before it took over.
+            self.resumed[site] |= opens && self.deposed[site];
             assert!(
                 Auditor::opener(seen.generation) == site && self.resumed[site],
                 "the secondary has {seen:?}, which its primary never had"

@@ -19,6 +19,11 @@ impl Auditor {
         site == self.leader && ended(own) && ended(self.solo.last())
     }
 
+    /// An operator lets the site take over, which he can only when it follows.
+    pub fn ordered_to_take_over(&mut self, site: usize) {
+        self.deposed[site] = false;
+    }
+
     /// Whether each journal has something that the other has not.
     pub fn journals_part(&self) -> bool {
         let shared = self.sites[0].written().min(self.sites[1].written());
@@ -68,6 +73,7 @@ impl Auditor {
         }
         self.replace_from(common + 1);
         self.leader = site;
+        (self.deposed[site], self.deposed[1 - site]) = (false, true);
         self.take_up_own(first - 1);
         self.newest_generation = self.stream.last().map_or(0, |entry| entry.seen.generation);
         self.takeovers += 1;
@@ -86,10 +92,14 @@ impl Auditor {
     /// A crash may have undone the opening of the newest generation: then the one before is in force, and all that its primary has.
     pub(super) fn takeover_undone(&mut self) {
         let newest = self.stream.last().map_or(0, |entry| entry.seen.generation);
+        if newest == 0 {
+            self.deposed = [false; 2];
+        }
         if newest == 0 || Auditor::opener(newest) == self.leader {
             return;
         }
         self.leader = Auditor::opener(newest);
+        self.deposed[self.leader] = false;
         self.newest_generation = newest;
         self.take_up_own(u64::MAX);
     }
