@@ -84,6 +84,7 @@ impl Totals {
             (&mut all.takeovers, one.takeovers),
             (&mut all.snapshots, one.snapshots),
             (&mut all.snapshot_reads, one.snapshot_reads),
+            (&mut all.changes_told, one.changes_told),
             (&mut all.sent_by_value, one.sent_by_value),
             (&mut all.captured_blocks, one.captured_blocks),
             (&mut all.reclaimed_blocks, one.reclaimed_blocks),
@@ -122,10 +123,11 @@ impl Totals {
             self.outcome.excused_writes,
         );
         println!(
-            "of snapshots: {} taken, {} reads, {} updates sent with what they overwrote, {} blocks captured and {} slots reclaimed \
+            "of snapshots: {} taken, {} reads, {} blocks told whether they changed, {} updates sent with what they overwrote, {} blocks captured and {} slots reclaimed \
              since the sites' last starts",
             self.outcome.snapshots,
             self.outcome.snapshot_reads,
+            self.outcome.changes_told,
             self.outcome.sent_by_value,
             self.outcome.captured_blocks,
             self.outcome.reclaimed_blocks

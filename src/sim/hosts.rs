@@ -10,6 +10,9 @@ use crate::sim::memory::SimMemory;
 use crate::sim::plan::Plan;
 use crate::sim::rng::Rng;
 
+/// Reads that are questions for changes instead, where there are snapshots.
+const CHANGES_ONE_IN: u64 = 6;
+
 /// What a front remembers of an operation inside the group.
 #[derive(Debug)]
 struct Flight {
@@ -99,18 +102,25 @@ impl Front {
             );
         }
         if let Some(op) = flight.op {
-            let count = u64::from(flight.host);
+            let count_of_site = u64::from(flight.host);
             match reply.result {
                 // Where nothing that was acknowledged can be lost, it holds whether anybody hears of it or not.
                 Ok(()) if flight.host && !heard && !audit.outlives_crashes(op) => audit.failed(op),
+                Ok(()) if let HostOp::Changes { count, .. } = flight.request => {
+                    let bits = memory.bytes(flight.pages[0]);
+                    let told: Vec<bool> =
+                        (0..count as usize).map(|bit| bits[bit / 8] >> (bit % 8) & 1 == 1).collect();
+                    audit.told_changes(op, &told);
+                    counts.succeeded += count_of_site;
+                }
                 Ok(()) => {
                     let prints: Vec<Print> = flight.pages.iter().map(|page| memory.print(*page)).collect();
                     audit.succeeded(op, &prints);
-                    counts.succeeded += count;
+                    counts.succeeded += count_of_site;
                 }
                 Err(_) => {
                     audit.failed(op);
-                    counts.failed += count;
+                    counts.failed += count_of_site;
                 }
             }
         }
@@ -132,6 +142,7 @@ impl Front {
         plan: &Plan,
         host: bool,
         rng: &mut Rng,
+        changes: &mut Rng,
         memory: &mut SimMemory,
         table: &PageTable,
         audit: &mut Auditor,
@@ -153,6 +164,9 @@ impl Front {
             }
             if spec.kind == OpKind::Read && rng.percent(snapshots.read_percent) {
                 spec.snapshot = draw_snapshot(rng, audit, volume);
+            }
+            if spec.kind == OpKind::Read && changes.once_in(CHANGES_ONE_IN) {
+                ask_for_changes(&mut spec, changes, audit, blocks);
             }
         }
         let (request, expected) = if wrong {
@@ -180,6 +194,11 @@ impl Front {
                     lent.push(page);
                 }
             }
+            HostOp::Changes { .. } => {
+                let page = self.pages.pop().expect("counted above");
+                table.set(ticket, 0, page, BlockSum::ZEROS);
+                lent.push(page);
+            }
             HostOp::Write { lba, count, .. } => {
                 for index in 0..u64::from(count) {
                     let print = match op {
@@ -194,7 +213,6 @@ impl Front {
                 hand_over(self, 0, print, true);
             }
             HostOp::Zero { .. } | HostOp::ZeroPartial { .. } | HostOp::Flush => (),
-            HostOp::Changes { .. } => unreachable!("no simulated host asks for changes"),
         }
         self.flights[ticket.0 as usize] =
             Some(Flight { op, wrong: expected, request, host, pages: lent, answered: false });
@@ -280,10 +298,26 @@ fn draw_wrong(writes: bool, rng: &mut Rng, blocks: u64) -> (HostOp, Option<HostE
     }
 }
 
+/// Makes a read a question: what was changed between two snapshots of the volume, or since one, if it has any.
+fn ask_for_changes(spec: &mut OpSpec, rng: &mut Rng, audit: &Auditor, blocks: u64) {
+    let [since, seen] = [0; 2].map(|_| draw_snapshot(rng, audit, spec.volume));
+    if since == 0 {
+        return;
+    }
+    spec.kind = OpKind::Changes { since: since.min(seen) };
+    spec.snapshot = since.max(seen);
+    if rng.once_in(3) {
+        (spec.kind, spec.snapshot) = (OpKind::Changes { since }, 0);
+    }
+    spec.lba = rng.below(blocks);
+    spec.count = rng.between(1, blocks - spec.lba);
+}
+
 fn host_op(spec: &OpSpec) -> HostOp {
     let (lba, count) = (Lba(spec.lba), spec.count as u32);
     match spec.kind {
         OpKind::Read => HostOp::Read { lba, count },
+        OpKind::Changes { since } => HostOp::Changes { since: UpdateNumber(since), lba, count },
         OpKind::Write { fua } => HostOp::Write { lba, count, fua },
         OpKind::WritePartial { offset, length, fua } => {
             HostOp::WritePartial { lba, offset: offset as u16, length: length as u16, fua }

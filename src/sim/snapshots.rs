@@ -43,6 +43,13 @@ pub fn generator(seed: u64) -> Rng {
     Rng::new(seed ^ FORK)
 }
 
+/// The same of hosts who ask what was changed.
+const FORK_CHANGES: u64 = 0x6368_616e_6765_7321;
+
+pub fn generator_of_changes(seed: u64) -> Rng {
+    Rng::new(seed ^ FORK_CHANGES)
+}
+
 impl SnapshotPlan {
     pub fn new(seed: u64, rng: &mut Rng) -> Option<SnapshotPlan> {
         if rng.once_in(3) {

@@ -171,6 +171,7 @@ impl World {
         self.outcome.snapshots = self.audit.snapshots_taken() as u64;
         self.outcome.takeovers = self.audit.takeovers;
         self.outcome.snapshot_reads = self.audit.snapshot_reads;
+        self.outcome.changes_told = self.audit.changes_told;
         self.outcome.sent_by_value = self.audit.sent_by_value;
         self.outcome.hosts = self.counts;
         self.outcome.virtual_ns = self.now;

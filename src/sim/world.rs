@@ -117,6 +117,8 @@ pub struct Outcome {
     pub solo_ranges: u64,
     pub snapshots: u64,
     pub snapshot_reads: u64,
+    /// Blocks of which a host was told whether they were changed.
+    pub changes_told: u64,
     /// Updates that went to the secondary with what they overwrote.
     pub sent_by_value: u64,
     pub captured_blocks: u64,
@@ -143,6 +145,8 @@ pub struct World {
     pub(super) rng: Rng,
     /// Snapshots' own, so that seeds without them are not changed by them.
     pub(super) snapshot_rng: Rng,
+    /// That of hosts who ask what was changed.
+    changes_rng: Rng,
     /// Takeovers' own, for the same reason.
     pub(super) takeover_rng: Rng,
     /// The site where hosts are, and the newest generation that served them.
@@ -200,6 +204,7 @@ impl World {
         let mut world = World {
             rng,
             snapshot_rng,
+            changes_rng: snapshots::generator_of_changes(seed),
             takeover_rng,
             home: PRIMARY,
             home_generation: Generation::NONE,
@@ -606,7 +611,7 @@ impl World {
         let plan = &self.plan;
         let lacked = self.slots_lacked();
         let (asked, host) = (self.is_asked(index), self.is_host(index));
-        let rng = &mut self.rng;
+        let (rng, changes) = (&mut self.rng, &mut self.changes_rng);
         let Site { fronts, memory, tables, .. } = &mut self.sites[index];
         let front = &mut fronts[number];
         while front.replies.front().is_some_and(|(ready, _)| *ready <= now) {
@@ -642,8 +647,17 @@ impl World {
         } else if more {
             let table = &tables.fronts[number];
             for _ in 0..rng.between(1, plan.depth as u64) {
-                let sent =
-                    front.submit(now, plan, host, rng, memory, table, &mut self.audit, &mut self.counts);
+                let sent = front.submit(
+                    now,
+                    plan,
+                    host,
+                    rng,
+                    changes,
+                    memory,
+                    table,
+                    &mut self.audit,
+                    &mut self.counts,
+                );
                 let Some((op, HostRequest { volume, op: request, .. })) = sent else { break };
                 self.trace.note(now, || {
                     format!("site {index} front {number}: op {op:?} {request:?} of volume {}", volume.0)

@@ -24,7 +24,12 @@ impl Auditor {
             submitted_at: self.now,
             outstanding: true,
             succeeded: false,
-            floor: self.promised,
+            floor: match spec.kind {
+                // What its own journal has, the secondary knows.
+                OpKind::Changes { .. } if !host => self.durable(site),
+                _ => self.promised,
+            },
+            replacements: self.replacements,
             number: None,
             limit: u64::MAX,
             read_floors,
@@ -57,6 +62,7 @@ impl Auditor {
         match spec.kind {
             OpKind::Read if spec.snapshot > 0 => self.check_snapshot_read(id, prints),
             OpKind::Read => self.check_read(id, prints),
+            OpKind::Changes { .. } => unreachable!("told_changes has the answer"),
             OpKind::Flush => {
                 let floor = self.ops[id as usize].floor;
                 if let Err(why) = self.settled(floor) {

@@ -220,7 +220,7 @@ impl Auditor {
             Print::of(&block) == contents[0].print
         };
         match spec.kind {
-            OpKind::Read | OpKind::Flush => false,
+            OpKind::Read | OpKind::Changes { .. } | OpKind::Flush => false,
             OpKind::Write { .. } => {
                 (0..).zip(contents).all(|(index, content)| content.print == whole(lba + index))
             }

@@ -77,6 +77,10 @@ pub struct AuditConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpKind {
     Read,
+    /// What was changed since this snapshot.
+    Changes {
+        since: u64,
+    },
     Write {
         fua: bool,
     },
@@ -104,12 +108,12 @@ impl OpKind {
             | OpKind::WritePartial { fua, .. }
             | OpKind::Zero { fua }
             | OpKind::ZeroPartial { fua, .. } => fua,
-            OpKind::Read | OpKind::Flush => false,
+            OpKind::Read | OpKind::Changes { .. } | OpKind::Flush => false,
         }
     }
 
     fn changes(self) -> bool {
-        !matches!(self, OpKind::Read | OpKind::Flush)
+        !matches!(self, OpKind::Read | OpKind::Changes { .. } | OpKind::Flush)
     }
 }
 
@@ -136,6 +140,8 @@ struct Op {
     succeeded: bool,
     /// The last number promised to a host before this was submitted.
     floor: u64,
+    /// Replacements in the stream when it was submitted.
+    replacements: u64,
     /// The update it became.
     number: Option<u64>,
     /// The last number it may have become, given when its host had its reply.
@@ -273,6 +279,9 @@ pub struct Auditor {
     /// Snapshots that some administrator wanted deleted.
     unwanted: BTreeSet<u64>,
     pub snapshot_reads: u64,
+    pub changes_told: u64,
+    /// How often updates were replaced in the stream.
+    replacements: u64,
     /// Updates that went to the secondary with what they overwrote.
     pub sent_by_value: u64,
     /// A read of a site's disks has failed in its present incarnation.
@@ -314,6 +323,8 @@ impl Auditor {
             snapshots: Vec::new(),
             unwanted: BTreeSet::new(),
             snapshot_reads: 0,
+            changes_told: 0,
+            replacements: 0,
             sent_by_value: 0,
             unread: [false; 2],
             solo: Vec::new(),

@@ -4,7 +4,7 @@ use crate::sim::audit::journal::{
     KIND_SNAPSHOT_CREATE, KIND_SNAPSHOT_DELETE, KIND_SNAPSHOT_PROTECT, KIND_SNAPSHOT_UNPROTECT, Seen,
     snapshot_protected, snapshot_volumes,
 };
-use crate::sim::audit::{Auditor, BlockHistory, Entry, Media, Place};
+use crate::sim::audit::{Auditor, BlockHistory, Entry, Media, Op, OpKind, Place};
 use crate::sim::content::{Content, Print};
 
 #[derive(Clone, Copy, Debug)]
@@ -231,6 +231,42 @@ impl Auditor {
             );
         }
         self.snapshot_reads += 1;
+    }
+
+    /// A host was told, of each block it asked for, whether it was changed between two snapshots, or since one. Between two that is
+    /// certain; since one, what was there when it asked has to be told, and what came later may be.
+    pub fn told_changes(&mut self, id: u64, told: &[bool]) {
+        self.end(id);
+        let Op { spec, floor, replacements, .. } = self.ops[id as usize];
+        let OpKind::Changes { since } = spec.kind else {
+            panic!("op {id} {spec:?} is answered with changes")
+        };
+        for snapshot in [since, spec.snapshot].into_iter().filter(|number| *number > 0) {
+            let known = self.snapshots.iter().find(|seen| seen.number == snapshot);
+            assert!(
+                known.is_some_and(|seen| seen.has(spec.volume)),
+                "op {id} is told of snapshot #{snapshot}, which the stream does not have"
+            );
+        }
+        assert_eq!(told.len() as u64, spec.count);
+        for (lba, &told) in (spec.lba..).zip(told) {
+            let block = &self.blocks[usize::from(spec.volume)][lba as usize];
+            let changed = |upto: u64| block.versions.iter().any(|it| it.number > since && it.number <= upto);
+            let right = match spec.snapshot {
+                0 => told || replacements != self.replacements || !changed(floor),
+                snapshot => told == changed(snapshot),
+            };
+            assert!(
+                right,
+                "INV-8: op {id} at site {} is told {told} of volume {} block {lba} between #{since} and #{} (floor #{floor}); \
+                 its versions are {:?}",
+                self.ops[id as usize].site,
+                spec.volume,
+                spec.snapshot,
+                block.versions.iter().map(|version| version.number).collect::<Vec<_>>()
+            );
+        }
+        self.changes_told += told.len() as u64;
     }
 
     /// An administrator was told that the update did what was asked.
