@@ -1,10 +1,12 @@
 //! A site's management information, in redb: what the site was formatted as, its snapshots, and where old blocks are that they
 //! keep. Only plain threads come here.
 
+mod backend;
 mod executor;
 mod space;
 mod store;
 
+use backend::Backend;
 pub use executor::{MetadataEdges, MetadataExecutor};
 pub use space::{SharedSpace, Space};
 pub use store::{RequestPages, Store};
@@ -122,13 +124,20 @@ impl Metadata {
         let failed = |source: redb::Error| Metadata::failed(path, source);
         let file = std::fs::OpenOptions::new().read(true).write(true).create_new(true).open(path);
         let file = file.map_err(|error| failed(redb::Error::Io(error)))?;
-        let database = redb::Builder::new().create_file(file).map_err(|error| failed(error.into()))?;
+        let database = database_in(file).map_err(|error| failed(error.into()))?;
         write(&database, record).map_err(failed)?;
         Ok(Metadata { path: path.to_owned(), database, names: TableNames::default() })
     }
 
     pub fn open(path: &Path) -> Result<Metadata, MetadataError> {
-        let database = Database::open(path).map_err(|error| Metadata::failed(path, error.into()))?;
+        let failed = |source: redb::Error| Metadata::failed(path, source);
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(path);
+        let file = file.map_err(|error| failed(redb::Error::Io(error)))?;
+        // The database would begin anew in a file without anything in it.
+        if file.metadata().is_ok_and(|metadata| metadata.len() == 0) {
+            return Err(failed(redb::Error::Io(std::io::ErrorKind::UnexpectedEof.into())));
+        }
+        let database = database_in(file).map_err(|error| failed(error.into()))?;
         Ok(Metadata { path: path.to_owned(), database, names: TableNames::default() })
     }
 
@@ -201,6 +210,10 @@ impl Metadata {
             source => MetadataError::Database { path, source: Box::new(source) },
         }
     }
+}
+
+fn database_in(file: std::fs::File) -> Result<Database, redb::DatabaseError> {
+    redb::Builder::new().create_with_backend(Backend::new(file)?)
 }
 
 /// Whether the database says that the file is not what it wrote.
@@ -349,6 +362,8 @@ mod tests {
         drop(Database::create(&path).expect("created"));
         let empty = Metadata::open(&path).expect("opened").record();
         assert!(matches!(empty, Err(MetadataError::Incomplete { .. })));
+        std::fs::write(&path, []).expect("written");
+        assert!(matches!(Metadata::open(&path), Err(MetadataError::Damaged { .. })), "began anew in nothing");
         std::fs::write(&path, [7; 8192]).expect("written");
         assert!(matches!(Metadata::open(&path), Err(MetadataError::Damaged { .. })));
         std::fs::remove_file(&path).expect("removed");

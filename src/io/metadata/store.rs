@@ -7,6 +7,7 @@ use redb::{
     TableDefinition,
 };
 
+use super::backend::give_way;
 use super::space::{Needed, SharedSpace};
 use super::{NUMBERS, TableNames, begin_write};
 use crate::base::*;
@@ -343,6 +344,7 @@ impl Store {
             let mut by_key: Vec<usize> = (0..entries.len()).collect();
             by_key.sort_by_key(|&index| key_of(&entries[index]));
             for index in by_key {
+                give_way();
                 let entry = &entries[index];
                 match insert(&mut captured, entry)? {
                     Insertion::New { since } => self.needed.captured(entry.volume, since, entry.snapshot),
