@@ -19,6 +19,9 @@ use lockstep::format::wire::{Hello, HelloVolume, PROTOCOL_MAX, PROTOCOL_MIN, Ref
 /// Differential data by value.
 #[path = "adverse/by_value.rs"]
 mod by_value;
+/// Roles that change as planned.
+#[path = "adverse/handover.rs"]
+mod handover;
 /// What is lost with a peer or with an earlier life of a site.
 #[path = "adverse/lost.rs"]
 mod lost;

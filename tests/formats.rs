@@ -12,7 +12,7 @@ use lockstep::format::journal::{BatchHeader, Digest, decode_batch, encode_batch}
 use lockstep::format::metadata::Captured;
 use lockstep::format::nbd::{self, ClientFlags, Cookie, OptionHeader, Request, Sink, command, option};
 use lockstep::format::snapshot::{SnapshotName, SnapshotRecord, encode_snapshots};
-use lockstep::format::superblock::{JournalPosition, Superblock};
+use lockstep::format::superblock::{JournalPosition, Left, Superblock};
 use lockstep::format::tables::{TablesHeader, TablesKind, put_entry, put_header, put_record};
 use lockstep::format::text::Text;
 use lockstep::format::update::{Update, UpdateKind};
@@ -38,7 +38,7 @@ fn history() -> History {
     history
 }
 
-fn updates() -> [Update; 9] {
+fn updates() -> [Update; 11] {
     let update = |number: u64, kind: UpdateKind| Update {
         number: UpdateNumber(0x0102_0304 + number),
         generation: generation(2),
@@ -56,6 +56,8 @@ fn updates() -> [Update; 9] {
         update(6, UpdateKind::SoloEnd),
         Update { lba: Lba(0x0102_0307), ..update(7, UpdateKind::SnapshotProtect) },
         Update { lba: Lba(0x0102_0307), ..update(8, UpdateKind::SnapshotUnprotect) },
+        update(9, UpdateKind::StepDown),
+        update(10, UpdateKind::HandOver),
     ]
 }
 
@@ -66,7 +68,7 @@ fn batch() -> Vec<u8> {
         previous: Digest(0x4142_4344_4546_4748),
         known_durable: UpdateNumber(0x0102_0302),
         settled: UpdateNumber(0x0102_0301),
-        count: 9,
+        count: 11,
         payload_blocks: 4,
     };
     let mut block = [0; BLOCK_BYTES];
@@ -95,6 +97,7 @@ fn superblock(sequence: u64) -> Vec<u8> {
         known_durable: UpdateNumber(0x0102_0302),
         settled: UpdateNumber(0x0102_0301),
         solo: true,
+        left: Some(Left::HandedOver),
         history: history(),
     };
     let mut block = [0; BLOCK_BYTES];
@@ -239,6 +242,8 @@ fn controls() -> Vec<u8> {
         Control::OldBlockWanted { slot: Slot(0x0102_0308), sum: BlockSum(0x8182_8384) },
         Control::OldBlockLacking { slot: Slot(0x0102_0308) },
         Control::TablesWanted { settled: UpdateNumber(0x0102_0309), page: 0x8182_8385 },
+        Control::SwitchoverWanted,
+        Control::SwitchoverRefused { code: 0x81 },
     ] {
         let length = encode_control(&control, &mut out);
         stream.extend_from_slice(&out[..length]);
@@ -394,7 +399,7 @@ fn encodings_have_not_changed() {
 fn fixed_inputs_reach_what_they_are_for() {
     let mut updates = [Update::EMPTY; BATCH_DESCRIPTORS_MAX];
     let header = decode_batch(batch().first_chunk().expect("a block"), &mut updates).expect("a batch");
-    assert_eq!((header.count, &updates[..9]), (9, &self::updates()[..]));
+    assert_eq!((header.count, &updates[..11]), (11, &self::updates()[..]));
     let mut reader = FrameReader::new();
     let stream = frames();
     let mut input = &stream[..];
@@ -404,7 +409,7 @@ fn fixed_inputs_reach_what_they_are_for() {
         input = &input[reader.payload_left()..];
         reader.take_payload(reader.payload_left());
     }
-    assert_eq!((count, reader.at_boundary()), (23, true));
+    assert_eq!((count, reader.at_boundary()), (27, true));
     // All but CACHE, BLOCK_STATUS, DISC, the unknown one, and where buffers are small the unfragmented read.
     for (choice, acts) in [(0, 0), (0xff, 0), (0xff, LATE | BACKWARDS), (0xfe, LATE | UNREAD)] {
         assert!(exercise::nbd_session(&nbd_client(choice, acts)) >= 6, "choice {choice}, {acts}");
@@ -484,7 +489,7 @@ fn tables_of_offsets(markdown: &str) -> Vec<(String, Vec<(usize, usize)>)> {
 fn tables_of_offsets_have_no_gaps() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/FORMATS.md");
     let tables = tables_of_offsets(&std::fs::read_to_string(file).expect("the document is there"));
-    assert_eq!(tables.len(), 22);
+    assert_eq!(tables.len(), 23);
     for (title, rows) in tables {
         let mut end = 0;
         for (offset, bytes) in rows {

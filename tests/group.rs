@@ -584,3 +584,45 @@ fn the_other_site_takes_over_with_every_acknowledged_write_and_the_old_one_follo
         assert_eq!([pair.read(0, 6), pair.read(1, 6)], [55 + connection as u8; 2]);
     }
 }
+
+#[test]
+fn a_switchover_moves_the_primary_there_and_back_on_one_connection() {
+    let mut pair = pair();
+    let mut expected = HashMap::new();
+    exercise(&mut pair, &mut expected, 20, 1);
+    // Asked at the primary, at the secondary, and so on.
+    for (round, asked) in [(1u8, 0), (2, 0), (3, 1), (4, 1)] {
+        let (primary, now) = (usize::from(round + 1) % 2, pair.now);
+        let other = 1 - primary;
+        for ticket in 0..8u32 {
+            pair.sites[primary].write(now, ticket, 10 + u64::from(ticket), round + ticket as u8, false);
+        }
+        for op in [AdminOp::Switchover, AdminOp::HostsGone] {
+            let site = if op == AdminOp::Switchover { asked } else { primary };
+            pair.step();
+            let request = AdminRequest { id: u64::from(round), op };
+            pair.sites[site].with(now, |group, turn| group.on_admin(turn, request));
+        }
+        for ticket in 0..8u32 {
+            assert_eq!(pair.reply(primary, ticket), Ok(()), "what was asked before it");
+        }
+        pair.run_until("switched over", |pair| {
+            let status = pair.sites.each_ref().map(|site| site.group.status(pair.now));
+            (status[other].role, status[other].state) == (Role::Primary, GroupState::Serving)
+                && status[primary].role == Role::Secondary
+        });
+        assert!(!pair.sites[other].group.status(pair.now).solo);
+        pair.run_until("told", |pair| pair.sites[asked].out.to_admin.front().is_some());
+        while let Some(reply) = pair.sites[asked].out.to_admin.pop() {
+            assert!(reply.result.is_ok(), "{reply:?}");
+        }
+        while pair.sites[primary].out.to_admin.pop().is_some() {}
+        for ticket in 0..8u32 {
+            let lba = 10 + u64::from(ticket);
+            assert_eq!(pair.read(other, lba), round + ticket as u8);
+            expected.insert(lba, round + ticket as u8);
+        }
+    }
+    // Updates of the two generations beside those of the rounds: nothing was copied again.
+    exercise(&mut pair, &mut expected, 20, 5);
+}

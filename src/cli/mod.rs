@@ -76,6 +76,10 @@ enum Command {
     Load(load::Load),
     /// Make a running secondary the primary, because the primary is dead
     Promote(role::Promote),
+    /// Make the secondary the primary and the primary the secondary, both being in lockstep; at either site
+    Switchover(role::Switchover),
+    /// Let the primary step down, so that nobody is primary until a site is promoted
+    Demote(role::Demote),
     /// Let a running site drain, checkpoint and end
     Stop(ConfigArgument),
 }
@@ -148,6 +152,8 @@ fn perform(command: Command) -> anyhow::Result<()> {
         Command::Snapshot(command) => command.run()?,
         Command::Load(arguments) => arguments.run()?,
         Command::Promote(arguments) => arguments.run()?,
+        Command::Switchover(arguments) => arguments.run()?,
+        Command::Demote(arguments) => arguments.run()?,
         Command::Stop(argument) => observe::stop(&argument)?,
     }
     Ok(())

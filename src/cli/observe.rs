@@ -50,7 +50,11 @@ fn shown(status: &Status) -> String {
             status.role,
             status.group,
             status.state.replace('_', " "),
-            if status.solo { ", SOLO: writes are acknowledged by this site alone" } else { "" }
+            match status {
+                Status { solo: true, .. } => ", SOLO: writes are acknowledged by this site alone",
+                Status { vacant: true, .. } => ", NOBODY IS PRIMARY: the last one has stepped down",
+                _ => "",
+            }
         ),
         format!(
             "generation {}  last {}  journaled {}  durable {}  acknowledged {}  settled {}  checkpoint {}",

@@ -1,4 +1,4 @@
-//! The commands that change which site serves hosts: `promote`.
+//! The commands that change which site serves hosts: `promote`, `switchover`, `demote`.
 
 use super::ConfigArgument;
 use super::observe::client;
@@ -16,6 +16,38 @@ impl Promote {
     pub fn run(&self) -> anyhow::Result<()> {
         client(&self.config)?.promote(self.fenced)?;
         println!("this site is the primary, and alone; hosts can connect");
+        Ok(())
+    }
+}
+
+#[derive(clap::Args)]
+pub struct Switchover {
+    #[command(flatten)]
+    config: ConfigArgument,
+}
+
+impl Switchover {
+    pub fn run(&self) -> anyhow::Result<()> {
+        let client = client(&self.config)?;
+        client.switch_over()?;
+        match client.status()?.role.as_str() {
+            "primary" => println!("this site is the primary; hosts can connect"),
+            _ => println!("this site is a secondary; hosts can connect to the other one"),
+        }
+        Ok(())
+    }
+}
+
+#[derive(clap::Args)]
+pub struct Demote {
+    #[command(flatten)]
+    config: ConfigArgument,
+}
+
+impl Demote {
+    pub fn run(&self) -> anyhow::Result<()> {
+        client(&self.config)?.demote()?;
+        println!("nobody is primary; `lockstep promote` at the other site makes that one so");
         Ok(())
     }
 }

@@ -301,6 +301,12 @@ pub enum AdminOp {
     Promote {
         fenced: bool,
     },
+    /// The site that follows becomes primary, and this one follows, or the other way round: at either site.
+    Switchover,
+    /// This site stops being primary, and nobody is.
+    Demote,
+    /// No host is connected any more that could write: what a site that leaves its role waits for, but not for long.
+    HostsGone,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -353,6 +359,55 @@ pub enum AdminError {
     NotFenced,
     #[error("the sites did not agree in time; it may still happen")]
     Deadline,
+    #[error("this site is not the primary; ask the other one")]
+    NotPrimary,
+    #[error("this site has no peer, so nobody could be primary in its place")]
+    NoPeer,
+    #[error(
+        "the sites are not in lockstep, so the other one does not have everything; wait for it (`lockstep wait --in-sync` at the \
+         primary), then ask again. If one of them is dead or cut off, `lockstep status` at both says what each holds, and `lockstep \
+         promote` is the way"
+    )]
+    NotInLockstep,
+    #[error(
+        "this site has acknowledged writes alone that the other one does not have; wait until it has caught up (`lockstep wait \
+         --in-sync`), then ask again"
+    )]
+    Alone,
+    #[error(
+        "hosts' operations and both journals did not come to rest in time, so the primary stays what it is; ask again"
+    )]
+    NotDrained,
+    #[error("the primary hands over already, or steps down")]
+    LeavesAlready,
+    #[error(
+        "the link was lost while the primary was asked; `lockstep status` at both sites shows which of them is primary"
+    )]
+    LinkLost,
+    #[error("the primary refuses, and this version does not know why")]
+    Unknown,
+}
+
+/// Those that a primary may answer its peer with, by their code on the wire less one.
+const PEER_ERRORS: [AdminError; 7] = [
+    AdminError::NotServing,
+    AdminError::Recovering,
+    AdminError::NotPrimary,
+    AdminError::NotInLockstep,
+    AdminError::Alone,
+    AdminError::NotDrained,
+    AdminError::LeavesAlready,
+];
+
+impl AdminError {
+    pub fn code(self) -> u8 {
+        PEER_ERRORS.iter().position(|error| *error == self).map_or(0, |index| index as u8 + 1)
+    }
+
+    pub fn of_code(code: u8) -> AdminError {
+        let index = usize::from(code).checked_sub(1);
+        index.and_then(|index| PEER_ERRORS.get(index)).copied().unwrap_or(AdminError::Unknown)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -95,6 +95,12 @@ pub enum Event {
     RoleChanged {
         role: Role,
     },
+    /// The site leaves its role as primary: its hosts are to be disconnected.
+    HostsToGo,
+    /// It does not after all, and its hosts may come again.
+    LeavingAbandoned {
+        why: AdminError,
+    },
     GenerationOpened {
         generation: Generation,
         first: UpdateNumber,

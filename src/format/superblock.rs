@@ -50,7 +50,19 @@ pub struct Superblock {
     pub solo: bool,
     /// What this site was when this was written, by what was durable in its journal.
     pub role: Role,
+    /// How the primary of the checkpoint's generation left it, if it did: with the update at `checkpoint`.
+    pub left: Option<Left>,
     pub history: History,
+}
+
+/// How a primary ends its generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Left {
+    /// Nobody is primary until somebody is promoted.
+    SteppedDown = 1,
+    /// Its peer opens the next one.
+    HandedOver = 2,
 }
 
 /// Why a block is not a superblock.
@@ -66,6 +78,8 @@ pub enum SlotError {
     Solo { found: u8 },
     #[error("superblock's role is {found}, expected 1 or 2")]
     Role { found: u8 },
+    #[error("superblock says that its generation was left in way {found}, expected 0 to 2")]
+    Left { found: u8 },
     #[error("superblock lists {found} volumes, expected at most {VOLUMES_MAX}")]
     VolumeCount { found: usize },
     #[error("superblock's volume {index} has 0 blocks, expected 1 or more")]
@@ -108,7 +122,8 @@ const POSITION_SEQUENCE: usize = 72;
 const POSITION_PREVIOUS: usize = 80;
 const KNOWN_DURABLE: usize = 88;
 const SETTLED: usize = 96;
-const RESERVED_B: usize = 104;
+const LEFT: usize = 104;
+const RESERVED_B: usize = 105;
 const CRC: usize = 252;
 const VOLUMES: usize = 256;
 const HISTORY: usize = VOLUMES + 8 * VOLUMES_MAX;
@@ -142,6 +157,7 @@ impl Superblock {
             settled: UpdateNumber::NONE,
             solo: false,
             role,
+            left: None,
             history: History::EMPTY,
         }
     }
@@ -191,6 +207,7 @@ impl Superblock {
         out[VOLUME_COUNT] = self.volume_count as u8;
         out[HISTORY_COUNT] = self.history.len() as u8;
         out[ROLE] = self.role as u8;
+        out[LEFT] = self.left.map_or(0, |left| left as u8);
         put(out, GROUP, &self.group.0.to_le_bytes());
         put(out, SEQUENCE, &self.sequence.to_le_bytes());
         put(out, JOURNAL_BLOCKS, &self.journal_blocks.to_le_bytes());
@@ -232,6 +249,12 @@ impl Superblock {
             2 => Role::Secondary,
             found => return Err(SlotError::Role { found }),
         };
+        let left = match bytes[LEFT] {
+            0 => None,
+            1 => Some(Left::SteppedDown),
+            2 => Some(Left::HandedOver),
+            found => return Err(SlotError::Left { found }),
+        };
         let volume_count = usize::from(bytes[VOLUME_COUNT]);
         if volume_count > VOLUMES_MAX {
             return Err(SlotError::VolumeCount { found: volume_count });
@@ -264,6 +287,7 @@ impl Superblock {
             settled: UpdateNumber(u64_at(bytes, SETTLED)),
             solo,
             role,
+            left,
             history,
         };
         superblock.check()?;
@@ -302,10 +326,10 @@ mod tests {
     fn any_superblock() -> impl Strategy<Value = Superblock> {
         let volumes = prop::collection::vec(1..=u64::MAX, 0..=VOLUMES_MAX);
         let ring = (any::<u64>(), 3..=u64::MAX);
-        (any::<(u128, u16, u64, [u64; 3], [bool; 2])>(), volumes, ring, any::<[u64; 3]>(), any_history())
+        (any::<(u128, u16, u64, [u64; 3], [bool; 4])>(), volumes, ring, any::<[u64; 3]>(), any_history())
             .prop_map(
                 |(
-                    (group, site, sequence, position, [solo, primary]),
+                    (group, site, sequence, position, [solo, primary, leaves, hands_over]),
                     sizes,
                     (block, journal_blocks),
                     mut numbers,
@@ -332,6 +356,7 @@ mod tests {
                         known_durable: UpdateNumber(numbers[2]),
                         solo,
                         role: if primary { Role::Primary } else { Role::Secondary },
+                        left: leaves.then_some(if hands_over { Left::HandedOver } else { Left::SteppedDown }),
                         history,
                     }
                 },
@@ -369,6 +394,7 @@ mod tests {
             settled: UpdateNumber(7),
             solo: false,
             role: Role::Primary,
+            left: None,
             history,
         }
     }

@@ -32,6 +32,10 @@ pub enum UpdateKind {
     SnapshotProtect = 11,
     /// It may be again.
     SnapshotUnprotect = 12,
+    /// The primary steps down: nobody is primary until a site opens a generation.
+    StepDown = 13,
+    /// The primary hands over: its peer opens the next generation.
+    HandOver = 14,
 }
 
 impl UpdateKind {
@@ -47,6 +51,8 @@ impl UpdateKind {
             10 => Some(UpdateKind::Cut),
             11 => Some(UpdateKind::SnapshotProtect),
             12 => Some(UpdateKind::SnapshotUnprotect),
+            13 => Some(UpdateKind::StepDown),
+            14 => Some(UpdateKind::HandOver),
             _ => None,
         }
     }
@@ -57,6 +63,11 @@ impl UpdateKind {
             self,
             UpdateKind::SnapshotDelete | UpdateKind::SnapshotProtect | UpdateKind::SnapshotUnprotect
         )
+    }
+
+    /// Whether it ends its generation: only the opening of another one follows.
+    pub const fn leaves(self) -> bool {
+        matches!(self, UpdateKind::StepDown | UpdateKind::HandOver)
     }
 
     /// The fewest and the most blocks an update of this kind has.
@@ -91,7 +102,7 @@ pub struct Update {
 /// Why bytes are not an update's descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DescriptorError {
-    #[error("update kind {found}, expected 1 to 4 or 7 to 10")]
+    #[error("update kind {found}, expected 1 to 4 or 7 to 14")]
     Kind { found: u8 },
     #[error("update number 0 in a {kind:?}, expected 1 or higher")]
     Number { kind: UpdateKind },
@@ -268,6 +279,8 @@ pub(crate) mod tests {
             1 => Just(UpdateKind::GenerationOpen),
             1 => Just(UpdateKind::SoloBegin),
             1 => Just(UpdateKind::SoloEnd),
+            1 => Just(UpdateKind::StepDown),
+            1 => Just(UpdateKind::HandOver),
             1 => Just(UpdateKind::Cut),
         ];
         let numbers = (2..=u64::MAX, any::<u64>(), any::<u64>(), any::<Option<u64>>());

@@ -124,12 +124,22 @@ impl Names {
                 let then = if ours { "hosts are served" } else { "this site follows it" };
                 (Level::Info, format!("generation {generation} is open from {first}; {then}"))
             }
+            Event::HostsToGo => (
+                Level::Info,
+                "this site leaves its role as primary: hosts are disconnected, and everything comes to rest"
+                    .to_owned(),
+            ),
+            Event::LeavingAbandoned { why } => {
+                (Level::Warn, format!("this site stays the primary, and hosts may connect again: {why}"))
+            }
             Event::RoleChanged { role: Role::Primary } => {
                 (Level::Warn, "this site is the primary now; hosts can write here".to_owned())
             }
             Event::RoleChanged { role: Role::Secondary } => (
                 Level::Warn,
-                format!("this site is a secondary now; {peer} has gone on without it, and hosts write there"),
+                format!(
+                    "this site is a secondary now, and takes no writes; where {peer} is primary, hosts write there"
+                ),
             ),
             Event::PeerInSync => (Level::Info, format!("in lockstep with {peer}")),
             Event::PeerCatchingUp { from, to } => {

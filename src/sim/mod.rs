@@ -6,6 +6,7 @@ pub mod content;
 mod coverage;
 pub mod disk;
 mod faults;
+mod handover;
 mod hosts;
 mod link;
 pub mod memory;

@@ -8,6 +8,8 @@ use crate::core::group::Group;
 use crate::core::messages::*;
 use crate::core::outbox::{Outbox, Tables};
 use crate::format::superblock::Superblock;
+use crate::format::update::Update;
+use crate::sim::audit::journal::Seen;
 use crate::sim::disk::{Disk, IoId};
 use crate::sim::hosts::Front;
 use crate::sim::link::Link;
@@ -100,5 +102,18 @@ impl Site {
             disturbed_io_until: 0,
             errors: [None; 2],
         }
+    }
+}
+
+/// An update as the auditor knows them.
+pub fn seen(update: &Update) -> Seen {
+    Seen {
+        number: update.number.0,
+        generation: update.generation.0,
+        kind: update.kind as u8,
+        volume: update.volume.0,
+        lba: update.lba.0,
+        count: update.count,
+        slot: if update.captures() { update.slot.0 + 1 } else { 0 },
     }
 }

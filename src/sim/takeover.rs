@@ -5,6 +5,7 @@ use crate::base::Generation;
 use crate::core::config::{OnPeerLoss, Role};
 use crate::core::group::status::{GroupState, GroupStatus};
 use crate::core::messages::{AdminOp, AdminRequest};
+use crate::sim::handover::HandoverPlan;
 use crate::sim::plan::Plan;
 use crate::sim::rng::Rng;
 use crate::sim::world::{Event, Stage, World};
@@ -24,6 +25,7 @@ pub struct TakeoverPlan {
     pub delay_ns: u64,
     /// Nobody goes on alone because a partition lasts.
     pub suspends: bool,
+    pub handover: Option<HandoverPlan>,
 }
 
 /// Tells the generator of takeovers from the others of its seed.
@@ -51,6 +53,7 @@ impl TakeoverPlan {
             crash_events: rng.pick(&[0, 0, 60, 600]),
             delay_ns: rng.pick(&[1, 5, 40]) * MS,
             suspends,
+            handover: None,
         })
     }
 }

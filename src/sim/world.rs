@@ -7,16 +7,17 @@ use crate::core::config::{AckLevel, DifferentialBy};
 use crate::core::group::Turn;
 use crate::core::messages::*;
 use crate::core::outbox::Event as GroupEvent;
-use crate::sim::audit::journal::{RING_FIRST, Seen};
+use crate::sim::audit::journal::RING_FIRST;
 use crate::sim::audit::{AuditConfig, Auditor, Level, PRIMARY, SECONDARY};
 use crate::sim::coverage::Coverage;
 use crate::sim::disk::{IoId, place_of};
+use crate::sim::handover;
 use crate::sim::hosts::HostCounts;
 use crate::sim::network::Network;
 use crate::sim::plan::{Crash, Fault, Plan};
 use crate::sim::queue::Queue;
 use crate::sim::rng::Rng;
-use crate::sim::site::{Alarm, Done, Site};
+use crate::sim::site::{Alarm, Done, Site, seen};
 use crate::sim::snapshots::{self, SnapshotPlan};
 use crate::sim::takeover;
 use crate::sim::trace::Trace;
@@ -78,6 +79,10 @@ pub(super) enum Event {
     /// An operator's command reaches a site.
     Promote {
         site: usize,
+    },
+    Administer {
+        site: usize,
+        op: AdminOp,
     },
 }
 
@@ -149,6 +154,7 @@ pub struct World {
     changes_rng: Rng,
     /// Takeovers' own, for the same reason.
     pub(super) takeover_rng: Rng,
+    pub(super) handover_rng: Rng,
     /// The site where hosts are, and the newest generation that served them.
     pub(super) home: usize,
     pub(super) home_generation: Generation,
@@ -180,6 +186,8 @@ impl World {
         let mut plan = Plan::new(seed, &mut rng, snapshots);
         let mut takeover_rng = takeover::generator(seed);
         plan.take_over(&mut takeover_rng);
+        let mut handover_rng = handover::generator(seed);
+        plan.hand_over(&mut handover_rng);
         let mut trace = Trace::new(print);
         trace.note(0, || format!("{plan:#?}"));
         let config = &plan.configs[0];
@@ -206,6 +214,7 @@ impl World {
             snapshot_rng,
             changes_rng: snapshots::generator_of_changes(seed),
             takeover_rng,
+            handover_rng,
             home: PRIMARY,
             home_generation: Generation::NONE,
             promotions: 0,
@@ -339,6 +348,7 @@ impl World {
             Event::Lost { site, connection } => self.lost(site, connection),
             Event::Healed => self.healed(),
             Event::Promote { site } => self.promote(site),
+            Event::Administer { site, op } => self.administer(site, op),
         }
     }
 
@@ -679,6 +689,7 @@ impl World {
         }
         if submitted && host {
             self.perhaps_administer();
+            self.perhaps_switch_over();
         }
     }
 
@@ -784,17 +795,5 @@ impl World {
         let bound = if executor == Executor::Journal { JOURNAL_IO_SLOTS } else { VOLUME_IO_SLOTS };
         assert!(ring.len() <= bound, "INV-12: more completions than slots");
         self.wake_group(index, ready);
-    }
-}
-
-fn seen(update: &crate::format::update::Update) -> Seen {
-    Seen {
-        number: update.number.0,
-        generation: update.generation.0,
-        kind: update.kind as u8,
-        volume: update.volume.0,
-        lba: update.lba.0,
-        count: update.count,
-        slot: if update.captures() { update.slot.0 + 1 } else { 0 },
     }
 }

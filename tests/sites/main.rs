@@ -17,4 +17,5 @@ mod refusals;
 mod snapshot_torture;
 mod snapshots;
 mod soak;
+mod switchover;
 mod takeover;

@@ -19,6 +19,9 @@ pub(super) struct Waiting {
 
 impl Group {
     pub fn on_admin(&mut self, turn: &mut Turn<impl Memory>, request: AdminRequest) {
+        if matches!(request.op, AdminOp::Switchover | AdminOp::Demote | AdminOp::HostsGone) {
+            return self.on_leave(turn, request);
+        }
         let verdict = match self.judge_admin(&request.op) {
             Ok(()) if self.admin.room() == 0 => Err(AdminError::Busy),
             verdict => verdict,
@@ -69,7 +72,9 @@ impl Group {
                 let lives = self.snapshots.lives(*snapshot);
                 lives.then_some(()).ok_or(AdminError::NoSuchSnapshot)
             }
-            AdminOp::Promote { .. } => unreachable!("judged above"),
+            AdminOp::Promote { .. } | AdminOp::Switchover | AdminOp::Demote | AdminOp::HostsGone => {
+                unreachable!("judged elsewhere")
+            }
         }
     }
 
@@ -111,6 +116,7 @@ impl Group {
         while let Some(waiting) = self.admin.pop() {
             self.answer_admin(turn, waiting, Err(AdminError::NotServing));
         }
+        self.forget_leaving(turn);
     }
 
     pub(super) fn admin_deadline(&self) -> Option<Nanos> {
@@ -165,6 +171,7 @@ impl Group {
                 self.append_naming(turn, kind, snapshot)
             }
             AdminOp::Promote { .. } => self.promote(turn),
+            AdminOp::Switchover | AdminOp::Demote | AdminOp::HostsGone => unreachable!("never queued"),
         }
     }
 

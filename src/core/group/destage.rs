@@ -530,6 +530,7 @@ impl Group {
             settled: self.settled.max(found_settled),
             solo: self.alone == Alone::Yes || found_solo,
             role: self.durable_role(),
+            left: self.left.filter(|(at, _)| *at <= self.destage.target).map(|(_, left)| left),
             history,
             volumes: [0; VOLUMES_MAX],
             volume_count: self.config.volumes.len(),

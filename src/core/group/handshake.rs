@@ -247,6 +247,7 @@ impl Group {
         self.peer.said_settled = UpdateNumber::NONE;
         self.peer.received = self.peer.received.max(from.previous());
         self.peer.waiting_since = None;
+        self.leaving.met_successor();
         // A heartbeat goes out before all else, and its answer tells where the peer is now.
         self.peer.introduced = false;
         self.peer.said_at = turn.now;
@@ -263,7 +264,8 @@ impl Group {
         let fetching = matches!(self.peer.talk, Talk::Fetching { .. });
         // Tables that were repaired may be ahead of this site: numbers that they cover are not given to other updates.
         let whole = self.window.last() >= self.applied;
-        let may = !self.serving && !self.stopping && !fetching && whole && self.window.room() > 0;
+        let stays = self.left.is_none();
+        let may = !self.serving && !self.stopping && !fetching && whole && stays && self.window.room() > 0;
         if self.role == Role::Primary && may && answered {
             if !self.opened {
                 let generation = self.generation.opened_by(self.config.site);

@@ -116,6 +116,9 @@ impl Group {
         if self.role == Role::Secondary && request.of_primary {
             return Err(HostError::NotServing);
         }
+        if self.role == Role::Primary && self.left.is_some() {
+            return Err(HostError::NotServing);
+        }
         if request.op == HostOp::Flush {
             return Ok(());
         }
@@ -691,6 +694,12 @@ impl Group {
         };
         self.on_acknowledged.retain(waits);
         self.on_settled.retain(waits);
+    }
+
+    /// Operations that are inside and do not wait for room.
+    pub(super) fn operations_under_way(&self) -> usize {
+        let under_way = |op: &&Op| !matches!(op.state, OpState::Free | OpState::Waiting);
+        self.ops.iter().flatten().filter(under_way).count()
     }
 
     pub(super) fn answer_all(&mut self, turn: &mut Turn<impl Memory>, error: HostError) {

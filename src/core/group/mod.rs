@@ -3,13 +3,14 @@
 //! `handshake`, `peering` (streaming, loss, solo), `catch_up` (the journal read back), `recovery`, `warm_up`, `status`; and of snapshots:
 //! `capture` (what an update's blocks held before), `old_blocks` (sending that, by value), `differential` (making that durable),
 //! `admin` (creating, deleting), `snapshot_reads`, `repair` and `tables` (what has gone bad, here or at the peer). `takeover`
-//! changes what a site is to its peer.
+//! changes what a site is to its peer, `handover` by agreement.
 
 mod admin;
 mod capture;
 mod catch_up;
 mod destage;
 mod differential;
+mod handover;
 mod handshake;
 mod host;
 mod inbound;
@@ -41,6 +42,7 @@ use crate::core::snapshots::Snapshots;
 use crate::core::sums::Sums;
 use crate::core::window::Window;
 use crate::format::history::History;
+use crate::format::superblock::Left;
 
 /// Pages kept back from fronts and link, so that journal headers, read-backs, checksum writes and read misses never wait for
 /// pages that only they could free.
@@ -113,6 +115,9 @@ pub struct Group {
     /// A primary that has opened its generation, and one that lets its hosts in.
     opened: bool,
     serving: bool,
+    /// How the newest generation's primary ended it, if the stream says so, and where.
+    left: Option<(UpdateNumber, Left)>,
+    leaving: handover::Leaving,
 
     history: History,
     generation: Generation,
@@ -226,6 +231,8 @@ impl Group {
             role_at: UpdateNumber::NONE,
             opened: false,
             serving: false,
+            left: None,
+            leaving: handover::Leaving::default(),
             history: History::default(),
             generation: Generation::NONE,
             pages: Pages::new(config.pages),
@@ -336,6 +343,7 @@ impl Group {
                 self.ingest_inbound(turn);
                 self.advance(turn);
                 self.admin_turn(turn);
+                self.leave_turn(turn);
                 self.retry_waiting(turn);
                 self.peer_turn(turn);
                 self.lend_tables(turn);
@@ -379,6 +387,7 @@ impl Group {
         let evict = self.wants_eviction().then(|| self.turned_at.plus(EVICT_AGAIN_AFTER));
         let others =
             [self.peer_deadline(), self.destage_deadline(), self.admin_deadline(), self.warm_up_deadline()];
+        let others = others.into_iter().chain([self.leave_deadline()]);
         [flush, scan, stop, evict].into_iter().chain(others).flatten().min()
     }
 
@@ -417,7 +426,8 @@ impl Group {
 
     /// Whether a primary answers its hosts, or a secondary its readers.
     pub fn serving(&self) -> bool {
-        matches!(self.phase, Phase::Running) && (self.serving || self.role == Role::Secondary)
+        let hosts = self.serving && !self.leaving.holds_hosts();
+        matches!(self.phase, Phase::Running) && (hosts || self.role == Role::Secondary)
     }
 
     /// No operation is inside and everything numbered is settled: what a block holds is certain.

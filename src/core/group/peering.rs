@@ -264,6 +264,9 @@ impl Group {
         if !known {
             return Err("an update of a generation that was not opened");
         }
+        if self.left.is_some() && update.kind != UpdateKind::GenerationOpen {
+            return Err("an update of a generation that its primary has left");
+        }
         if update.touches_blocks() {
             let Some(volume) = self.config.volumes.get(update.volume.0 as usize) else {
                 return Err("an update of a volume that does not exist");
@@ -338,6 +341,8 @@ impl Group {
             }
             Control::CutTo { keep } if !primary => self.on_cut_to(turn, keep),
             Control::OldBlockLacking { slot } => self.repair_lacks(turn, slot),
+            Control::SwitchoverWanted if primary => self.on_switchover_wanted(turn),
+            Control::SwitchoverRefused { code } if !primary => self.on_switchover_refused(turn, code),
             _ => self.lose_peer(turn, LossReason::Protocol("a frame that its role does not send")),
         }
     }
@@ -349,6 +354,11 @@ impl Group {
                 Ok(hello) if matches!(self.peer.talk, Talk::Greeting { .. }) => {
                     self.peer.hello = Some(Box::new(hello));
                     // At once: updates may be right behind it.
+                    self.greet(turn);
+                }
+                Ok(hello) if self.awaits_successor() => {
+                    self.greet_anew(turn);
+                    self.peer.hello = Some(Box::new(hello));
                     self.greet(turn);
                 }
                 Ok(_) => self.lose_peer(turn, LossReason::Protocol("a second hello")),
@@ -476,6 +486,7 @@ impl Group {
                 if self.engaged() {
                     self.send_updates(turn);
                     self.send_ack(turn);
+                    self.succeed_if_handed_over(turn);
                 }
             }
         }
@@ -522,13 +533,6 @@ impl Group {
         if self.window.contains(self.peer.next_to_send) || self.peer.next_to_send > self.window.last() {
             self.read_back_end(turn);
         }
-    }
-
-    /// Whether `number` belongs to a generation of ours whose opening is not durable yet. A crash could undo it, and this site
-    /// would open the same generation again over other updates than the peer had been sent (INV-7).
-    fn opening(&self, number: UpdateNumber) -> bool {
-        let opened = self.history.last().map_or(UpdateNumber::NONE, |(_, first)| first);
-        self.role == Role::Primary && number >= opened && self.journal.durable() < opened
     }
 
     /// Whether the peer has pages for `number` beside what it holds unsettled. News of what settled comes behind the updates
@@ -758,6 +762,7 @@ impl Group {
         self.replayed = self.replayed.min(keep);
         self.uncapture(turn, keep);
         self.history.truncate_after(keep);
+        self.left = self.left.filter(|(at, _)| *at <= keep);
         self.generation = self.history.last().map_or(Generation::NONE, |(generation, _)| generation);
         let write = self.journal.form_cut(
             Forming { group: self.config.group, settled: self.settled, header, now: turn.now },
@@ -782,14 +787,6 @@ impl Group {
         self.peer.talk = Talk::Following;
         self.peer.ack_owed = true;
         turn.event(Event::TailCut { keep, dropped });
-    }
-
-    /// Whether the peer's journal is sure to take `blocks` more behind what it has not said it received (INV-12).
-    pub(super) fn peer_has_room(&self, blocks: u64) -> bool {
-        if !self.in_set() || self.peer.talk != Talk::Streaming {
-            return true;
-        }
-        self.journal.cost_since(self.peer.received) + blocks <= self.peer.journal_free_blocks
     }
 }
 

@@ -200,6 +200,7 @@ impl Group {
         self.history = superblock.history;
         self.generation = superblock.history.last().map_or(Generation::NONE, |(generation, _)| generation);
         self.role = superblock.role;
+        self.left = superblock.left.map(|left| (superblock.checkpoint, left));
         self.checkpoint = superblock.checkpoint;
         self.settled = superblock.checkpoint;
         self.acknowledged = superblock.checkpoint;
@@ -422,6 +423,8 @@ impl Group {
                     self.generation = update.generation;
                     self.history.push(update.generation, update.number);
                 }
+                // Who hands over leads its peer until that has opened the next generation.
+                UpdateKind::StepDown => self.role = Role::Secondary,
                 UpdateKind::SoloBegin => recovery.solo = true,
                 UpdateKind::SoloEnd => (recovery.solo, recovery.solo_ended) = (false, update.number),
                 UpdateKind::Cut => {

@@ -43,6 +43,8 @@ pub enum GroupState {
     Recovering,
     /// A primary whose secondary has not answered since it started.
     AwaitingPeer,
+    /// A primary that hands over to its peer, or steps down: its hosts are disconnected.
+    Leaving,
     Serving,
     Failed,
     Stopped,
@@ -87,6 +89,8 @@ pub struct GroupStatus {
     pub state: GroupState,
     pub peer: PeerState,
     pub solo: bool,
+    /// Nobody is primary as far as this site knows: the last one has stepped down.
+    pub vacant: bool,
     pub generation: Generation,
     pub last: UpdateNumber,
     pub journaled: UpdateNumber,
@@ -128,6 +132,7 @@ impl Group {
     pub fn status(&self, now: Nanos) -> GroupStatus {
         let state = match self.phase {
             Phase::Recovering(_) => GroupState::Recovering,
+            Phase::Running if self.is_leaving() => GroupState::Leaving,
             Phase::Running if self.serving() => GroupState::Serving,
             Phase::Running => GroupState::AwaitingPeer,
             Phase::Failed => GroupState::Failed,
@@ -138,6 +143,7 @@ impl Group {
             state,
             peer: self.peer_state(),
             solo: self.alone == Alone::Yes,
+            vacant: self.is_vacant(),
             generation: self.generation,
             last: self.window.last(),
             journaled: self.journal.journaled(),
@@ -177,7 +183,7 @@ impl Group {
         }
     }
 
-    fn peer_state(&self) -> PeerState {
+    pub(super) fn peer_state(&self) -> PeerState {
         match self.peer.talk {
             _ if self.config.peer.is_none() => PeerState::NotConfigured,
             Talk::Absent => PeerState::Disconnected,

@@ -1,6 +1,7 @@
 //! The stream: numbering, journal batches, and the watermarks that gate replies, destage and reuse.
 
 use super::old_blocks::Blocks;
+use super::peering::Talk;
 use super::{Alone, Group, Phase, Turn};
 use crate::base::*;
 use crate::core::config::{AckLevel, Role};
@@ -8,6 +9,7 @@ use crate::core::journal::Forming;
 use crate::core::messages::*;
 use crate::core::outbox::{Event, WriteStamps};
 use crate::core::window::{Pending, Waiter, Window};
+use crate::format::superblock::Left;
 use crate::format::update::{Update, UpdateKind};
 
 /// Window places kept for updates that no host asks for: generation, solo begin and end.
@@ -55,11 +57,18 @@ impl Group {
     /// What generation and solo records change in the group itself, on every site that takes them.
     fn note_control(&mut self, turn: &mut Turn<impl Memory>, update: &Update) {
         match update.kind {
-            UpdateKind::GenerationOpen if update.generation > self.generation => {
-                self.generation = update.generation;
-                self.history.push(update.generation, update.number);
-                turn.event(Event::GenerationOpened { generation: update.generation, first: update.number });
+            UpdateKind::GenerationOpen => {
+                self.left = None;
+                // Replay knows the newest one before it comes to it.
+                if update.generation > self.generation {
+                    let (generation, first) = (update.generation, update.number);
+                    self.generation = generation;
+                    self.history.push(generation, first);
+                    turn.event(Event::GenerationOpened { generation, first });
+                }
             }
+            UpdateKind::StepDown => self.left = Some((update.number, Left::SteppedDown)),
+            UpdateKind::HandOver => self.left = Some((update.number, Left::HandedOver)),
             kind if (kind == UpdateKind::SnapshotCreate || kind.names_snapshot())
                 && update.number > self.applied =>
             {
@@ -95,6 +104,14 @@ impl Group {
         let pending: u64 = self.window.last().0 - self.journal.appended().0;
         let pending_blocks = pending + self.unappended_blocks + (payload + updates) as u64;
         self.journal.free_blocks() >= pending_blocks && self.peer_has_room(pending_blocks)
+    }
+
+    /// Whether the peer's journal is sure to take `blocks` more behind what it has not said it received (INV-12).
+    pub(super) fn peer_has_room(&self, blocks: u64) -> bool {
+        if !self.in_set() || self.peer.talk != Talk::Streaming {
+            return true;
+        }
+        self.journal.cost_since(self.peer.received) + blocks <= self.peer.journal_free_blocks
     }
 
     /// Submits as many batches as there are updates and places for.
@@ -258,7 +275,8 @@ impl Group {
         }
         let wanted = self.flush_wanted.max(self.peer.flush_requested) > journal.durable();
         let level = self.config.ack >= AckLevel::Durable;
-        let opening = self.history.last().is_some_and(|(_, first)| first > journal.durable());
+        let opening = self.history.last().is_some_and(|(_, first)| first > journal.durable())
+            || self.left.is_some_and(|(at, _)| at > journal.durable());
         let control =
             matches!(self.alone, Alone::Beginning(_)) || opening || self.rejoining() || self.stopping;
         let old = journal

@@ -9,6 +9,7 @@ use crate::core::history::common_point;
 use crate::core::lead::{Lead, leader};
 use crate::core::messages::*;
 use crate::core::outbox::{Event, LossReason};
+use crate::format::superblock::Left;
 use crate::format::update::UpdateKind;
 use crate::format::wire::{Hello, RefusalCode};
 
@@ -18,7 +19,9 @@ const PROMOTION_UPDATES: usize = 2;
 impl Group {
     /// What a superblock may say this site is: a crash undoes what is not durable.
     pub(super) fn durable_role(&self) -> Role {
+        let stepped_down = |(at, left)| left == Left::SteppedDown && at <= self.journal.durable();
         match self.role {
+            Role::Primary if self.left.is_some_and(stepped_down) => Role::Secondary,
             role if self.role_at <= self.journal.durable() => role,
             Role::Primary => Role::Secondary,
             Role::Secondary => Role::Primary,
@@ -51,6 +54,8 @@ impl Group {
         // A connection may outlive its peer by a second or two, so the operator's word counts for more.
         match fenced {
             true => Ok(()),
+            false if self.is_being_handed_over() => Err(AdminError::LeavesAlready),
+            false if self.is_released() => Ok(()),
             false if self.engaged() => Err(AdminError::PrimaryAlive),
             false => Err(AdminError::NotFenced),
         }
@@ -63,6 +68,14 @@ impl Group {
             return UpdateNumber::NONE;
         }
         self.leave_peer(turn);
+        self.open_as_primary(turn);
+        let at = self.append_control(turn, UpdateKind::SoloBegin, self.generation);
+        self.alone = Alone::Beginning(at);
+        at
+    }
+
+    /// Opens a generation over everything this site holds, as its primary.
+    pub(super) fn open_as_primary(&mut self, turn: &mut Turn<impl Memory>) {
         let was_secondary = self.role == Role::Secondary;
         if was_secondary {
             self.role = Role::Primary;
@@ -80,9 +93,6 @@ impl Group {
             self.role_at = opening;
         }
         self.opened = true;
-        let at = self.append_control(turn, UpdateKind::SoloBegin, generation);
-        self.alone = Alone::Beginning(at);
-        at
     }
 
     // -------------------------------------------------------------------------------------------------- who leads whom
@@ -100,6 +110,7 @@ impl Group {
             Lead::Ours => self.lose_peer(turn, LossReason::Protocol("this site stepped down meanwhile")),
             Lead::Theirs => self.follow(turn, hello),
             Lead::Nobody => {
+                self.leaving.peer_is_secondary(hello);
                 if self.role == Role::Primary && !self.step_down(turn, hello) {
                     return;
                 }
@@ -136,6 +147,7 @@ impl Group {
         }
         self.peer.talk = super::peering::Talk::Following;
         self.peer.led_settled = hello.settled;
+        self.leaving.follows(hello);
         self.peer.send_to = UpdateNumber::NONE;
         self.peer.ack_owed = true;
     }
@@ -154,7 +166,7 @@ impl Group {
     }
 
     /// Whoever waits gets an error: what is numbered may be kept or dropped by the new primary.
-    fn become_secondary(&mut self, turn: &mut Turn<impl Memory>) {
+    pub(super) fn become_secondary(&mut self, turn: &mut Turn<impl Memory>) {
         self.role = Role::Secondary;
         self.role_at = UpdateNumber::NONE;
         self.opened = false;
@@ -164,6 +176,7 @@ impl Group {
         self.flush_wanted = UpdateNumber::NONE;
         self.answer_all(turn, HostError::NotServing);
         self.forget_answered();
+        self.have_left(turn);
         self.answer_administrators(turn);
         self.peer.flush_requested = UpdateNumber::NONE;
         turn.event(Event::RoleChanged { role: Role::Secondary });

@@ -20,8 +20,8 @@ use crate::format::update::{
 };
 
 /// Versions of the protocol that this build speaks; `Hello` carries them, and the highest common one is used.
-pub const PROTOCOL_MIN: u16 = 6;
-pub const PROTOCOL_MAX: u16 = 6;
+pub const PROTOCOL_MIN: u16 = 7;
+pub const PROTOCOL_MAX: u16 = 7;
 
 /// The first four bytes of a frame.
 pub const FRAME_MAGIC: [u8; 4] = *b"LSTP";
@@ -141,6 +141,10 @@ pub enum Control {
     /// Either way, in place of a hello: my snapshot tables are damaged, so send me this page of yours, as [`PageFrame::Tables`], once
     /// they cover `settled`, up to which I have every update durably; page 0 begins anew.
     TablesWanted { settled: UpdateNumber, page: u32 },
+    /// Secondary to primary: an administrator here wants this site to be primary; hand over.
+    SwitchoverWanted,
+    /// The answer of a primary that does not, or gave it up: a code of [`crate::core::messages::AdminError`].
+    SwitchoverRefused { code: u8 },
 }
 
 /// A control frame too large for a message: its encoded body is in a page.
@@ -173,6 +177,8 @@ pub enum FrameType {
     UpdateWithOldBlocks = 12,
     TablesWanted = 13,
     Tables = 14,
+    SwitchoverWanted = 15,
+    SwitchoverRefused = 16,
 }
 
 const WITH_OLD_BLOCKS_BYTES: usize = DESCRIPTOR_BYTES + 8;
@@ -184,6 +190,7 @@ const CUT_TO_BYTES: usize = 8;
 const OLD_BLOCK_WANTED_BYTES: usize = 16;
 const OLD_BLOCK_LACKING_BYTES: usize = 8;
 const TABLES_WANTED_BYTES: usize = 16;
+const SWITCHOVER_REFUSED_BYTES: usize = 8;
 
 impl FrameType {
     fn from_code(code: u8) -> Option<FrameType> {
@@ -202,6 +209,8 @@ impl FrameType {
             FrameType::UpdateWithOldBlocks,
             FrameType::TablesWanted,
             FrameType::Tables,
+            FrameType::SwitchoverWanted,
+            FrameType::SwitchoverRefused,
         ]
         .into_iter()
         .find(|frame| *frame as u8 == code)
@@ -220,6 +229,8 @@ impl FrameType {
             FrameType::OldBlockWanted => (OLD_BLOCK_WANTED_BYTES, OLD_BLOCK_WANTED_BYTES),
             FrameType::OldBlockLacking => (OLD_BLOCK_LACKING_BYTES, OLD_BLOCK_LACKING_BYTES),
             FrameType::TablesWanted => (TABLES_WANTED_BYTES, TABLES_WANTED_BYTES),
+            FrameType::SwitchoverWanted => (0, 0),
+            FrameType::SwitchoverRefused => (SWITCHOVER_REFUSED_BYTES, SWITCHOVER_REFUSED_BYTES),
             FrameType::OldBlock | FrameType::Tables => (BLOCK_BYTES, BLOCK_BYTES),
             FrameType::Hello | FrameType::Refusal => (0, FRAME_BODY_BYTES_MAX),
         }
@@ -391,6 +402,8 @@ pub fn encode_control(control: &Control, out: &mut [u8]) -> usize {
         Control::OldBlockWanted { .. } => (FrameType::OldBlockWanted, UpdateNumber::NONE),
         Control::OldBlockLacking { .. } => (FrameType::OldBlockLacking, UpdateNumber::NONE),
         Control::TablesWanted { .. } => (FrameType::TablesWanted, UpdateNumber::NONE),
+        Control::SwitchoverWanted => (FrameType::SwitchoverWanted, UpdateNumber::NONE),
+        Control::SwitchoverRefused { .. } => (FrameType::SwitchoverRefused, UpdateNumber::NONE),
     };
     let (body_bytes, _) = frame.body_bounds();
     let out = &mut out[..FRAME_HEADER_BYTES + body_bytes];
@@ -421,6 +434,11 @@ pub fn encode_control(control: &Control, out: &mut [u8]) -> usize {
             body.fill(0);
             put(body, 0, &settled.0.to_le_bytes());
             put(body, 8, &page.to_le_bytes());
+        }
+        Control::SwitchoverWanted => {}
+        Control::SwitchoverRefused { code } => {
+            body.fill(0);
+            body[0] = code;
         }
     }
     seal(frame, 0, settled, out)
@@ -538,6 +556,13 @@ pub fn decode_body<'a>(header: &FrameHeader, body: &'a [u8]) -> Result<Frame<'a>
                 return Err(WireError::Reserved { frame: "TablesWanted", offset, found: body[offset] });
             }
             Control::TablesWanted { settled: number_at(0), page: u32_at(body, 8) }
+        }
+        FrameType::SwitchoverWanted => Control::SwitchoverWanted,
+        FrameType::SwitchoverRefused => {
+            if let Some(offset) = nonzero_in(body, 1, SWITCHOVER_REFUSED_BYTES) {
+                return Err(WireError::Reserved { frame: "SwitchoverRefused", offset, found: body[offset] });
+            }
+            Control::SwitchoverRefused { code: body[0] }
         }
     };
     Ok(Frame::Control(control))

@@ -23,6 +23,8 @@ fn any_control() -> impl Strategy<Value = Control> {
         ),
         (number(), any::<u64>()).prop_map(|(settled, sequence)| Control::Heartbeat { settled, sequence }),
         number().prop_map(|number| Control::FlushRequest { number }),
+        Just(Control::SwitchoverWanted),
+        any::<u8>().prop_map(|code| Control::SwitchoverRefused { code }),
         (1..=u64::MAX, 1..=u64::MAX)
             .prop_map(|(a, b)| Control::Fetch { from: UpdateNumber(a.min(b)), to: UpdateNumber(a.max(b)) }),
         number().prop_map(|keep| Control::CutTo { keep }),

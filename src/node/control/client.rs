@@ -170,6 +170,15 @@ impl Client {
         self.done(Request::Promote { fenced }, AGREEMENT_MAX)
     }
 
+    /// Answered when this site is what it becomes: a primary that takes writes, or a secondary.
+    pub fn switch_over(&self) -> Result<(), ClientError> {
+        self.done(Request::Switchover, AGREEMENT_MAX)
+    }
+
+    pub fn demote(&self) -> Result<(), ClientError> {
+        self.done(Request::Demote, AGREEMENT_MAX)
+    }
+
     pub fn stop(&self) -> Result<(), ClientError> {
         self.done(Request::Stop, REPLY_MAX)
     }

@@ -47,6 +47,10 @@ pub enum Request {
     Promote {
         fenced: bool,
     },
+    /// The secondary becomes primary and the primary follows it, at either site; answered when this one is what it becomes.
+    Switchover,
+    /// This site stops being primary, and nobody is.
+    Demote,
     /// Drain, checkpoint, and end the process; answered at once.
     Stop,
 }

@@ -1,7 +1,7 @@
 //! What follows from a site's role beside the group: whether its volumes can be written to, and commands that change it.
 
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU8, Ordering::AcqRel, Ordering::Acquire};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::AcqRel, Ordering::Acquire};
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
@@ -46,17 +46,35 @@ fn watch(mut child: Child) {
 pub struct RoleSeen {
     /// 0 as long as nothing is known.
     role: AtomicU8,
+    /// A primary that is about to be none any more.
+    leaving: AtomicBool,
     watcher: OnceLock<Thread>,
 }
 
 impl RoleSeen {
     /// Called on the reactor; waking a thread does not block.
     pub fn set(&self, role: Role) {
-        if self.role.swap(role as u8, AcqRel) != role as u8
-            && let Some(watcher) = self.watcher.get()
-        {
+        let left = self.leaving.swap(false, AcqRel);
+        if self.role.swap(role as u8, AcqRel) != role as u8 || left {
+            self.wake();
+        }
+    }
+
+    /// Called on the reactor as well.
+    pub fn set_leaving(&self, leaving: bool) {
+        if self.leaving.swap(leaving, AcqRel) != leaving {
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        if let Some(watcher) = self.watcher.get() {
             watcher.unpark();
         }
+    }
+
+    fn is_leaving(&self) -> bool {
+        self.leaving.load(Acquire)
     }
 
     pub fn get(&self) -> Option<Role> {
@@ -73,17 +91,19 @@ impl Control {
     pub fn follow_role(self: &Arc<Control>) -> std::io::Result<()> {
         let control = self.clone();
         let watcher = std::thread::Builder::new().name("role".to_owned()).spawn(move || {
-            let mut applied = None;
+            let mut applied = (None, false);
             while !control.stopping() {
-                let role = control.role.get();
-                if role != applied {
+                let (role, leaving) = (control.role.get(), control.role.is_leaving());
+                if (role, leaving) != applied {
                     match control.apply_role() {
                         Ok(()) => {
                             // What a site starts as is no change.
-                            if let (Some(_), Some(role)) = (applied, role) {
+                            if let ((Some(before), _), Some(role)) = (applied, role)
+                                && before != role
+                            {
                                 control.tell_of_role(role);
                             }
-                            applied = role;
+                            applied = (role, leaving);
                         }
                         Err(LineError::Ended) => return,
                         Err(error) => tracing::error!("hosts do not know the site's role yet: {error}"),
@@ -101,7 +121,12 @@ impl Control {
         let mut line = self.line();
         // Asked for under the line's lock, so that the last one to tell the front tells it the last role.
         let Some(role) = self.role.get() else { return Ok(()) };
-        let clients = line.read_only(role == Role::Secondary)?;
+        let leaving = self.role.is_leaving();
+        let clients = line.read_only(leaving || role == Role::Secondary)?;
+        if leaving {
+            // Nobody waits for the answer: without it the group goes on a little later.
+            line.administer(AdminOp::HostsGone)?;
+        }
         if clients > 0 {
             tracing::info!(
                 "{clients} connections of hosts are closed: they were made before the site's role changed"
@@ -135,10 +160,27 @@ impl Control {
     }
 
     pub(super) fn promote(&self, fenced: bool) -> Result<Response, LineError> {
-        let response = self.administer(AdminOp::Promote { fenced })?;
+        self.change_role(AdminOp::Promote { fenced }, Some(Role::Primary))
+    }
+
+    pub(super) fn demote(&self) -> Result<Response, LineError> {
+        self.change_role(AdminOp::Demote, Some(Role::Secondary))
+    }
+
+    pub(super) fn switch_over(&self) -> Result<Response, LineError> {
+        let becomes = self.role.get().map(|role| match role {
+            Role::Primary => Role::Secondary,
+            Role::Secondary => Role::Primary,
+        });
+        self.change_role(AdminOp::Switchover, becomes)
+    }
+
+    /// Done when the front knows it too.
+    fn change_role(&self, op: AdminOp, becomes: Option<Role>) -> Result<Response, LineError> {
+        let response = self.administer(op)?;
         if let Response::Done = response {
             let answered = Instant::now();
-            while self.role.get() != Some(Role::Primary) && answered.elapsed() < TOLD_MAX {
+            while self.role.get() != becomes && answered.elapsed() < TOLD_MAX {
                 std::thread::sleep(TURNS_EVERY);
             }
             self.apply_role()?;

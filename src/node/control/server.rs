@@ -192,6 +192,8 @@ impl Control {
             Request::SnapshotList => self.list_snapshots().map(Response::Snapshots),
             Request::SnapshotRollback { .. } => unreachable!("answered with its progress"),
             Request::Promote { fenced } => self.promote(fenced),
+            Request::Switchover => self.switch_over(),
+            Request::Demote => self.demote(),
             Request::Stop => {
                 self.port.request_stop();
                 Ok(Response::Done)

@@ -22,10 +22,12 @@ pub struct Status {
     pub id: u16,
     pub group: String,
     pub role: String,
-    /// `recovering`, `awaiting_peer`, `serving`, `failed` or `stopped`.
+    /// `recovering`, `awaiting_peer`, `leaving`, `serving`, `failed` or `stopped`.
     pub state: String,
     /// Whether writes are acknowledged by this site alone, though it has a peer.
     pub solo: bool,
+    /// Whether nobody is primary as far as this site knows, since the last one stepped down.
+    pub vacant: bool,
     pub generation: String,
     pub watermarks: Watermarks,
     pub peer: Option<PeerStatus>,
@@ -246,6 +248,7 @@ impl Status {
             },
             state: state(status.state).to_owned(),
             solo: status.solo && config.replication.is_some(),
+            vacant: status.vacant,
             generation: status.generation.to_string(),
             watermarks: Watermarks {
                 last: number(status.last),
@@ -293,6 +296,7 @@ fn state(state: GroupState) -> &'static str {
     match state {
         GroupState::Recovering => "recovering",
         GroupState::AwaitingPeer => "awaiting_peer",
+        GroupState::Leaving => "leaving",
         GroupState::Serving => "serving",
         GroupState::Failed => "failed",
         GroupState::Stopped => "stopped",

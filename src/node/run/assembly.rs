@@ -61,6 +61,8 @@ impl Fate {
                 self.recovered.store(true, Release);
             }
             Event::RoleChanged { role } => self.role.set(*role),
+            Event::HostsToGo => self.role.set_leaving(true),
+            Event::LeavingAbandoned { .. } => self.role.set_leaving(false),
             Event::Failed { .. } | Event::MetadataFailed { .. } => self.failed.store(true, Release),
             _ => {}
         }

@@ -18,6 +18,8 @@ pub const KIND_SOLO_END: u8 = 9;
 pub const KIND_CUT: u8 = 10;
 pub const KIND_SNAPSHOT_PROTECT: u8 = 11;
 pub const KIND_SNAPSHOT_UNPROTECT: u8 = 12;
+pub const KIND_STEP_DOWN: u8 = 13;
+pub const KIND_HAND_OVER: u8 = 14;
 
 /// One update as a journal or a frame describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,8 @@
 //! The auditor's stream: which updates are in force, and what they hold.
 
 use crate::sim::audit::journal::{
-    KIND_GENERATION_OPEN, KIND_SNAPSHOT_CREATE, KIND_SOLO_BEGIN, KIND_SOLO_END, KIND_ZERO, Seen,
+    KIND_GENERATION_OPEN, KIND_HAND_OVER, KIND_SNAPSHOT_CREATE, KIND_SOLO_BEGIN, KIND_SOLO_END,
+    KIND_STEP_DOWN, KIND_ZERO, Seen,
 };
 use crate::sim::audit::snapshots::record_of;
 use crate::sim::audit::{Auditor, Entry, Version};
@@ -78,6 +79,7 @@ impl Auditor {
             (seen.kind == KIND_GENERATION_OPEN) == (seen.generation != before),
             "INV-7: {seen:?} follows an update of generation {before:x}"
         );
+        self.check_end_of_generation(&seen);
         self.newest_generation = seen.generation;
         self.resumed[site] = true;
         let entry = self.entry(site, seen, blocks);
@@ -85,6 +87,21 @@ impl Auditor {
         self.append(entry);
         if seen.touches() > 0 {
             self.claim(seen.number);
+        }
+    }
+
+    /// A primary that leaves its generation numbers nothing more in it; one that hands over has everything settled.
+    fn check_end_of_generation(&self, seen: &Seen) {
+        let before = self.stream.last().map(|entry| entry.seen.kind);
+        let left = matches!(before, Some(KIND_STEP_DOWN | KIND_HAND_OVER));
+        assert!(
+            !left || seen.kind == KIND_GENERATION_OPEN,
+            "INV-7: {seen:?} in a generation that its primary has left"
+        );
+        if seen.kind == KIND_HAND_OVER
+            && let Err(why) = self.settled(seen.number - 1)
+        {
+            panic!("INV-1: {seen:?} hands over what is not settled: {why}");
         }
     }
 

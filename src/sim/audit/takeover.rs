@@ -1,6 +1,6 @@
 //! The auditor and takeovers: what the new primary may go on without, and what the old one does before it knows.
 
-use crate::sim::audit::journal::Seen;
+use crate::sim::audit::journal::{KIND_HAND_OVER, Seen};
 use crate::sim::audit::{Auditor, Entry, Level};
 use crate::sim::content::Content;
 
@@ -55,6 +55,12 @@ impl Auditor {
             && self.sites[site].submits(common) != Some(self.stream[common as usize - 1].seen.generation)
         {
             common -= 1;
+        }
+        // Whoever succeeds goes by what its predecessor has said, which that is to know of after any crash.
+        let before = (first as usize).checked_sub(2).and_then(|index| self.stream.get(index));
+        if before.is_some_and(|entry| entry.seen.kind == KIND_HAND_OVER) && common == first - 1 {
+            let had = self.durable(self.leader);
+            assert!(had >= common, "INV-7: site {site} succeeds one that has only #{had} durable");
         }
         for entry in self.stream.iter_mut().skip(common as usize) {
             if entry.promised && !entry.excused {
