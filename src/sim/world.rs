@@ -440,8 +440,8 @@ impl World {
         self.drain(index);
         self.note_slots(index);
         self.note_home(index);
-        if disconnected {
-            self.audit.disconnected(index);
+        if let Some(status) = self.status(index).filter(|_| disconnected) {
+            self.audit.disconnected(index, status.last.0, status.generation.0);
         }
         let site = &self.sites[index];
         let rings = [

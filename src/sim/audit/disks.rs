@@ -217,8 +217,7 @@ impl Auditor {
             self.blocks.iter_mut().flatten().for_each(|block| block.read_at_secondary = 0);
         }
         self.alive[site] = false;
-        // A primary that has numbered updates since it started has all the stream; before, only what it has read or been sent.
-        if self.alive[self.leader] && self.resumed[self.leader] {
+        if self.leader_has_all() {
             return;
         }
         // What was acknowledged alone needs no peer: a primary that lost it goes on without it, whoever else has it.
@@ -229,7 +228,20 @@ impl Auditor {
                 self.excused_writes += 1;
             }
         }
-        // What neither site has is gone; the level allowed it, or acknowledging it would have been the violation.
+        self.forget_what_nobody_has();
+        self.takeover_undone();
+        if site == self.leader {
+            self.take_up_again(u64::MAX);
+        }
+    }
+
+    /// A primary that has numbered updates since it started has all the stream; before, only what it has read or been sent.
+    fn leader_has_all(&self) -> bool {
+        self.alive[self.leader] && self.resumed[self.leader]
+    }
+
+    /// What neither site has is gone; the level allowed it, or acknowledging it would have been the violation.
+    fn forget_what_nobody_has(&mut self) {
         let held = self.received(PRIMARY).max(self.received(SECONDARY));
         for entry in &mut self.stream[held as usize..] {
             if entry.promised && !entry.excused {
@@ -238,9 +250,17 @@ impl Auditor {
             }
         }
         self.replace_from(held + 1);
-        self.takeover_undone();
-        if site == self.leader {
-            self.take_up_again(u64::MAX);
+    }
+
+    /// A site's connection is over, and with it what waited for room: it took no more than this number, of this generation.
+    pub(super) fn took_no_more_than(&mut self, site: usize, number: u64, generation: u64) {
+        let (received, _) = self.sites[site].received();
+        if number < received {
+            self.sites[site].receives(number, generation);
+            if !self.leader_has_all() {
+                self.forget_what_nobody_has();
+                self.takeover_undone();
+            }
         }
     }
 

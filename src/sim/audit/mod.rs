@@ -424,9 +424,11 @@ impl Auditor {
         [self.received(site), self.written(site), self.durable(site), self.applied[site]]
     }
 
-    /// A site learns that its connection is over: of a primary, acknowledgements under way on it are void. Those that had come
-    /// stay good: a read may go by one that no reply shows, since a write with FUA is answered only when it is settled.
-    pub fn disconnected(&mut self, site: usize) {
+    /// A site learns that its connection is over, on which it took updates up to this number and generation: of a primary,
+    /// acknowledgements under way on it are void. Those that had come stay good: a read may go by one that no reply shows, since a
+    /// write with FUA is answered only when it is settled.
+    pub fn disconnected(&mut self, site: usize, number: u64, generation: u64) {
+        self.took_no_more_than(site, number, generation);
         if site != self.leader {
             return;
         }

@@ -97,17 +97,18 @@ impl Auditor {
 
     /// A crash may have undone the opening of the newest generation: then the one before is in force, and all that its primary has.
     pub(super) fn takeover_undone(&mut self) {
-        let newest = self.stream.last().map_or(0, |entry| entry.seen.generation);
-        if newest == 0 {
-            self.deposed = [false; 2];
+        let leader = match self.stream.last() {
+            Some(newest) => Auditor::opener(newest.seen.generation),
+            // There was nothing before it.
+            None if self.deposed[1 - self.leader] => 1 - self.leader,
+            None => self.leader,
+        };
+        if leader != self.leader {
+            self.leader = leader;
+            self.deposed[leader] = false;
+            self.take_up_own(u64::MAX);
+            self.newest_generation = self.stream.last().map_or(0, |newest| newest.seen.generation);
         }
-        if newest == 0 || Auditor::opener(newest) == self.leader {
-            return;
-        }
-        self.leader = Auditor::opener(newest);
-        self.deposed[self.leader] = false;
-        self.newest_generation = newest;
-        self.take_up_own(u64::MAX);
     }
 
     /// What the new leader's journal has up to a number is in force, whatever it was before.
