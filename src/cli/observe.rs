@@ -8,7 +8,7 @@ use anyhow::Context;
 use super::ConfigArgument;
 use super::histogram::{Format, plot};
 use crate::node::config::quantity::parse_duration;
-use crate::node::control::{Client, Goal, PeerStatus, Pending, Status};
+use crate::node::control::{BranchShown, Client, Goal, PeerStatus, Pending, SplitShown, Status};
 
 /// A duration as in the configuration, like `500ms` or `30s`.
 pub fn duration(text: &str) -> Result<Duration, String> {
@@ -67,6 +67,7 @@ fn shown(status: &Status) -> String {
             marks.checkpoint
         ),
     ];
+    lines.extend(status.split_brain.iter().flat_map(split_brain));
     lines.extend(status.peer.iter().flat_map(peer));
     lines.push(format!("local write pending   {}", pending(&status.local_pending, "blocks and updates")));
     if status.role == "primary" && status.peer.is_some() {
@@ -100,6 +101,24 @@ fn shown(status: &Status) -> String {
         lines.push(format!("CPU {cpu}: {}", stages.collect::<Vec<_>>().join("  ")));
     }
     lines.join("\n") + "\n"
+}
+
+fn split_brain(split: &SplitShown) -> Vec<String> {
+    let branch = |whose: &str, branch: &BranchShown| {
+        let BranchShown { generation, last, updates, acknowledged } = branch;
+        format!(
+            "  {whose} went on to {last} in generation {generation}: discarding it loses {updates} updates, {acknowledged} of which \
+             hosts may have been told of"
+        )
+    };
+    vec![
+        format!(
+            "SPLIT BRAIN: both sites went on alone after update {}, and neither is changed",
+            split.common
+        ),
+        branch("this site", &split.ours),
+        branch("the other site", &split.theirs),
+    ]
 }
 
 fn peer(peer: &PeerStatus) -> Vec<String> {

@@ -174,9 +174,17 @@ fn two_sites_that_both_went_on_alone_refuse_each_other() {
         site.connect(&taken_over(1, 4));
         assert_eq!(site.refused_with(), Some(RefusalCode::SplitBrain));
         site.disconnect();
+        let split = site.status().split.expect("they have met");
+        assert_eq!(split.common, UpdateNumber(1));
+        let (ours, theirs) = (split.ours, split.theirs);
+        assert_eq!((ours.generation, ours.last, ours.promised.0), (generation(1, US), UpdateNumber(3), 3));
+        assert_eq!((theirs.last, theirs.promised.0), (UpdateNumber(4), 4));
     }
     assert_eq!((site.status().role, site.status().last), (Role::Primary, UpdateNumber(3)));
     assert_eq!(site.read(1, 5), Ok(7));
+    // The other one has been formatted anew.
+    site.connect(&hello(Role::Primary, &[], 0, 0));
+    assert_eq!(site.status().split, None);
 }
 
 #[test]

@@ -17,5 +17,6 @@ mod refusals;
 mod snapshot_torture;
 mod snapshots;
 mod soak;
+mod split_brain;
 mod switchover;
 mod takeover;

@@ -3,7 +3,7 @@
 //! `handshake`, `peering` (streaming, loss, solo), `catch_up` (the journal read back), `recovery`, `warm_up`, `status`; and of snapshots:
 //! `capture` (what an update's blocks held before), `old_blocks` (sending that, by value), `differential` (making that durable),
 //! `admin` (creating, deleting), `snapshot_reads`, `repair` and `tables` (what has gone bad, here or at the peer). `takeover`
-//! changes what a site is to its peer, `handover` by agreement.
+//! changes what a site is to its peer, `handover` by agreement; `split` says what keeps two apart.
 
 mod admin;
 mod capture;
@@ -19,6 +19,7 @@ mod peering;
 mod recovery;
 mod repair;
 mod snapshot_reads;
+pub mod split;
 pub mod status;
 mod storage;
 mod stream;
@@ -118,6 +119,8 @@ pub struct Group {
     /// How the newest generation's primary ended it, if the stream says so, and where.
     left: Option<(UpdateNumber, Left)>,
     leaving: handover::Leaving,
+    /// What the peer and this site have that the other has not, if it keeps them apart.
+    split: Option<split::SplitBrain>,
 
     history: History,
     generation: Generation,
@@ -233,6 +236,7 @@ impl Group {
             serving: false,
             left: None,
             leaving: handover::Leaving::default(),
+            split: None,
             history: History::default(),
             generation: Generation::NONE,
             pages: Pages::new(config.pages),

@@ -1,6 +1,7 @@
 //! What a group tells of itself.
 
 use super::peering::Talk;
+use super::split::SplitBrain;
 use super::{Alone, Group, Phase};
 use crate::base::*;
 use crate::core::config::Role;
@@ -91,6 +92,8 @@ pub struct GroupStatus {
     pub solo: bool,
     /// Nobody is primary as far as this site knows: the last one has stepped down.
     pub vacant: bool,
+    /// What keeps the sites apart that both went on alone, as of when they last met.
+    pub split: Option<SplitBrain>,
     pub generation: Generation,
     pub last: UpdateNumber,
     pub journaled: UpdateNumber,
@@ -144,6 +147,7 @@ impl Group {
             peer: self.peer_state(),
             solo: self.alone == Alone::Yes,
             vacant: self.is_vacant(),
+            split: self.split,
             generation: self.generation,
             last: self.window.last(),
             journaled: self.journal.journaled(),

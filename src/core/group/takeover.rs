@@ -105,7 +105,9 @@ impl Group {
         let refuse = |group: &mut Group, turn: &mut Turn<_>, code, text: std::fmt::Arguments| {
             group.refuse(turn, refusal(code, text));
         };
-        match leader(&said, hello) {
+        let lead = leader(&said, hello);
+        self.note_split(&said, hello, lead == Lead::SplitBrain);
+        match lead {
             Lead::Ours if self.role == Role::Primary => self.lead(turn, hello),
             Lead::Ours => self.lose_peer(turn, LossReason::Protocol("this site stepped down meanwhile")),
             Lead::Theirs => self.follow(turn, hello),

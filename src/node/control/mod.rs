@@ -16,4 +16,6 @@ pub use line::{AdminLine, GroupLine, Line, LineError, Lines};
 pub use protocol::{DifferentialShown, Goal, Request, Response, SnapshotList, SnapshotShown};
 pub use role::RoleSeen;
 pub use server::{Control, ControlError};
-pub use status::{PeerStatus, Pending, Rates, Sample, Sampler, StageLoad, Status, Watermarks};
+pub use status::{
+    BranchShown, PeerStatus, Pending, Rates, Sample, Sampler, SplitShown, StageLoad, Status, Watermarks,
+};

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::{BLOCK_BYTES, Nanos, UpdateNumber};
 use crate::core::config::Role;
+use crate::core::group::split::{Branch, SplitBrain};
 use crate::core::group::status::{Counters, GroupState, GroupStatus, PeerState, PendingWork};
 use crate::io::quic::LinkStats;
 use crate::node::config::Config;
@@ -28,6 +29,8 @@ pub struct Status {
     pub solo: bool,
     /// Whether nobody is primary as far as this site knows, since the last one stepped down.
     pub vacant: bool,
+    /// What each site has that the other has not, if both went on alone and have met since.
+    pub split_brain: Option<SplitShown>,
     pub generation: String,
     pub watermarks: Watermarks,
     pub peer: Option<PeerStatus>,
@@ -49,6 +52,38 @@ pub struct Status {
     pub totals: Totals,
     pub rates: Rates,
     pub stages: Vec<StageLoad>,
+}
+
+/// Two histories that part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SplitShown {
+    /// The last update that both sites have.
+    pub common: u64,
+    pub ours: BranchShown,
+    pub theirs: BranchShown,
+}
+
+/// What a site has after that, and would lose.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BranchShown {
+    pub generation: String,
+    pub last: u64,
+    pub updates: u64,
+    /// Those of them that hosts may have been told of.
+    pub acknowledged: u64,
+}
+
+impl SplitShown {
+    fn new(split: &SplitBrain) -> SplitShown {
+        let after = |number: UpdateNumber| number.0.saturating_sub(split.common.0);
+        let branch = |branch: &Branch| BranchShown {
+            generation: branch.generation.to_string(),
+            last: branch.last.0,
+            updates: after(branch.last),
+            acknowledged: after(branch.promised),
+        };
+        SplitShown { common: split.common.0, ours: branch(&split.ours), theirs: branch(&split.theirs) }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -249,6 +284,7 @@ impl Status {
             state: state(status.state).to_owned(),
             solo: status.solo && config.replication.is_some(),
             vacant: status.vacant,
+            split_brain: status.split.map(|split| SplitShown::new(&split)),
             generation: status.generation.to_string(),
             watermarks: Watermarks {
                 last: number(status.last),

@@ -1,0 +1,42 @@
+//! Two sites that both went on alone: what each has after the last update they share. They refuse each other, and neither is
+//! changed; an operator decides which of them is to lose what it has.
+
+use super::Group;
+use crate::base::{Generation, UpdateNumber};
+use crate::core::history::common_point;
+use crate::format::wire::Hello;
+
+/// What one of them has after the common point, and would lose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Branch {
+    pub generation: Generation,
+    pub last: UpdateNumber,
+    /// Up to where it may have acknowledged without the other.
+    pub promised: UpdateNumber,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SplitBrain {
+    /// The last update that both have.
+    pub common: UpdateNumber,
+    pub ours: Branch,
+    pub theirs: Branch,
+}
+
+impl Branch {
+    fn of(hello: &Hello) -> Branch {
+        let promised = hello.settled.max(hello.alone_upto).min(hello.last);
+        Branch { generation: hello.last_generation, last: hello.last, promised }
+    }
+}
+
+impl Group {
+    /// Two sites have met: what keeps them apart, or nothing.
+    pub(super) fn note_split(&mut self, ours: &Hello, theirs: &Hello, split: bool) {
+        self.split = split.then(|| SplitBrain {
+            common: common_point(&ours.history, ours.last, &theirs.history, theirs.last),
+            ours: Branch::of(ours),
+            theirs: Branch::of(theirs),
+        });
+    }
+}
