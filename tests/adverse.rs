@@ -96,6 +96,7 @@ fn config(role: Role) -> GroupConfig {
             on_peer_loss: OnPeerLoss::Suspend,
             latency_budget: Nanos::from_millis(50),
             heartbeat_interval: Nanos::from_millis(100),
+            resync: ResyncConfig::NONE,
         }),
         volumes: vec![VolumeSpec { name: "a".into(), blocks: VOLUME_BLOCKS }],
         journal_blocks: journal_blocks_min() + 600,

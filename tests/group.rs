@@ -54,6 +54,7 @@ fn config(role: Role, peer: bool) -> GroupConfig {
             on_peer_loss: OnPeerLoss::Suspend,
             latency_budget: Nanos::from_millis(50),
             heartbeat_interval: Nanos::from_millis(100),
+            resync: ResyncConfig::NONE,
         }),
         volumes: vec![VolumeSpec { name: "a".into(), blocks: VOLUME_BLOCKS }],
         journal_blocks: journal_blocks_min() + 600,
@@ -178,7 +179,7 @@ impl Site {
                 self.inbound_row = (self.inbound_row + 1) % (2 * LINK_INBOUND_SLOTS as u32);
                 let table = match source {
                     UpdateSource::Window => &peer.tables.window,
-                    UpdateSource::CatchUp => &peer.tables.catch_up,
+                    UpdateSource::CatchUp | UpdateSource::Copy => &peer.tables.catch_up,
                 };
                 for index in 0..update.payload_blocks() {
                     let page = self.link_pages.pop().expect("granted");

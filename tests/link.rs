@@ -75,6 +75,9 @@ fn every_kind_of_message_crosses() {
         Control::OldBlockWanted { slot: Slot(9), sum: BlockSum(8) },
         Control::OldBlockLacking { slot: Slot(9) },
         Control::TablesWanted { settled: UpdateNumber(8), page: 9 },
+        Control::CopyOffer { generation: Generation(7), serial: 8, blocks: 9 },
+        Control::Staged { updates: 8 },
+        Control::Install { upto: UpdateNumber(8) },
     ];
     let page = dialer.group.free.pop().unwrap();
     dialer.group.view.bytes_mut(page).fill(0x5a);

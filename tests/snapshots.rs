@@ -604,6 +604,7 @@ fn peer() -> PeerConfig {
         on_peer_loss: OnPeerLoss::Suspend,
         latency_budget: Nanos::from_millis(50),
         heartbeat_interval: Nanos::from_millis(100),
+        resync: ResyncConfig::NONE,
     }
 }
 

@@ -144,6 +144,41 @@ impl Bitmap {
         true
     }
 
+    /// Sets every bit that `other`, of the same size, has set.
+    pub fn insert_all(&mut self, other: &Bitmap) {
+        assert_eq!(self.bits, other.bits, "bitmaps of different sizes");
+        for (index, summary) in other.summary.iter().enumerate() {
+            let mut rest = *summary;
+            while rest != 0 {
+                let word = index * 64 + rest.trailing_zeros() as usize;
+                rest &= rest - 1;
+                let added = other.words[word] & !self.words[word];
+                self.words[word] |= added;
+                self.count += u64::from(added.count_ones());
+            }
+            self.summary[index] |= *summary;
+        }
+    }
+
+    /// Takes every bit out.
+    pub fn clear(&mut self) {
+        for (index, summary) in self.summary.iter_mut().enumerate() {
+            let mut rest = std::mem::take(summary);
+            while rest != 0 {
+                self.words[index * 64 + rest.trailing_zeros() as usize] = 0;
+                rest &= rest - 1;
+            }
+        }
+        self.count = 0;
+    }
+
+    /// The words that hold the bits from `first`, a multiple of 64, on: at most `words` of them.
+    pub fn words_from(&self, first: u64, words: usize) -> &[u64] {
+        assert!(first.is_multiple_of(64) && first < self.bits, "bit {first} of {}", self.bits);
+        let from = (first / 64) as usize;
+        &self.words[from..self.words.len().min(from + words)]
+    }
+
     /// The first set bit at or after `from`.
     pub fn next_from(&self, from: u64) -> Option<u64> {
         if from >= self.bits {
@@ -272,6 +307,24 @@ mod tests {
             prop_assert_eq!((bitmap.count(), bitmap.next_from(bits)), (bits, None));
             (0..bits).for_each(|bit| assert!(bitmap.remove(bit)));
             prop_assert_eq!((bitmap.count(), bitmap.next_from(0)), (0, None));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn bitmaps_join_and_clear(ours in prop::collection::vec(0u64..9_000, 0..200), theirs in prop::collection::vec(0u64..9_000, 0..200)) {
+            let (mut bitmap, mut other) = (Bitmap::new(9_000), Bitmap::new(9_000));
+            let mut set: std::collections::BTreeSet<u64> = ours.iter().copied().collect();
+            ours.into_iter().for_each(|bit| { bitmap.insert(bit); });
+            set.extend(&theirs);
+            theirs.into_iter().for_each(|bit| { other.insert(bit); });
+            bitmap.insert_all(&other);
+            prop_assert_eq!(bitmap.count(), set.len() as u64);
+            prop_assert!((0..9_000).all(|bit| bitmap.contains(bit) == set.contains(&bit)));
+            prop_assert_eq!(bitmap.next_from(0), set.first().copied());
+            bitmap.clear();
+            prop_assert_eq!((bitmap.count(), bitmap.next_from(0)), (0, None));
+            prop_assert!((0..9_000).all(|bit| !bitmap.contains(bit)));
         }
     }
 

@@ -82,6 +82,8 @@ impl Totals {
             (&mut all.catch_ups, one.catch_ups),
             (&mut all.cuts, one.cuts),
             (&mut all.takeovers, one.takeovers),
+            (&mut all.copied_blocks, one.copied_blocks),
+            (&mut all.installs, one.installs),
             (&mut all.snapshots, one.snapshots),
             (&mut all.snapshot_reads, one.snapshot_reads),
             (&mut all.changes_told, one.changes_told),
@@ -121,6 +123,10 @@ impl Totals {
             self.outcome.takeovers,
             self.outcome.solo_ranges,
             self.outcome.excused_writes,
+        );
+        println!(
+            "of resyncs: {} blocks copied, {} times installed",
+            self.outcome.copied_blocks, self.outcome.installs
         );
         println!(
             "of snapshots: {} taken, {} reads, {} blocks told whether they changed, {} updates sent with what they overwrote, {} blocks captured and {} slots reclaimed \

@@ -158,6 +158,11 @@ impl Cache {
         entry.newest.or(entry.settled)
     }
 
+    /// What is cached of a block as it was settled last, for who only asks.
+    pub fn peek_settled(&self, volume: VolumeId, lba: Lba) -> Option<Value> {
+        self.entries[self.find(volume, lba)? as usize].settled
+    }
+
     /// Whether the volume has the block's newest value, too.
     pub fn is_clean(&self, volume: VolumeId, lba: Lba) -> bool {
         let Some(at) = self.find(volume, lba) else { return true };

@@ -73,4 +73,20 @@ pub struct PeerConfig {
     pub latency_budget: Nanos,
     /// A silent link carries a heartbeat this often.
     pub heartbeat_interval: Nanos,
+    pub resync: ResyncConfig,
+}
+
+/// How a peer that lacks more than the journal holds comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResyncConfig {
+    /// Blocks of the staging file, where a secondary keeps what it is copied until it has all of it. Without one the journal waits
+    /// for a peer however long it is away.
+    pub staging_blocks: u64,
+    /// While a peer is copied what it lacks, one in a hundred writes of the hosts may take longer.
+    pub p99_budget: Nanos,
+}
+
+impl ResyncConfig {
+    /// The journal waits.
+    pub const NONE: ResyncConfig = ResyncConfig { staging_blocks: 0, p99_budget: Nanos(0) };
 }

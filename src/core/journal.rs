@@ -385,6 +385,12 @@ impl Journal {
         self.batches.get(self.partition(number)).copied()
     }
 
+    /// The oldest update from a position on, if any.
+    pub fn oldest_from(&self, position: JournalPosition) -> Option<UpdateNumber> {
+        let kept = self.batches.iter().filter(|batch| batch.position.sequence >= position.sequence);
+        kept.filter(|batch| batch.first <= batch.last).map(|batch| batch.first).next()
+    }
+
     /// The oldest update still in the ring, if any.
     pub fn oldest(&self) -> Option<UpdateNumber> {
         self.batches.iter().find(|batch| batch.first <= batch.last).map(|batch| batch.first)
@@ -412,6 +418,17 @@ impl Journal {
         self.appended = checkpoint;
         self.journaled = checkpoint;
         self.durable = checkpoint;
+    }
+
+    /// The volumes were brought to `number` by other means: the ring's batches are of no use, and the next one goes behind them.
+    pub fn begin_at(&mut self, number: UpdateNumber) {
+        assert!(
+            self.writing.is_empty() && self.flushing.is_none(),
+            "the journal is at rest during an install"
+        );
+        self.batches.clear();
+        self.used = 0;
+        (self.appended, self.journaled, self.durable) = (number, number, number);
     }
 
     /// Where the batch after those found so far may be: at the head, or at the ring's start if it did not fit before the end.

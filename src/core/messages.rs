@@ -89,6 +89,8 @@ pub enum UpdateSource {
     Window,
     /// The catch-up table, filled by journal reads.
     CatchUp,
+    /// The same table, filled with what blocks hold now: no update of the stream, but for the log of a resync.
+    Copy,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,6 +166,8 @@ pub enum FromLink {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum IoTarget {
     Journal,
+    /// What a resync brings, until it is whole. It is written and read by the journal's executor.
+    Staging,
     Volume(VolumeId),
     /// The volume's checksum file: 1024 little-endian sums a block.
     Checksums(VolumeId),
@@ -235,6 +239,22 @@ pub enum MetadataOp {
     /// A page of [`crate::format::tables`], all of one moment: they have everything up to `applied` at least. The first page begins anew,
     /// and so does another one if that was too long ago.
     Lend { page: u32, applied: UpdateNumber },
+    /// The first page of the changed-block set from this one on, and where the set begins.
+    LoadMarks { volume: VolumeId, chunk: u64 },
+    /// So many pages of the set, which begins at `base`; `plain` if neither site has had anything of snapshots since.
+    SaveMarks { base: UpdateNumber, plain: bool, pages: u32 },
+    /// The set is over.
+    DropMarks,
+}
+
+impl MetadataOp {
+    /// Pages behind the answer's that a request gives.
+    pub fn given_pages(&self) -> usize {
+        match *self {
+            MetadataOp::Commit { pages, .. } | MetadataOp::SaveMarks { pages, .. } => pages as usize,
+            _ => 0,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -261,6 +281,12 @@ pub enum MetadataAnswer {
     },
     Found,
     Lent,
+    /// Where the set begins and whether it is plain, if there is one; and whether the page holds a page of it.
+    Marks {
+        set: Option<(UpdateNumber, bool)>,
+        found: bool,
+    },
+    Saved,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -335,6 +361,11 @@ pub enum AdminError {
     NoSuchSnapshot,
     #[error("there are as many snapshots as a group keeps; delete one first")]
     TooMany,
+    #[error(
+        "the other site was away for longer than the journal lasts, and is to be copied what changed before snapshots are taken again; wait \
+         until `lockstep status` shows it in sync"
+    )]
+    PeerBehind,
     #[error("too many requests at once")]
     Busy,
     #[error(

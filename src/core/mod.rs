@@ -3,6 +3,7 @@
 
 pub mod cache;
 pub mod captures;
+pub mod changed;
 pub mod config;
 pub mod group;
 pub mod history;

@@ -192,6 +192,29 @@ pub enum Event {
     HostDeadline {
         oldest_ns: u64,
     },
+    /// The peer lacks more than the journal holds: so many blocks are to be copied.
+    ResyncBegan {
+        blocks: u64,
+    },
+    /// It has them, and follows from there.
+    ResyncEnded {
+        at: UpdateNumber,
+        blocks: u64,
+        took_ns: u64,
+    },
+    /// Everything that this site lacked is staged; it starts anew to install that.
+    StagedWhole {
+        upto: UpdateNumber,
+    },
+    Installed {
+        upto: UpdateNumber,
+        blocks: u64,
+    },
+    /// The staging file cannot be written, with so many blocks in it; the volumes are what they were.
+    StagingFailed {
+        fault: IoFault,
+        blocks: u64,
+    },
     Stopped,
 }
 

@@ -83,6 +83,11 @@ impl Snapshots {
         self.find(number).is_some_and(Snapshot::lives)
     }
 
+    /// Whether there is none, nor one whose deletion the management information does not have yet.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.pending.is_empty()
+    }
+
     /// Those that live, oldest first.
     pub fn living(&self) -> impl Iterator<Item = &SnapshotRecord> {
         self.entries.iter().filter(|snapshot| snapshot.lives()).map(|snapshot| &snapshot.record)

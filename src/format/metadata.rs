@@ -136,6 +136,37 @@ pub fn change_at(page: &[u8; BLOCK_BYTES], index: usize) -> Option<Change> {
     }
 }
 
+/// Blocks whose marks a page of the changed-block set has: whole words of 64.
+pub const MARKS_PAGE_MAX: u64 = 8 * (BLOCK_BYTES - MARKS) as u64;
+
+const MARKS_VOLUME: usize = 0;
+const MARKS_CRC: usize = 4;
+const MARKS_CHUNK: usize = 8;
+const MARKS: usize = 16;
+
+const _: () = assert!((BLOCK_BYTES - MARKS).is_multiple_of(8));
+
+/// Writes the `chunk`th page of a volume's part of the changed-block set; words that are not given are zero.
+pub fn put_marks(page: &mut [u8; BLOCK_BYTES], volume: VolumeId, chunk: u64, words: &[u64]) {
+    page.fill(0);
+    put(page, MARKS_VOLUME, &volume.0.to_le_bytes());
+    put(page, MARKS_CHUNK, &chunk.to_le_bytes());
+    for (index, word) in words.iter().enumerate() {
+        put(page, MARKS + 8 * index, &word.to_le_bytes());
+    }
+    let crc = crc32c::crc32c(&page[MARKS_CHUNK..]);
+    put(page, MARKS_CRC, &crc.to_le_bytes());
+}
+
+/// The volume and chunk of a page, and its words; `None` if it is not what was written.
+pub fn take_marks(page: &[u8; BLOCK_BYTES]) -> Option<(VolumeId, u64, impl Iterator<Item = u64>)> {
+    if u32_at(page, MARKS_CRC) != crc32c::crc32c(&page[MARKS_CHUNK..]) {
+        return None;
+    }
+    let words = (MARKS..BLOCK_BYTES).step_by(8).map(|at| u64_at(page, at));
+    Some((VolumeId(u16_at(page, MARKS_VOLUME)), u64_at(page, MARKS_CHUNK), words))
+}
+
 /// Bits in a page that answers a load, or tells which captures of a commit were redundant.
 pub const BITS_PAGE_MAX: u64 = 8 * BLOCK_BYTES as u64;
 

@@ -67,8 +67,8 @@ pub struct DiskExecutor {
     stopping: bool,
 }
 
-/// Journal, then volume and checksums of each volume, then the differential volume.
-const TARGETS_MAX: usize = 2 + 2 * VOLUMES_MAX;
+/// Journal, then volume and checksums of each volume, then the differential volume and the staging file.
+const TARGETS_MAX: usize = 3 + 2 * VOLUMES_MAX;
 
 fn index_of(target: IoTarget) -> usize {
     match target {
@@ -76,6 +76,7 @@ fn index_of(target: IoTarget) -> usize {
         IoTarget::Volume(volume) => 1 + 2 * volume.0 as usize,
         IoTarget::Checksums(volume) => 2 + 2 * volume.0 as usize,
         IoTarget::Differential => 1 + 2 * VOLUMES_MAX,
+        IoTarget::Staging => 2 + 2 * VOLUMES_MAX,
     }
 }
 

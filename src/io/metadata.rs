@@ -3,6 +3,7 @@
 
 mod backend;
 mod executor;
+mod marks;
 mod space;
 mod store;
 

@@ -1,6 +1,6 @@
 //! A group's events as sentences: what happened, to which volume or peer, and what to do.
 
-use crate::base::{SiteId, VolumeId, VolumeSet};
+use crate::base::{BLOCK_BYTES, SiteId, VolumeId, VolumeSet};
 use crate::core::config::{OnDifferentialFull, Role};
 use crate::core::messages::{IoFault, IoTarget, MetadataFault};
 use crate::core::outbox::{Event, LossReason};
@@ -15,6 +15,7 @@ pub struct Names {
     pub peer: String,
     pub journal: String,
     pub differential: String,
+    pub staging: String,
     pub metadata: String,
     pub on_differential_full: OnDifferentialFull,
     /// The configuration's own file, for commands to give next.
@@ -52,6 +53,7 @@ impl Names {
             peer: peer.to_owned(),
             journal: config.journal.path.display().to_string(),
             differential: config.differential.path.display().to_string(),
+            staging: config.staging.display().to_string(),
             metadata: config.metadata.display().to_string(),
             on_differential_full: config.group.on_differential_full,
             file: config.file.display().to_string(),
@@ -71,6 +73,7 @@ impl Names {
                 format!("the checksums of volume {name} ({sums})")
             }
             IoTarget::Differential => format!("the differential volume {}", self.differential),
+            IoTarget::Staging => format!("the staging file {}", self.staging),
         }
     }
 
@@ -290,6 +293,40 @@ impl Names {
                     oldest_ns / 1_000_000
                 ),
             ),
+            Event::ResyncBegan { blocks } => (
+                Level::Info,
+                format!(
+                    "a resync begins: the secondary lacks more than the primary's journal holds, and is copied {} MiB that have changed;                      until it has all of them its volumes stay what they were",
+                    mib_of(blocks)
+                ),
+            ),
+            Event::ResyncEnded { at, blocks, took_ns } => (
+                Level::Info,
+                format!(
+                    "{peer} has been copied what it lacked, {} MiB in {} s, and follows from {at}",
+                    mib_of(blocks),
+                    took_ns / 1_000_000_000
+                ),
+            ),
+            Event::StagedWhole { upto } => (
+                Level::Info,
+                format!(
+                    "everything that this site lacked up to {upto} is staged; it starts anew to bring that to its volumes"
+                ),
+            ),
+            Event::Installed { upto, blocks } => (
+                Level::Info,
+                format!("{} MiB are installed: the volumes hold everything up to {upto}", mib_of(blocks)),
+            ),
+            Event::StagingFailed { fault, blocks } => (
+                Level::Error,
+                format!(
+                    "{} cannot be written behind its first {} MiB ({}): this site cannot be copied what it lacks, and stays what it was;                      see to its disk or make room on its filesystem",
+                    self.target(IoTarget::Staging),
+                    mib_of(blocks),
+                    fault_words(fault).0
+                ),
+            ),
             Event::Stopped => {
                 (Level::Info, format!("group {} is drained, and its checkpoint is written", self.group))
             }
@@ -318,6 +355,11 @@ impl Names {
             Level::Error => tracing::error!("{sentence}"),
         }
     }
+}
+
+/// Rounded up: a few blocks are something.
+fn mib_of(blocks: u64) -> u64 {
+    blocks.div_ceil((1 << 20) / BLOCK_BYTES as u64)
 }
 
 /// What a fault is, and what to do about it.
@@ -354,6 +396,7 @@ mod tests {
             peer: "right".to_owned(),
             journal: "/j".to_owned(),
             differential: "/d".to_owned(),
+            staging: "/staging".to_owned(),
             metadata: "/m".to_owned(),
             on_differential_full: OnDifferentialFull::DeleteOldest,
             file: "/etc/left.toml".to_owned(),

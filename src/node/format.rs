@@ -93,6 +93,11 @@ pub fn format(
     let differential = &config.differential;
     parts.push(Part { path: &differential.path, bytes: differential.bytes, space: VolumeSpace::Reserved });
 
+    if config.replication.is_some() {
+        let bytes = config.staging_blocks() * BLOCK_BYTES as u64;
+        parts.push(Part { path: &config.staging, bytes, space: VolumeSpace::Sparse });
+    }
+
     // A running site holds these locks, so nothing of it is touched.
     let journal_disk = make(&journal, force)?;
     journal_disk.write_blocks(0, &[0; SUPERBLOCK_SLOTS as usize * BLOCK_BYTES])?;
@@ -121,7 +126,8 @@ pub fn format(
 fn paths(config: &Config) -> Vec<&Path> {
     let volumes = config.volumes.iter().flat_map(|volume| [volume.path.as_path(), &volume.checksums]);
     let rest = [config.differential.path.as_path(), &config.journal.path, &config.metadata];
-    volumes.chain(rest).collect()
+    let staging = config.replication.as_ref().map(|_| config.staging.as_path());
+    volumes.chain(rest).chain(staging).collect()
 }
 
 fn is_device(path: &Path) -> bool {

@@ -34,13 +34,14 @@ const FAULTS: [(Struck, &str); 9] = [
 /// A state, and whether a site is in it; it may be in several.
 type State = (&'static str, fn(&GroupStatus) -> bool);
 
-const STATES: [State; 12] = [
+const STATES: [State; 13] = [
     ("recovering", |site| site.state == GroupState::Recovering),
     ("awaiting peer", |site| site.state == GroupState::AwaitingPeer),
     ("no peer", |site| running(site) && site.peer == PeerState::Disconnected),
     ("greeting", |site| running(site) && site.peer == PeerState::Greeting),
     ("reconciling", |site| running(site) && site.peer == PeerState::Reconciling),
     ("catching up", |site| running(site) && site.peer == PeerState::CatchingUp),
+    ("resyncing", |site| running(site) && site.peer == PeerState::Resyncing),
     ("in lockstep", |site| running(site) && site.peer == PeerState::InSync),
     ("solo", |site| running(site) && site.solo),
     ("keeping", |site| site.destage == DestageState::Keeping),

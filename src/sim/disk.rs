@@ -90,8 +90,9 @@ fn index_of(target: IoTarget) -> usize {
     match target {
         IoTarget::Journal => 0,
         IoTarget::Differential => 1,
-        IoTarget::Volume(VolumeId(volume)) => 2 + 2 * usize::from(volume),
-        IoTarget::Checksums(VolumeId(volume)) => 3 + 2 * usize::from(volume),
+        IoTarget::Staging => 2,
+        IoTarget::Volume(VolumeId(volume)) => 3 + 2 * usize::from(volume),
+        IoTarget::Checksums(VolumeId(volume)) => 4 + 2 * usize::from(volume),
     }
 }
 
@@ -101,6 +102,7 @@ impl Disk {
         journal_blocks: u64,
         journal_volatile: bool,
         differential_blocks: u64,
+        staging_blocks: u64,
         volumes: &[u64],
     ) -> Disk {
         let target = |blocks: u64, volatile: bool| Target {
@@ -109,7 +111,11 @@ impl Disk {
             durable: vec![None; blocks as usize],
             unflushed: Vec::new(),
         };
-        let mut targets = vec![target(journal_blocks, journal_volatile), target(differential_blocks, true)];
+        let mut targets = vec![
+            target(journal_blocks, journal_volatile),
+            target(differential_blocks, true),
+            target(staging_blocks, true),
+        ];
         for &blocks in volumes {
             targets.push(target(blocks, true));
             targets.push(target(blocks.div_ceil(1024), true));
@@ -251,7 +257,11 @@ impl Disk {
     /// The site loses power.
     pub fn crash_power(&mut self, rng: &mut Rng) {
         self.crash_process(rng);
-        for target in &mut self.targets {
+        for (index, target) in self.targets.iter_mut().enumerate() {
+            // Seeds without a resync draw nothing for it.
+            if index == index_of(IoTarget::Staging) && target.unflushed.is_empty() {
+                continue;
+            }
             let share = rng.pick(&[0, 0, 10, 50, 90, 100]);
             for written in std::mem::take(&mut target.unflushed) {
                 for (index, stored) in written.blocks.into_iter().enumerate() {
@@ -296,6 +306,7 @@ pub fn place_of(target: IoTarget) -> Place {
     match target {
         IoTarget::Journal => Place::Journal,
         IoTarget::Differential => Place::Differential,
+        IoTarget::Staging => Place::Staging,
         IoTarget::Volume(VolumeId(volume)) => Place::Volume(volume),
         IoTarget::Checksums(VolumeId(volume)) => Place::Checksums(volume),
     }
@@ -305,6 +316,7 @@ fn target_of(place: Place) -> IoTarget {
     match place {
         Place::Journal => IoTarget::Journal,
         Place::Differential => IoTarget::Differential,
+        Place::Staging => IoTarget::Staging,
         Place::Volume(volume) => IoTarget::Volume(VolumeId(volume)),
         Place::Checksums(volume) => IoTarget::Checksums(VolumeId(volume)),
     }
@@ -313,6 +325,13 @@ fn target_of(place: Place) -> IoTarget {
 impl Media for Disk {
     fn visible(&self, place: Place, block: u64) -> Option<&Stored> {
         self.targets[index_of(target_of(place))].visible[block as usize].as_ref()
+    }
+
+    fn is_marked(&self, volume: u16, lba: u64) -> bool {
+        // The page's layout: docs/FORMATS.md.
+        let (chunk, bit) = (lba / (8 * 4080), lba % (8 * 4080));
+        let page = self.metadata.marks.get(&(volume, chunk));
+        page.is_some_and(|page| page[16 + (bit / 8) as usize] >> (bit % 8) & 1 == 1)
     }
 
     fn durable(&self, place: Place, block: u64) -> Option<&Stored> {
@@ -369,7 +388,7 @@ mod tests {
         let mut torn = 0;
         for seed in 0..200 {
             let mut rng = Rng::new(seed);
-            let mut disk = Disk::new(16, true, 0, &[8]);
+            let mut disk = Disk::new(16, true, 0, 0, &[8]);
             let flushed = disk.write(VOLUME, 0, blocks(1, 4).into_iter());
             disk.complete_write(flushed);
             disk.delivered(VOLUME, flushed);
@@ -391,7 +410,7 @@ mod tests {
 
     #[test]
     fn a_flush_covers_what_was_delivered_before_it() {
-        let mut disk = Disk::new(16, true, 0, &[8]);
+        let mut disk = Disk::new(16, true, 0, 0, &[8]);
         let write = disk.write(VOLUME, 0, blocks(1, 1).into_iter());
         disk.complete_write(write);
         let flush = disk.flush(VOLUME);
@@ -401,7 +420,7 @@ mod tests {
 
     #[test]
     fn a_device_without_a_cache_keeps_what_completed() {
-        let mut disk = Disk::new(16, false, 0, &[8]);
+        let mut disk = Disk::new(16, false, 0, 0, &[8]);
         let write = disk.write(IoTarget::Journal, 3, blocks(1, 2).into_iter());
         disk.complete_write(write);
         disk.crash_power(&mut Rng::new(1));

@@ -105,6 +105,17 @@ impl World {
         let struck = if crash == Crash::Power { Struck::Power } else { Struck::Process };
         self.cover(index, struck);
         self.outcome.crashes += 1;
+        self.end(index, crash);
+        let down = self.rng.latency(self.plan.down_ns);
+        let down = self.away_ns(index, down);
+        self.schedule(self.now + down, Event::Restart { site: index });
+        if index == self.home {
+            self.perhaps_promote(true);
+        }
+    }
+
+    /// The site's process is over, in whatever it was doing.
+    pub(super) fn end(&mut self, index: usize, crash: Crash) {
         let site = &mut self.sites[index];
         site.group = None;
         site.incarnation += 1;
@@ -119,11 +130,6 @@ impl World {
         let link = std::mem::replace(&mut site.link, Link::new(1));
         if let Some(connection) = link.connection() {
             self.abandon(index, connection);
-        }
-        let down = self.rng.latency(self.plan.down_ns);
-        self.schedule(self.now + down, Event::Restart { site: index });
-        if index == self.home {
-            self.perhaps_promote(true);
         }
     }
 

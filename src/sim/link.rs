@@ -252,7 +252,7 @@ impl Link {
             ToLink::Update { update, settled, slot, source, with_old } => {
                 let (table, cumulative) = match source {
                     UpdateSource::Window => (&tables.window, true),
-                    UpdateSource::CatchUp => (&tables.catch_up, false),
+                    UpdateSource::CatchUp | UpdateSource::Copy => (&tables.catch_up, false),
                 };
                 let old_row = SlotId((update.number.0 % OLD_BLOCK_SLOTS as u64) as u32);
                 for (index, page) in pages.iter().enumerate() {

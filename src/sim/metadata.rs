@@ -19,6 +19,9 @@ pub struct Metadata {
     pub snapshots: BTreeMap<u64, SnapshotRecord>,
     /// Slot and sum.
     pub captured: BTreeMap<Key, (u64, u32)>,
+    /// Where the changed-block set begins and whether it is plain, and its pages.
+    pub changed: Option<(u64, bool)>,
+    pub marks: BTreeMap<(u16, u64), [u8; BLOCK_BYTES]>,
     in_flight: VecDeque<(u64, MetadataRequest)>,
     busy_until: u64,
     /// Entries a step of a reclaim looks at: few, so that passes take several.
@@ -58,9 +61,7 @@ impl Metadata {
     ) {
         let page = |index: usize| tables.metadata_io.page(request.slot, index);
         memory.pin_for_writing(page(0));
-        if let MetadataOp::Commit { pages, .. } = request.op {
-            (1..=pages as usize).for_each(|index| memory.pin_for_reading(page(index)));
-        }
+        (1..=request.op.given_pages()).for_each(|index| memory.pin_for_reading(page(index)));
         self.busy_until = self.busy_until.max(now) + latency;
         self.in_flight.push_back((self.busy_until, request));
     }
@@ -69,10 +70,7 @@ impl Metadata {
     pub fn complete(&mut self, memory: &mut SimMemory, tables: &Tables) -> MetadataDone {
         let (_, request) = self.in_flight.pop_front().expect("a request completes once");
         let page = |index: usize| tables.metadata_io.page(request.slot, index);
-        let pages = match request.op {
-            MetadataOp::Commit { pages, .. } => pages as usize,
-            _ => 0,
-        };
+        let pages = request.op.given_pages();
         let given: Vec<_> = (1..=pages).map(|index| *memory.bytes(page(index))).collect();
         let mut answer = [0; BLOCK_BYTES];
         let result = Ok(self.carry_out(&request.op, &given, &mut answer));
@@ -88,10 +86,7 @@ impl Metadata {
             if !rng.once_in(2) {
                 break;
             }
-            let pages = match request.op {
-                MetadataOp::Commit { pages, .. } => pages as usize,
-                _ => 0,
-            };
+            let pages = request.op.given_pages();
             let page = |index: usize| tables.metadata_io.page(request.slot, index);
             let given: Vec<_> = (1..=pages).map(|index| *memory.bytes(page(index))).collect();
             self.carry_out(&request.op, &given, &mut [0; BLOCK_BYTES]);
@@ -163,6 +158,25 @@ impl Metadata {
                 MetadataAnswer::Bits
             }
             MetadataOp::Lend { .. } => unreachable!("simulated sites take each other's tables as they are"),
+            MetadataOp::LoadMarks { volume, chunk } => {
+                let set = self.changed.map(|(base, plain)| (UpdateNumber(base), plain));
+                let page = self.marks.range((volume.0, chunk)..).next().map(|(_, page)| *page);
+                *answer = page.unwrap_or(*answer);
+                MetadataAnswer::Marks { set, found: page.is_some() }
+            }
+            MetadataOp::SaveMarks { base, plain, .. } => {
+                for page in given {
+                    let (volume, chunk, _) = take_marks(page).expect("a page that was put there");
+                    self.marks.insert((volume.0, chunk), *page);
+                }
+                self.changed = Some((base.0, plain));
+                MetadataAnswer::Saved
+            }
+            MetadataOp::DropMarks => {
+                self.changed = None;
+                self.marks.clear();
+                MetadataAnswer::Saved
+            }
         }
     }
 

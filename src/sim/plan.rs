@@ -5,6 +5,7 @@ use crate::base::*;
 use crate::core::config::*;
 use crate::core::group::PAGES_MIN;
 use crate::core::journal::journal_blocks_min;
+use crate::sim::resync::ResyncPlan;
 use crate::sim::rng::Rng;
 use crate::sim::snapshots::SnapshotPlan;
 use crate::sim::takeover::TakeoverPlan;
@@ -19,6 +20,9 @@ pub const CRASHES_MAX: u64 = 12;
 
 /// Tells the generator of crashes at a wrap from the others of its seed.
 const WRAP_FORK: u64 = 0x7772_6170;
+
+/// Staging files: what a run changes fits some times.
+pub const STAGING_BLOCKS: u64 = 6_000;
 
 const MS: u64 = 1_000_000;
 const US: u64 = 1_000;
@@ -125,6 +129,7 @@ pub struct Plan {
     pub faults: Vec<Planned>,
     pub snapshots: Option<SnapshotPlan>,
     pub takeover: Option<TakeoverPlan>,
+    pub resync: Option<ResyncPlan>,
 }
 
 impl Plan {
@@ -156,6 +161,7 @@ impl Plan {
                 on_peer_loss,
                 latency_budget,
                 heartbeat_interval: Nanos(latency_budget.0 / 8),
+                resync: ResyncConfig { staging_blocks: STAGING_BLOCKS, p99_budget: latency_budget },
             }),
             volumes: volumes.clone(),
             journal_blocks: journal_blocks_min() + rng.pick(&[0, 40, 300, 1500]),
@@ -211,6 +217,7 @@ impl Plan {
             configs,
             snapshots,
             takeover: None,
+            resync: None,
         }
     }
 

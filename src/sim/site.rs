@@ -64,8 +64,13 @@ pub(super) struct Site {
 impl Site {
     pub(super) fn new(plan: &Plan, index: usize, volumes: &[u64], sums: &Rc<Sums>) -> Site {
         let config = &plan.configs[index];
-        let mut disk =
-            Disk::new(config.journal_blocks, config.journal_volatile, config.differential_blocks, volumes);
+        let mut disk = Disk::new(
+            config.journal_blocks,
+            config.journal_volatile,
+            config.differential_blocks,
+            config.peer.as_ref().map_or(0, |peer| peer.resync.staging_blocks),
+            volumes,
+        );
         disk.metadata = Metadata::new(plan.snapshots.map_or(1, |plan| plan.reclaim_step));
         for sequence in 0..2 {
             let formatted = Superblock::formatted(

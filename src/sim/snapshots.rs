@@ -11,6 +11,8 @@ use crate::sim::rng::Rng;
 use crate::sim::takeover::PROMOTION_IDS;
 use crate::sim::world::{Event, Stage, World};
 
+/// What a request to the metadata takes where there are no snapshots.
+const METADATA_NS: u64 = 200 * US;
 const US: u64 = 1_000;
 
 /// What one seed does with snapshots. Drawn from a generator of its own, so that seeds without them are what they were.
@@ -194,9 +196,9 @@ impl World {
                 self.audit.administered(index, number.0);
             }
         }
-        let Some(plan) = self.plan.snapshots else { return };
+        let typical_ns = self.plan.snapshots.map_or(METADATA_NS, |plan| plan.metadata_ns);
         while let Some(request) = self.sites[index].out.to_metadata.pop() {
-            let latency = self.snapshot_rng.latency(plan.metadata_ns);
+            let latency = self.snapshot_rng.latency(typical_ns);
             self.trace.note(self.now, || format!("site {index} asks its metadata {request:?}"));
             let site = &mut self.sites[index];
             site.disk.metadata.submit(self.now, latency, request, &mut site.memory, &site.tables);

@@ -170,6 +170,8 @@ impl World {
         self.sites.into_iter().for_each(|site| stock::keep(site.tables));
         self.outcome.snapshots = self.audit.snapshots_taken() as u64;
         self.outcome.takeovers = self.audit.takeovers;
+        self.outcome.copied_blocks = self.audit.copied_blocks;
+        self.outcome.installs = self.audit.installs;
         self.outcome.snapshot_reads = self.audit.snapshot_reads;
         self.outcome.changes_told = self.audit.changes_told;
         self.outcome.sent_by_value = self.audit.sent_by_value;

@@ -7,15 +7,16 @@ use crate::core::config::{AckLevel, DifferentialBy};
 use crate::core::group::Turn;
 use crate::core::messages::*;
 use crate::core::outbox::Event as GroupEvent;
-use crate::sim::audit::journal::RING_FIRST;
 use crate::sim::audit::{AuditConfig, Auditor, Level, PRIMARY, SECONDARY};
+use crate::sim::content::Content;
 use crate::sim::coverage::Coverage;
-use crate::sim::disk::{IoId, place_of};
+use crate::sim::disk::IoId;
 use crate::sim::handover;
 use crate::sim::hosts::HostCounts;
 use crate::sim::network::Network;
 use crate::sim::plan::{Crash, Fault, Plan};
 use crate::sim::queue::Queue;
+use crate::sim::resync::{self, ResyncPlan};
 use crate::sim::rng::Rng;
 use crate::sim::site::{Alarm, Done, Site, seen};
 use crate::sim::snapshots::{self, SnapshotPlan};
@@ -133,6 +134,9 @@ pub struct Outcome {
     pub cuts: u64,
     pub coverage: Coverage,
     pub takeovers: u64,
+    /// Blocks copied to a peer that lacked more than the journal held, and resyncs that were installed.
+    pub copied_blocks: u64,
+    pub installs: u64,
     pub trace_hash: u64,
 }
 
@@ -155,6 +159,10 @@ pub struct World {
     /// Takeovers' own, for the same reason.
     pub(super) takeover_rng: Rng,
     pub(super) handover_rng: Rng,
+    /// And resyncs' own.
+    pub(super) resync_rng: Rng,
+    /// A staging file could not be written, so its site may refuse to go on.
+    pub(super) staging_failed: bool,
     /// The site where hosts are, and the newest generation that served them.
     pub(super) home: usize,
     pub(super) home_generation: Generation,
@@ -188,6 +196,8 @@ impl World {
         plan.take_over(&mut takeover_rng);
         let mut handover_rng = handover::generator(seed);
         plan.hand_over(&mut handover_rng);
+        let mut resync_rng = resync::generator(seed);
+        plan.resync = ResyncPlan::new(&mut resync_rng, &plan);
         let mut trace = Trace::new(print);
         trace.note(0, || format!("{plan:#?}"));
         let config = &plan.configs[0];
@@ -215,6 +225,8 @@ impl World {
             changes_rng: snapshots::generator_of_changes(seed),
             takeover_rng,
             handover_rng,
+            resync_rng,
+            staging_failed: false,
             home: PRIMARY,
             home_generation: Generation::NONE,
             promotions: 0,
@@ -411,6 +423,7 @@ impl World {
                         }
                         let (_, message) = link.ring.pop_front().expect("looked at it");
                         match message {
+                            FromLink::Update { .. } if group.stages() => (),
                             FromLink::Update { update, .. } => {
                                 self.audit.receives(index, update.number.0, update.generation.0);
                             }
@@ -499,7 +512,7 @@ impl World {
                 ToLink::Update { update, slot, source, with_old, .. } => {
                     let table = match source {
                         UpdateSource::Window => &tables.window,
-                        UpdateSource::CatchUp => &tables.catch_up,
+                        UpdateSource::CatchUp | UpdateSource::Copy => &tables.catch_up,
                     };
                     let mut blocks = Vec::with_capacity(update.payload_blocks());
                     for block in 0..update.payload_blocks() {
@@ -507,6 +520,14 @@ impl World {
                         memory.pin_for_reading(page);
                         pages.push(page);
                         blocks.push(memory.content(page));
+                    }
+                    if source == UpdateSource::Copy {
+                        if update.payload_blocks() == 0 {
+                            blocks.resize(update.count as usize, Content::ZERO);
+                        }
+                        self.audit.copies(update.volume.0, update.lba.0, &blocks);
+                        link.push(after, message, pages);
+                        continue;
                     }
                     let seen = seen(&update);
                     self.audit.sends(index, seen, &blocks);
@@ -535,9 +556,11 @@ impl World {
         while out.stamps.pop().is_some() {}
         let mut failed = false;
         let mut catches_up = false;
+        let mut resyncs = false;
         while let Some(event) = out.events.pop() {
             self.trace.note(now, || format!("site {index}: {event:?}"));
             match event {
+                GroupEvent::ResyncBegan { .. } | GroupEvent::StagedWhole { .. } => resyncs = true,
                 GroupEvent::Recovered { replayed, .. } => self.outcome.replayed += replayed,
                 GroupEvent::Checkpointed { .. } => self.outcome.checkpoints += 1,
                 GroupEvent::PeerCatchingUp { .. } => {
@@ -545,6 +568,8 @@ impl World {
                     catches_up = true;
                 }
                 GroupEvent::TailCut { .. } => self.outcome.cuts += 1,
+                GroupEvent::StagingFailed { .. } => self.staging_failed = true,
+                GroupEvent::Refused { .. } if self.staging_failed => (),
                 GroupEvent::Refused { refusal, .. } => {
                     // Not even for a resync: what a peer lacks stays in the journal (INV-9).
                     let code = refusal.map(|refusal| refusal.code);
@@ -588,8 +613,15 @@ impl World {
                 self.wake_front(index, front, replies.unwrap_or(now));
             }
         }
+        if resyncs {
+            self.perhaps_crash_at_resync();
+        }
         if catches_up {
             self.perhaps_crash_at_catch_up();
+        }
+        if self.sites[index].group.as_ref().is_some_and(|group| group.starts_anew()) {
+            self.start_anew(index);
+            return;
         }
         if failed && self.sites[index].group.as_ref().is_some_and(|group| group.failed()) {
             // An operator replaces the disk's cable and starts the site again.
@@ -691,109 +723,5 @@ impl World {
             self.perhaps_administer();
             self.perhaps_switch_over();
         }
-    }
-
-    // ------------------------------------------------------------------------------------------------ disks
-
-    fn submit_io(&mut self, index: usize, executor: Executor, request: IoRequest) {
-        let now = self.now;
-        let plan = &self.plan;
-        let Site { memory, tables, disk, slow_until, disturbed_io_until, errors, incarnation, .. } =
-            &mut self.sites[index];
-        let table = if executor == Executor::Journal { &tables.journal_io } else { &tables.volume_io };
-        let IoRequest { slot, target, op, block, count } = request;
-        let count = u64::from(count);
-        assert_eq!(executor == Executor::Journal, target == IoTarget::Journal, "{request:?} at {executor:?}");
-        assert!(disk.has(target, block, count), "INV-13: site {index} reaches beyond a disk: {request:?}");
-        assert_eq!(op == IoOp::Flush, count == 0, "{request:?}");
-        let (io, typical) = match op {
-            IoOp::Read => {
-                (0..count as usize).for_each(|at| memory.pin_for_writing(table.page(slot, at)));
-                (disk.read(target, block, count), plan.read_ns)
-            }
-            IoOp::Write => {
-                let mut blocks = Vec::with_capacity(count as usize);
-                for at in 0..count as usize {
-                    let page = table.page(slot, at);
-                    memory.pin_for_reading(page);
-                    blocks.push(memory.content(page));
-                }
-                let io = disk.write(target, block, blocks.iter().cloned());
-                self.trace.note(now, || {
-                    let names: Vec<_> = blocks.iter().map(|content| content.print.describe()).collect();
-                    format!("site {index} writes {target:?} at {block}: {names:?}")
-                });
-                self.audit.writes(index, io, place_of(target), block, &blocks, disk);
-                (io, plan.write_ns)
-            }
-            IoOp::Flush => (disk.flush(target), plan.flush_ns),
-        };
-        let slow = if now < *slow_until { 100 } else { 1 };
-        let latency = self.rng.latency(typical * slow);
-        let result = match errors[executor as usize].take() {
-            Some(errno) => Err(IoFault::Errno(errno)),
-            None => Ok(()),
-        };
-        if slow > 1 || result.is_err() {
-            *disturbed_io_until = (*disturbed_io_until).max(now + latency);
-        }
-        let incarnation = *incarnation;
-        self.schedule(
-            now + latency,
-            Event::Complete { site: index, incarnation, executor, request, io, result },
-        );
-        if target == IoTarget::Journal && op == IoOp::Write && block >= RING_FIRST {
-            let before = std::mem::replace(&mut self.sites[index].batch_at, block);
-            if block < before {
-                self.perhaps_crash_at_wrap(index);
-            }
-        }
-    }
-
-    fn complete_io(
-        &mut self,
-        index: usize,
-        executor: Executor,
-        request: IoRequest,
-        io: IoId,
-        result: Result<(), IoFault>,
-    ) {
-        let now = self.now;
-        let Site { memory, tables, disk, journal_done, volume_done, .. } = &mut self.sites[index];
-        let (table, ring) = match executor {
-            Executor::Journal => (&tables.journal_io, journal_done),
-            Executor::Volumes => (&tables.volume_io, volume_done),
-        };
-        let IoRequest { slot, target, op, .. } = request;
-        let page = |at: usize| table.page(slot, at);
-        let mut write = None;
-        match (op, result) {
-            (IoOp::Read, Ok(())) => {
-                disk.complete_read(io, |at, content| memory.fill_content(page(at), content));
-            }
-            (IoOp::Write, Ok(())) => {
-                disk.complete_write(io);
-                self.audit.written_io(index, io, place_of(target));
-                write = Some((target, io));
-            }
-            (IoOp::Flush, Ok(())) => {
-                let covers = disk.complete_flush(io);
-                self.audit.flushed(index, &covers, place_of(target));
-            }
-            (IoOp::Write, Err(_)) => disk.fail_write(io, &mut self.rng),
-            (IoOp::Read | IoOp::Flush, Err(_)) => {
-                self.audit.reads_fail(index);
-                disk.fail(io);
-            }
-        }
-        if op != IoOp::Flush {
-            (0..request.count as usize).for_each(|at| memory.unpin(page(at)));
-        }
-        let after = ring.back().map_or(now, |done| done.ready).max(now);
-        let ready = after.max(now + self.rng.below(self.plan.ring_ns + 1));
-        ring.push_back(Done { ready, done: IoDone { slot, result }, write });
-        let bound = if executor == Executor::Journal { JOURNAL_IO_SLOTS } else { VOLUME_IO_SLOTS };
-        assert!(ring.len() <= bound, "INV-12: more completions than slots");
-        self.wake_group(index, ready);
     }
 }

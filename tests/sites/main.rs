@@ -14,6 +14,7 @@ mod damage;
 mod images;
 mod loss;
 mod refusals;
+mod resync;
 mod snapshot_torture;
 mod snapshots;
 mod soak;

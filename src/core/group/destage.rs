@@ -28,6 +28,8 @@ pub(super) enum Step {
     },
     /// The management information is brought up to the target.
     Commit,
+    /// What the peer lacks of all that the checkpoint is to cover becomes durable.
+    Marks,
     /// The next place to look for a dirty block.
     Sweep {
         volume: u16,
@@ -144,7 +146,7 @@ impl Destage {
         match self.step {
             Step::Idle => DestageState::Idle,
             Step::Captures { .. } | Step::DifferentialFlush { .. } => DestageState::Keeping,
-            Step::Commit => DestageState::Committing,
+            Step::Commit | Step::Marks => DestageState::Committing,
             Step::Sweep { .. } => DestageState::Sweeping,
             Step::Sums { .. } | Step::Flush { .. } | Step::Superblock(_) | Step::SuperblockFlush(_) => {
                 DestageState::Checkpointing
@@ -170,6 +172,17 @@ impl Destage {
 
     pub fn is_superblock(&self, slot: SlotId) -> bool {
         matches!(self.step, Step::Superblock(e) | Step::SuperblockFlush(e) if e.slot == slot)
+    }
+
+    /// Of the last superblock.
+    pub fn sequence(&self) -> u64 {
+        self.superblock_sequence
+    }
+
+    /// A sweep to `target` that has all its blocks in the volumes already.
+    pub fn end_at(&mut self, target: UpdateNumber, step: Step) {
+        assert!(self.step == Step::Idle, "one sweep at a time");
+        (self.target, self.step) = (target, step);
     }
 
     /// The superblock found at start; the next one goes to the other slot.
@@ -224,7 +237,7 @@ impl Group {
         let dirty = began_dirty.max(1);
         let done = match self.destage.step {
             Step::Captures { next, .. } => next as u64,
-            Step::DifferentialFlush { .. } | Step::Commit => captures,
+            Step::DifferentialFlush { .. } | Step::Commit | Step::Marks => captures,
             Step::Sweep { volume, lba } => {
                 let (before, from) = self.config.volumes.split_at(volume as usize);
                 let before: u64 = before.iter().map(|volume| volume.blocks).sum();
@@ -258,7 +271,7 @@ impl Group {
     }
 
     pub(super) fn destage_turn(&mut self, turn: &mut Turn<impl Memory>) {
-        if self.destage.step == Step::Idle && self.sweep_due(turn.now) {
+        if self.destage.step == Step::Idle && !self.staging.installing() && self.sweep_due(turn.now) {
             self.destage.target = self.settled;
             self.destage.began_percent = self.pressure_percent();
             self.destage.began_captures = self.captures_through(self.settled);
@@ -268,7 +281,7 @@ impl Group {
             self.destage.retention_moved = false;
             self.destage.step = match self.has_changes(self.settled) {
                 true => Step::Captures { next: 0, read: 0 },
-                false => Step::Sweep { volume: 0, lba: 0 },
+                false => Step::Marks,
             };
             self.sweep_wanted = false;
         }
@@ -280,6 +293,9 @@ impl Group {
         }
         if self.destage.step == Step::Commit {
             self.commit_changes(turn);
+        }
+        if self.destage.step == Step::Marks && self.save_changes(turn) {
+            self.destage.step = Step::Sweep { volume: 0, lba: 0 };
         }
         if let Step::Sweep { .. } = self.destage.step {
             self.sweep(turn);
@@ -494,7 +510,7 @@ impl Group {
         }
         let slot = self.journal.take_slot().expect("checked above");
         let page = self.pages.take().expect("checked above");
-        let floor = self.destage.target.min(self.retention_floor());
+        let floor = self.retention_floor().min(self.destage.target);
         let position = self.journal.position_after(floor);
         self.destage.superblock_sequence += 1;
         let superblock = self.superblock(position);
@@ -512,7 +528,18 @@ impl Group {
         });
     }
 
-    fn superblock(&self, position: JournalPosition) -> Superblock {
+    /// The oldest update that the journal has for the peer, whatever the superblock on its way lets go of.
+    pub(super) fn oldest_kept(&self) -> UpdateNumber {
+        let oldest = match self.destage.step {
+            Step::Superblock(ending) | Step::SuperblockFlush(ending) => {
+                self.journal.oldest_from(ending.position)
+            }
+            _ => self.journal.oldest(),
+        };
+        oldest.unwrap_or(self.window.last().next())
+    }
+
+    pub(super) fn superblock(&self, position: JournalPosition) -> Superblock {
         let (found_settled, found_solo) = self.found_in_journal();
         // A generation whose opening is not durable may turn out never to have been opened.
         let mut history = self.history;
@@ -542,9 +569,9 @@ impl Group {
     }
 
     /// The journal keeps what a peer may still have to be sent.
-    fn retention_floor(&self) -> UpdateNumber {
+    fn retention_floor(&mut self) -> UpdateNumber {
         match self.role {
-            Role::Primary if self.config.peer.is_some() => self.peer.durable,
+            Role::Primary if self.config.peer.is_some() => self.held_for_peer(),
             _ => UpdateNumber(u64::MAX),
         }
     }

@@ -24,6 +24,8 @@ pub(super) enum MetadataIo {
     Reclaim,
     LookUp(Reader),
     Lend,
+    SaveMarks { pages: usize },
+    DropMarks,
 }
 
 /// A commit under way: so many of the oldest captures and changes, in so many pages beside the answer's.
@@ -50,7 +52,7 @@ pub(super) struct Reclaim {
 const READ_AHEAD_BLOCKS_MAX: usize = 2 * VOLUME_IO_BLOCKS_MAX;
 
 /// Pages that a commit leaves to others.
-const COMMIT_LEAVES_PAGES: usize = 16;
+pub(super) const COMMIT_LEAVES_PAGES: usize = 16;
 
 impl Group {
     /// Whether a sweep to `target` has old blocks to keep, or snapshots to record.
@@ -227,7 +229,7 @@ impl Group {
         }
         let target = self.destage.target();
         if !self.has_changes(target) {
-            self.destage.set_step(Step::Sweep { volume: 0, lba: 0 });
+            self.destage.set_step(Step::Marks);
             return;
         }
         if self.pages.free() < COMMIT_LEAVES_PAGES + 4 {
@@ -442,6 +444,8 @@ impl Group {
                 self.looked_up(turn, slot, reader);
             }
             (MetadataIo::Lend, MetadataAnswer::Lent) => self.lent(turn, slot),
+            (MetadataIo::SaveMarks { pages }, MetadataAnswer::Saved) => self.marks_saved(turn, slot, pages),
+            (MetadataIo::DropMarks, MetadataAnswer::Saved) => self.marks_dropped(turn, slot),
             (io, answer) => panic!("the metadata executor answered {io:?} with {answer:?}"),
         }
         self.metadata_slots.push(slot);

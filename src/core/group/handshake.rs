@@ -15,7 +15,7 @@ use crate::format::wire::{Hello, HelloVolume, PROTOCOL_MAX, PROTOCOL_MIN, Refusa
 pub(super) const GREETING_MAX: Nanos = Nanos::from_millis(3_000);
 
 impl Group {
-    fn send_page(
+    pub(super) fn send_page(
         &mut self,
         turn: &mut Turn<impl Memory>,
         frame: PageFrame,
@@ -48,7 +48,7 @@ impl Group {
         false
     }
 
-    fn our_hello(&self) -> Hello {
+    pub(super) fn our_hello(&self) -> Hello {
         let mut volumes = [HelloVolume::default(); VOLUMES_MAX];
         for (place, volume) in volumes.iter_mut().zip(&self.config.volumes) {
             *place = HelloVolume { name: VolumeName::new(&volume.name), blocks: volume.blocks };
@@ -134,7 +134,8 @@ impl Group {
         self.peer.heartbeat_unanswered = false;
         self.peer.flush_asked = UpdateNumber::NONE;
         self.note_retention();
-        let held = self.journal.oldest().map_or(last.next(), |oldest| oldest);
+        self.note_installed(turn, hello, common);
+        let held = self.oldest_kept();
         if hello.last > common && !self.serving && common == last && !hello.solo {
             // Ahead in the same history: it has what our disk lost.
             self.peer.talk = Talk::Fetching { to: hello.last };
@@ -149,20 +150,24 @@ impl Group {
                 ),
             );
             self.refuse(turn, refusal);
-        } else if common.next() < held && common < last {
-            let refusal = refusal(
-                RefusalCode::ResyncRequired,
-                format_args!(
-                    "your site has the stream to {common}, this site's journal begins at {held}: a resync is needed"
-                ),
-            );
-            self.refuse(turn, refusal);
         } else if hello.last > common {
             self.peer.talk = Talk::Cutting { keep: common };
             self.peer.waiting_since = Some(turn.now);
             turn.out.to_link.push(ToLink::Control(Control::CutTo { keep: common }));
+        } else if common.next() < held && common < last {
+            self.offer_resync(turn, common);
         } else {
             self.begin_streaming(turn, common.next());
+        }
+    }
+
+    /// The peer has dropped what is after `keep`.
+    pub(super) fn go_on_after_cut(&mut self, turn: &mut Turn<impl Memory>, keep: UpdateNumber) {
+        let held = self.oldest_kept();
+        if keep.next() < held && keep < self.window.last() {
+            self.offer_resync(turn, keep);
+        } else {
+            self.begin_streaming(turn, keep.next());
         }
     }
 

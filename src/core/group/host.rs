@@ -401,7 +401,7 @@ impl Group {
 
     /// The page as the index may keep it, or `None` if the disk failed or returned other bytes than were written. A block of
     /// zeros needs no page of its own.
-    fn verified(
+    pub(super) fn verified(
         &mut self,
         turn: &mut Turn<impl Memory>,
         volume: VolumeId,

@@ -1,25 +1,30 @@
 //! A consistency group: one owner of the cache index, numbering, write-pending indicators, journal positions, destage and
 //! peer state. The rooms: `host` (operations), `stream` (numbering and watermarks), `storage` (completions), `destage`,
-//! `handshake`, `peering` (streaming, loss, solo), `catch_up` (the journal read back), `recovery`, `warm_up`, `status`; and of snapshots:
+//! `handshake`, `peering` (streaming, loss, solo), `catch_up` (the journal read back), `cut` (a tail dropped), `recovery`, `warm_up`, `status`; and of snapshots:
 //! `capture` (what an update's blocks held before), `old_blocks` (sending that, by value), `differential` (making that durable),
 //! `admin` (creating, deleting), `snapshot_reads`, `repair` and `tables` (what has gone bad, here or at the peer). `takeover`
-//! changes what a site is to its peer, `handover` by agreement; `split` says what keeps two apart.
+//! changes what a site is to its peer, `handover` by agreement; `split` says what keeps two apart; `resync` copies to one what the journal has
+//! no more, `staging` keeps that apart, `install` brings it to the volumes.
 
 mod admin;
 mod capture;
 mod catch_up;
+mod cut;
 mod destage;
 mod differential;
 mod handover;
 mod handshake;
 mod host;
 mod inbound;
+mod install;
 mod old_blocks;
 mod peering;
 mod recovery;
 mod repair;
+mod resync;
 mod snapshot_reads;
 pub mod split;
+mod staging;
 pub mod status;
 mod storage;
 mod stream;
@@ -33,6 +38,7 @@ use std::collections::BinaryHeap;
 use crate::base::*;
 use crate::core::cache::Cache;
 use crate::core::captures::Captures;
+use crate::core::changed::Changed;
 use crate::core::config::{AckLevel, GroupConfig, Role};
 use crate::core::journal::Journal;
 use crate::core::messages::*;
@@ -44,6 +50,8 @@ use crate::core::sums::Sums;
 use crate::core::window::Window;
 use crate::format::history::History;
 use crate::format::superblock::Left;
+
+use peering::Talk;
 
 /// Pages kept back from fronts and link, so that journal headers, read-backs, checksum writes and read misses never wait for
 /// pages that only they could free.
@@ -176,6 +184,9 @@ pub struct Group {
     reclaim: differential::Reclaim,
     repair: repair::Repair,
     lending: tables::Lending,
+    changed: Changed,
+    resync: resync::Resync,
+    staging: staging::Staging,
     /// Something waits for slots, captures or pages that a sweep sets free.
     sweep_wanted: bool,
     differential_warned: bool,
@@ -224,6 +235,8 @@ impl Group {
         let keeps = config.differential_blocks > 0;
         let consumers = config.fronts + usize::from(config.peer.is_some());
         let spare = config.pages as usize - RESERVED_PAGES;
+        let resyncs = config.peer.as_ref().is_some_and(|peer| peer.resync.staging_blocks > 0);
+        let blocks = config.volumes.iter().map(|v| if resyncs { v.blocks } else { 0 });
         // Half of what is not reserved may be staged; the rest holds blocks on their way to the volume.
         let staging_target =
             (spare / 2 / consumers.max(1)).clamp(old_blocks::update_pages(&config), STAGING_PAGES);
@@ -279,6 +292,9 @@ impl Group {
             reclaim: differential::Reclaim::default(),
             repair: repair::Repair::default(),
             lending: tables::Lending::default(),
+            changed: Changed::new(blocks.clone()),
+            resync: resync::Resync::new(blocks),
+            staging: staging::Staging::new(),
             sweep_wanted: false,
             differential_warned: false,
             differential_warning: false,
@@ -323,7 +339,8 @@ impl Group {
         (Cache::bytes(entries) + tables + window) as u64
             + journal_blocks * 64
             + volume_blocks * 4
-            + volume_blocks / 8
+            // Dirty blocks; and of a peer that is away, what it lacks, what is to be copied, and what was changed since.
+            + 4 * (volume_blocks / 8)
             + snapshots
     }
 
@@ -344,13 +361,17 @@ impl Group {
             Phase::Failed | Phase::Stopped => return self.grant_pages(turn),
             Phase::Recovering(_) => self.recovery_turn(turn),
             Phase::Running => {
-                self.ingest_inbound(turn);
+                match self.peer.talk {
+                    Talk::Staging => self.stage_inbound(turn),
+                    _ => self.ingest_inbound(turn),
+                }
                 self.advance(turn);
                 self.admin_turn(turn);
                 self.leave_turn(turn);
                 self.retry_waiting(turn);
                 self.peer_turn(turn);
                 self.lend_tables(turn);
+                self.staging_turn(turn);
             }
         }
         if matches!(self.phase, Phase::Failed | Phase::Stopped) {

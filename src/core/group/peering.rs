@@ -9,7 +9,6 @@ use super::inbound::Inbound;
 use super::{Alone, Group, Phase, Turn};
 use crate::base::*;
 use crate::core::config::{AckLevel, OnPeerLoss, PeerConfig, Role};
-use crate::core::journal::Forming;
 use crate::core::messages::*;
 use crate::core::outbox::{Event, LossReason, WriteStamps};
 use crate::core::window::Window;
@@ -29,8 +28,12 @@ pub(super) enum Talk {
     Fetching { to: UpdateNumber },
     /// Primary: updates flow.
     Streaming,
+    /// Primary: what the peer lacks beyond the journal is copied to it.
+    Copying,
     /// Secondary: taking what comes.
     Following,
+    /// Secondary: what comes is staged.
+    Staging,
     /// Secondary: will drop what is after `keep` once the journal writes before it are done.
     CutPending { keep: UpdateNumber },
 }
@@ -173,7 +176,7 @@ impl Group {
                 self.peer.consumed = self.peer.consumed.max(number);
                 self.take_old_blocks_back(turn, number);
             }
-            FromLink::Consumed { slot, source: UpdateSource::CatchUp, .. } => {
+            FromLink::Consumed { slot, source: UpdateSource::CatchUp | UpdateSource::Copy, .. } => {
                 self.catch_up_consumed(turn, slot)
             }
             FromLink::PageReturned { page } => self.pages.release(page, turn.memory),
@@ -198,12 +201,13 @@ impl Group {
     ) {
         let inbound = Inbound::of_row(&turn.tables.inbound, slot, update, with_old);
         self.link_pages -= inbound.all_pages().filter(|page| *page != PageId::ZERO).count();
-        let wanted = self.engaged() && matches!(self.peer.talk, Talk::Following | Talk::Fetching { .. });
+        let taking = matches!(self.peer.talk, Talk::Following | Talk::Fetching { .. } | Talk::Staging);
+        let wanted = self.engaged() && taking;
         if !wanted {
             // What was on its way when the connection was given up.
             return self.drop_inbound(turn, &inbound);
         }
-        if self.role == Role::Secondary {
+        if self.peer.talk == Talk::Following {
             self.peer.told_settled = self.peer.told_settled.max(settled);
         }
         self.peer.inbound.push(inbound);
@@ -340,6 +344,11 @@ impl Group {
                 (self.peer.sent, self.peer.consumed) = (from.previous(), from.previous());
             }
             Control::CutTo { keep } if !primary => self.on_cut_to(turn, keep),
+            Control::CopyOffer { generation, serial, blocks } if !primary => {
+                self.on_copy_offer(turn, (generation, serial), blocks);
+            }
+            Control::Install { upto } if !primary => self.on_install(turn, upto),
+            Control::Staged { updates } if primary => self.on_staged(turn, updates),
             Control::OldBlockLacking { slot } => self.repair_lacks(turn, slot),
             Control::SwitchoverWanted if primary => self.on_switchover_wanted(turn),
             Control::SwitchoverRefused { code } if !primary => self.on_switchover_refused(turn, code),
@@ -361,6 +370,7 @@ impl Group {
                     self.peer.hello = Some(Box::new(hello));
                     self.greet(turn);
                 }
+                Ok(hello) if self.peer.talk == Talk::Staging => self.note_copied_history(&hello),
                 Ok(_) => self.lose_peer(turn, LossReason::Protocol("a second hello")),
                 Err(_) => self.lose_peer(turn, LossReason::Protocol("a hello that does not decode")),
             },
@@ -390,6 +400,8 @@ impl Group {
         self.peer.hello = None;
         self.forget_repair();
         self.forget_lending();
+        self.interrupt_resync();
+        self.interrupt_staging();
         self.peer.waiting_since = None;
         self.peer.send_to = UpdateNumber::NONE;
         // The peer may be losing what it has not flushed, and nobody would hear of it: from here on only what survives that
@@ -421,6 +433,7 @@ impl Group {
         if lost && solo && may {
             let at = self.append_control(turn, UpdateKind::SoloBegin, self.generation);
             self.alone = Alone::Beginning(at);
+            self.track_changes(self.peer.durable);
         }
     }
 
@@ -468,7 +481,10 @@ impl Group {
                 self.serve_if_allowed(turn);
                 self.begin_solo_if_allowed(turn);
                 self.end_solo_if_caught_up(turn);
-                if self.engaged() {
+                self.forget_changes_if_caught_up();
+                if self.peer.talk == Talk::Copying {
+                    self.copy_turn(turn);
+                } else if self.engaged() {
                     // What is settled comes first: a peer that holds much unsettled may have no page to receive an update
                     // with before it hears (INV-12).
                     if !self.peer.introduced {
@@ -493,9 +509,9 @@ impl Group {
     }
 
     /// Gives the link what comes next, from the window or read back from the journal.
-    fn send_updates(&mut self, turn: &mut Turn<impl Memory>) {
+    pub(super) fn send_updates(&mut self, turn: &mut Turn<impl Memory>) {
         let introduced = self.peer.talk == Talk::Streaming && self.peer.introduced;
-        if !introduced && self.peer.talk != Talk::Following {
+        if !introduced && self.peer.talk != Talk::Following && !self.sends_tail() {
             return;
         }
         while self.peer.next_to_send <= self.window.last().min(self.peer.send_to) {
@@ -528,6 +544,7 @@ impl Group {
                 return;
             }
             self.said(turn.now, self.settled);
+            self.note_tail_sent();
             self.peer.next_to_send = number.next();
         }
         if self.window.contains(self.peer.next_to_send) || self.peer.next_to_send > self.window.last() {
@@ -624,7 +641,7 @@ impl Group {
             if received == keep {
                 self.peer.journaled = journaled.min(keep);
                 self.peer.durable = durable.min(keep);
-                self.begin_streaming(turn, keep.next());
+                self.go_on_after_cut(turn, keep);
             }
             return;
         }
@@ -649,6 +666,7 @@ impl Group {
         }
         if durable > before[2] {
             self.note_retention();
+            self.forget_changes_if_caught_up();
         }
         self.peer.heartbeat_unanswered = false;
         let answered = self.peer_level() >= self.peer.next_to_send.previous();
@@ -664,7 +682,8 @@ impl Group {
         let peer = self.config.peer.as_ref()?;
         match self.peer.talk {
             Talk::Greeting { since, .. } => Some(since.plus(self.greeting_max())),
-            Talk::Absent | Talk::Following | Talk::CutPending { .. } => None,
+            Talk::Absent | Talk::Following | Talk::CutPending { .. } | Talk::Staging => None,
+            Talk::Copying => Some(self.copy_deadline()),
             Talk::Cutting { .. } | Talk::Fetching { .. } => {
                 self.peer.waiting_since.map(|since| since.plus(peer.latency_budget))
             }
@@ -708,85 +727,6 @@ impl Group {
         }));
         self.peer.last_ack = levels;
         self.peer.ack_owed = false;
-    }
-
-    fn on_cut_to(&mut self, turn: &mut Turn<impl Memory>, keep: UpdateNumber) {
-        if !self.may_cut_to(keep) {
-            let refusal = refusal(
-                RefusalCode::SplitBrain,
-                format_args!(
-                    "asked to drop everything after {keep}, but this site settled {} (split brain)",
-                    self.settled
-                ),
-            );
-            return self.refuse(turn, refusal);
-        }
-        self.peer.talk = Talk::CutPending { keep };
-    }
-
-    /// INV-7: drops the tail after the last common point, here and in the journal, once no write of it is in flight.
-    fn cut_if_pending(&mut self, turn: &mut Turn<impl Memory>) {
-        let Talk::CutPending { keep } = self.peer.talk else { return };
-        // What was on its way to the disk when the cut was asked for may have settled since.
-        if !self.may_cut_to(keep) {
-            return self.on_cut_to(turn, keep);
-        }
-        let quiet = self.journal.appended() == self.window.last()
-            && self.journal.writes_in_flight() == 0
-            && !self.journal.flush_in_flight()
-            && self.peer.consumed >= self.peer.sent;
-        if !quiet || !self.journal.has_slot() || !self.journal.has_room_for_cut() {
-            return;
-        }
-        let Some(header) = self.pages.take() else { return };
-        let dropped = self.window.last().0 - keep.0;
-        while self.window.last() > keep {
-            let update = self.window.cut_last().update;
-            for index in 0..if update.touches_blocks() { update.count } else { 0 } {
-                let lba = update.lba.plus(u64::from(index));
-                self.cache.unnumber(update.volume, lba, update.number);
-            }
-            for index in 0..update.payload_blocks() {
-                let (page, _) = Window::block(&turn.tables.window, &update, index);
-                self.pages.release(page, turn.memory);
-            }
-        }
-        for number in self.settled.0 + 1..=keep.0 {
-            let update = self.window.get(UpdateNumber(number)).update;
-            for index in 0..if update.touches_blocks() { update.count } else { 0 } {
-                let (page, sum) = Window::block(&turn.tables.window, &update, index as usize);
-                let value = crate::core::cache::Value { page, sum, number: update.number };
-                self.cache.renumber(update.volume, update.lba.plus(u64::from(index)), value);
-            }
-        }
-        self.replayed = self.replayed.min(keep);
-        self.uncapture(turn, keep);
-        self.history.truncate_after(keep);
-        self.left = self.left.filter(|(at, _)| *at <= keep);
-        self.generation = self.history.last().map_or(Generation::NONE, |(generation, _)| generation);
-        let write = self.journal.form_cut(
-            Forming { group: self.config.group, settled: self.settled, header, now: turn.now },
-            keep,
-            self.generation,
-            &turn.tables.journal_io,
-            turn.memory,
-        );
-        turn.out.to_journal.push(IoRequest {
-            slot: write.slot,
-            target: IoTarget::Journal,
-            op: IoOp::Write,
-            block: write.block,
-            count: write.count,
-        });
-        // Batches cut away whole take ring space that the next superblock gives back.
-        self.note_retention();
-        self.peer.told_settled = self.peer.told_settled.min(keep);
-        self.peer.flush_requested = UpdateNumber::NONE;
-        self.peer.sent = self.peer.sent.min(keep);
-        self.peer.consumed = self.peer.consumed.min(keep);
-        self.peer.talk = Talk::Following;
-        self.peer.ack_owed = true;
-        turn.event(Event::TailCut { keep, dropped });
     }
 }
 

@@ -4,6 +4,7 @@
 use super::capture::Room;
 use super::catch_up::Found;
 use super::differential::MetadataIo;
+use super::install::Install;
 use super::storage::VolumeIo;
 use super::{Alone, Group, Phase, Turn};
 use crate::base::*;
@@ -18,10 +19,12 @@ use crate::format::superblock::{RING_FIRST_BLOCK, Superblock, newest_of};
 use crate::format::update::{Update, UpdateKind};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
     Superblock {
         slot: SlotId,
     },
+    /// The staging file's mark.
+    StagingMark,
     /// The next checksum block to load, and the loads in flight.
     Sums {
         volume: usize,
@@ -45,6 +48,8 @@ enum Step {
         left: u64,
     },
     Flush,
+    /// What was staged comes to the volumes.
+    Install,
     Ingest {
         next: UpdateNumber,
     },
@@ -52,7 +57,8 @@ enum Step {
 
 /// What is read next: snapshots from the nth on, blocks that are captured already, slots that are in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Load {
+pub(super) enum Load {
+    Marks { volume: VolumeId, chunk: u64 },
     Snapshots { first: u32 },
     Captured { volume: u16, first: u64 },
     Slots { first: u64 },
@@ -73,7 +79,9 @@ pub(super) struct Recovery {
     /// The last `SoloEnd`: what is before it may have been acknowledged alone.
     solo_ended: UpdateNumber,
     replayed: u64,
-    descriptors: Box<[Update; BATCH_DESCRIPTORS_MAX]>,
+    pub descriptors: Box<[Update; BATCH_DESCRIPTORS_MAX]>,
+    /// What is to be installed before anything else.
+    pub install: Option<Box<Install>>,
 }
 
 /// How far beyond a missing batch one that knows it was durable can be: a disk that loses nothing makes a batch durable by
@@ -106,18 +114,29 @@ impl Recovery {
             solo_ended: UpdateNumber::NONE,
             replayed: 0,
             descriptors: Box::new([Update::EMPTY; BATCH_DESCRIPTORS_MAX]),
+            install: None,
         }
     }
 }
 
 impl Recovery {
+    pub fn set_step(&mut self, step: Step) {
+        self.step = step;
+    }
+
+    /// The volumes are brought to `upto` by what was staged: whatever else was found does not count.
+    pub fn installs(&mut self, upto: UpdateNumber) {
+        (self.checkpoint, self.superblock_settled, self.settled_bound) = (upto, upto, upto);
+        (self.solo, self.solo_ended) = (false, UpdateNumber::NONE);
+    }
+
     pub fn is_replaying(&self) -> bool {
         matches!(self.step, Step::Ingest { .. })
     }
 }
 
 impl Group {
-    fn recovery(&mut self) -> &mut Recovery {
+    pub(super) fn recovery(&mut self) -> &mut Recovery {
         let Phase::Recovering(recovery) = &mut self.phase else { panic!("not recovering") };
         recovery
     }
@@ -137,21 +156,32 @@ impl Group {
     }
 
     pub(super) fn recovery_start(&mut self, turn: &mut Turn<impl Memory>) {
-        let slot = self.recovery_read(turn, 0, 2);
+        let slot = self.recovery_read(turn, IoTarget::Journal, 0, 2);
         self.recovery().step = Step::Superblock { slot };
     }
 
-    fn recovery_read(&mut self, turn: &mut Turn<impl Memory>, block: u64, count: u32) -> SlotId {
+    /// Whether what is being read is staged.
+    pub(super) fn reads_staging(&self) -> bool {
+        matches!(&self.phase, Phase::Recovering(recovery) if matches!(recovery.step, Step::StagingMark | Step::Install))
+    }
+
+    pub(super) fn recovery_read(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        target: IoTarget,
+        block: u64,
+        count: u32,
+    ) -> SlotId {
         let slot = self.journal.take_slot().expect("recovery reads alone");
         for index in 0..count as usize {
             let page = self.pages.take().expect("pages are reserved for recovery's reads");
             turn.tables.journal_io.set(slot, index, page, BlockSum::ZEROS);
         }
-        turn.out.to_journal.push(IoRequest { slot, target: IoTarget::Journal, op: IoOp::Read, block, count });
+        turn.out.to_journal.push(IoRequest { slot, target, op: IoOp::Read, block, count });
         slot
     }
 
-    fn recovery_release(&mut self, turn: &mut Turn<impl Memory>, slot: SlotId, count: u32) {
+    pub(super) fn recovery_release(&mut self, turn: &mut Turn<impl Memory>, slot: SlotId, count: u32) {
         for index in 0..count as usize {
             self.pages.release(turn.tables.journal_io.page(slot, index), turn.memory);
         }
@@ -164,6 +194,13 @@ impl Group {
         };
         match recovery.step {
             Step::Superblock { .. } => self.superblock_read(turn, slot),
+            Step::StagingMark => {
+                let mark = *turn.memory.bytes(turn.tables.journal_io.page(slot, 0));
+                self.recovery_release(turn, slot, 1);
+                self.recovery().install = self.staging_mark_read(&mark);
+                self.recovery().step = Step::Sums { volume: 0, block: 0, in_flight: 0 };
+            }
+            Step::Install => self.log_read(turn, slot),
             Step::Scan { block, count, wrapped, .. } => self.scanned(turn, slot, block, count, wrapped),
             Step::RotScan { block, count, left, .. } => self.rot_scanned(turn, slot, block, count, left),
             Step::Flush => {
@@ -211,6 +248,14 @@ impl Group {
         recovery.known_durable = superblock.known_durable;
         recovery.solo = superblock.solo;
         recovery.step = Step::Sums { volume: 0, block: 0, in_flight: 0 };
+        // What replay brings back, a peer may lack; a set that is loaded begins earlier.
+        if self.may_resync() {
+            self.changed.begin(superblock.checkpoint, true);
+        }
+        if let Some(block) = self.staging_mark() {
+            self.recovery_read(turn, IoTarget::Staging, block, 1);
+            self.recovery().step = Step::StagingMark;
+        }
     }
 
     pub(super) fn recovery_sums_loaded(&mut self) {
@@ -223,6 +268,7 @@ impl Group {
     pub(super) fn recovery_turn(&mut self, turn: &mut Turn<impl Memory>) {
         match self.recovery().step {
             Step::Sums { .. } => self.load_sums(turn),
+            Step::Install => self.install_turn(turn),
             Step::Ingest { next } => self.replay(turn, next),
             _ => {}
         }
@@ -253,17 +299,25 @@ impl Group {
         }
         self.recovery().step = Step::Sums { volume, block, in_flight };
         if volume == self.config.volumes.len() && in_flight == 0 {
-            match self.config.differential_blocks {
-                0 => self.scan_at_head(turn),
-                _ => self.load_metadata(turn, Load::Snapshots { first: 0 }),
+            match self.may_resync() {
+                true => self.load_metadata(turn, Load::Marks { volume: VolumeId(0), chunk: 0 }),
+                false => self.marks_loaded(turn),
             }
         }
     }
 
     // ------------------------------------------------------------------------------------ the management information
 
+    fn marks_loaded(&mut self, turn: &mut Turn<impl Memory>) {
+        match self.config.differential_blocks {
+            0 => self.scan_at_head(turn),
+            _ => self.load_metadata(turn, Load::Snapshots { first: 0 }),
+        }
+    }
+
     fn load_metadata(&mut self, turn: &mut Turn<impl Memory>, load: Load) {
         let op = match load {
+            Load::Marks { volume, chunk } => MetadataOp::LoadMarks { volume, chunk },
             Load::Snapshots { first } => MetadataOp::LoadSnapshots { first },
             Load::Captured { volume, first } => {
                 let volume = VolumeId(volume);
@@ -287,6 +341,21 @@ impl Group {
         let Step::Metadata(load) = self.recovery().step else { panic!("{answer:?} was not asked for") };
         let page = turn.tables.metadata_io.page(slot, 0);
         let next = match (load, answer) {
+            (Load::Marks { .. }, MetadataAnswer::Marks { set, found }) => {
+                if let Some((base, plain)) = set {
+                    self.changed.load(base, plain);
+                }
+                let more = found.then(|| self.changed.load_page(turn.memory.bytes(page)));
+                self.pages.release(page, turn.memory);
+                return match more {
+                    Some(None) => {
+                        turn.event(Event::MetadataFailed { fault: MetadataFault::Corrupt });
+                        self.fail(turn)
+                    }
+                    Some(Some((volume, chunk))) => self.load_metadata(turn, Load::Marks { volume, chunk }),
+                    None => self.marks_loaded(turn),
+                };
+            }
             (Load::Snapshots { first }, MetadataAnswer::Snapshots { count, total, applied, entries }) => {
                 let mut records = [SnapshotRecord::EMPTY; SNAPSHOTS_PAGE_MAX];
                 let read = decode_snapshots(turn.memory.bytes(page), &mut records);
@@ -359,7 +428,7 @@ impl Group {
 
     fn scan_at(&mut self, turn: &mut Turn<impl Memory>, block: u64, wrapped: bool) {
         let count = (self.journal.ring_end() - block).min(BATCH_BLOCKS_MAX as u64) as u32;
-        let slot = self.recovery_read(turn, block, count);
+        let slot = self.recovery_read(turn, IoTarget::Journal, block, count);
         self.recovery().step = Step::Scan { slot, block, count, wrapped };
     }
 
@@ -467,7 +536,7 @@ impl Group {
 
     fn rot_scan_at(&mut self, turn: &mut Turn<impl Memory>, block: u64, left: u64) {
         let count = (self.journal.ring_end() - block).min(BATCH_BLOCKS_MAX as u64).min(left) as u32;
-        let slot = self.recovery_read(turn, block, count);
+        let slot = self.recovery_read(turn, IoTarget::Journal, block, count);
         self.recovery().step = Step::RotScan { slot, block, count, left };
     }
 
@@ -521,6 +590,15 @@ impl Group {
         let last = self.journal.appended();
         // The joint prefix a restarting site may rely on: all of it if no peer has a say.
         let alone = self.config.peer.is_none() || (self.role == Role::Primary && self.recovery().solo);
+        if self.role == Role::Secondary {
+            self.changed.forget();
+        } else if !self.without_snapshots() {
+            self.changed.note_snapshots();
+        }
+        if self.recovery().install.is_some() {
+            self.recovery().step = Step::Install;
+            return;
+        }
         let recovery = self.recovery();
         let bound =
             if alone { last } else { recovery.settled_bound.max(recovery.superblock_settled).min(last) };
@@ -603,6 +681,9 @@ impl Group {
         }
         // Until the peer says where it is, the journal keeps all it still has for it.
         self.peer.durable = self.journal.oldest().map_or(last, UpdateNumber::previous);
+        if self.changed.tracking() {
+            self.peer.durable = self.peer.durable.min(self.changed.base());
+        }
         self.peer.told_settled = settled;
         self.peer.consumed = last;
         self.peer.sent = last;

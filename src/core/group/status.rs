@@ -1,6 +1,7 @@
 //! What a group tells of itself.
 
 use super::peering::Talk;
+pub use super::resync::ResyncStatus;
 use super::split::SplitBrain;
 use super::{Alone, Group, Phase};
 use crate::base::*;
@@ -35,6 +36,8 @@ pub struct Counters {
     pub reclaimed_blocks: u64,
     /// Updates sent to the peer from the journal instead of memory.
     pub catch_up_updates: u64,
+    /// Blocks that the peer was copied because its position was no longer in the journal.
+    pub resync_blocks: u64,
     /// Updates found in the journal after the checkpoint when the site started.
     pub replayed_updates: u64,
 }
@@ -59,6 +62,8 @@ pub enum PeerState {
     /// Tail cut or fetch under way.
     Reconciling,
     CatchingUp,
+    /// What it lacks beyond the journal is being copied.
+    Resyncing,
     InSync,
 }
 
@@ -128,6 +133,7 @@ pub struct GroupStatus {
     pub applied: UpdateNumber,
     pub operations: u64,
     pub operations_waiting: u64,
+    pub resync: ResyncStatus,
     pub counters: Counters,
 }
 
@@ -175,6 +181,7 @@ impl Group {
             applied: self.applied,
             operations: self.ops_live as u64,
             operations_waiting: (self.queued.len() + self.stalled.len()) as u64,
+            resync: self.resync_status(now),
             counters: self.counters,
         }
     }
@@ -201,6 +208,7 @@ impl Group {
                 }
             }
             Talk::Streaming => PeerState::CatchingUp,
+            Talk::Copying | Talk::Staging => PeerState::Resyncing,
             Talk::Following if self.peer.told_settled <= self.window.last() => PeerState::InSync,
             Talk::Following => PeerState::CatchingUp,
         }

@@ -25,6 +25,17 @@ pub(super) enum VolumeIo {
         lba: Lba,
         count: u32,
     },
+    /// Blocks read because the peer lacks them.
+    Copy {
+        volume: VolumeId,
+        lba: Lba,
+        count: u32,
+    },
+    /// Staged blocks on their way to the volume.
+    Install {
+        volume: VolumeId,
+        lba: Lba,
+    },
     /// Settled blocks on their way to the volume.
     Destage {
         volume: VolumeId,
@@ -88,8 +99,12 @@ impl Group {
 
     fn on_journal_io(&mut self, turn: &mut Turn<impl Memory>, done: IoDone) {
         let slot = done.slot;
+        if self.staging.is_io(slot) {
+            return self.staging_io_done(turn, slot, done.result);
+        }
         if let Err(fault) = done.result {
-            return self.fail_on_disk(turn, IoTarget::Journal, fault, 0);
+            let target = if self.reads_staging() { IoTarget::Staging } else { IoTarget::Journal };
+            return self.fail_on_disk(turn, target, fault, 0);
         }
         if self.journal.is_batch(slot) {
             let before = self.journal.journaled();
@@ -130,6 +145,13 @@ impl Group {
             (VolumeIo::WarmUp { volume, lba, count }, result) => {
                 self.warmed(turn, slot, (volume, lba, count), result.is_ok());
             }
+            (VolumeIo::Copy { volume, lba, count }, result) => {
+                self.copy_read(turn, slot, (volume, lba, count), result.is_ok());
+            }
+            (VolumeIo::Install { volume, lba }, Err(fault)) => {
+                return self.fail_on_disk(turn, IoTarget::Volume(volume), fault, lba.0);
+            }
+            (VolumeIo::Install { volume, lba }, Ok(())) => self.installed(volume, lba),
             (VolumeIo::SnapshotFetch { .. }, result) => {
                 self.snapshot_fetched(turn, slot, io, result);
                 self.volume_slots.push(slot);

@@ -41,6 +41,7 @@ impl Group {
         }
         self.index(turn, &update);
         self.note_control(turn, &update);
+        self.note_changed(&update);
     }
 
     fn index(&mut self, turn: &mut Turn<impl Memory>, update: &Update) {
@@ -222,6 +223,7 @@ impl Group {
         };
         pending.waiter = None;
         let stamps = pending.stamps;
+        self.note_write_latency(turn.now.since(stamps.taken_at));
         self.answer(turn, (waiter.front, waiter.ticket), Ok(()));
         if turn.out.stamps.room() > 0 {
             turn.out.stamps.push(stamps);

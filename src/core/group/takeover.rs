@@ -51,6 +51,9 @@ impl Group {
         if self.window.last() < self.applied {
             return Err(AdminError::Behind);
         }
+        if self.staging.installing() {
+            return Err(AdminError::Recovering);
+        }
         // A connection may outlive its peer by a second or two, so the operator's word counts for more.
         match fenced {
             true => Ok(()),
@@ -87,6 +90,7 @@ impl Group {
             self.peer.durable = self.settled;
             self.peer.applied = self.checkpoint;
         }
+        self.track_changes(self.peer.durable);
         let generation = self.generation.opened_by(self.config.site);
         let opening = self.append_control(turn, UpdateKind::GenerationOpen, generation);
         if was_secondary {
@@ -174,6 +178,7 @@ impl Group {
         self.opened = false;
         self.serving = false;
         self.alone = Alone::No;
+        self.drop_resync();
         (self.joint_from, self.solo_ended) = (UpdateNumber(1), UpdateNumber::NONE);
         self.flush_wanted = UpdateNumber::NONE;
         self.answer_all(turn, HostError::NotServing);

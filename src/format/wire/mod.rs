@@ -11,7 +11,7 @@ pub use reader::FrameReader;
 
 use std::fmt;
 
-use crate::base::{BLOCK_BYTES, BlockSum, Slot, UPDATE_BLOCKS_MAX, UpdateNumber};
+use crate::base::{BLOCK_BYTES, BlockSum, Generation, Slot, UPDATE_BLOCKS_MAX, UpdateNumber};
 use crate::format::bytes::{array_at, nonzero_in, put, u16_at, u32_at, u64_at};
 use crate::format::history::HistoryError;
 use crate::format::text::TextError;
@@ -20,8 +20,8 @@ use crate::format::update::{
 };
 
 /// Versions of the protocol that this build speaks; `Hello` carries them, and the highest common one is used.
-pub const PROTOCOL_MIN: u16 = 7;
-pub const PROTOCOL_MAX: u16 = 7;
+pub const PROTOCOL_MIN: u16 = 8;
+pub const PROTOCOL_MAX: u16 = 8;
 
 /// The first four bytes of a frame.
 pub const FRAME_MAGIC: [u8; 4] = *b"LSTP";
@@ -145,6 +145,13 @@ pub enum Control {
     SwitchoverWanted,
     /// The answer of a primary that does not, or gave it up: a code of [`crate::core::messages::AdminError`].
     SwitchoverRefused { code: u8 },
+    /// Primary to secondary: you lack more than my journal holds. What follows as updates, `blocks` blocks or more, is for your
+    /// staging log, not your stream, until you are told to install it. Generation and serial name the resync.
+    CopyOffer { generation: Generation, serial: u64, blocks: u64 },
+    /// Secondary to primary: so many of the updates of this resync are in its log, durably.
+    Staged { updates: u64 },
+    /// Primary to secondary, behind a [`PageFrame::Hello`]: with what is staged your volumes are as mine were at `upto`.
+    Install { upto: UpdateNumber },
 }
 
 /// A control frame too large for a message: its encoded body is in a page.
@@ -179,6 +186,9 @@ pub enum FrameType {
     Tables = 14,
     SwitchoverWanted = 15,
     SwitchoverRefused = 16,
+    CopyOffer = 17,
+    Staged = 18,
+    Install = 19,
 }
 
 const WITH_OLD_BLOCKS_BYTES: usize = DESCRIPTOR_BYTES + 8;
@@ -191,6 +201,9 @@ const OLD_BLOCK_WANTED_BYTES: usize = 16;
 const OLD_BLOCK_LACKING_BYTES: usize = 8;
 const TABLES_WANTED_BYTES: usize = 16;
 const SWITCHOVER_REFUSED_BYTES: usize = 8;
+const COPY_OFFER_BYTES: usize = 24;
+const STAGED_BYTES: usize = 8;
+const INSTALL_BYTES: usize = 8;
 
 impl FrameType {
     fn from_code(code: u8) -> Option<FrameType> {
@@ -211,6 +224,9 @@ impl FrameType {
             FrameType::Tables,
             FrameType::SwitchoverWanted,
             FrameType::SwitchoverRefused,
+            FrameType::CopyOffer,
+            FrameType::Staged,
+            FrameType::Install,
         ]
         .into_iter()
         .find(|frame| *frame as u8 == code)
@@ -231,6 +247,9 @@ impl FrameType {
             FrameType::TablesWanted => (TABLES_WANTED_BYTES, TABLES_WANTED_BYTES),
             FrameType::SwitchoverWanted => (0, 0),
             FrameType::SwitchoverRefused => (SWITCHOVER_REFUSED_BYTES, SWITCHOVER_REFUSED_BYTES),
+            FrameType::CopyOffer => (COPY_OFFER_BYTES, COPY_OFFER_BYTES),
+            FrameType::Staged => (STAGED_BYTES, STAGED_BYTES),
+            FrameType::Install => (INSTALL_BYTES, INSTALL_BYTES),
             FrameType::OldBlock | FrameType::Tables => (BLOCK_BYTES, BLOCK_BYTES),
             FrameType::Hello | FrameType::Refusal => (0, FRAME_BODY_BYTES_MAX),
         }
@@ -291,7 +310,7 @@ pub enum WireError {
     Magic { found: [u8; 4] },
     #[error("frame version {found}, expected {FRAME_VERSION}")]
     Version { found: u8 },
-    #[error("frame type {found}, expected one from 1 to 14")]
+    #[error("frame type {found}, expected one from 1 to 19")]
     Type { found: u8 },
     #[error("{frame:?} frame with a body of {found} bytes, expected {min} to {max}")]
     BodyBytes { frame: FrameType, min: usize, max: usize, found: usize },
@@ -404,6 +423,9 @@ pub fn encode_control(control: &Control, out: &mut [u8]) -> usize {
         Control::TablesWanted { .. } => (FrameType::TablesWanted, UpdateNumber::NONE),
         Control::SwitchoverWanted => (FrameType::SwitchoverWanted, UpdateNumber::NONE),
         Control::SwitchoverRefused { .. } => (FrameType::SwitchoverRefused, UpdateNumber::NONE),
+        Control::CopyOffer { .. } => (FrameType::CopyOffer, UpdateNumber::NONE),
+        Control::Staged { .. } => (FrameType::Staged, UpdateNumber::NONE),
+        Control::Install { .. } => (FrameType::Install, UpdateNumber::NONE),
     };
     let (body_bytes, _) = frame.body_bounds();
     let out = &mut out[..FRAME_HEADER_BYTES + body_bytes];
@@ -440,6 +462,13 @@ pub fn encode_control(control: &Control, out: &mut [u8]) -> usize {
             body.fill(0);
             body[0] = code;
         }
+        Control::CopyOffer { generation, serial, blocks } => {
+            put(body, 0, &generation.0.to_le_bytes());
+            put(body, 8, &serial.to_le_bytes());
+            put(body, 16, &blocks.to_le_bytes());
+        }
+        Control::Staged { updates } => put(body, 0, &updates.to_le_bytes()),
+        Control::Install { upto } => put(body, 0, &upto.0.to_le_bytes()),
     }
     seal(frame, 0, settled, out)
 }
@@ -564,6 +593,13 @@ pub fn decode_body<'a>(header: &FrameHeader, body: &'a [u8]) -> Result<Frame<'a>
             }
             Control::SwitchoverRefused { code: body[0] }
         }
+        FrameType::CopyOffer => Control::CopyOffer {
+            generation: Generation(u64_at(body, 0)),
+            serial: u64_at(body, 8),
+            blocks: u64_at(body, 16),
+        },
+        FrameType::Staged => Control::Staged { updates: u64_at(body, 0) },
+        FrameType::Install => Control::Install { upto: number_at(0) },
     };
     Ok(Frame::Control(control))
 }

@@ -33,6 +33,13 @@ fn any_control() -> impl Strategy<Value = Control> {
         any::<u64>().prop_map(|slot| Control::OldBlockLacking { slot: Slot(slot) }),
         (any::<u64>(), any::<u32>())
             .prop_map(|(settled, page)| Control::TablesWanted { settled: UpdateNumber(settled), page }),
+        any::<[u64; 3]>().prop_map(|[generation, serial, blocks]| Control::CopyOffer {
+            generation: Generation(generation),
+            serial,
+            blocks,
+        }),
+        any::<u64>().prop_map(|updates| Control::Staged { updates }),
+        any::<u64>().prop_map(|upto| Control::Install { upto: UpdateNumber(upto) }),
     ]
 }
 
@@ -427,6 +434,9 @@ fn every_flipped_bit_is_refused() {
         control_frame(&Control::OldBlockWanted { slot: Slot(9), sum: BlockSum(8) }),
         control_frame(&Control::OldBlockLacking { slot: Slot(9) }),
         control_frame(&Control::TablesWanted { settled: UpdateNumber(9), page: 1 }),
+        control_frame(&Control::CopyOffer { generation: Generation(1 << 16 | 1), serial: 2, blocks: 3 }),
+        control_frame(&Control::Staged { updates: 9 }),
+        control_frame(&Control::Install { upto: UpdateNumber(9) }),
         page_frame(PageFrame::Hello, &hello_body(&full_hello())),
         page_frame(PageFrame::Refusal, &refusal[..length]),
     ] {
@@ -444,7 +454,7 @@ fn header_fields_are_checked_before_any_body_is_awaited() {
     let frame = update_frame(&update(), UpdateNumber(4));
     assert_eq!(refused(&frame, 0, b"HTTP"), WireError::Magic { found: *b"HTTP" });
     assert_eq!(refused(&frame, VERSION, &[2]), WireError::Version { found: 2 });
-    for found in [0, 15, 255] {
+    for found in [0, 20, 255] {
         assert_eq!(refused(&frame, TYPE, &[found]), WireError::Type { found });
     }
     for body in [0u16, 63, 65, u16::MAX] {

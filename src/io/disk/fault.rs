@@ -125,6 +125,7 @@ fn target_named(name: &str) -> Option<IoTarget> {
     match name {
         "journal" => return Some(IoTarget::Journal),
         "differential" => return Some(IoTarget::Differential),
+        "staging" => return Some(IoTarget::Staging),
         _ => {}
     }
     let (kind, volume) = name.split_once(':')?;

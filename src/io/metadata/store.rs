@@ -56,7 +56,7 @@ impl std::fmt::Debug for Lent {
 
 #[derive(Debug)]
 pub struct Store {
-    database: Database,
+    pub(super) database: Database,
     /// Slots in use, by bit: gathered when loading begins, since the tables are not ordered by them.
     slots: Vec<u64>,
     needed: Needed,
@@ -195,6 +195,11 @@ impl Store {
                 self.changed(volume, (since, before), lba, count, pages.answer())
             }
             MetadataOp::Lend { page, applied } => self.lend(page, applied, pages.answer()),
+            MetadataOp::LoadMarks { volume, chunk } => self.load_marks(volume, chunk, pages.answer()),
+            MetadataOp::SaveMarks { base, plain, pages: count } => {
+                self.save_marks(base, plain, count as usize, pages)
+            }
+            MetadataOp::DropMarks => self.drop_marks(),
         }
     }
 
@@ -554,4 +559,4 @@ fn count_entries(
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

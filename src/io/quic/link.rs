@@ -254,7 +254,7 @@ impl<M: Memory> Link<M> {
             ToLink::Update { update, settled, slot, source, with_old } => {
                 let table = match source {
                     UpdateSource::Window => &self.tables.window,
-                    UpdateSource::CatchUp => &self.tables.catch_up,
+                    UpdateSource::CatchUp | UpdateSource::Copy => &self.tables.catch_up,
                 };
                 if self.begun {
                     let old = with_old.then_some(&self.tables.old_blocks);
@@ -262,7 +262,9 @@ impl<M: Memory> Link<M> {
                 }
                 match source {
                     UpdateSource::Window => self.copied.window = Some((update.number, slot)),
-                    UpdateSource::CatchUp => self.copied.catch_up.push((update.number, slot)),
+                    UpdateSource::CatchUp | UpdateSource::Copy => {
+                        self.copied.catch_up.push((update.number, slot))
+                    }
                 }
             }
             ToLink::Control(control) => {

@@ -12,9 +12,11 @@ use std::path::{Path, PathBuf};
 
 use crate::base::*;
 use crate::core::config::{
-    AckLevel, DifferentialBy, GroupConfig, OnDifferentialFull, OnPeerLoss, PeerConfig, Role, VolumeSpec,
+    AckLevel, DifferentialBy, GroupConfig, OnDifferentialFull, OnPeerLoss, PeerConfig, ResyncConfig, Role,
+    VolumeSpec,
 };
 use crate::core::group::{Group as CoreGroup, PAGES_MIN};
+use crate::format::superblock::RING_FIRST_BLOCK;
 use crate::io::quic::identity::Fingerprint;
 use crate::io::quic::transport::{Congestion, PAYLOAD_BYTES_MAX};
 
@@ -49,6 +51,8 @@ pub mod limits {
     pub const LATENCY_BUDGET_MIN_NS: u64 = 10_000_000;
     /// Twenty a second notice an idle pair's lost peer within a tenth of a second, and cost it under 1% of a core.
     pub const HEARTBEAT_INTERVAL_NS: u64 = 50_000_000;
+    /// Some times what a write takes on disks and a network that are not slow.
+    pub const RESYNC_P99_BUDGET_NS: u64 = 5_000_000;
     pub const FLUSH_INTERVAL_NS: u64 = 5_000_000;
     pub const FLUSH_BYTES: u64 = 4 << 20;
     pub const DESTAGE_DEPTH: i64 = 64;
@@ -76,6 +80,8 @@ pub struct Config {
     pub volumes: Vec<Volume>,
     pub journal: Journal,
     pub differential: Differential,
+    /// Where a secondary keeps what it is copied until it has all of it.
+    pub staging: PathBuf,
     /// The redb file of management information.
     pub metadata: PathBuf,
     /// Snapshots that a primary takes by itself.
@@ -112,6 +118,8 @@ pub struct Group {
     pub host_deadline: Nanos,
     pub latency_budget: Nanos,
     pub heartbeat_interval: Nanos,
+    /// What one in a hundred writes of the hosts may exceed while the peer is copied what it lacks.
+    pub resync_p99_budget: Nanos,
     pub flush_interval: Nanos,
     pub flush_bytes: u64,
     pub destage_depth: usize,
@@ -267,6 +275,10 @@ impl Config {
                 on_peer_loss: self.group.on_peer_loss,
                 latency_budget: self.group.latency_budget,
                 heartbeat_interval: self.group.heartbeat_interval,
+                resync: ResyncConfig {
+                    staging_blocks: self.staging_blocks(),
+                    p99_budget: self.group.resync_p99_budget,
+                },
             }),
             volumes: self
                 .volumes
@@ -312,6 +324,13 @@ impl Config {
         u64::from(pages) * BLOCK_BYTES as u64
             + volume_blocks / 8
             + CoreGroup::overhead_bytes(pages, fronts, journal_blocks, volume_blocks, differential_blocks)
+    }
+
+    /// Blocks that the staging file may grow to: every block with a header of its own, and as much as a journal holds.
+    pub fn staging_blocks(&self) -> u64 {
+        let volume_blocks: u64 = self.volumes.iter().map(Volume::blocks).sum();
+        let journal_blocks = self.journal.bytes / BLOCK_BYTES as u64;
+        2 * (volume_blocks + journal_blocks) + RING_FIRST_BLOCK
     }
 
     pub fn group_id(&self) -> GroupId {

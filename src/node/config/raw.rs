@@ -15,6 +15,7 @@ pub(super) struct File {
     pub volume: Vec<Spanned<Volume>>,
     pub journal: Option<Spanned<Journal>>,
     pub differential: Option<Spanned<Differential>>,
+    pub staging: Option<Spanned<Staging>>,
     pub metadata: Option<Spanned<Metadata>>,
     pub schedule: Vec<Spanned<Schedule>>,
     pub cache: Option<Spanned<Cache>>,
@@ -47,6 +48,7 @@ pub(super) struct Group {
     pub host_deadline: Text,
     pub latency_budget: Text,
     pub heartbeat_interval: Text,
+    pub resync_p99_budget: Text,
     pub flush_interval: Text,
     pub flush_bytes: Text,
     pub destage_depth: Number,
@@ -68,6 +70,12 @@ pub(super) struct Journal {
     pub path: Text,
     pub size: Text,
     pub volatile: Flag,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Staging {
+    pub path: Text,
 }
 
 #[derive(Debug, Default, Deserialize)]

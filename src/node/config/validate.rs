@@ -57,6 +57,8 @@ impl Reader<'_> {
         let volumes = self.volumes(raw.volume, &directory);
         let journal = self.journal(section(raw.journal), &directory);
         let differential = self.differential(section(raw.differential), &directory);
+        let staging = section(raw.staging);
+        let staging = self.path("staging.path", staging.keys.path, &directory, "staging");
         let metadata = section(raw.metadata);
         let metadata = self.path("metadata.path", metadata.keys.path, &directory, "metadata.redb");
         let schedules = self.schedules(raw.schedule, volumes.as_deref());
@@ -73,6 +75,7 @@ impl Reader<'_> {
             volumes: volumes?,
             journal: journal?,
             differential: differential?,
+            staging,
             metadata,
             schedules: schedules?,
             cache_bytes: cache_bytes?,
@@ -173,6 +176,12 @@ impl Reader<'_> {
             limits::LATENCY_BUDGET_NS,
             limits::LATENCY_BUDGET_MIN_NS..=60 * second,
         );
+        let resync_p99_budget = self.duration(
+            "group.resync_p99_budget",
+            keys.resync_p99_budget,
+            limits::RESYNC_P99_BUDGET_NS,
+            100_000..=60 * second,
+        );
         let flush_interval = self.duration(
             "group.flush_interval",
             keys.flush_interval,
@@ -201,6 +210,7 @@ impl Reader<'_> {
             host_deadline: host_deadline?,
             latency_budget: latency_budget?,
             heartbeat_interval: heartbeat_interval?,
+            resync_p99_budget: resync_p99_budget?,
             flush_interval: flush_interval?,
             flush_bytes: flush_bytes?,
             destage_depth: destage_depth? as usize,

@@ -274,6 +274,11 @@ fn in_sync(status: &GroupStatus) -> Option<String> {
         PeerState::InSync => Some("the peer is there, but solo has not ended yet".to_owned()),
         PeerState::Disconnected => Some("there is no connection to the peer".to_owned()),
         PeerState::Greeting | PeerState::Reconciling => Some("the peer is still being greeted".to_owned()),
+        PeerState::Resyncing => Some(format!(
+            "the peer is being copied what it lacks: {} of {} MiB are left",
+            (status.resync.blocks_left * BLOCK_BYTES as u64) >> 20,
+            ((status.resync.blocks_left + status.resync.blocks_copied) * BLOCK_BYTES as u64) >> 20
+        )),
         PeerState::CatchingUp => Some(format!(
             "the peer is catching up: it holds {}, the last update is {}",
             status.peer_journaled, status.last

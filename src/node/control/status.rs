@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::{BLOCK_BYTES, Nanos, UpdateNumber};
 use crate::core::config::Role;
 use crate::core::group::split::{Branch, SplitBrain};
-use crate::core::group::status::{Counters, GroupState, GroupStatus, PeerState, PendingWork};
+use crate::core::group::status::{Counters, GroupState, GroupStatus, PeerState, PendingWork, ResyncStatus};
 use crate::io::quic::LinkStats;
 use crate::node::config::Config;
 use crate::reactor::{Loads, LoadsSnapshot};
@@ -100,7 +100,7 @@ pub struct Watermarks {
 pub struct PeerStatus {
     pub name: String,
     pub address: String,
-    /// `disconnected`, `greeting`, `reconciling`, `catching_up` or `in_sync`.
+    /// `disconnected`, `greeting`, `reconciling`, `catching_up`, `resyncing` or `in_sync`.
     pub state: String,
     pub received: u64,
     pub journaled: u64,
@@ -111,6 +111,33 @@ pub struct PeerStatus {
     pub datagrams_lost: u64,
     /// Why the last connection ended or did not come about; kept until there is one.
     pub problem: Option<String>,
+    /// At a primary that is alone: how much has changed since the peer had everything. If it is away for longer than the journal lasts, it
+    /// is copied so much.
+    pub changed_bytes: u64,
+    /// At a primary: what the peer is being copied, if it is.
+    pub resync: Option<Resync>,
+}
+
+/// A resync under way, or interrupted.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Resync {
+    pub left_bytes: u64,
+    pub copied_bytes: u64,
+    pub copied_bytes_per_second: f64,
+    /// At the rate so far; none before there is one. What hosts change meanwhile may come on top.
+    pub left_seconds: Option<f64>,
+}
+
+fn resync(status: &ResyncStatus) -> Option<Resync> {
+    let block = BLOCK_BYTES as u64;
+    let (left_bytes, copied_bytes) = (status.blocks_left * block, status.blocks_copied * block);
+    let rate = copied_bytes as f64 / (status.for_ns.max(1) as f64 / 1e9);
+    status.active.then_some(Resync {
+        left_bytes,
+        copied_bytes,
+        copied_bytes_per_second: rate,
+        left_seconds: (copied_bytes > 0).then(|| left_bytes as f64 / rate),
+    })
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -138,6 +165,8 @@ pub struct Totals {
     pub warmed_bytes: u64,
     /// Updates sent to the peer from the journal instead of memory.
     pub catch_up_updates: u64,
+    /// Bytes that the peer was copied because its position was no longer in the journal.
+    pub resync_bytes: u64,
     /// Updates found in the journal after the checkpoint when the site started.
     pub replayed_updates: u64,
 }
@@ -272,6 +301,8 @@ impl Status {
             datagrams_sent: load(|link| link.datagrams_sent.load(Relaxed)),
             datagrams_lost: load(|link| link.datagrams_lost.load(Relaxed)),
             problem,
+            changed_bytes: status.resync.changed_blocks * block,
+            resync: resync(&status.resync),
         });
         Status {
             site: config.site.name.clone(),
@@ -320,6 +351,7 @@ impl Status {
                 bridged_bytes: counters.bridged_blocks * block,
                 warmed_bytes: counters.warmed_blocks * block,
                 catch_up_updates: counters.catch_up_updates,
+                resync_bytes: counters.resync_blocks * block,
                 replayed_updates: counters.replayed_updates,
             },
             rates: sample.rates,
@@ -346,6 +378,7 @@ fn peer_state(state: PeerState) -> &'static str {
         PeerState::Greeting => "greeting",
         PeerState::Reconciling => "reconciling",
         PeerState::CatchingUp => "catching_up",
+        PeerState::Resyncing => "resyncing",
         PeerState::InSync => "in_sync",
     }
 }

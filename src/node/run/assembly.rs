@@ -10,7 +10,7 @@ use super::storage::Storage;
 use super::{Extras, RunError};
 use crate::base::*;
 use crate::core::config::Role;
-use crate::core::messages::Executor;
+use crate::core::messages::{Executor, IoTarget};
 use crate::core::nbd::Export;
 use crate::core::outbox::{Event, LINK_CONTROL_MAX, Tables};
 use crate::io::arena::{Arena, ArenaView};
@@ -50,6 +50,7 @@ pub struct FrontPlace {
 pub struct Fate {
     recovered: AtomicBool,
     failed: AtomicBool,
+    anew: AtomicBool,
     pub role: Arc<RoleSeen>,
 }
 
@@ -64,6 +65,7 @@ impl Fate {
             Event::HostsToGo => self.role.set_leaving(true),
             Event::LeavingAbandoned { .. } => self.role.set_leaving(false),
             Event::Failed { .. } | Event::MetadataFailed { .. } => self.failed.store(true, Release),
+            Event::StagedWhole { .. } => self.anew.store(true, Release),
             _ => {}
         }
     }
@@ -74,6 +76,11 @@ impl Fate {
 
     pub fn failed(&self) -> bool {
         self.failed.load(Acquire)
+    }
+
+    /// Whether the site ended to start anew by itself.
+    pub fn anew(&self) -> bool {
+        self.anew.load(Acquire)
     }
 }
 
@@ -193,7 +200,8 @@ impl Assembly {
         if let Some(build) = link_build {
             place(reactors.link, build);
         }
-        let journal_disk = vec![(crate::core::messages::IoTarget::Journal, storage.journal)];
+        let mut journal_disks = vec![(IoTarget::Journal, storage.journal)];
+        journal_disks.extend(storage.staging.map(|staging| (IoTarget::Staging, staging)));
         let executor = |executor, edges, disks, view: ArenaView, tables: Arc<Tables>| -> Build {
             let plan = faults.clone();
             Box::new(move |ring| {
@@ -203,7 +211,7 @@ impl Assembly {
         };
         place(
             reactors.group,
-            executor(Executor::Journal, journal_edges, journal_disk, arena.view(), tables.clone()),
+            executor(Executor::Journal, journal_edges, journal_disks, arena.view(), tables.clone()),
         );
         place(
             reactors.capture,

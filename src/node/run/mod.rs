@@ -8,7 +8,9 @@ mod storage;
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::io::disk::{DiskError, FaultPlan};
@@ -133,6 +135,15 @@ impl Handle {
     }
 }
 
+/// Why a site ended that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was asked to.
+    Stopped,
+    /// What it lacked is staged: it is to be started again at once, and brings that to its volumes.
+    ToInstall,
+}
+
 /// A site whose reactors run.
 pub struct Site {
     threads: Threads,
@@ -168,10 +179,11 @@ impl Site {
         self.handle.clone()
     }
 
-    /// Returns when the site has been asked to stop and has, or cannot go on.
-    pub fn wait(self) -> Result<(), RunError> {
+    /// Returns when the site has been asked to stop and has, or cannot go on; or has ended to start anew.
+    pub fn wait(self) -> Result<Ended, RunError> {
         let Site { threads, handle, fate } = self;
         let mut rates_at = Instant::now();
+        let mut ended = Ended::Stopped;
         while !handle.port.stopping() {
             std::thread::sleep(TICK);
             if Instant::now() >= rates_at {
@@ -181,13 +193,17 @@ impl Site {
             if fate.failed() && !fate.recovered() {
                 handle.stop();
             }
+            if fate.anew() {
+                ended = Ended::ToInstall;
+                handle.stop();
+            }
         }
         if !threads.join(STOP_MAX) {
             return Err(RunError::StopOverdue);
         }
         handle.control.remove_socket();
         match (fate.failed(), fate.recovered()) {
-            (false, _) => Ok(()),
+            (false, _) => Ok(ended),
             (true, false) => Err(RunError::Unusable),
             (true, true) => Err(RunError::Failed),
         }
@@ -198,15 +214,26 @@ impl Site {
 pub fn run(config: &Config, faults: FaultPlan) -> Result<(), RunError> {
     use signal_hook::consts::{SIGINT, SIGTERM};
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT]).map_err(RunError::Signals)?;
-    let site = Site::start(config, Extras { front: None, faults })?;
-    let handle = site.handle();
+    let asked = Arc::new(AtomicBool::new(false));
+    let mut site = Site::start(config, Extras { front: None, faults: faults.clone() })?;
+    let running = Arc::new(Mutex::new(site.handle()));
+    let (asked_seen, running_seen) = (asked.clone(), running.clone());
     let watcher = std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
         if let Some(signal) = signals.forever().next() {
             let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
             tracing::info!("{name}: draining, then stopping");
-            handle.stop();
+            asked_seen.store(true, SeqCst);
+            running_seen.lock().unwrap_or_else(PoisonError::into_inner).stop();
         }
     });
     watcher.map_err(RunError::Signals)?;
-    site.wait()
+    while site.wait()? == Ended::ToInstall && !asked.load(SeqCst) {
+        site = Site::start(config, Extras { front: None, faults: faults.clone() })?;
+        *running.lock().unwrap_or_else(PoisonError::into_inner) = site.handle();
+        // Whoever asked in between asked the one before.
+        if asked.load(SeqCst) {
+            site.handle().stop();
+        }
+    }
+    Ok(())
 }

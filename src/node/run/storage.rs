@@ -5,7 +5,7 @@ use crate::base::{BLOCK_BYTES, VolumeId};
 use crate::core::config::Role;
 use crate::core::messages::IoTarget;
 use crate::format::superblock::{Superblock, newest_of};
-use crate::io::disk::{Disk, DiskError};
+use crate::io::disk::{Disk, DiskError, Space};
 use crate::io::metadata::{Metadata, MetadataError, TableNames};
 use crate::node::config::Config;
 use crate::node::format::record;
@@ -14,6 +14,8 @@ use crate::node::format::record;
 #[derive(Debug)]
 pub struct Storage {
     pub journal: Disk,
+    /// Of a site with a peer.
+    pub staging: Option<Disk>,
     /// With their checksums, and the differential volume.
     pub volumes: Vec<(IoTarget, Disk)>,
     pub metadata: Metadata,
@@ -51,18 +53,48 @@ pub fn open(config: &Config) -> Result<Storage, RunError> {
     }
     let differential = sized(Disk::open(&config.differential.path)?, config.differential.bytes)?;
     volumes.push((IoTarget::Differential, differential));
-    let role = role(&journal)?.unwrap_or(config.site.role);
-    Ok(Storage { journal, volumes, metadata, role })
+    let superblock = superblock(&journal)?;
+    let role = superblock.map_or(config.site.role, |superblock| superblock.role);
+    let staging = match config.replication {
+        Some(_) => Some(staging(config, superblock.as_ref())?),
+        None => None,
+    };
+    Ok(Storage { journal, staging, volumes, metadata, role })
 }
 
-/// The role in the journal's superblock; a site without a valid one does not start, which is the group's to say.
-fn role(journal: &Disk) -> Result<Option<Role>, DiskError> {
+/// The staging file, empty unless what it holds is to be installed: a log that was interrupted is not gone on with after a restart, and
+/// takes no room till the next one.
+fn staging(config: &Config, superblock: Option<&Superblock>) -> Result<Disk, DiskError> {
+    let (path, bytes) = (&config.staging, config.staging_blocks() * BLOCK_BYTES as u64);
+    if path.symlink_metadata().is_ok() {
+        let disk = Disk::open(path)?;
+        let mut block = [0; BLOCK_BYTES];
+        if disk.bytes() >= bytes && (disk.is_device() || is_marked(&disk, superblock, &mut block)?) {
+            return Ok(disk);
+        }
+    }
+    Disk::create(path, bytes, Space::Sparse, true)
+}
+
+/// Whether its mark is newer than the superblock.
+fn is_marked(
+    disk: &Disk,
+    superblock: Option<&Superblock>,
+    block: &mut [u8; BLOCK_BYTES],
+) -> Result<bool, DiskError> {
+    disk.read_blocks(0, block)?;
+    let mark = Superblock::decode(block).ok();
+    Ok(mark.zip(superblock).is_some_and(|(mark, superblock)| mark.sequence > superblock.sequence))
+}
+
+/// The journal's superblock; a site without a valid one does not start, which is the group's to say.
+fn superblock(journal: &Disk) -> Result<Option<Superblock>, DiskError> {
     let slots = [0, 1].map(|slot| {
         let mut block = [0; BLOCK_BYTES];
         journal.read_blocks(slot, &mut block).map(|()| Superblock::decode(&block))
     });
     let [first, second] = slots;
-    Ok(newest_of(first?, second?).ok().map(|superblock| superblock.role))
+    Ok(newest_of(first?, second?).ok())
 }
 
 /// What the tables' messages call volumes.

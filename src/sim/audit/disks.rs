@@ -28,7 +28,7 @@ impl Auditor {
                     self.check_kept_block(site, slot, content.print, media);
                 }
             }
-            Place::Checksums(_) => (),
+            Place::Checksums(_) | Place::Staging => (),
         }
     }
 
@@ -45,6 +45,10 @@ impl Auditor {
         if let Some(seen) = header.and_then(superblock) {
             assert!(blocks.len() == 1 && block == seen.sequence % 2, "superblock {seen:?} at block {block}");
             self.check_claim(site, "settled", seen.settled);
+            if seen.checkpoint > self.sites[site].written() {
+                self.installs(site, &seen, media);
+            }
+            self.check_tail(site, &seen, media);
             self.check_checkpoint(site, seen.checkpoint, media);
             self.applied[site] = self.applied[site].max(seen.checkpoint);
             self.sites[site].submits_superblock(io, seen);
@@ -90,7 +94,8 @@ impl Auditor {
         };
         let mut reason = None;
         let allowed = block.numbers_of(print).any(|number| {
-            let own = self.durable(site);
+            // Staged blocks may be older and newer than what is installed, until all of them are.
+            let own = if self.installing[site].is_some() { number } else { self.durable(site) };
             let lack = Lack { site, has: own, what: "durable", number };
             let check = if own < number { Err(lack) } else { self.settled(number) };
             let check = check.map_err(|why| format!("INV-4: {why}"));
@@ -201,6 +206,7 @@ impl Auditor {
         for (before, had) in self.before_death[site].iter_mut().zip(had) {
             *before = if site == self.leader { 0 } else { (*before).max(had) };
         }
+        self.installing[site] = self.mark_of(media);
         self.applied[site] = self.sites[site].crashed(media);
         self.lost(site, had[0]);
         for op in self.ops.iter_mut().filter(|op| op.site == site) {

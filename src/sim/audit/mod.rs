@@ -7,6 +7,7 @@ mod disks;
 mod hosts;
 pub mod journal;
 mod matching;
+mod resync;
 mod site;
 mod snapshots;
 mod stream;
@@ -29,6 +30,8 @@ pub const SECONDARY: usize = 1;
 pub enum Place {
     Journal,
     Differential,
+    /// What a resync brings, until it is whole.
+    Staging,
     Volume(u16),
     Checksums(u16),
 }
@@ -49,6 +52,8 @@ pub trait Media {
     fn slot_is_named(&self, slot: u64) -> bool;
     /// Up to which update the durable entries go.
     fn applied(&self) -> u64;
+    /// Whether the durable changed-block set has the block.
+    fn is_marked(&self, volume: u16, lba: u64) -> bool;
 }
 
 /// How far the peer must be before a write is acknowledged.
@@ -298,6 +303,10 @@ pub struct Auditor {
     /// What each site had before it died, received, written, durable and applied: the primary may still hear of it, until
     /// it knows that the connection is over.
     before_death: [[u64; 4]; 2],
+    /// What each site is about to install, or installs.
+    installing: [Option<u64>; 2],
+    pub copied_blocks: u64,
+    pub installs: u64,
     pub takeovers: u64,
     pub acknowledged_writes: u64,
     pub excused_writes: u64,
@@ -333,6 +342,9 @@ impl Auditor {
             deposed: [false; 2],
             applied: [0; 2],
             before_death: [[0; 4]; 2],
+            installing: [None; 2],
+            copied_blocks: 0,
+            installs: 0,
             takeovers: 0,
             acknowledged_writes: 0,
             excused_writes: 0,

@@ -193,6 +193,20 @@ impl Site {
         Ok(())
     }
 
+    /// The first update of the batches from this one on.
+    pub fn first_from(&self, sequence: u64) -> Option<u64> {
+        let kept =
+            self.batches.iter().filter(|batch| batch.state != State::Dead && batch.sequence >= sequence);
+        kept.filter(|batch| !batch.generations.is_empty()).map(|batch| batch.first).min()
+    }
+
+    /// Its volumes were brought to the end of these, by other means than its journal.
+    pub fn installs(&mut self, generations: Vec<u64>) {
+        self.written = generations.len() as u64;
+        self.durable = self.written;
+        self.log = generations;
+    }
+
     pub fn submits_superblock(&mut self, io: IoId, seen: SuperblockSeen) {
         assert!(
             self.superblocks.last().is_none_or(|(last, _, _)| *last < io),

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 /// Pages of a request here: a creation takes two, and each commit has some.
 const PAGES: usize = 32;
 
-struct Row(Vec<[u8; BLOCK_BYTES]>);
+pub struct Row(pub Vec<[u8; BLOCK_BYTES]>);
 
 impl RequestPages for Row {
     fn answer(&mut self) -> &mut [u8; BLOCK_BYTES] {
@@ -31,13 +31,13 @@ fn captured(lba: u64, snapshot: u64, slot: u64) -> Change {
     Change::Captured(Captured { volume: VolumeId(0), lba, snapshot, slot, sum: BlockSum(7) })
 }
 
-struct Site {
+pub struct Site {
     store: Store,
-    row: Row,
+    pub row: Row,
 }
 
 impl Site {
-    fn new(folder: &tempfile::TempDir) -> Site {
+    pub fn new(folder: &tempfile::TempDir) -> Site {
         let database = Database::create(folder.path().join("metadata.redb")).expect("created");
         let transaction = database.begin_write().expect("begun");
         super::super::make_tables(&transaction).expect("made");
@@ -47,7 +47,7 @@ impl Site {
         Site { store, row: Row(vec![[0xdb; BLOCK_BYTES]; PAGES]) }
     }
 
-    fn ask(&mut self, op: MetadataOp) -> MetadataAnswer {
+    pub fn ask(&mut self, op: MetadataOp) -> MetadataAnswer {
         self.store.perform(&op, &mut self.row).expect("carried out")
     }
 

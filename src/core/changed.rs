@@ -1,0 +1,305 @@
+//! The changed-block set: what a primary that goes on alone has changed since its peer had everything. It becomes durable before
+//! every checkpoint, so that the journal's tail may pass the peer, and is cleared only when the peer has all of it (INV-9).
+
+use crate::base::*;
+use crate::format::metadata::{MARKS_PAGE_MAX, put_marks, take_marks};
+
+/// What the management information has of the set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Saved {
+    Nothing,
+    /// A set, but for the chunks that are unsaved.
+    Set,
+    /// One that is over.
+    Stale,
+}
+
+/// What a sweep brings to the management information next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsaved {
+    Nothing,
+    /// Where the set begins, or pages of it.
+    Marks,
+    /// The set is over.
+    Stale,
+}
+
+#[derive(Debug)]
+pub struct Changed {
+    tracking: bool,
+    /// The set has every block that an update after this one changed.
+    base: UpdateNumber,
+    /// The last update that was looked at.
+    through: UpdateNumber,
+    /// Neither the site nor its peer has, or had at `base`, anything of snapshots.
+    plain: bool,
+    blocks: Vec<Bitmap>,
+    /// By volume: pages of the set that have changed since they were saved.
+    unsaved: Vec<Bitmap>,
+    base_unsaved: bool,
+    saved: Saved,
+}
+
+impl Changed {
+    pub fn new(volume_blocks: impl Iterator<Item = u64> + Clone) -> Changed {
+        let chunks = volume_blocks.clone().map(|blocks| Bitmap::new(blocks.div_ceil(MARKS_PAGE_MAX)));
+        Changed {
+            tracking: false,
+            base: UpdateNumber::NONE,
+            through: UpdateNumber::NONE,
+            plain: true,
+            unsaved: chunks.collect(),
+            blocks: volume_blocks.map(Bitmap::new).collect(),
+            base_unsaved: false,
+            saved: Saved::Nothing,
+        }
+    }
+
+    pub fn tracking(&self) -> bool {
+        self.tracking
+    }
+
+    /// The peer needs nothing but blocks if it lacks no more than what came after this.
+    pub fn covers(&self, number: UpdateNumber) -> bool {
+        self.tracking && self.plain && self.base <= number
+    }
+
+    pub fn base(&self) -> UpdateNumber {
+        self.base
+    }
+
+    pub fn through(&self) -> UpdateNumber {
+        self.through
+    }
+
+    pub fn plain(&self) -> bool {
+        self.plain
+    }
+
+    pub fn blocks(&self) -> &[Bitmap] {
+        &self.blocks
+    }
+
+    pub fn count(&self) -> u64 {
+        self.blocks.iter().map(Bitmap::count).sum()
+    }
+
+    /// The peer has everything up to `base`; what comes after is to be marked. A set that is there already goes on.
+    pub fn begin(&mut self, base: UpdateNumber, plain: bool) {
+        if !self.tracking {
+            self.blocks.iter_mut().for_each(Bitmap::clear);
+            (self.tracking, self.base, self.through, self.plain) = (true, base, base, plain);
+            self.base_unsaved = true;
+        }
+        self.plain &= plain;
+    }
+
+    /// Snapshots are more than blocks.
+    pub fn note_snapshots(&mut self) {
+        self.base_unsaved |= self.plain;
+        self.plain = false;
+    }
+
+    pub fn mark(&mut self, volume: VolumeId, lba: Lba, count: u32) {
+        let (blocks, unsaved) = (&mut self.blocks[volume.0 as usize], &mut self.unsaved[volume.0 as usize]);
+        for block in lba.0..lba.0 + u64::from(count) {
+            if blocks.insert(block) {
+                unsaved.insert(block / MARKS_PAGE_MAX);
+            }
+        }
+    }
+
+    pub fn note(&mut self, number: UpdateNumber) {
+        self.through = self.through.max(number);
+    }
+
+    /// The peer has everything up to `durable`, durably. INV-9: that is all that is marked.
+    pub fn end(&mut self, durable: UpdateNumber) {
+        assert!(
+            durable >= self.through,
+            "INV-9: a changed-block set through {} is cleared, and the peer has {durable}",
+            self.through
+        );
+        self.forget();
+    }
+
+    /// Somebody else is primary: its peer has what this site lacks, not the other way round.
+    pub fn forget(&mut self) {
+        self.tracking = false;
+        self.blocks.iter_mut().chain(&mut self.unsaved).for_each(Bitmap::clear);
+        self.base_unsaved = false;
+        if self.saved == Saved::Set {
+            self.saved = Saved::Stale;
+        }
+    }
+
+    /// The peer has been copied everything up to `base`, durably; `recent` has what came after.
+    pub fn shrink(&mut self, base: UpdateNumber, recent: &[Bitmap]) {
+        assert!(self.tracking && base >= self.base, "INV-9: {base} is before {}", self.base);
+        for ((blocks, unsaved), recent) in self.blocks.iter_mut().zip(&mut self.unsaved).zip(recent) {
+            let mut next = blocks.next_from(0);
+            while let Some(block) = next {
+                unsaved.insert(block / MARKS_PAGE_MAX);
+                next = blocks.next_from((block / MARKS_PAGE_MAX + 1) * MARKS_PAGE_MAX);
+            }
+            blocks.clear();
+            blocks.insert_all(recent);
+        }
+        self.base = base;
+        self.base_unsaved = true;
+    }
+
+    // ------------------------------------------------------------------------------------- the management information
+
+    pub fn unsaved(&self) -> Unsaved {
+        match self.saved {
+            Saved::Stale => Unsaved::Stale,
+            _ if !self.tracking => Unsaved::Nothing,
+            _ if self.base_unsaved || self.unsaved.iter().any(|chunks| chunks.count() > 0) => Unsaved::Marks,
+            _ => Unsaved::Nothing,
+        }
+    }
+
+    /// What is being saved now includes where the set begins.
+    pub fn save_base(&mut self) {
+        self.base_unsaved = false;
+        self.saved = Saved::Set;
+    }
+
+    /// Writes the next unsaved page of the set; false if there is none.
+    pub fn save_page(&mut self, page: &mut [u8; BLOCK_BYTES]) -> bool {
+        for (volume, chunks) in (0u16..).zip(&mut self.unsaved) {
+            if let Some(chunk) = chunks.next_from(0) {
+                chunks.remove(chunk);
+                let words = self.blocks[volume as usize]
+                    .words_from(chunk * MARKS_PAGE_MAX, (MARKS_PAGE_MAX / 64) as usize);
+                put_marks(page, VolumeId(volume), chunk, words);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// The stale set is gone from the management information.
+    pub fn dropped(&mut self) {
+        if self.saved == Saved::Stale {
+            self.saved = Saved::Nothing;
+        }
+        // A new one that began meanwhile is saved whole.
+        if self.tracking {
+            self.base_unsaved = true;
+            for (blocks, unsaved) in self.blocks.iter().zip(&mut self.unsaved) {
+                let mut next = blocks.next_from(0);
+                while let Some(block) = next {
+                    unsaved.insert(block / MARKS_PAGE_MAX);
+                    next = blocks.next_from((block / MARKS_PAGE_MAX + 1) * MARKS_PAGE_MAX);
+                }
+            }
+        }
+    }
+
+    /// At start: the management information has a set that begins there.
+    pub fn load(&mut self, base: UpdateNumber, plain: bool) {
+        (self.base, self.plain) = (base, plain);
+        self.base_unsaved = false;
+        self.saved = Saved::Set;
+    }
+
+    /// A page of it; none that a site of this group wrote if that returns none. Otherwise where the next one may begin.
+    pub fn load_page(&mut self, page: &[u8; BLOCK_BYTES]) -> Option<(VolumeId, u64)> {
+        let (volume, chunk, words) = take_marks(page)?;
+        let blocks = self.blocks.get_mut(volume.0 as usize)?;
+        for (index, word) in (0u64..).zip(words) {
+            let mut rest = word;
+            while rest != 0 {
+                let block = chunk * MARKS_PAGE_MAX + index * 64 + u64::from(rest.trailing_zeros());
+                rest &= rest - 1;
+                blocks.insert(block);
+            }
+        }
+        Some((volume, chunk + 1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn saved(changed: &mut Changed) -> Vec<[u8; BLOCK_BYTES]> {
+        assert_eq!(changed.unsaved(), Unsaved::Marks);
+        changed.save_base();
+        let mut pages = Vec::new();
+        let mut page = [0xaa; BLOCK_BYTES];
+        while changed.save_page(&mut page) {
+            pages.push(page);
+        }
+        assert_eq!(changed.unsaved(), Unsaved::Nothing);
+        pages
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded() {
+        let sizes = [100_000, 50];
+        let mut changed = Changed::new(sizes.into_iter());
+        changed.begin(UpdateNumber(7), true);
+        changed.mark(VolumeId(0), Lba(3), 2);
+        changed.mark(VolumeId(0), Lba(MARKS_PAGE_MAX - 1), 2);
+        changed.mark(VolumeId(1), Lba(49), 1);
+        let pages = saved(&mut changed);
+        assert_eq!(pages.len(), 3);
+        changed.mark(VolumeId(0), Lba(3), 2);
+        assert_eq!(changed.unsaved(), Unsaved::Nothing, "nothing new");
+        let mut loaded = Changed::new(sizes.into_iter());
+        loaded.begin(UpdateNumber(20), true);
+        loaded.load(UpdateNumber(7), true);
+        for page in &pages {
+            assert!(loaded.load_page(page).is_some());
+        }
+        assert!(loaded.covers(UpdateNumber(7)) && !loaded.covers(UpdateNumber(6)));
+        assert_eq!(loaded.count(), changed.count());
+        let blocks = [(0, 3), (0, 4), (0, MARKS_PAGE_MAX - 1), (0, MARKS_PAGE_MAX), (1, 49)];
+        assert!(blocks.iter().all(|(volume, block)| loaded.blocks()[*volume].contains(*block)));
+        let mut garbled = pages[0];
+        garbled[100] ^= 1;
+        assert!(loaded.load_page(&garbled).is_none());
+    }
+
+    #[test]
+    fn a_set_that_is_over_is_dropped_before_another_is_saved() {
+        let mut changed = Changed::new([1000].into_iter());
+        changed.begin(UpdateNumber(1), true);
+        changed.mark(VolumeId(0), Lba(5), 1);
+        changed.note(UpdateNumber(2));
+        saved(&mut changed);
+        changed.end(UpdateNumber(2));
+        assert_eq!((changed.unsaved(), changed.count()), (Unsaved::Stale, 0));
+        changed.begin(UpdateNumber(4), true);
+        changed.mark(VolumeId(0), Lba(6), 1);
+        assert_eq!(changed.unsaved(), Unsaved::Stale);
+        changed.dropped();
+        assert_eq!(saved(&mut changed).len(), 1);
+    }
+
+    #[test]
+    fn what_was_copied_is_no_longer_in_the_set() {
+        let mut changed = Changed::new([100_000].into_iter());
+        changed.begin(UpdateNumber(1), true);
+        changed.mark(VolumeId(0), Lba(5), 1);
+        changed.mark(VolumeId(0), Lba(90_000), 1);
+        saved(&mut changed);
+        let mut recent = Bitmap::new(100_000);
+        recent.insert(5);
+        changed.shrink(UpdateNumber(9), &[recent]);
+        assert_eq!((changed.count(), changed.base()), (1, UpdateNumber(9)));
+        assert_eq!(saved(&mut changed).len(), 2, "the page that became empty is saved too");
+    }
+
+    #[test]
+    #[should_panic(expected = "INV-9")]
+    fn a_set_is_not_cleared_before_the_peer_has_all_of_it() {
+        let mut changed = Changed::new([1000].into_iter());
+        changed.begin(UpdateNumber(1), true);
+        changed.note(UpdateNumber(3));
+        changed.end(UpdateNumber(2));
+    }
+}

@@ -1,0 +1,293 @@
+//! What was staged comes to the volumes, at a start that finds the mark: each update of the log in order, then the checksums and a
+//! superblock, by which it is over. Until then it begins anew after every crash, and does the same again.
+
+use super::destage::Step as Destaging;
+use super::recovery::Step;
+use super::staging::MARK_BLOCK;
+use super::storage::VolumeIo;
+use super::{Group, Phase, Turn};
+use crate::base::*;
+use crate::core::config::Role;
+use crate::core::messages::*;
+use crate::core::outbox::Event;
+use crate::format::journal::{Digest, decode_batch, digest_of};
+use crate::format::superblock::{JournalPosition, RING_FIRST_BLOCK, Superblock};
+use crate::format::update::Update;
+
+/// Writes to volumes under way.
+const WRITES_MAX: usize = 16;
+
+/// Blocks of the log that were read, and how far they are brought to the volumes.
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    slot: SlotId,
+    count: u32,
+    /// The batch's header in the row, and its next descriptor; the payload block of that, and how much of it is written.
+    header: u32,
+    descriptors: usize,
+    next: usize,
+    page: u32,
+    written: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum At {
+    /// Whether a part of the log is being read.
+    Reading(bool),
+    Applying(Row),
+    /// All of it is in the volumes.
+    Ending,
+}
+
+#[derive(Debug)]
+pub(super) struct Install {
+    mark: Box<Superblock>,
+    head: JournalPosition,
+    at: At,
+    /// By volume, first block and end: what is being written.
+    writing: FixedQueue<(VolumeId, u64, u64)>,
+    blocks: u64,
+}
+
+impl Install {
+    fn overlaps(&self, volume: VolumeId, first: u64, end: u64) -> bool {
+        self.writing.iter().any(|(other, from, to)| *other == volume && *from < end && first < *to)
+    }
+}
+
+impl Group {
+    /// The mark of the staging file was read. It counts if no superblock came after it.
+    pub(super) fn staging_mark_read(&self, page: &[u8; BLOCK_BYTES]) -> Option<Box<Install>> {
+        let mark = Superblock::decode(page).ok()?;
+        let ours = mark.group == self.config.group
+            && mark.site == self.config.site
+            && Some(mark.journal_blocks) == self.config.peer.as_ref().map(|peer| peer.resync.staging_blocks)
+            && mark.volume_blocks().iter().eq(self.config.volumes.iter().map(|volume| &volume.blocks));
+        let due = mark.sequence == self.destage.sequence() + 1;
+        let head = JournalPosition { block: RING_FIRST_BLOCK, sequence: 1, previous: Digest::NONE };
+        (ours && due).then(|| {
+            Box::new(Install {
+                mark: Box::new(mark),
+                head,
+                at: At::Reading(false),
+                writing: FixedQueue::new(WRITES_MAX),
+                blocks: 0,
+            })
+        })
+    }
+
+    fn install(&mut self) -> &mut Install {
+        self.recovery().install.as_mut().expect("the step is to install")
+    }
+
+    pub(super) fn install_turn(&mut self, turn: &mut Turn<impl Memory>) {
+        loop {
+            let at = self.install().at;
+            let goes_on = match at {
+                At::Reading(true) => false,
+                At::Reading(false) => self.read_log(turn),
+                At::Applying(row) => self.apply_row(turn, row),
+                At::Ending => {
+                    self.end_install_if_durable(turn);
+                    false
+                }
+            };
+            if !goes_on {
+                return;
+            }
+        }
+    }
+
+    fn read_log(&mut self, turn: &mut Turn<impl Memory>) -> bool {
+        let Install { mark, head, writing, .. } = self.install();
+        let (head, end) = (*head, mark.position);
+        if head.block == end.block {
+            if !writing.is_empty() {
+                return false;
+            }
+            if (head.sequence, head.previous) != (end.sequence, end.previous) {
+                self.log_is_rotten(turn, head.block);
+                return false;
+            }
+            self.end_log();
+            return true;
+        }
+        let count = (end.block - head.block).min(BATCH_BLOCKS_MAX as u64) as u32;
+        self.recovery_read(turn, IoTarget::Staging, head.block, count);
+        self.install().at = At::Reading(true);
+        false
+    }
+
+    fn log_is_rotten(&mut self, turn: &mut Turn<impl Memory>, block: u64) {
+        self.fail_on_disk(turn, IoTarget::Staging, IoFault::Corrupt, block);
+    }
+
+    pub(super) fn log_read(&mut self, turn: &mut Turn<impl Memory>, slot: SlotId) {
+        let Install { mark, head, .. } = self.install();
+        let count = (mark.position.block - head.block).min(BATCH_BLOCKS_MAX as u64) as u32;
+        let row = Row { slot, count, header: 0, descriptors: 0, next: 0, page: 0, written: 0 };
+        match self.open_batch(turn, row) {
+            Some(row) => self.install().at = At::Applying(row),
+            None => {
+                let block = self.install().head.block;
+                self.log_is_rotten(turn, block);
+            }
+        }
+    }
+
+    /// The batch at the row's header, if all of it is there and is what continues the log.
+    fn open_batch(&mut self, turn: &mut Turn<impl Memory>, row: Row) -> Option<Row> {
+        let group = self.config.group;
+        let Phase::Recovering(recovery) = &mut self.phase else { return None };
+        let table = &turn.tables.journal_io;
+        let page = |index: u32| table.page(row.slot, index as usize);
+        if row.header >= row.count {
+            return None;
+        }
+        let header = decode_batch(turn.memory.bytes(page(row.header)), &mut recovery.descriptors).ok()?;
+        let install = recovery.install.as_mut().expect("the step is to install");
+        let head = install.head;
+        let end = row.header + 1 + u32::from(header.payload_blocks);
+        // What the first batch names tells only which resync it is of.
+        let follows = head.sequence == 1 || header.previous == head.previous;
+        if header.group != group || header.sequence != head.sequence || !follows || end > row.count {
+            return None;
+        }
+        let mut at = row.header + 1;
+        for update in &recovery.descriptors[..header.count as usize] {
+            let after = at + update.payload_blocks() as u32;
+            for index in at..after {
+                table.set(row.slot, index as usize, page(index), turn.memory.sum(page(index)));
+            }
+            let sums = (at..after).map(|index| table.sum(row.slot, index as usize));
+            if update.payload_blocks() > 0 && sum_of_sums(sums) != update.sum {
+                return None;
+            }
+            at = after;
+        }
+        install.head = JournalPosition {
+            block: head.block + u64::from(end - row.header),
+            sequence: head.sequence + 1,
+            previous: digest_of(turn.memory.bytes(page(row.header))),
+        };
+        for index in row.header + 1..end {
+            turn.memory.seal(page(index));
+        }
+        let descriptors = header.count as usize;
+        Some(Row { descriptors, next: 0, page: row.header + 1, written: 0, ..row })
+    }
+
+    /// Writes what comes next; false if that has to wait.
+    fn apply_row(&mut self, turn: &mut Turn<impl Memory>, mut row: Row) -> bool {
+        if row.next == row.descriptors {
+            row.header = row.page;
+            if let Some(row) = self.open_batch(turn, row) {
+                self.install().at = At::Applying(row);
+                return true;
+            }
+            // Writes under way are from its pages.
+            if !self.install().writing.is_empty() {
+                return false;
+            }
+            self.recovery_release(turn, row.slot, row.count);
+            self.install().at = At::Reading(false);
+            return true;
+        }
+        let update = self.recovery().descriptors[row.next];
+        let payload = update.payload_blocks() as u32;
+        if update.touches_blocks() {
+            let Some(count) = self.apply(turn, &update, &row) else { return false };
+            row.written += count;
+        }
+        if !update.touches_blocks() || row.written == update.count {
+            (row.next, row.page, row.written) = (row.next + 1, row.page + payload, 0);
+        }
+        self.install().at = At::Applying(row);
+        true
+    }
+
+    /// Writes the part of an update that comes next, unless what is being written there came before it.
+    fn apply(&mut self, turn: &mut Turn<impl Memory>, update: &Update, row: &Row) -> Option<u32> {
+        let volume = update.volume;
+        let count = (update.count - row.written).min(VOLUME_IO_BLOCKS_MAX as u32);
+        let lba = update.lba.plus(u64::from(row.written));
+        let end = lba.0 + u64::from(count);
+        let install = self.recovery().install.as_ref().expect("the step is to install");
+        let room = install.writing.room() > 0 && !install.overlaps(volume, lba.0, end);
+        if !room || self.volume_slots.is_empty() {
+            return None;
+        }
+        if self.config.volumes.get(volume.0 as usize).is_none_or(|spec| end > spec.blocks) {
+            // It was judged when it came.
+            let block = self.install().head.block;
+            self.log_is_rotten(turn, block);
+            return None;
+        }
+        let slot = self.volume_slots.pop().expect("checked above");
+        for index in 0..count {
+            let (page, sum) = match update.payload_blocks() {
+                0 => (PageId::ZERO, BlockSum::ZEROS),
+                _ => {
+                    let at = (row.page + row.written + index) as usize;
+                    (turn.tables.journal_io.page(row.slot, at), turn.tables.journal_io.sum(row.slot, at))
+                }
+            };
+            turn.tables.volume_io.set(slot, index as usize, page, sum);
+            // In the order of the log, whenever the write is done.
+            self.sums[volume.0 as usize].set(lba.plus(u64::from(index)), sum);
+        }
+        let install = self.install();
+        install.writing.push((volume, lba.0, end));
+        install.blocks += u64::from(count);
+        let request =
+            IoRequest { slot, target: IoTarget::Volume(volume), op: IoOp::Write, block: lba.0, count };
+        self.submit_volume(turn, slot, VolumeIo::Install { volume, lba }, request);
+        Some(count)
+    }
+
+    pub(super) fn installed(&mut self, volume: VolumeId, lba: Lba) {
+        let install = self.install();
+        for _ in 0..install.writing.len() {
+            let write = install.writing.pop().expect("counted");
+            if (write.0, write.1) != (volume, lba.0) {
+                install.writing.push(write);
+            }
+        }
+    }
+
+    /// The volumes hold what the primary's held at the mark's number; the journal goes on from there.
+    fn end_log(&mut self) {
+        let mark = *self.install().mark;
+        let upto = mark.checkpoint;
+        self.install().at = At::Ending;
+        self.history = mark.history;
+        self.generation = mark.history.last().map_or(Generation::NONE, |(generation, _)| generation);
+        self.role = Role::Secondary;
+        self.left = None;
+        self.journal.begin_at(upto);
+        self.window.restart(upto);
+        (self.settled, self.acknowledged) = (upto, upto);
+        self.applied = self.applied.max(upto);
+        self.recovery().installs(upto);
+        self.peer.told_settled = upto;
+        self.changed.forget();
+        self.destage.end_at(upto, Destaging::Sums { volume: 0, block: 0 });
+    }
+
+    fn end_install_if_durable(&mut self, turn: &mut Turn<impl Memory>) {
+        let mark = *self.install().mark;
+        if !self.destage_idle() || self.checkpoint < mark.checkpoint {
+            return;
+        }
+        assert_eq!(self.destage.sequence(), mark.sequence, "the mark is for the superblock after the last");
+        let blocks = self.install().blocks;
+        self.recovery().install = None;
+        self.recovery().set_step(Step::Ingest { next: mark.checkpoint.next() });
+        turn.event(Event::Installed { upto: mark.checkpoint, blocks });
+    }
+
+    /// The place of the mark, to be read before anything else is.
+    pub(super) fn staging_mark(&self) -> Option<u64> {
+        self.may_resync().then_some(MARK_BLOCK)
+    }
+}

@@ -1,0 +1,736 @@
+//! A peer that lacks more than the journal holds: the primary copies to it what has changed since it left, block by block as hosts'
+//! latency allows, then the updates of the meantime, and then tells it to install that (decision 0022). `staging` is the peer's side.
+//!
+//! The journal is held for the peer from `floor` on. Every block that an update up to `floor` changed is copied as it was at `floor`
+//! or later; the updates after it, up to where the copying ended, make that exact. If the ring needs the room, `floor` moves, and
+//! what was changed up to there is copied again.
+use super::differential::MetadataIo;
+use super::peering::{LINK_SPARE, Talk, refusal};
+use super::storage::VolumeIo;
+use super::{Alone, Group, Phase, Turn};
+use crate::base::*;
+use crate::core::changed::Unsaved;
+use crate::core::config::Role;
+use crate::core::journal::Journal;
+use crate::core::messages::*;
+use crate::core::outbox::{Event, LossReason};
+use crate::format::update::{Update, UpdateKind};
+use crate::format::wire::{Hello, RefusalCode};
+
+/// The tail passes a peer that is away, or is being copied to, when so much of the ring is in use, in percent. Sweeps, which are
+/// what lets it pass, begin before that and hosts wait for room only well behind it.
+const PASS_AT_PERCENT: u64 = 75;
+
+/// Updates with copied blocks on their way that the peer has not staged: 16 MiB.
+const PIECES_MAX: usize = 128;
+
+/// A peer that is being copied to and says nothing for so long is gone: it flushes its disk before it answers.
+const SILENCE_MAX: Nanos = Nanos::from_millis(30_000);
+
+/// How often the pace is looked at, and with how many pieces on their way it begins.
+const PACE_EVERY: Nanos = Nanos::from_millis(100);
+const PACE_BEGINS: usize = 8;
+
+/// Pages that copying leaves to everybody else.
+const LEAVES_PAGES: usize = super::RESERVED_PAGES / 2;
+
+/// Where a resync stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// There is none.
+    None,
+    /// The peer was offered it, or is away.
+    Offered,
+    Copying,
+    /// All blocks are staged: the updates after `floor` up to `upto` follow, behind `before` others.
+    Tail {
+        upto: UpdateNumber,
+        before: u64,
+    },
+    /// The peer was told to install it.
+    Installing {
+        upto: UpdateNumber,
+    },
+}
+
+/// Copied blocks on their way to the peer's log, as its `at`th update.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    at: u64,
+    volume: VolumeId,
+    lba: Lba,
+    count: u32,
+}
+
+/// How much may be on its way, so that hosts do not notice.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    pieces: usize,
+    looked_at: Nanos,
+    writes: u32,
+    late: u32,
+    /// Even one was too much: nothing more until the next look.
+    paused: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Resync {
+    step: Step,
+    /// The peer has not heard of it since it was met.
+    offer_due: bool,
+    generation: Generation,
+    serial: u64,
+    /// The journal is held from behind this one on.
+    floor: UpdateNumber,
+    /// Blocks that are to be copied; changed after `floor`; and where the next one is looked for.
+    to_copy: Vec<Bitmap>,
+    recent: Vec<Bitmap>,
+    next: (u16, u64),
+    /// Reads of volumes under way.
+    reading: usize,
+    on_their_way: FixedQueue<Piece>,
+    /// Updates for the peer's log that were sent, and those that it has durably.
+    sent: u64,
+    staged: u64,
+    heard_at: Nanos,
+    pace: Pace,
+    copied_blocks: u64,
+    began_at: Nanos,
+}
+
+impl Resync {
+    pub fn new(volume_blocks: impl Iterator<Item = u64> + Clone) -> Resync {
+        Resync {
+            step: Step::None,
+            offer_due: false,
+            generation: Generation::NONE,
+            serial: 0,
+            floor: UpdateNumber::NONE,
+            to_copy: volume_blocks.clone().map(Bitmap::new).collect(),
+            recent: volume_blocks.map(Bitmap::new).collect(),
+            next: (0, 0),
+            reading: 0,
+            on_their_way: FixedQueue::new(PIECES_MAX),
+            sent: 0,
+            staged: 0,
+            heard_at: Nanos(0),
+            pace: Pace { pieces: PACE_BEGINS, looked_at: Nanos(0), writes: 0, late: 0, paused: false },
+            copied_blocks: 0,
+            began_at: Nanos(0),
+        }
+    }
+
+    fn left(&self) -> u64 {
+        self.to_copy.iter().map(Bitmap::count).sum()
+    }
+
+    /// What was read or is on its way has not arrived.
+    fn copy_again(&mut self, volume: VolumeId, lba: Lba, count: u32) {
+        for block in lba.0..lba.0 + u64::from(count) {
+            self.to_copy[volume.0 as usize].insert(block);
+        }
+    }
+}
+
+/// What a status says of a resync.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ResyncStatus {
+    pub active: bool,
+    pub blocks_left: u64,
+    pub blocks_copied: u64,
+    /// Since it began.
+    pub for_ns: u64,
+    /// Blocks that the peer lacks beside what the journal holds for it, or would if its tail passed the peer now.
+    pub changed_blocks: u64,
+}
+
+impl Group {
+    // ------------------------------------------------------------------------------------------ the changed-block set
+
+    /// Whether there is anybody who may be copied what it lacks.
+    pub(super) fn may_resync(&self) -> bool {
+        self.config.peer.as_ref().is_some_and(|peer| peer.resync.staging_blocks > 0)
+    }
+
+    /// This site may go on alone: from here on it remembers what it changes. The peer has everything up to `base`.
+    pub(super) fn track_changes(&mut self, base: UpdateNumber) {
+        if !self.may_resync() {
+            return;
+        }
+        let retired = self.window.retired();
+        assert!(self.changed.tracking() || base >= retired, "INV-9: {base} to {retired} would not be marked");
+        let plain = self.without_snapshots();
+        self.changed.begin(base, plain);
+        for number in self.window.retired().max(base).0 + 1..=self.window.last().0 {
+            let update = self.window.get(UpdateNumber(number)).update;
+            self.mark_changed(&update);
+        }
+    }
+
+    pub(super) fn without_snapshots(&self) -> bool {
+        self.snapshots.is_empty() && self.captures.is_empty() && self.slots.free() == self.slots.total()
+    }
+
+    /// An update enters the stream.
+    pub(super) fn note_changed(&mut self, update: &Update) {
+        if self.resync.step != Step::None && update.touches_blocks() {
+            let recent = &mut self.resync.recent[update.volume.0 as usize];
+            for block in update.lba.0..update.lba.0 + u64::from(update.count) {
+                recent.insert(block);
+            }
+        }
+        let joint = matches!(self.phase, Phase::Running)
+            && self.alone == Alone::No
+            && update.number >= self.joint_from;
+        if self.changed.tracking() && !joint {
+            self.mark_changed(update);
+        }
+    }
+
+    fn mark_changed(&mut self, update: &Update) {
+        if update.touches_blocks() {
+            self.changed.mark(update.volume, update.lba, update.count);
+        }
+        if update.kind == UpdateKind::SnapshotCreate || update.kind.names_snapshot() || update.captures() {
+            self.changed.note_snapshots();
+        }
+        self.changed.note(update.number);
+    }
+
+    /// The peer is durable through everything that was marked, and is in the set again.
+    pub(super) fn forget_changes_if_caught_up(&mut self) {
+        let caught_up = self.changed.tracking()
+            && self.alone == Alone::No
+            && self.peer.talk == Talk::Streaming
+            && self.peer.durable >= self.changed.through().max(self.joint_from.previous());
+        if caught_up {
+            self.changed.end(self.peer.durable);
+            self.resync.step = Step::None;
+        }
+    }
+
+    /// Somebody else leads now.
+    pub(super) fn drop_resync(&mut self) {
+        self.changed.forget();
+        self.resync.step = Step::None;
+    }
+
+    /// Whether a sweep may go on to the volumes: all that its checkpoint covers is marked durably.
+    pub(super) fn save_changes(&mut self, turn: &mut Turn<impl Memory>) -> bool {
+        if self.committing {
+            return false;
+        }
+        let unsaved = self.changed.unsaved();
+        if unsaved == Unsaved::Nothing {
+            return true;
+        }
+        if self.pages.free() < super::differential::COMMIT_LEAVES_PAGES + 2 {
+            return false;
+        }
+        let Some(slot) = self.metadata_slots.pop() else { return false };
+        let answer = self.pages.take().expect("counted above");
+        turn.tables.metadata_io.set(slot, 0, answer, BlockSum::ZEROS);
+        self.committing = true;
+        if unsaved == Unsaved::Stale {
+            self.submit_metadata(turn, slot, MetadataIo::DropMarks, MetadataOp::DropMarks);
+            return false;
+        }
+        let most = METADATA_PAGES_MAX.min(self.pages.free() - super::differential::COMMIT_LEAVES_PAGES);
+        self.changed.save_base();
+        let mut pages = 0;
+        while pages < most {
+            let page = self.pages.take().expect("counted above");
+            if !self.changed.save_page(turn.memory.bytes_mut(page)) {
+                self.pages.release(page, turn.memory);
+                break;
+            }
+            turn.memory.seal(page);
+            pages += 1;
+            turn.tables.metadata_io.set(slot, pages, page, BlockSum::ZEROS);
+        }
+        let (base, plain) = (self.changed.base(), self.changed.plain());
+        let op = MetadataOp::SaveMarks { base, plain, pages: pages as u32 };
+        self.submit_metadata(turn, slot, MetadataIo::SaveMarks { pages }, op);
+        false
+    }
+
+    pub(super) fn marks_saved(&mut self, turn: &mut Turn<impl Memory>, slot: SlotId, pages: usize) {
+        for index in 0..=pages {
+            self.pages.release(turn.tables.metadata_io.page(slot, index), turn.memory);
+        }
+        self.committing = false;
+    }
+
+    pub(super) fn marks_dropped(&mut self, turn: &mut Turn<impl Memory>, slot: SlotId) {
+        self.changed.dropped();
+        self.marks_saved(turn, slot, 0);
+    }
+
+    // ------------------------------------------------------------------------------------------------ the journal's tail
+
+    /// What the journal keeps for the peer begins behind this number. Called when a superblock is about to be written.
+    pub(super) fn held_for_peer(&mut self) -> UpdateNumber {
+        let held = match self.resync.step {
+            Step::None => self.peer.durable,
+            Step::Installing { upto } => upto.max(self.peer.durable),
+            _ => self.resync.floor.max(self.peer.durable),
+        };
+        let passed = held.next() < self.oldest_kept();
+        if !self.may_pass() || (!passed && self.ring_percent() < PASS_AT_PERCENT) {
+            return held;
+        }
+        match self.resync.step {
+            Step::None | Step::Installing { .. } => UpdateNumber(u64::MAX),
+            Step::Offered | Step::Copying | Step::Tail { .. } => {
+                self.move_floor();
+                self.resync.floor
+            }
+        }
+    }
+
+    /// Whether nobody would be forgotten if the tail passed the peer: it is not being sent what is in the journal, and what it lacks
+    /// is in a set that the sweep has just made durable (INV-9).
+    fn may_pass(&self) -> bool {
+        let listens = !matches!(self.peer.talk, Talk::Absent | Talk::Greeting { .. } | Talk::Copying);
+        let covered = self.changed.covers(self.peer.durable);
+        self.alone == Alone::Yes && matches!(self.phase, Phase::Running) && covered && !listens
+    }
+
+    fn ring_percent(&self) -> u64 {
+        self.journal.used_blocks() * 100 / Journal::usable_blocks(self.journal.ring_blocks())
+    }
+
+    /// Whether the peer lacks updates that the journal has no more: only blocks are copied to it, so there may be nothing else to copy.
+    pub(super) fn tail_passed_peer(&self) -> bool {
+        let installing = matches!(self.resync.step, Step::Installing { .. });
+        self.changed.tracking()
+            && self.alone == Alone::Yes
+            && (installing || self.peer.durable.next() < self.oldest_kept())
+    }
+
+    /// The journal need not be held from before what is settled now: whatever changed since `floor` is copied (again) instead.
+    fn move_floor(&mut self) {
+        let resync = &mut self.resync;
+        for (to_copy, recent) in resync.to_copy.iter_mut().zip(&mut resync.recent) {
+            to_copy.insert_all(recent);
+            recent.clear();
+        }
+        resync.floor = self.settled;
+        for number in self.settled.max(self.window.retired()).0 + 1..=self.window.last().0 {
+            let update = self.window.get(UpdateNumber(number)).update;
+            for block in 0..if update.touches_blocks() { u64::from(update.count) } else { 0 } {
+                self.resync.recent[update.volume.0 as usize].insert(update.lba.0 + block);
+            }
+        }
+        if let Step::Tail { .. } = self.resync.step {
+            self.resync.step = Step::Copying;
+            self.peer.send_to = UpdateNumber::NONE;
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------------------ the copying
+
+    /// The peer has the stream up to `common`, and the journal begins later.
+    pub(super) fn offer_resync(&mut self, turn: &mut Turn<impl Memory>, common: UpdateNumber) {
+        if !self.changed.covers(common) || self.alone != Alone::Yes {
+            let held = self.oldest_kept();
+            let refusal = refusal(
+                RefusalCode::ResyncRequired,
+                format_args!(
+                    "your site has the stream to {common}, this site's journal begins at {held} and it does not know what changed between: \
+                     a resync of all blocks is needed"
+                ),
+            );
+            return self.refuse(turn, refusal);
+        }
+        self.peer.talk = Talk::Copying;
+        self.peer.waiting_since = None;
+        self.resync.heard_at = turn.now;
+        self.resync.offer_due = true;
+        match self.resync.step {
+            // It was told to install, and did not get to it.
+            Step::Installing { .. } => self.resync.step = Step::Offered,
+            Step::None => self.begin_resync(turn.now),
+            _ => {}
+        }
+    }
+
+    /// A resync is named by the generation that it begins in, so that is to be open, durably: another life of this site might open it
+    /// again, and name another resync so.
+    fn offer_if_open(&mut self, turn: &mut Turn<impl Memory>) {
+        let opened = self.history.last().map_or(UpdateNumber::NONE, |(_, first)| first);
+        let open = (self.serving || self.left.is_some()) && self.journal.durable() >= opened;
+        if !self.resync.offer_due || !open || turn.out.to_link.room() <= LINK_SPARE {
+            return;
+        }
+        self.resync.offer_due = false;
+        if self.resync.generation != self.generation {
+            self.begin_resync(turn.now);
+        }
+        let Resync { generation, serial, .. } = self.resync;
+        let blocks = self.resync.left();
+        turn.out.to_link.push(ToLink::Control(Control::CopyOffer { generation, serial, blocks }));
+        turn.event(Event::ResyncBegan { blocks });
+    }
+
+    fn begin_resync(&mut self, now: Nanos) {
+        let resync = &mut self.resync;
+        resync.step = Step::Offered;
+        resync.generation = self.generation;
+        resync.serial += 1;
+        resync.copied_blocks = 0;
+        resync.began_at = now;
+        self.begin_anew();
+    }
+
+    /// All that has changed is to be copied.
+    fn begin_anew(&mut self) {
+        let resync = &mut self.resync;
+        resync.on_their_way.clear();
+        (resync.sent, resync.staged, resync.next) = (0, 0, (0, 0));
+        for (to_copy, changed) in resync.to_copy.iter_mut().zip(self.changed.blocks()) {
+            to_copy.insert_all(changed);
+        }
+        self.move_floor();
+    }
+
+    /// The conversation is over; what was on its way is not known to have arrived.
+    pub(super) fn interrupt_resync(&mut self) {
+        let resync = &mut self.resync;
+        resync.offer_due = false;
+        while let Some(Piece { volume, lba, count, .. }) = resync.on_their_way.pop() {
+            resync.copy_again(volume, lba, count);
+        }
+        if matches!(resync.step, Step::Copying | Step::Tail { .. }) {
+            resync.step = Step::Offered;
+        }
+    }
+
+    /// The peer's log has so many updates of this resync, durably.
+    pub(super) fn on_staged(&mut self, turn: &mut Turn<impl Memory>, updates: u64) {
+        self.resync.heard_at = turn.now;
+        if self.peer.talk != Talk::Copying || self.resync.offer_due || updates > self.resync.sent {
+            return self.lose_peer(turn, LossReason::Protocol("it staged what it was not sent"));
+        }
+        if self.resync.step == Step::Offered {
+            // A log with less than it once had is another one.
+            if updates < self.resync.staged {
+                self.begin_anew();
+            }
+            (self.resync.sent, self.resync.staged) = (updates, updates);
+            self.resync.step = Step::Copying;
+            return;
+        }
+        self.resync.staged = self.resync.staged.max(updates);
+        while self.resync.on_their_way.front().is_some_and(|piece| piece.at <= updates) {
+            let piece = self.resync.on_their_way.pop().expect("looked at it");
+            self.resync.copied_blocks += u64::from(piece.count);
+            self.counters.resync_blocks += u64::from(piece.count);
+        }
+    }
+
+    /// A host's write was answered after so long.
+    pub(super) fn note_write_latency(&mut self, took: Nanos) {
+        if self.peer.talk == Talk::Copying {
+            let late = took > self.peer_config().resync.p99_budget;
+            self.resync.pace.writes += 1;
+            self.resync.pace.late += u32::from(late);
+        }
+    }
+
+    fn keep_pace(&mut self, now: Nanos) {
+        let pace = &mut self.resync.pace;
+        if now.since(pace.looked_at) < PACE_EVERY {
+            return;
+        }
+        let over = u64::from(pace.late) * 100 > u64::from(pace.writes);
+        pace.paused = over && pace.pieces == 1 && !pace.paused;
+        pace.pieces = match over {
+            true => (pace.pieces / 2).max(1),
+            false => (pace.pieces + 1 + pace.pieces / 4).min(PIECES_MAX),
+        };
+        (pace.looked_at, pace.writes, pace.late) = (now, 0, 0);
+    }
+
+    pub(super) fn copy_turn(&mut self, turn: &mut Turn<impl Memory>) {
+        if turn.now.since(self.resync.heard_at) >= SILENCE_MAX {
+            let unanswered_ns = turn.now.since(self.resync.heard_at).0;
+            return self.lose_peer(turn, LossReason::LatencyBudget { unanswered_ns });
+        }
+        self.offer_if_open(turn);
+        self.keep_pace(turn.now);
+        if self.resync.step == Step::Copying {
+            self.copy_blocks(turn);
+        }
+        if let Step::Tail { upto, before } = self.resync.step {
+            self.send_updates(turn);
+            self.order_install_if_staged(turn, upto, before);
+        }
+    }
+
+    pub(super) fn copy_deadline(&self) -> Nanos {
+        let silence = self.resync.heard_at.plus(SILENCE_MAX);
+        match self.resync.step {
+            Step::Copying => silence.min(self.resync.pace.looked_at.plus(PACE_EVERY)),
+            _ => silence,
+        }
+    }
+
+    fn copy_blocks(&mut self, turn: &mut Turn<impl Memory>) {
+        loop {
+            let under_way = self.resync.on_their_way.len() + self.resync.reading;
+            if self.resync.pace.paused || under_way >= self.resync.pace.pieces {
+                return;
+            }
+            let Some((volume, lba)) = self.next_to_copy() else {
+                if under_way == 0 {
+                    self.begin_tail();
+                }
+                return;
+            };
+            if !self.copy_from(turn, volume, lba) {
+                return;
+            }
+        }
+    }
+
+    fn next_to_copy(&mut self) -> Option<(VolumeId, Lba)> {
+        let (volume, from) = self.resync.next;
+        let volumes = self.resync.to_copy.len() as u16;
+        // Around once, and the first volume's beginning again.
+        for step in 0..=volumes {
+            let at = (volume + step) % volumes;
+            let from = if step == 0 { from } else { 0 };
+            if let Some(block) = self.resync.to_copy[at as usize].next_from(from) {
+                return Some((VolumeId(at), Lba(block)));
+            }
+        }
+        None
+    }
+
+    /// Copies a run of blocks that begins there; false if there is no room for it now.
+    fn copy_from(&mut self, turn: &mut Turn<impl Memory>, volume: VolumeId, lba: Lba) -> bool {
+        let room = self.catch_up.has_row()
+            && turn.out.to_link.room() > LINK_SPARE + self.resync.reading
+            && self.room_to_fetch(turn, UPDATE_BLOCKS_MAX)
+            && self.pages.free() > LEAVES_PAGES + UPDATE_BLOCKS_MAX;
+        if !room {
+            return false;
+        }
+        let kind = self.kind_of(volume, lba);
+        let most = if kind == Kind::Zeros { ZERO_BLOCKS_MAX as u64 } else { UPDATE_BLOCKS_MAX as u64 };
+        let end = self.config.volumes[volume.0 as usize].blocks.min(lba.0 + most);
+        let wanted = |group: &Group, block: u64| {
+            group.resync.to_copy[volume.0 as usize].contains(block)
+                && group.kind_of(volume, Lba(block)) == kind
+        };
+        let count = (lba.0..end).take_while(|&block| wanted(self, block)).count() as u32;
+        for block in lba.0..lba.0 + u64::from(count) {
+            self.resync.to_copy[volume.0 as usize].remove(block);
+        }
+        self.resync.next = (volume.0, lba.0 + u64::from(count));
+        match kind {
+            Kind::Zeros => self.send_piece(turn, volume, lba, count, None),
+            Kind::InMemory => {
+                let row = self.catch_up.take_row(count as usize).expect("checked above");
+                for index in 0..count {
+                    let value = self.cache.peek_settled(volume, lba.plus(u64::from(index)));
+                    let value = value.expect("it is in memory");
+                    self.pages.share(value.page);
+                    let sum = sum_to_send(turn.memory, value.page, value.sum);
+                    turn.tables.catch_up.set(SlotId(row), index as usize, value.page, sum);
+                }
+                self.send_piece(turn, volume, lba, count, Some(row));
+            }
+            Kind::OnDisk => {
+                let slot = self.volume_slots.pop().expect("room was checked");
+                self.take_fetch_row(turn, slot, volume, lba, count);
+                self.resync.reading += 1;
+                let target = IoTarget::Volume(volume);
+                let request = IoRequest { slot, target, op: IoOp::Read, block: lba.0, count };
+                self.submit_volume(turn, slot, VolumeIo::Copy { volume, lba, count }, request);
+            }
+        }
+        true
+    }
+
+    /// Where the settled content of a block is.
+    fn kind_of(&self, volume: VolumeId, lba: Lba) -> Kind {
+        match self.cache.peek_settled(volume, lba) {
+            Some(value) if value.page == PageId::ZERO => Kind::Zeros,
+            Some(_) => Kind::InMemory,
+            None if self.sums[volume.0 as usize].get(lba) == BlockSum::ZEROS => Kind::Zeros,
+            None => Kind::OnDisk,
+        }
+    }
+
+    /// A run of blocks was read. What settled meanwhile counts for more.
+    pub(super) fn copy_read(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        slot: SlotId,
+        (volume, lba, count): (VolumeId, Lba, u32),
+        read: bool,
+    ) {
+        self.resync.reading -= 1;
+        let goes_on = self.peer.talk == Talk::Copying && self.resync.step == Step::Copying;
+        let row = if goes_on && turn.out.to_link.room() > LINK_SPARE {
+            self.catch_up.take_row(count as usize)
+        } else {
+            None
+        };
+        let mut whole = true;
+        for index in 0..count as usize {
+            let block = lba.plus(index as u64);
+            let page = turn.tables.volume_io.page(slot, index);
+            let found = match self.cache.peek_settled(volume, block) {
+                Some(value) => {
+                    self.pages.share(value.page);
+                    self.pages.release(page, turn.memory);
+                    Some((value.page, value.sum))
+                }
+                None => match self.verified(turn, volume, block, page, read) {
+                    Some(found) => Some(found),
+                    None => {
+                        self.pages.release(page, turn.memory);
+                        None
+                    }
+                },
+            };
+            // Hosts did not ask for it, so it does not stay.
+            self.cache.fetch_end(volume, block, None, &mut self.pages, turn.memory);
+            let (page, sum) = found.unwrap_or((PageId::ZERO, BlockSum::ZEROS));
+            whole &= found.is_some();
+            match row {
+                Some(row) => {
+                    let sum = sum_to_send(turn.memory, page, sum);
+                    turn.tables.catch_up.set(SlotId(row), index, page, sum);
+                }
+                None => self.pages.release(page, turn.memory),
+            }
+        }
+        match row {
+            Some(row) if whole => self.send_piece(turn, volume, lba, count, Some(row)),
+            _ => {
+                if let Some(row) = row {
+                    self.catch_up_consumed(turn, row);
+                }
+                self.resync.copy_again(volume, lba, count);
+                if !whole && goes_on {
+                    self.lose_peer(turn, LossReason::Protocol("a block that it lacks cannot be read here"));
+                }
+            }
+        }
+    }
+
+    /// Sends copied blocks; without a row they are zeros.
+    fn send_piece(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        volume: VolumeId,
+        lba: Lba,
+        count: u32,
+        row: Option<u32>,
+    ) {
+        let sum = row.map_or(0, |row| {
+            sum_of_sums((0..count as usize).map(|index| turn.tables.catch_up.sum(SlotId(row), index)))
+        });
+        let kind = if row.is_some() { UpdateKind::Write } else { UpdateKind::Zero };
+        let row = row.unwrap_or_else(|| self.catch_up.take_row(0).expect("checked above"));
+        let (number, generation) = (self.settled.max(UpdateNumber(1)), self.generation);
+        let update = Update { number, generation, lba, count, sum, volume, kind, ..Update::EMPTY };
+        turn.out.to_link.push(ToLink::Update {
+            update,
+            settled: self.settled,
+            slot: row,
+            source: UpdateSource::Copy,
+            with_old: false,
+        });
+        self.resync.sent += 1;
+        self.resync.on_their_way.push(Piece { at: self.resync.sent, volume, lba, count });
+    }
+
+    // ------------------------------------------------------------------------------------------------------ the ending
+
+    /// Everything is staged as it was after `floor`: the updates up to now make that what this site holds now.
+    fn begin_tail(&mut self) {
+        // That this site has left its generation, the peer takes from the stream; nothing follows it there.
+        let upto = self.left.map_or(self.settled, |(at, _)| at.previous().min(self.settled));
+        self.resync.step = Step::Tail { upto, before: self.resync.sent };
+        let floor = self.resync.floor;
+        (self.peer.next_to_send, self.peer.send_to) = (floor.next(), upto);
+        (self.peer.sent, self.peer.consumed) = (floor, floor);
+    }
+
+    fn order_install_if_staged(&mut self, turn: &mut Turn<impl Memory>, upto: UpdateNumber, before: u64) {
+        // Sending may have ended the conversation.
+        if !matches!(self.resync.step, Step::Tail { .. }) {
+            return;
+        }
+        let tail = upto.0.saturating_sub(self.resync.floor.0);
+        let room = turn.out.to_link.room() > LINK_SPARE && self.pages.free() > LEAVES_PAGES;
+        if self.resync.staged < before + tail || !room {
+            return;
+        }
+        let hello = self.our_hello();
+        if self.send_page(turn, PageFrame::Hello, |out| hello.encode(out)) {
+            turn.out.to_link.push(ToLink::Control(Control::Install { upto }));
+            self.resync.step = Step::Installing { upto };
+            self.peer.send_to = UpdateNumber::NONE;
+        }
+    }
+
+    /// One more update was sent for the peer's log.
+    pub(super) fn note_tail_sent(&mut self) {
+        if self.peer.talk == Talk::Copying {
+            self.resync.sent += 1;
+        }
+    }
+
+    /// Whether updates of the stream are being sent for the peer's log.
+    pub(super) fn sends_tail(&self) -> bool {
+        self.peer.talk == Talk::Copying && matches!(self.resync.step, Step::Tail { .. })
+    }
+
+    /// A peer that follows has the stream up to `common`: perhaps because it has installed what it was copied.
+    pub(super) fn note_installed(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        hello: &Hello,
+        common: UpdateNumber,
+    ) {
+        if let Step::Installing { upto } = self.resync.step
+            && common >= upto
+            && hello.durable >= upto
+        {
+            self.changed.shrink(upto, &self.resync.recent);
+            self.resync.step = Step::None;
+            let Resync { copied_blocks: blocks, began_at, .. } = self.resync;
+            turn.event(Event::ResyncEnded { at: upto, blocks, took_ns: turn.now.since(began_at).0 });
+        }
+    }
+
+    pub(super) fn resync_status(&self, now: Nanos) -> ResyncStatus {
+        let active = self.role == Role::Primary && self.resync.step != Step::None;
+        ResyncStatus {
+            active,
+            blocks_left: if active { self.resync.left() } else { 0 },
+            blocks_copied: self.resync.copied_blocks,
+            for_ns: if active { now.since(self.resync.began_at).0 } else { 0 },
+            changed_blocks: self.changed.count(),
+        }
+    }
+}
+
+/// Where a block's settled content is, and so how it is copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Zeros,
+    InMemory,
+    OnDisk,
+}
+
+/// The receiver computes the checksum of what it gets; the one that stands for zeros is not among those.
+fn sum_to_send(memory: &impl Memory, page: PageId, sum: BlockSum) -> BlockSum {
+    if sum == BlockSum::ZEROS { sum_of_block(memory.bytes(page)) } else { sum }
+}

@@ -1,0 +1,482 @@
+//! A secondary that is copied what it lacks: everything that comes goes to a log in a file of its own, and its volumes stay what they
+//! were, so that it can take over at any moment as if nothing had come (INV-10). When it has everything, a mark makes that durable,
+//! and the site starts anew: `install` brings the log to the volumes before anything else.
+
+use super::inbound::Inbound;
+use super::peering::{LINK_SPARE, Talk, refusal};
+use super::{Group, Phase, Turn};
+use crate::base::*;
+use crate::core::config::Role;
+use crate::core::messages::*;
+use crate::core::outbox::{Event, LossReason};
+use crate::format::history::History;
+use crate::format::journal::{BatchHeader, Digest, encode_batch};
+use crate::format::superblock::{JournalPosition, RING_FIRST_BLOCK, Superblock};
+use crate::format::update::Update;
+use crate::format::wire::{Hello, RefusalCode};
+
+/// The mark's block in the staging file; the log begins behind two, as a journal's ring does.
+pub(super) const MARK_BLOCK: u64 = 0;
+
+/// Batches of the log that are written at once.
+const WRITES_MAX: usize = 4;
+
+/// Updates that are flushed together at most, so that the primary hears of them.
+const FLUSH_UPDATES: u64 = 64;
+
+/// A batch of the log on its way to the disk: it ends with the `upto`th update.
+#[derive(Clone, Copy, Debug)]
+struct Writing {
+    slot: SlotId,
+    blocks: u32,
+    upto: u64,
+    done: bool,
+}
+
+/// What was ordered when everything had come.
+#[derive(Clone, Copy, Debug)]
+enum Order {
+    None,
+    /// The mark waits until the volumes have all of this site's journal, and nothing else is being written.
+    Due {
+        upto: UpdateNumber,
+    },
+    Marking {
+        slot: SlotId,
+        page: PageId,
+        upto: UpdateNumber,
+    },
+    Flushing {
+        slot: SlotId,
+        page: PageId,
+        upto: UpdateNumber,
+    },
+}
+
+#[derive(Debug)]
+pub(super) struct Staging {
+    /// The resync that the log is of.
+    resync: Option<(Generation, u64)>,
+    /// One that was offered, and not answered yet.
+    offered: Option<(Generation, u64)>,
+    /// Where the next batch goes.
+    head: JournalPosition,
+    /// Updates that were put into batches, that are written, and that are flushed; and what the primary knows of the last.
+    appended: u64,
+    written: u64,
+    flushed: u64,
+    reported: u64,
+    writing: FixedQueue<Writing>,
+    flushing: Option<(SlotId, u64)>,
+    /// The history of the stream at the primary, which comes before the order.
+    history: Option<Box<History>>,
+    order: Order,
+    descriptors: Box<[Update; BATCH_DESCRIPTORS_MAX]>,
+    blocks: u64,
+}
+
+impl Staging {
+    pub fn new() -> Staging {
+        Staging {
+            resync: None,
+            offered: None,
+            head: JournalPosition::default(),
+            appended: 0,
+            written: 0,
+            flushed: 0,
+            reported: 0,
+            writing: FixedQueue::new(WRITES_MAX),
+            flushing: None,
+            history: None,
+            order: Order::None,
+            descriptors: Box::new([Update::EMPTY; BATCH_DESCRIPTORS_MAX]),
+            blocks: 0,
+        }
+    }
+
+    pub fn is_io(&self, slot: SlotId) -> bool {
+        let ordered = matches!(self.order, Order::Marking { slot: s, .. } | Order::Flushing { slot: s, .. } if s == slot);
+        ordered
+            || self.flushing.is_some_and(|(flushing, _)| flushing == slot)
+            || self.writing.iter().any(|writing| writing.slot == slot && !writing.done)
+    }
+
+    fn quiet(&self) -> bool {
+        self.writing.is_empty() && self.flushing.is_none()
+    }
+
+    /// Whether this site is about to be what it was copied, and cannot become anything else before that.
+    pub fn installing(&self) -> bool {
+        matches!(self.order, Order::Marking { .. } | Order::Flushing { .. })
+    }
+}
+
+/// What the first batch of a log names as the one before it: nothing of another resync's may follow.
+fn seed_of((generation, serial): (Generation, u64)) -> Digest {
+    Digest(generation.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ serial.wrapping_add(1).rotate_left(32))
+}
+
+impl Group {
+    fn staging_blocks(&self) -> u64 {
+        self.config.peer.as_ref().map_or(0, |peer| peer.resync.staging_blocks)
+    }
+
+    /// The primary has more to send than a journal.
+    pub(super) fn on_copy_offer(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        resync: (Generation, u64),
+        blocks: u64,
+    ) {
+        if self.peer.talk != Talk::Following || self.staging.installing() {
+            return self.lose_peer(turn, LossReason::Protocol("a resync that was not due"));
+        }
+        // What is left of deleted ones goes by itself, as ever.
+        let has_snapshots = self.snapshots.living().next().is_some();
+        // Each block may come with a header of its own.
+        let need = RING_FIRST_BLOCK + 2 * blocks;
+        if need > self.staging_blocks() || has_snapshots {
+            let have = self.staging_blocks();
+            let why = match need > have {
+                true => refusal(
+                    RefusalCode::ResyncRequired,
+                    format_args!("this site's staging file has {have} blocks, the resync may need {need}"),
+                ),
+                false => refusal(
+                    RefusalCode::ResyncRequired,
+                    format_args!(
+                        "this site has snapshots that the primary has not: a resync of all blocks is needed"
+                    ),
+                ),
+            };
+            return self.refuse(turn, why);
+        }
+        self.peer.talk = Talk::Staging;
+        self.staging.offered = Some(resync);
+        self.staging.history = None;
+        turn.event(Event::ResyncBegan { blocks });
+    }
+
+    /// The conversation is over. What is in the log stays good for the same resync; an order counts once its mark is being written.
+    pub(super) fn interrupt_staging(&mut self) {
+        self.staging.offered = None;
+        if let Order::Due { .. } = self.staging.order {
+            self.staging.order = Order::None;
+        }
+    }
+
+    pub(super) fn staging_turn(&mut self, turn: &mut Turn<impl Memory>) {
+        self.begin_log_if_offered(turn);
+        self.flush_log_if_due(turn);
+        self.report_staged(turn);
+        self.mark_if_due(turn);
+    }
+
+    /// Answers an offer: with what is there of the same resync, or an empty log.
+    fn begin_log_if_offered(&mut self, turn: &mut Turn<impl Memory>) {
+        let Some(resync) = self.staging.offered else { return };
+        // Batches of an interrupted conversation count, and must not come after an answer.
+        let quiet = self.staging.quiet() && self.staging.flushed == self.staging.written;
+        if self.peer.talk != Talk::Staging || !quiet || turn.out.to_link.room() <= LINK_SPARE {
+            return;
+        }
+        let staging = &mut self.staging;
+        staging.offered = None;
+        if staging.resync != Some(resync) {
+            staging.resync = Some(resync);
+            staging.head =
+                JournalPosition { block: RING_FIRST_BLOCK, sequence: 1, previous: seed_of(resync) };
+            (staging.appended, staging.written, staging.flushed, staging.blocks) = (0, 0, 0, 0);
+        }
+        staging.reported = staging.flushed;
+        let updates = staging.flushed;
+        turn.out.to_link.push(ToLink::Control(Control::Staged { updates }));
+    }
+
+    /// Takes received updates into the log.
+    pub(super) fn stage_inbound(&mut self, turn: &mut Turn<impl Memory>) {
+        while !self.peer.inbound.is_empty() && self.staging.offered.is_none() {
+            let room = self.staging.writing.room() > 0 && self.journal.has_slot() && self.pages.free() > 0;
+            if !room || !matches!(self.staging.order, Order::None) {
+                return;
+            }
+            if !self.stage_batch(turn) {
+                return;
+            }
+        }
+    }
+
+    fn stage_batch(&mut self, turn: &mut Turn<impl Memory>) -> bool {
+        let (mut count, mut payload) = (0, 0);
+        while count < BATCH_DESCRIPTORS_MAX
+            && let Some(inbound) = self.peer.inbound.get(count)
+        {
+            let update = inbound.update;
+            if let Err(why) = self.judge_staged(&update, inbound.old.is_some()) {
+                self.lose_peer(turn, LossReason::Protocol(why));
+                return false;
+            }
+            if payload + update.payload_blocks() > BATCH_PAYLOAD_BLOCKS_MAX {
+                break;
+            }
+            self.staging.descriptors[count] = update;
+            payload += update.payload_blocks();
+            count += 1;
+        }
+        let blocks = 1 + payload as u64;
+        if self.staging.head.block + blocks >= self.staging_blocks() {
+            let have = self.staging_blocks();
+            let why = refusal(
+                RefusalCode::ResyncRequired,
+                format_args!(
+                    "this site's staging file of {have} blocks is full: hosts write faster than is copied"
+                ),
+            );
+            // The next attempt begins with an empty log.
+            self.staging.resync = None;
+            self.refuse(turn, why);
+            return false;
+        }
+        let slot = self.journal.take_slot().expect("the caller looked");
+        let header = self.pages.take().expect("the caller looked");
+        turn.tables.journal_io.set(slot, 0, header, BlockSum::ZEROS);
+        let mut row = 1;
+        for _ in 0..count {
+            let inbound: Inbound = self.peer.inbound.pop().expect("counted");
+            for &(page, sum) in &inbound.pages[..inbound.update.payload_blocks()] {
+                turn.memory.seal(page);
+                turn.tables.journal_io.set(slot, row, page, sum);
+                row += 1;
+            }
+        }
+        let position = self.staging.head;
+        let fields = BatchHeader {
+            group: self.config.group,
+            sequence: position.sequence,
+            previous: position.previous,
+            known_durable: UpdateNumber::NONE,
+            settled: UpdateNumber::NONE,
+            count: count as u16,
+            payload_blocks: payload as u16,
+        };
+        let staging = &mut self.staging;
+        let digest = encode_batch(&fields, &staging.descriptors[..count], turn.memory.bytes_mut(header));
+        turn.memory.seal(header);
+        staging.head = JournalPosition {
+            block: position.block + blocks,
+            sequence: position.sequence + 1,
+            previous: digest,
+        };
+        staging.appended += count as u64;
+        staging.blocks += blocks;
+        let (upto, blocks) = (staging.appended, blocks as u32);
+        staging.writing.push(Writing { slot, blocks, upto, done: false });
+        turn.out.to_journal.push(IoRequest {
+            slot,
+            target: IoTarget::Staging,
+            op: IoOp::Write,
+            block: position.block,
+            count: blocks,
+        });
+        true
+    }
+
+    fn judge_staged(&self, update: &Update, with_old: bool) -> Result<(), &'static str> {
+        if with_old {
+            return Err("old blocks in a resync");
+        }
+        if update.touches_blocks() {
+            let volume = self.config.volumes.get(update.volume.0 as usize);
+            let end = update.lba.0.checked_add(u64::from(update.count));
+            if volume.is_none_or(|volume| end.is_none_or(|end| end > volume.blocks)) {
+                return Err("a copied block beyond its volume's end");
+            }
+        }
+        Ok(())
+    }
+
+    /// An I/O of the staging file has ended.
+    pub(super) fn staging_io_done(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        slot: SlotId,
+        result: Result<(), IoFault>,
+    ) {
+        if let Some(writing) = (0..self.staging.writing.len()).find(|&index| {
+            self.staging.writing.get(index).is_some_and(|writing| writing.slot == slot && !writing.done)
+        }) {
+            let writing = self.staging.writing.get_mut(writing).expect("found above");
+            writing.done = true;
+            let blocks = writing.blocks;
+            for index in 0..blocks as usize {
+                self.pages.release(turn.tables.journal_io.page(slot, index), turn.memory);
+            }
+            while self.staging.writing.front().is_some_and(|writing| writing.done) {
+                let writing = self.staging.writing.pop().expect("looked at it");
+                self.staging.written = writing.upto;
+            }
+            self.journal.return_slot(slot);
+        } else if let Some((_, upto)) = self.staging.flushing.take_if(|(flushing, _)| *flushing == slot) {
+            self.staging.flushed = upto;
+            self.journal.return_slot(slot);
+        } else {
+            match self.staging.order {
+                Order::Marking { page, upto, .. } if result.is_ok() => {
+                    self.staging.order = Order::Flushing { slot, page, upto };
+                    return self.flush_staging(turn, slot);
+                }
+                Order::Marking { page, upto, .. } | Order::Flushing { page, upto, .. } => {
+                    self.pages.release(page, turn.memory);
+                    self.journal.return_slot(slot);
+                    if result.is_ok() {
+                        return self.start_anew(turn, upto);
+                    }
+                }
+                Order::None | Order::Due { .. } => unreachable!("is_io matched"),
+            }
+        }
+        if let Err(fault) = result {
+            self.staging_failed(turn, fault);
+        }
+    }
+
+    /// Without its file there is no resync; the volumes are what they were. Unless the mark is in doubt.
+    fn staging_failed(&mut self, turn: &mut Turn<impl Memory>, fault: IoFault) {
+        if self.staging.installing() {
+            return self.fail_on_disk(turn, IoTarget::Staging, fault, MARK_BLOCK);
+        }
+        self.staging.resync = None;
+        turn.event(Event::StagingFailed { fault, blocks: self.staging.blocks });
+        if self.peer.talk == Talk::Staging {
+            let why = refusal(
+                RefusalCode::ResyncRequired,
+                format_args!("this site's staging file cannot be written; its log says why"),
+            );
+            self.refuse(turn, why);
+        }
+    }
+
+    fn flush_staging(&mut self, turn: &mut Turn<impl Memory>, slot: SlotId) {
+        turn.out.to_journal.push(IoRequest {
+            slot,
+            target: IoTarget::Staging,
+            op: IoOp::Flush,
+            block: 0,
+            count: 0,
+        });
+    }
+
+    fn flush_log_if_due(&mut self, turn: &mut Turn<impl Memory>) {
+        let staging = &self.staging;
+        let due = staging.written > staging.flushed
+            && (staging.written - staging.flushed >= FLUSH_UPDATES || staging.writing.is_empty());
+        if !due || staging.flushing.is_some() {
+            return;
+        }
+        if let Some(slot) = self.journal.take_slot() {
+            self.staging.flushing = Some((slot, self.staging.written));
+            self.flush_staging(turn, slot);
+        }
+    }
+
+    fn report_staged(&mut self, turn: &mut Turn<impl Memory>) {
+        let staging = &mut self.staging;
+        let news = staging.offered.is_none() && staging.flushed > staging.reported;
+        if self.peer.talk == Talk::Staging && news && turn.out.to_link.room() > LINK_SPARE {
+            staging.reported = staging.flushed;
+            turn.out.to_link.push(ToLink::Control(Control::Staged { updates: staging.flushed }));
+        }
+    }
+
+    // ---------------------------------------------------------------------------------------------------------- the mark
+
+    /// The primary's hello: its history, which the order that follows needs.
+    pub(super) fn note_copied_history(&mut self, hello: &Hello) {
+        self.staging.history = Some(Box::new(hello.history));
+    }
+
+    pub(super) fn on_install(&mut self, turn: &mut Turn<impl Memory>, upto: UpdateNumber) {
+        let whole = self.staging.flushed == self.staging.appended
+            && self.peer.inbound.is_empty()
+            && self.staging.offered.is_none()
+            && self.staging.resync.is_some()
+            && self.staging.history.is_some();
+        if self.peer.talk != Talk::Staging || !whole || upto < self.window.last() {
+            return self.lose_peer(turn, LossReason::Protocol("an install of what did not come"));
+        }
+        if !self.stopping {
+            self.staging.order = Order::Due { upto };
+            // What is staged goes onto everything that this site has, which is a part of what the primary has settled.
+            self.peer.told_settled = self.peer.told_settled.max(self.window.last());
+            self.peer.flush_requested = self.peer.flush_requested.max(self.window.last());
+        }
+    }
+
+    /// Writes the mark once no sweep and no write to the journal is under way: whatever it finds, the next start installs.
+    fn mark_if_due(&mut self, turn: &mut Turn<impl Memory>) {
+        let Order::Due { upto } = self.staging.order else { return };
+        if self.checkpoint < self.window.last() {
+            self.sweep_wanted = true;
+            return;
+        }
+        let quiet = self.staging.quiet()
+            && self.destage_idle()
+            && self.journal.appended() == self.window.last()
+            && self.journal.writes_in_flight() == 0
+            && !self.journal.flush_in_flight();
+        if !quiet || !self.journal.has_slot() || self.pages.free() == 0 {
+            return;
+        }
+        let mut history = **self.staging.history.as_ref().expect("it came before the order");
+        history.truncate_after(upto);
+        let mark = Superblock {
+            checkpoint: upto,
+            checkpoint_generation: history.last().map_or(Generation::NONE, |(generation, _)| generation),
+            known_durable: upto,
+            settled: upto,
+            solo: false,
+            role: Role::Secondary,
+            left: None,
+            history,
+            // A superblock whose ring is the log, and whose position is the log's end.
+            journal_blocks: self.staging_blocks(),
+            sequence: self.destage.sequence() + 1,
+            ..self.superblock(self.staging.head)
+        };
+        let slot = self.journal.take_slot().expect("checked above");
+        let page = self.pages.take().expect("checked above");
+        mark.encode(turn.memory.bytes_mut(page));
+        turn.memory.seal(page);
+        turn.tables.journal_io.set(slot, 0, page, BlockSum::ZEROS);
+        self.staging.order = Order::Marking { slot, page, upto };
+        turn.out.to_journal.push(IoRequest {
+            slot,
+            target: IoTarget::Staging,
+            op: IoOp::Write,
+            block: MARK_BLOCK,
+            count: 1,
+        });
+    }
+
+    /// The mark is durable: this group is over, and the next one begins with installing.
+    fn start_anew(&mut self, turn: &mut Turn<impl Memory>, upto: UpdateNumber) {
+        self.leave_peer(turn);
+        self.answer_all(turn, HostError::NotServing);
+        self.answer_administrators(turn);
+        self.phase = Phase::Stopped;
+        turn.event(Event::StagedWhole { upto });
+        if self.stopping {
+            turn.event(Event::Stopped);
+        }
+    }
+
+    /// Whether what the link brings is for the log, and not for the stream.
+    pub fn stages(&self) -> bool {
+        self.peer.talk == Talk::Staging
+    }
+
+    /// Whether this group has ended so that another one installs what was staged.
+    pub fn starts_anew(&self) -> bool {
+        matches!(self.phase, Phase::Stopped) && self.staging.installing()
+    }
+}

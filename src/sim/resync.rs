@@ -1,0 +1,63 @@
+//! Resyncs in a run: secondaries that are away for long, deaths of either site while one is copied to, and a site that has staged all it
+//! lacked and starts anew to install that.
+
+use crate::core::config::OnPeerLoss;
+use crate::sim::plan::{CRASHES_MAX, Crash, Fault, Plan};
+use crate::sim::rng::Rng;
+use crate::sim::world::{Event, Stage, World};
+
+/// What one seed does with resyncs, beside what comes by itself. Drawn from a generator of its own.
+#[derive(Clone, Copy, Debug)]
+pub struct ResyncPlan {
+    /// How many times longer a secondary that died stays away.
+    pub away_factor: u64,
+    /// Resyncs that are offered, or ordered to be installed, after which a site dies within so many events, in a hundred.
+    pub crash_percent: u64,
+    pub crash_events: u64,
+}
+
+/// Tells the generator of resyncs from the others of its seed.
+const FORK: u64 = 0x7265_7379_6e63;
+
+pub fn generator(seed: u64) -> Rng {
+    Rng::new(seed ^ FORK)
+}
+
+impl ResyncPlan {
+    pub fn new(rng: &mut Rng, plan: &Plan) -> Option<ResyncPlan> {
+        let solo = plan.configs[0].peer.as_ref().is_some_and(|peer| peer.on_peer_loss == OnPeerLoss::Solo);
+        if !solo || rng.once_in(4) {
+            return None;
+        }
+        Some(ResyncPlan {
+            away_factor: rng.pick(&[1, 5, 20]),
+            crash_percent: rng.pick(&[0, 30, 70]),
+            crash_events: rng.pick(&[20, 200, 1000]),
+        })
+    }
+}
+
+impl World {
+    /// How long a site stays dead that would be there again after `down_ns`.
+    pub(super) fn away_ns(&self, site: usize, down_ns: u64) -> u64 {
+        let factor = self.plan.resync.map_or(1, |plan| plan.away_factor);
+        if site != self.home && self.stage == Stage::Working { down_ns * factor } else { down_ns }
+    }
+
+    /// A site says something of a resync: perhaps one of the two does not live to see its end.
+    pub(super) fn perhaps_crash_at_resync(&mut self) {
+        let Some(plan) = self.plan.resync.filter(|_| self.stage == Stage::Working) else { return };
+        if self.outcome.crashes < CRASHES_MAX && self.resync_rng.percent(plan.crash_percent) {
+            let site = self.resync_rng.below(2) as usize;
+            let crash = if self.resync_rng.once_in(2) { Crash::Power } else { Crash::Process };
+            self.armed.push((self.resync_rng.below(plan.crash_events), Fault::Crash { site, crash }));
+        }
+    }
+
+    /// The site's process goes on with another group, as if it had died and were there again at once.
+    pub(super) fn start_anew(&mut self, site: usize) {
+        self.trace.note(self.now, || format!("site {site} starts anew to install"));
+        self.end(site, Crash::Process);
+        self.schedule(self.now, Event::Restart { site });
+    }
+}
