@@ -440,11 +440,44 @@ fn a_secondary_takes_over_when_the_primary_says_that_it_has_stepped_down() {
     let mut site = following(2, &[5]);
     site.disconnect();
     site.ask(1, AdminOp::Promote { fenced: false });
-    let hello = hello(Role::Secondary, &[(generation, 1)], 4, 2);
-    site.connect(&Hello { role: Role::Secondary, ..hello });
-    assert_eq!((site.refused_with(), site.status().vacant), (Some(RefusalCode::Role), true));
+    let hello = |last| hello(Role::Secondary, &[(generation, 1)], last, 2);
+    for (id, last) in [(2, 3), (3, 2)] {
+        site.connect(&Hello { role: Role::Secondary, ..hello(last) });
+        assert_eq!((site.refused_with(), site.status().vacant), (Some(RefusalCode::Role), true));
+        site.disconnect();
+        site.ask(id, AdminOp::Promote { fenced: false });
+        site.turns(50);
+    }
+    // What the other one has more may be promised.
+    let refused = Err(AdminError::NotFenced);
+    assert!(
+        matches!(site.answers()[..], [(1, first), (2, second), (3, Ok(_))] if first == refused && second == refused)
+    );
+}
+
+#[test]
+fn who_was_alone_steps_down_once_its_peer_has_everything() {
+    let mut site = Site::formatted(solo(Role::Primary));
+    site.connect(&hello(Role::Primary, &[], 0, 0));
+    site.turns(20);
+    site.ack(1, 1, 1, 0);
     site.disconnect();
-    site.ask(2, AdminOp::Promote { fenced: false });
+    site.turns(20);
+    site.write(0, 5, 7);
+    site.turns(20);
+    assert_eq!(site.reply(0), Some(Ok(())));
+    site.connect(&hello(Role::Primary, &[(generation(1, US), 1)], 1, 1));
+    site.turns(20);
+    assert!(!site.status().solo, "solo has ended, though the peer lacks what was acknowledged in it");
+    site.ask(1, AdminOp::Demote);
+    site.turn();
+    assert_eq!(site.answers(), [(1, Err(AdminError::Alone))]);
+    let last = site.status().last.0;
+    site.ack(last, last, last, 0);
+    site.ask(2, AdminOp::Demote);
+    site.ask(3, AdminOp::HostsGone);
+    site.turns(20);
+    site.ack(last + 1, last + 1, last + 1, 0);
     site.turns(50);
-    assert!(matches!(site.answers()[..], [(1, Err(AdminError::NotFenced)), (2, Ok(_))]));
+    assert_eq!(site.status().role, Role::Secondary);
 }

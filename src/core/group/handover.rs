@@ -49,6 +49,15 @@ struct Wish {
     connection: Option<u32>,
 }
 
+/// What a peer has said that is a secondary now.
+#[derive(Clone, Copy, Debug)]
+struct Released {
+    /// The generation that it opened, and stepped down from.
+    generation: Generation,
+    /// It has nothing that this site lacks. What it has more may be promised, and would be lost with a takeover.
+    whole: bool,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Leaving {
     departure: Option<Departure>,
@@ -57,8 +66,8 @@ pub(super) struct Leaving {
     succeeds: bool,
     /// The newest generation of the primary that this site follows, when they met.
     led_by: Generation,
-    /// The peer opened this generation, and says that it is a secondary now.
-    released: Option<Generation>,
+    /// The peer says that it is a secondary now.
+    released: Option<Released>,
 }
 
 impl Leaving {
@@ -76,9 +85,10 @@ impl Leaving {
     }
 
     /// Neither site is primary: whoever opened the newest generation has stepped down from it.
-    pub fn peer_is_secondary(&mut self, hello: &Hello) {
-        if hello.role == Role::Secondary && hello.last_generation.opener() == hello.site {
-            self.released = Some(hello.last_generation);
+    pub fn peer_is_secondary(&mut self, hello: &Hello, common: UpdateNumber) {
+        let generation = hello.last_generation;
+        if hello.role == Role::Secondary && generation.opener() == hello.site {
+            self.released = Some(Released { generation, whole: hello.last <= common });
         }
     }
 }
@@ -92,15 +102,19 @@ impl Group {
     /// Whether nobody is primary as far as this site knows.
     pub(super) fn is_vacant(&self) -> bool {
         let stepped_down = self.left.is_some_and(|(_, left)| left == Left::SteppedDown);
-        self.role == Role::Secondary && (stepped_down || self.leaving.released == Some(self.generation))
+        self.role == Role::Secondary && (stepped_down || self.released().is_some())
     }
 
-    /// Whether this site may take over on nobody's word: its peer has durably left the generation that this one holds, and opens
-    /// no other without an operator's word that this site is cut off.
+    fn released(&self) -> Option<Released> {
+        self.leaving.released.filter(|released| released.generation == self.generation)
+    }
+
+    /// Whether this site may take over on nobody's word: its peer has durably left the generation that this one holds all of, and
+    /// opens no other without an operator's word that this site is cut off.
     pub(super) fn is_released(&self) -> bool {
         let of_peer = self.generation.opener() != self.config.site;
         match self.role {
-            Role::Secondary => of_peer && (self.left.is_some() || self.is_vacant()),
+            Role::Secondary => of_peer && (self.left.is_some() || self.released().is_some_and(|it| it.whole)),
             Role::Primary => self.leaving.succeeds,
         }
     }
@@ -225,7 +239,10 @@ impl Group {
             Left::HandedOver if self.alone != Alone::No || self.peer_state() != PeerState::InSync => {
                 Err(AdminError::NotInLockstep)
             }
-            Left::SteppedDown if self.alone != Alone::No => Err(AdminError::Alone),
+            // Solo ends before the peer has everything.
+            Left::SteppedDown if self.alone != Alone::No || self.alone_upto() > self.peer.durable => {
+                Err(AdminError::Alone)
+            }
             _ => Ok(()),
         }
     }

@@ -116,7 +116,9 @@ impl Group {
             Lead::Ours => self.lose_peer(turn, LossReason::Protocol("this site stepped down meanwhile")),
             Lead::Theirs => self.follow(turn, hello),
             Lead::Nobody => {
-                self.leaving.peer_is_secondary(hello);
+                let last = self.window.last();
+                self.leaving
+                    .peer_is_secondary(hello, common_point(&self.history, last, &hello.history, hello.last));
                 if self.role == Role::Primary && !self.step_down(turn, hello) {
                     return;
                 }
