@@ -31,7 +31,9 @@ impl Auditor {
         }
         if let Some(entry) = self.replaced.get(&(seen.generation, seen.number)) {
             let held = (0..2).any(|site| self.sites[site].has(seen.number, seen.generation));
-            if site != self.leader && (held || Auditor::opener(seen.generation) != site) {
+            // One that it numbered in this life is that still, in its journal or not.
+            let numbered = entry.known_ops.start == self.first_op[site];
+            if site != self.leader && (held || numbered || Auditor::opener(seen.generation) != site) {
                 return self.check_same(site, entry, &seen, blocks);
             }
             assert!(
