@@ -48,6 +48,9 @@ pub(super) enum Step {
         left: u64,
     },
     Flush,
+    /// The mark that was read may have been written by a process that died before it was flushed: volumes are only touched under one
+    /// that no power failure takes back.
+    MarkFlush,
     /// What was staged comes to the volumes.
     Install,
     Ingest {
@@ -162,7 +165,7 @@ impl Group {
 
     /// Whether what is being read is staged.
     pub(super) fn reads_staging(&self) -> bool {
-        matches!(&self.phase, Phase::Recovering(recovery) if matches!(recovery.step, Step::StagingMark | Step::Install))
+        matches!(&self.phase, Phase::Recovering(recovery) if matches!(recovery.step, Step::StagingMark | Step::MarkFlush | Step::Install))
     }
 
     pub(super) fn recovery_read(
@@ -199,6 +202,10 @@ impl Group {
                 self.recovery_release(turn, slot, 1);
                 self.recovery().install = self.staging_mark_read(&mark);
                 self.recovery().step = Step::Sums { volume: 0, block: 0, in_flight: 0 };
+            }
+            Step::MarkFlush => {
+                self.journal.return_slot(slot);
+                self.recovery().step = Step::Install;
             }
             Step::Install => self.log_read(turn, slot),
             Step::Scan { block, count, wrapped, .. } => self.scanned(turn, slot, block, count, wrapped),
@@ -596,7 +603,10 @@ impl Group {
             self.changed.note_snapshots();
         }
         if self.recovery().install.is_some() {
-            self.recovery().step = Step::Install;
+            let slot = self.journal.take_slot().expect("recovery's I/O is one at a time");
+            self.recovery().step = Step::MarkFlush;
+            let target = IoTarget::Staging;
+            turn.out.to_journal.push(IoRequest { slot, target, op: IoOp::Flush, block: 0, count: 0 });
             return;
         }
         let recovery = self.recovery();
