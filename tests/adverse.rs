@@ -137,6 +137,20 @@ fn solo(role: Role) -> GroupConfig {
     config
 }
 
+/// A primary that has acknowledged a write of block 5 alone.
+fn alone() -> Site {
+    let mut site = Site::formatted(solo(Role::Primary));
+    site.connect(&hello(Role::Primary, &[], 0, 0));
+    site.turns(20);
+    site.ack(1, 1, 1, 0);
+    site.disconnect();
+    site.turns(20);
+    site.write(0, 5, 7);
+    site.turns(20);
+    assert_eq!(site.reply(0), Some(Ok(())));
+    site
+}
+
 impl Site {
     fn formatted(config: GroupConfig) -> Site {
         let mut disks = HashMap::new();

@@ -129,8 +129,8 @@ impl Totals {
             self.outcome.copied_blocks, self.outcome.installs
         );
         println!(
-            "of snapshots: {} taken, {} reads, {} blocks told whether they changed, {} updates sent with what they overwrote, {} blocks captured and {} slots reclaimed \
-             since the sites' last starts",
+            "of snapshots: {} taken, {} reads, {} blocks told whether they changed, {} updates sent with what they overwrote, \
+             {} blocks captured and {} slots reclaimed since the sites' last starts",
             self.outcome.snapshots,
             self.outcome.snapshot_reads,
             self.outcome.changes_told,

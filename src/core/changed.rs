@@ -137,11 +137,7 @@ impl Changed {
     pub fn shrink(&mut self, base: UpdateNumber, recent: &[Bitmap]) {
         assert!(self.tracking && base >= self.base, "INV-9: {base} is before {}", self.base);
         for ((blocks, unsaved), recent) in self.blocks.iter_mut().zip(&mut self.unsaved).zip(recent) {
-            let mut next = blocks.next_from(0);
-            while let Some(block) = next {
-                unsaved.insert(block / MARKS_PAGE_MAX);
-                next = blocks.next_from((block / MARKS_PAGE_MAX + 1) * MARKS_PAGE_MAX);
-            }
+            note_pages(blocks, unsaved);
             blocks.clear();
             blocks.insert_all(recent);
         }
@@ -189,11 +185,7 @@ impl Changed {
         if self.tracking {
             self.base_unsaved = true;
             for (blocks, unsaved) in self.blocks.iter().zip(&mut self.unsaved) {
-                let mut next = blocks.next_from(0);
-                while let Some(block) = next {
-                    unsaved.insert(block / MARKS_PAGE_MAX);
-                    next = blocks.next_from((block / MARKS_PAGE_MAX + 1) * MARKS_PAGE_MAX);
-                }
+                note_pages(blocks, unsaved);
             }
         }
     }
@@ -218,6 +210,16 @@ impl Changed {
             }
         }
         Some((volume, chunk + 1))
+    }
+}
+
+/// Every page that has a mark is to be saved.
+fn note_pages(blocks: &Bitmap, unsaved: &mut Bitmap) {
+    let mut next = blocks.next_from(0);
+    while let Some(block) = next {
+        let page = block / MARKS_PAGE_MAX;
+        unsaved.insert(page);
+        next = blocks.next_from((page + 1) * MARKS_PAGE_MAX);
     }
 }
 

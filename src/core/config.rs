@@ -65,6 +65,13 @@ pub struct GroupConfig {
     pub fronts: usize,
 }
 
+impl GroupConfig {
+    /// Blocks of the staging file; 0 where nobody is copied anything.
+    pub fn staging_blocks(&self) -> u64 {
+        self.peer.as_ref().map_or(0, |peer| peer.resync.staging_blocks)
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct PeerConfig {
     pub site: SiteId,

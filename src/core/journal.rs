@@ -2,6 +2,7 @@
 //! durable, and which ring blocks the checkpoint still needs. The layout is `format::journal`'s.
 
 use crate::base::*;
+use crate::core::messages::{IoOp, IoRequest, IoTarget};
 use crate::format::journal::{BatchHeader, Digest, encode_batch};
 use crate::format::superblock::{JournalPosition, RING_FIRST_BLOCK};
 use crate::format::update::{Update, UpdateKind};
@@ -48,6 +49,13 @@ pub struct BatchWrite {
     /// The updates it holds; none (`last` before `first`) for a cut record.
     pub first: UpdateNumber,
     pub last: UpdateNumber,
+}
+
+impl BatchWrite {
+    pub fn request(&self) -> IoRequest {
+        let BatchWrite { slot, block, count, .. } = *self;
+        IoRequest { slot, target: IoTarget::Journal, op: IoOp::Write, block, count }
+    }
 }
 
 /// Blocks kept free for generation, solo and cut records, which are written without admission.

@@ -68,7 +68,7 @@ impl Site {
             config.journal_blocks,
             config.journal_volatile,
             config.differential_blocks,
-            config.peer.as_ref().map_or(0, |peer| peer.resync.staging_blocks),
+            config.staging_blocks(),
             volumes,
         );
         disk.metadata = Metadata::new(plan.snapshots.map_or(1, |plan| plan.reclaim_step));

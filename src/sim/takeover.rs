@@ -4,7 +4,7 @@
 use crate::base::Generation;
 use crate::core::config::{OnPeerLoss, Role};
 use crate::core::group::status::{GroupState, GroupStatus};
-use crate::core::messages::{AdminOp, AdminRequest};
+use crate::core::messages::AdminOp;
 use crate::sim::handover::HandoverPlan;
 use crate::sim::plan::Plan;
 use crate::sim::rng::Rng;
@@ -104,16 +104,12 @@ impl World {
         if !may || !self.audit.may_be_taken_over(old, has) {
             return;
         }
-        self.promotions += 1;
-        let request =
-            AdminRequest { id: PROMOTION_IDS + self.promotions, op: AdminOp::Promote { fenced: true } };
         self.trace.note(self.now, || format!("operator lets site {site} take over"));
-        self.sites[site].admin.push_back((self.now, request));
+        self.administer(site, AdminOp::Promote { fenced: true });
         self.audit.ordered_to_take_over(site);
         // Hosts of the old primary are cut off at once, and come to the new one when it serves.
         self.home = site;
         self.home_generation = self.status(site).map_or(Generation::NONE, |status| status.generation);
-        self.wake_group(site, self.now);
         (0..self.sites[site].fronts.len()).for_each(|front| self.wake_front(site, front, self.now));
         if let Some(plan) = self.plan.takeover.filter(|plan| plan.crash_events > 0) {
             let events = self.takeover_rng.below(plan.crash_events);

@@ -7,6 +7,7 @@ use crate::core::config::{AckLevel, DifferentialBy};
 use crate::core::group::Turn;
 use crate::core::messages::*;
 use crate::core::outbox::Event as GroupEvent;
+use crate::format::wire::RefusalCode;
 use crate::sim::audit::{AuditConfig, Auditor, Level, PRIMARY, SECONDARY};
 use crate::sim::content::Content;
 use crate::sim::coverage::Coverage;
@@ -569,10 +570,12 @@ impl World {
                 }
                 GroupEvent::TailCut { .. } => self.outcome.cuts += 1,
                 GroupEvent::StagingFailed { .. } => self.staging_failed = true,
-                GroupEvent::Refused { .. } if self.staging_failed => (),
                 GroupEvent::Refused { refusal, .. } => {
-                    // Not even for a resync: what a peer lacks stays in the journal (INV-9).
+                    // Not even for a resync of all blocks: the journal or a changed-block set has what a peer lacks (INV-9).
                     let code = refusal.map(|refusal| refusal.code);
+                    if self.staging_failed && code == Some(RefusalCode::ResyncRequired) {
+                        continue;
+                    }
                     panic!("INV-7, INV-9: sites of one pair refuse each other: {code:?}");
                 }
                 GroupEvent::SnapshotMismatch { snapshot, volume, lba } => {

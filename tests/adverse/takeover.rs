@@ -161,15 +161,7 @@ fn a_primary_that_was_taken_over_from_follows_and_drops_what_only_it_had() {
 
 #[test]
 fn two_sites_that_both_went_on_alone_refuse_each_other() {
-    let mut site = Site::formatted(solo(Role::Primary));
-    site.connect(&hello(Role::Primary, &[], 0, 0));
-    site.turns(20);
-    site.ack(1, 1, 1, 0);
-    site.disconnect();
-    site.turns(20);
-    site.write(0, 5, 7);
-    site.turns(20);
-    assert_eq!(site.reply(0), Some(Ok(())));
+    let mut site = alone();
     for _ in 0..2 {
         site.connect(&taken_over(1, 4));
         assert_eq!(site.refused_with(), Some(RefusalCode::SplitBrain));

@@ -99,6 +99,18 @@ impl Sites {
         Sites::format_behind(options, |right| right)
     }
 
+    /// Lets both sites write the roles that they change to into a file, a line for each.
+    pub fn note_roles(&self) -> PathBuf {
+        let told = self.path("told");
+        for site in [&self.left, &self.right] {
+            let text = std::fs::read_to_string(&site.config).expect("a configuration");
+            let script = format!("echo $LOCKSTEP_SITE $LOCKSTEP_ROLE >> {}", told.display());
+            let hook = format!("[site]\non_role_change = [\"/bin/sh\", \"-c\", \"{script}\"]");
+            std::fs::write(&site.config, text.replace("[site]", &hook)).expect("a configuration");
+        }
+        told
+    }
+
     /// `relay` gets the right site's address and gives the one that the left site is to dial.
     pub fn format_behind(options: &Options, relay: impl FnOnce(SocketAddr) -> SocketAddr) -> Sites {
         let alone = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);

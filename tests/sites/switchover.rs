@@ -44,13 +44,7 @@ fn options() -> Options {
 #[test]
 fn roles_change_under_load_and_no_host_sees_an_error() {
     let mut sites = Sites::format(&options());
-    let told = sites.path("told");
-    for site in [&sites.left, &sites.right] {
-        let text = std::fs::read_to_string(&site.config).expect("a configuration");
-        let script = format!("echo $LOCKSTEP_SITE $LOCKSTEP_ROLE >> {}", told.display());
-        let hook = format!("[site]\non_role_change = [\"/bin/sh\", \"-c\", \"{script}\"]");
-        std::fs::write(&site.config, text.replace("[site]", &hook)).expect("a configuration");
-    }
+    let told = sites.note_roles();
     sites.start_both();
     let mut checker = Checker::new(0..32 * MIB / 4096, seed());
     let (mut primary, mut other) = (&mut sites.left, &mut sites.right);

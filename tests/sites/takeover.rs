@@ -91,13 +91,7 @@ fn every_acknowledged_write_is_at_the_site_that_takes_over_and_the_old_one_follo
 #[test]
 fn hosts_at_a_site_that_takes_over_have_to_come_again() {
     let mut sites = Sites::format(&Options::default());
-    let told = sites.path("told");
-    for site in [&sites.left, &sites.right] {
-        let text = std::fs::read_to_string(&site.config).expect("a configuration");
-        let script = format!("echo $LOCKSTEP_SITE $LOCKSTEP_ROLE >> {}", told.display());
-        let hook = format!("[site]\non_role_change = [\"/bin/sh\", \"-c\", \"{script}\"]");
-        std::fs::write(&site.config, text.replace("[site]", &hook)).expect("a configuration");
-    }
+    let told = sites.note_roles();
     sites.start_both();
     let why = fails(lockstep(&["promote", "--config", path(&sites.right.config)]));
     assert!(why.contains("the primary is alive"), "{why}");

@@ -5,7 +5,6 @@ use super::{Group, Turn};
 use crate::base::*;
 use crate::core::cache::Value;
 use crate::core::journal::Forming;
-use crate::core::messages::*;
 use crate::core::outbox::Event;
 use crate::core::window::Window;
 use crate::format::wire::RefusalCode;
@@ -72,13 +71,7 @@ impl Group {
             &turn.tables.journal_io,
             turn.memory,
         );
-        turn.out.to_journal.push(IoRequest {
-            slot: write.slot,
-            target: IoTarget::Journal,
-            op: IoOp::Write,
-            block: write.block,
-            count: write.count,
-        });
+        turn.out.to_journal.push(write.request());
         // Batches cut away whole take ring space that the next superblock gives back.
         self.note_retention();
         self.peer.told_settled = self.peer.told_settled.min(keep);

@@ -191,8 +191,8 @@ impl Group {
 
     // --------------------------------------------------------------------------------------------------- the primary
 
-    /// Whether `number` belongs to a generation of ours whose opening is not durable yet, or ends one and is not. A crash could undo it, and this site
-    /// would open the same generation again over other updates than the peer had been sent (INV-7).
+    /// Whether `number` belongs to a generation of ours whose opening is not durable yet, or ends one and is not. A crash could undo
+    /// it, and this site would open the same generation again over other updates than the peer had been sent (INV-7).
     pub(super) fn opening(&self, number: UpdateNumber) -> bool {
         let opened = self.history.last().map_or(UpdateNumber::NONE, |(_, first)| first);
         let left = self.left.map_or(UpdateNumber(u64::MAX), |(at, _)| at);

@@ -61,7 +61,7 @@ impl Group {
         let mark = Superblock::decode(page).ok()?;
         let ours = mark.group == self.config.group
             && mark.site == self.config.site
-            && Some(mark.journal_blocks) == self.config.peer.as_ref().map(|peer| peer.resync.staging_blocks)
+            && mark.journal_blocks == self.config.staging_blocks()
             && mark.volume_blocks().iter().eq(self.config.volumes.iter().map(|volume| &volume.blocks));
         let due = mark.sequence == self.destage.sequence() + 1;
         let head = JournalPosition { block: RING_FIRST_BLOCK, sequence: 1, previous: Digest::NONE };

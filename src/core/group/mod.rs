@@ -1,10 +1,10 @@
 //! A consistency group: one owner of the cache index, numbering, write-pending indicators, journal positions, destage and
 //! peer state. The rooms: `host` (operations), `stream` (numbering and watermarks), `storage` (completions), `destage`,
-//! `handshake`, `peering` (streaming, loss, solo), `catch_up` (the journal read back), `cut` (a tail dropped), `recovery`, `warm_up`, `status`; and of snapshots:
-//! `capture` (what an update's blocks held before), `old_blocks` (sending that, by value), `differential` (making that durable),
-//! `admin` (creating, deleting), `snapshot_reads`, `repair` and `tables` (what has gone bad, here or at the peer). `takeover`
-//! changes what a site is to its peer, `handover` by agreement; `split` says what keeps two apart; `resync` copies to one what the journal has
-//! no more, `staging` keeps that apart, `install` brings it to the volumes.
+//! `handshake`, `peering` (streaming, loss, solo), `catch_up` (the journal read back), `cut` (a tail dropped), `recovery`, `warm_up`,
+//! `status`; and of snapshots: `capture` (what an update's blocks held before), `old_blocks` (sending that, by value), `differential`
+//! (making that durable), `admin` (creating, deleting), `snapshot_reads`, `repair` and `tables` (what has gone bad, here or at the
+//! peer). `takeover` changes what a site is to its peer, `handover` by agreement; `split` says what keeps two apart; `resync` copies to
+//! one what the journal has no more, `staging` keeps that apart, `install` brings it to the volumes.
 
 mod admin;
 mod capture;
@@ -235,7 +235,7 @@ impl Group {
         let keeps = config.differential_blocks > 0;
         let consumers = config.fronts + usize::from(config.peer.is_some());
         let spare = config.pages as usize - RESERVED_PAGES;
-        let resyncs = config.peer.as_ref().is_some_and(|peer| peer.resync.staging_blocks > 0);
+        let resyncs = config.staging_blocks() > 0;
         let blocks = config.volumes.iter().map(|v| if resyncs { v.blocks } else { 0 });
         // Half of what is not reserved may be staged; the rest holds blocks on their way to the volume.
         let staging_target =
@@ -410,9 +410,13 @@ impl Group {
         let scan = (self.ops_live > 0).then_some(self.deadline_scan_at);
         let stop = self.stop_begun_at.filter(|_| self.ops_live > 0).map(|begun| begun.plus(STOP_GRACE));
         let evict = self.wants_eviction().then(|| self.turned_at.plus(EVICT_AGAIN_AFTER));
-        let others =
-            [self.peer_deadline(), self.destage_deadline(), self.admin_deadline(), self.warm_up_deadline()];
-        let others = others.into_iter().chain([self.leave_deadline()]);
+        let others = [
+            self.peer_deadline(),
+            self.destage_deadline(),
+            self.admin_deadline(),
+            self.leave_deadline(),
+            self.warm_up_deadline(),
+        ];
         [flush, scan, stop, evict].into_iter().chain(others).flatten().min()
     }
 

@@ -605,9 +605,7 @@ impl Group {
         if self.recovery().install.is_some() {
             let slot = self.journal.take_slot().expect("recovery's I/O is one at a time");
             self.recovery().step = Step::MarkFlush;
-            let target = IoTarget::Staging;
-            turn.out.to_journal.push(IoRequest { slot, target, op: IoOp::Flush, block: 0, count: 0 });
-            return;
+            return self.flush_staging(turn, slot);
         }
         let recovery = self.recovery();
         let bound =

@@ -124,6 +124,16 @@ impl Resync {
         self.to_copy.iter().map(Bitmap::count).sum()
     }
 
+    /// It changes blocks after `floor`.
+    fn note_recent(&mut self, update: &Update) {
+        if update.touches_blocks() {
+            let recent = &mut self.recent[update.volume.0 as usize];
+            for block in update.lba.0..update.lba.0 + u64::from(update.count) {
+                recent.insert(block);
+            }
+        }
+    }
+
     /// What was read or is on its way has not arrived.
     fn copy_again(&mut self, volume: VolumeId, lba: Lba, count: u32) {
         for block in lba.0..lba.0 + u64::from(count) {
@@ -149,7 +159,7 @@ impl Group {
 
     /// Whether there is anybody who may be copied what it lacks.
     pub(super) fn may_resync(&self) -> bool {
-        self.config.peer.as_ref().is_some_and(|peer| peer.resync.staging_blocks > 0)
+        self.config.staging_blocks() > 0
     }
 
     /// This site may go on alone: from here on it remembers what it changes. The peer has everything up to `base`.
@@ -173,16 +183,16 @@ impl Group {
 
     /// An update enters the stream.
     pub(super) fn note_changed(&mut self, update: &Update) {
-        if self.resync.step != Step::None && update.touches_blocks() {
-            let recent = &mut self.resync.recent[update.volume.0 as usize];
-            for block in update.lba.0..update.lba.0 + u64::from(update.count) {
-                recent.insert(block);
-            }
+        if !self.changed.tracking() {
+            return;
+        }
+        if self.resync.step != Step::None {
+            self.resync.note_recent(update);
         }
         let joint = matches!(self.phase, Phase::Running)
             && self.alone == Alone::No
             && update.number >= self.joint_from;
-        if self.changed.tracking() && !joint {
+        if !joint {
             self.mark_changed(update);
         }
     }
@@ -318,9 +328,7 @@ impl Group {
         resync.floor = self.settled;
         for number in self.settled.max(self.window.retired()).0 + 1..=self.window.last().0 {
             let update = self.window.get(UpdateNumber(number)).update;
-            for block in 0..if update.touches_blocks() { u64::from(update.count) } else { 0 } {
-                self.resync.recent[update.volume.0 as usize].insert(update.lba.0 + block);
-            }
+            self.resync.note_recent(&update);
         }
         if let Step::Tail { .. } = self.resync.step {
             self.resync.step = Step::Copying;

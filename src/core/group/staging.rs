@@ -117,10 +117,6 @@ fn seed_of((generation, serial): (Generation, u64)) -> Digest {
 }
 
 impl Group {
-    fn staging_blocks(&self) -> u64 {
-        self.config.peer.as_ref().map_or(0, |peer| peer.resync.staging_blocks)
-    }
-
     /// The primary has more to send than a journal.
     pub(super) fn on_copy_offer(
         &mut self,
@@ -135,8 +131,8 @@ impl Group {
         let has_snapshots = self.snapshots.living().next().is_some();
         // Each block may come with a header of its own.
         let need = RING_FIRST_BLOCK + 2 * blocks;
-        if need > self.staging_blocks() || has_snapshots {
-            let have = self.staging_blocks();
+        if need > self.config.staging_blocks() || has_snapshots {
+            let have = self.config.staging_blocks();
             let why = match need > have {
                 true => refusal(
                     RefusalCode::ResyncRequired,
@@ -224,8 +220,8 @@ impl Group {
             count += 1;
         }
         let blocks = 1 + payload as u64;
-        if self.staging.head.block + blocks >= self.staging_blocks() {
-            let have = self.staging_blocks();
+        if self.staging.head.block + blocks >= self.config.staging_blocks() {
+            let have = self.config.staging_blocks();
             let why = refusal(
                 RefusalCode::ResyncRequired,
                 format_args!(
@@ -356,7 +352,7 @@ impl Group {
         }
     }
 
-    fn flush_staging(&mut self, turn: &mut Turn<impl Memory>, slot: SlotId) {
+    pub(super) fn flush_staging(&mut self, turn: &mut Turn<impl Memory>, slot: SlotId) {
         turn.out.to_journal.push(IoRequest {
             slot,
             target: IoTarget::Staging,
@@ -439,7 +435,7 @@ impl Group {
             left: None,
             history,
             // A superblock whose ring is the log, and whose position is the log's end.
-            journal_blocks: self.staging_blocks(),
+            journal_blocks: self.config.staging_blocks(),
             sequence: self.destage.sequence() + 1,
             ..self.superblock(self.staging.head)
         };

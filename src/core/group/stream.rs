@@ -135,13 +135,7 @@ impl Group {
                 self.pages.release(header, turn.memory);
                 return;
             };
-            turn.out.to_journal.push(IoRequest {
-                slot: write.slot,
-                target: IoTarget::Journal,
-                op: IoOp::Write,
-                block: write.block,
-                count: write.count,
-            });
+            turn.out.to_journal.push(write.request());
             self.unappended_blocks -= u64::from(write.count) - 1;
             self.counters.journal_batches += 1;
             self.batched_at = turn.now;

@@ -46,9 +46,8 @@ impl Store {
             let mut changed = transaction.open_table(CHANGED)?;
             for index in 1..=count {
                 let page = pages.page(index);
-                if let Some((volume, chunk, _)) = take_marks(page) {
-                    changed.insert((volume.0, chunk), page)?;
-                }
+                let (volume, chunk, _) = take_marks(page).ok_or(StoreError::Marks)?;
+                changed.insert((volume.0, chunk), page)?;
             }
             let mut numbers = transaction.open_table(NUMBERS)?;
             numbers.insert(CHANGED_BASE, base.0)?;

@@ -79,6 +79,8 @@ pub enum StoreError {
     Payload(#[from] SnapshotError),
     #[error("slot {} is named by two entries", .0.0)]
     Slot(Slot),
+    #[error("a page of the changed-block set is not what was put there")]
+    Marks,
 }
 
 macro_rules! of_database {
