@@ -2,6 +2,9 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
+use lockstep::format::nbd::flags::READ_ONLY;
+use lockstep::io::nbd_client::NbdClient;
+
 use crate::checker::{Checker, Next};
 use crate::crashes::seed;
 use crate::pair::*;
@@ -65,7 +68,9 @@ fn both_sites_show_both_histories_and_neither_is_changed() {
         for site in [&mut sites.left, &mut sites.right] {
             site.kill();
             site.start();
-            site.until("it has met the other again", |site| site.try_connect("data").is_ok());
+            // Until the site knows its role again, it serves what its configuration says that it is, and sends those hosts away.
+            let takes_writes = |client: NbdClient| client.flags() & READ_ONLY == 0;
+            site.until("it takes writes again", |site| site.try_connect("data").is_ok_and(takes_writes));
         }
     }
 }
