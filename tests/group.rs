@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use lockstep::base::*;
+use lockstep::core::cache::{Cache, Value};
 use lockstep::core::config::*;
 use lockstep::core::group::status::{GroupState, PeerState};
 use lockstep::core::group::{Group, PAGES_MIN, Turn};
@@ -463,6 +464,34 @@ fn a_secondary_whose_pages_all_hold_unsettled_updates_greets_again_after_a_resta
         })
     });
     exercise(&mut pair, &mut HashMap::new(), 20, 5);
+}
+
+/// Simulator seed 398417 (at 340fbb6): readers had warmed what a secondary could not settle yet, and it had no page for a hello.
+#[test]
+fn a_settled_block_beneath_an_unsettled_one_is_evicted_once_the_volume_has_it() {
+    let mut memory = Pages((0..8).map(|_| Box::new([0; BLOCK_BYTES])).collect());
+    let mut pages = lockstep::core::pages::Pages::new(8);
+    let mut cache = Cache::new(8, [16].into_iter());
+    let (volume, lba) = (VolumeId(0), Lba(3));
+    let value = |page, number| Value { page, sum: BlockSum(7), number: UpdateNumber(number) };
+    let [first, second] = [1, 2].map(|number| value(pages.take().expect("it has seven"), number));
+    cache.number(volume, lba, first);
+    cache.settle(volume, lba, first, &mut pages, &mut memory);
+    pages.release(first.page, &mut memory);
+    cache.number(volume, lba, second);
+    let all = pages.total();
+    cache.evict(all, 0, 32, &mut pages, &mut memory);
+    assert_eq!(cache.settled(volume, lba), Some(first), "the volume lacks it");
+
+    let written = cache.destage_begin(volume, lba, &mut pages).expect("it is dirty");
+    cache.evict(all, 0, 32, &mut pages, &mut memory);
+    cache.destage_end(volume, lba, written, &mut pages, &mut memory);
+    cache.evict(all, 0, 32, &mut pages, &mut memory);
+    assert_eq!((cache.settled(volume, lba), cache.newest(volume, lba)), (None, Some(second)));
+    assert_eq!(pages.free(), all - 1, "what is not settled stays");
+
+    cache.settle(volume, lba, second, &mut pages, &mut memory);
+    assert_eq!(cache.settled(volume, lba), Some(second));
 }
 
 #[test]

@@ -387,16 +387,20 @@ impl Cache {
             if !entry.occupied || entry.fetching > 0 || entry.writing {
                 continue;
             }
-            if entry.newest != entry.settled || self.dirty[entry.volume.0 as usize].contains(entry.lba.0) {
+            if entry.settled.is_none() || self.dirty[entry.volume.0 as usize].contains(entry.lba.0) {
                 continue;
             }
             if entry.recent {
                 entry.recent = false;
                 continue;
             }
-            let value = entry.settled.expect("an entry without a value or a fetch is removed at once");
+            let value = entry.settled.take().expect("looked at it");
             pages.release(value.page, memory);
-            self.remove(at);
+            // The volume has it, so it need not stay beneath a newer value that waits to be settled: otherwise a secondary whose
+            // updates cannot settle without a page for what its peer says has none to give (INV-12).
+            if entry.newest == Some(value) {
+                self.remove(at);
+            }
         }
     }
 }

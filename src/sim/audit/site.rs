@@ -46,6 +46,8 @@ pub struct Site {
     /// Batches before these are written, and durable.
     written_batches: usize,
     durable_batches: usize,
+    /// The sequence that the replay of the last restart began with.
+    replays_from: u64,
     written: u64,
     durable: u64,
     /// What its memory holds beyond its journal: number and generation of the latest update that the peer sent.
@@ -70,6 +72,7 @@ impl Site {
             batches: Vec::new(),
             written_batches: 0,
             durable_batches: 0,
+            replays_from: 0,
             written: 0,
             durable: 0,
             received: (0, 0),
@@ -255,14 +258,19 @@ impl Site {
     }
 
     fn count(&mut self) {
-        while let Some(batch) = self.batches.get(self.written_batches).filter(|b| b.state >= State::Written) {
-            if batch.state != State::Dead {
+        // A batch that the last restart's superblock lies behind is none that a replay reads: it may be lost for ever.
+        let counts = |batch: &Batch| batch.state != State::Dead && batch.sequence >= self.replays_from;
+        let reached = |batch: &Batch, state| batch.state >= state || batch.sequence < self.replays_from;
+        while let Some(batch) = self.batches.get(self.written_batches).filter(|b| reached(b, State::Written))
+        {
+            if counts(batch) {
                 self.written = batch.last;
             }
             self.written_batches += 1;
         }
-        while let Some(batch) = self.batches.get(self.durable_batches).filter(|b| b.state >= State::Durable) {
-            if batch.state != State::Dead {
+        while let Some(batch) = self.batches.get(self.durable_batches).filter(|b| reached(b, State::Durable))
+        {
+            if counts(batch) {
                 self.durable = batch.last;
             }
             self.durable_batches += 1;
@@ -354,6 +362,7 @@ impl Site {
         let base = start.checkpoint;
         self.written_batches = 0;
         self.durable_batches = 0;
+        self.replays_from = start.position_sequence;
         self.count();
         self.written = self.written.max(base);
         self.durable = self.durable.max(base);
