@@ -191,3 +191,38 @@ fn the_other_site_takes_over_and_nothing_acknowledged_is_lost() {
     let output = demo(&folder, &["takeover", "--json", "--seconds", "1", "--plant-loss"]);
     assert_eq!(output.status.code(), Some(6), "a planted loss is missed");
 }
+
+#[test]
+fn a_secondary_that_was_away_too_long_is_copied_what_has_changed() {
+    let folder = folder();
+    let output = demo(&folder, &["rejoin", "--json", "--seconds", "3"]);
+    let result = json(&output);
+    assert!(output.status.success(), "{result:#}");
+    let expected = [
+        "acknowledged_writes",
+        "changed_bytes",
+        "host_p99_before_ms",
+        "host_p99_during_copy_ms",
+        "lost_writes",
+        "max_host_latency_ms",
+        "rejoin_ms",
+        "resync_bytes",
+        "scenario",
+        "seconds",
+        "sites",
+    ];
+    assert_eq!(keys(&result), expected);
+    assert_eq!((&result["scenario"], &result["lost_writes"]), (&Value::from("rejoin"), &Value::from(0)));
+    // More than the journal of 64 MiB was written; what was written twice counts once.
+    let of = |name: &str| result[name].as_f64().unwrap_or(0.0);
+    assert!(of("acknowledged_writes") * 4096.0 > f64::from(64 << 20), "{result:#}");
+    assert!(of("changed_bytes") > f64::from(32 << 20), "{result:#}");
+    assert!(of("resync_bytes") > 0.9 * of("changed_bytes"), "{result:#}");
+    assert!(of("host_p99_before_ms") > 0.0 && of("host_p99_during_copy_ms") > 0.0, "{result:#}");
+    assert!(of("max_host_latency_ms") >= of("host_p99_during_copy_ms"), "{result:#}");
+    let sites = result["sites"].as_array().expect("sites");
+    assert_eq!(sites[0]["digest"], sites[1]["digest"]);
+    assert_eq!((&sites[0]["role"], &sites[1]["role"]), (&Value::from("primary"), &Value::from("secondary")));
+    let output = demo(&folder, &["rejoin", "--json", "--seconds", "1", "--plant-loss"]);
+    assert_eq!(output.status.code(), Some(6), "a planted loss is missed");
+}

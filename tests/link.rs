@@ -397,6 +397,24 @@ fn a_close_lets_everything_before_it_through_and_the_dialer_comes_again() {
     stream(&mut dialer, &mut listener, 61..100);
 }
 
+/// A peer that starts anew each time it has been sent something is not one that refuses.
+#[test]
+fn a_connection_that_carried_much_is_dialed_again_at_once() {
+    let (mut dialer, mut listener) = connected();
+    let mut paused = Duration::ZERO;
+    for round in 0..6 {
+        stream(&mut dialer, &mut listener, 1 + 64 * round..1 + 64 * (round + 1));
+        dialer.group.to_link.push(ToLink::Close);
+        run(&mut dialer, &mut listener, "it is down", |a, _| a.connected().is_none());
+        let closed = Instant::now();
+        run(&mut dialer, &mut listener, "connected again", both_up);
+        paused = closed.elapsed();
+        dialer.begin();
+    }
+    // Pauses that double each time are 2 s by now.
+    assert!(paused < Duration::from_secs(1), "{paused:?}");
+}
+
 #[test]
 fn a_site_that_restarts_is_found_again() {
     let (mut dials, mut listens) = pair();

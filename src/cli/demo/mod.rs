@@ -1,7 +1,9 @@
 //! `lockstep demo`: a pair on this machine, hosts writing to it, and the proof that both sites hold what was acknowledged.
 
 mod fio;
+mod hosts;
 mod pair;
+mod rejoin;
 mod snapshots;
 mod takeover;
 
@@ -20,7 +22,8 @@ use crate::node::load::{Ledger, Outcome, Pattern, Plan, Timeline, check, digest,
 use crate::node::telemetry::{PERCENTILES, Report};
 use crate::reactor::Clock;
 
-use pair::{DATA, LOG, LOG_BYTES, Pair, Sizes, VOLUMES};
+use hosts::Hosts;
+use pair::{DATA, LOG, LOG_BYTES, Pair, Setup, VOLUMES};
 use snapshots::{Compared, Taken};
 
 /// The client that keeps a log writes this often and keeps this many in flight: enough to lose something, too little to be
@@ -40,6 +43,8 @@ enum Scenario {
     Snapshot,
     /// The primary is killed, the other site takes over, and the old one comes back
     Takeover,
+    /// The secondary is away for longer than the journal lasts, and is copied what has changed
+    Rejoin,
 }
 
 impl Scenario {
@@ -48,18 +53,20 @@ impl Scenario {
             Scenario::Steady => "steady",
             Scenario::Snapshot => "snapshot",
             Scenario::Takeover => "takeover",
+            Scenario::Rejoin => "rejoin",
         }
     }
 
     /// Every snapshot may have to keep a whole group: all of it is overwritten before the next one.
-    fn sizes(self, snapshots: usize) -> Sizes {
-        let steady = Sizes { data_bytes: 256 << 20, differential_bytes: 16 << 20 };
+    fn setup(self, snapshots: usize) -> Setup {
         match self {
-            Scenario::Steady => steady,
-            Scenario::Takeover => takeover::SIZES,
+            Scenario::Steady => Setup::STEADY,
+            Scenario::Takeover => takeover::SETUP,
+            Scenario::Rejoin => rejoin::SETUP,
             Scenario::Snapshot => {
                 let data_bytes = 32 << 20;
-                Sizes { data_bytes, differential_bytes: snapshots as u64 * (data_bytes + LOG_BYTES) }
+                let differential_bytes = snapshots as u64 * (data_bytes + LOG_BYTES);
+                Setup { data_bytes, differential_bytes, ..Setup::STEADY }
             }
         }
     }
@@ -147,15 +154,12 @@ impl SiteSeen {
 
 impl Demo {
     pub fn run(&self) -> anyhow::Result<()> {
-        if self.scenario == Scenario::Takeover {
-            return self.run_takeover();
+        match self.scenario {
+            Scenario::Takeover => return self.run_takeover(),
+            Scenario::Rejoin => return self.run_rejoin(),
+            Scenario::Steady | Scenario::Snapshot => {}
         }
-        let sizes = self.scenario.sizes(usize::from(self.snapshots));
-        let mut pair = Pair::make(self.directory.as_deref(), self.keep, sizes)?;
-        pair.start()?;
-        pair.client(0).wait(Goal::InSync, READY_MAX).map_err(|error| pair.explain(error.into()))?;
-        self.say(&format!("two sites are in lockstep: {}", pair.describe()));
-
+        let mut pair = self.pair_in_lockstep(self.scenario.setup(usize::from(self.snapshots)))?;
         let Loaded { seen, logged, timeline, taken } =
             self.load(&pair).map_err(|error| pair.explain(error))?;
         let report = pair.client(0).histogram(false)?;
@@ -173,7 +177,7 @@ impl Demo {
         }
         let sites = [self.look(&pair, 0, &ledger)?, self.look(&pair, 1, &ledger)?];
         let snapshots = match self.scenario {
-            Scenario::Steady | Scenario::Takeover => None,
+            Scenario::Steady | Scenario::Takeover | Scenario::Rejoin => None,
             Scenario::Snapshot => {
                 let compared = snapshots::compare(&pair, taken).map_err(|error| pair.explain(error))?;
                 let pause_ratio = snapshots::pause_ratio(&compared, &timeline)?;
@@ -188,10 +192,22 @@ impl Demo {
             println!("p99 in the 50 ms after a snapshot over that of random 50 ms: {pause_ratio:.2}\n");
         }
         self.conclude(&seen, &report, logged.writes.count(), &sites, snapshots.as_ref())?;
+        self.finish(pair);
+        Ok(())
+    }
+
+    fn pair_in_lockstep(&self, setup: Setup) -> anyhow::Result<Pair> {
+        let mut pair = Pair::make(self.directory.as_deref(), self.keep, setup)?;
+        pair.start()?;
+        pair.client(0).wait(Goal::InSync, READY_MAX).map_err(|error| pair.explain(error.into()))?;
+        self.say(&format!("two sites are in lockstep: {}", pair.describe()));
+        Ok(pair)
+    }
+
+    fn finish(&self, pair: Pair) {
         if let Some(folder) = pair.finish() {
             self.say(&format!("the sites are in {}", folder.display()));
         }
-        Ok(())
     }
 
     /// For people; JSON has standard output to itself.
@@ -214,7 +230,7 @@ impl Demo {
             let logging = scope.spawn(|| over_nbd(&log_uri, &log_plan, &clock, &mut |_| {}));
             let take = || snapshots::take(pair, &clock, count, self.seconds);
             let taking = snapshots.then(|| scope.spawn(take));
-            let bytes = pair.sizes.data_bytes;
+            let bytes = pair.setup.data_bytes;
             let load = match fio {
                 Some(_) => fio::run(&uri, bytes, usize::from(depth), self.seconds)
                     .map(|seen| (seen, Timeline::default())),
@@ -308,8 +324,7 @@ impl Demo {
         sites: &[SiteSeen; 2],
         snapshots: Option<&Snapshots>,
     ) -> anyhow::Result<()> {
-        let lost: u64 = sites.iter().map(|site| site.broken).sum();
-        let equal = sites[0].digest == sites[1].digest;
+        let lost = lost(sites);
         if self.json {
             let sites: Vec<_> = sites.iter().map(SiteSeen::as_json).collect();
             let mut result = json!({
@@ -337,12 +352,47 @@ impl Demo {
             let number = different.number;
             return Err(Broken(format!("the sites' contents of snapshot #{number} differ")).into());
         }
-        match (lost, equal) {
-            (0, true) => Ok(()),
-            (0, false) => Err(Broken("the sites' contents differ".to_owned()).into()),
-            (lost, _) => Err(Broken(format!("{lost} acknowledged writes are missing on a site")).into()),
-        }
+        judge(sites)
     }
+
+    /// The JSON of a scenario with hosts; `figures` are its own.
+    fn print_with_hosts(&self, hosts: &Hosts, sites: &[SiteSeen; 2], figures: &serde_json::Value) {
+        let mut result = json!({
+            "scenario": self.scenario.name(),
+            "seconds": self.seconds.as_secs_f64(),
+            "max_host_latency_ms": hosts.longest().0 as f64 / 1e6,
+            "acknowledged_writes": hosts.acknowledged(),
+            "lost_writes": lost(sites),
+            "sites": sites.iter().map(SiteSeen::as_json).collect::<Vec<_>>(),
+        });
+        for (name, figure) in figures.as_object().into_iter().flatten() {
+            result[name] = figure.clone();
+        }
+        println!("{result:#}");
+    }
+
+    fn say_with_hosts(&self, hosts: &Hosts, sites: &[SiteSeen; 2]) {
+        sites.iter().for_each(|site| println!("{}", site.sentence()));
+        println!("no host waited longer than {} for a write", shown(Duration::from_nanos(hosts.longest().0)));
+        let (acknowledged, lost) = (hosts.acknowledged(), lost(sites));
+        println!("{acknowledged} writes were acknowledged; {lost} of them are missing on a site");
+    }
+}
+
+fn lost(sites: &[SiteSeen; 2]) -> u64 {
+    sites.iter().map(|site| site.broken).sum()
+}
+
+fn judge(sites: &[SiteSeen; 2]) -> anyhow::Result<()> {
+    match (lost(sites), sites[0].digest == sites[1].digest) {
+        (0, true) => Ok(()),
+        (0, false) => Err(Broken("the sites' contents differ".to_owned()).into()),
+        (lost, _) => Err(Broken(format!("{lost} acknowledged writes are missing on a site")).into()),
+    }
+}
+
+fn shown(time: Duration) -> String {
+    format!("{:.1} ms", time.as_secs_f64() * 1000.0)
 }
 
 /// The ledger now claims one write that nobody sent.

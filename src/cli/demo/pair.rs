@@ -28,9 +28,21 @@ pub const VOLUMES: [&str; 2] = [DATA, LOG];
 
 /// What differs from one scenario to another.
 #[derive(Clone, Copy, Debug)]
-pub struct Sizes {
+pub struct Setup {
     pub data_bytes: u64,
     pub differential_bytes: u64,
+    pub journal_bytes: u64,
+    /// `suspend` or `solo`.
+    pub on_peer_loss: &'static str,
+}
+
+impl Setup {
+    pub const STEADY: Setup = Setup {
+        data_bytes: 256 << 20,
+        differential_bytes: 16 << 20,
+        journal_bytes: 256 << 20,
+        on_peer_loss: "suspend",
+    };
 }
 
 /// A site drains and checkpoints within ten seconds.
@@ -43,14 +55,14 @@ pub struct Pair {
     folder: Option<TempDir>,
     keep: bool,
     path: PathBuf,
-    pub sizes: Sizes,
+    pub setup: Setup,
     configs: [Config; 2],
     children: Vec<Child>,
 }
 
 impl Pair {
     /// Makes keys, configurations and files, in a new folder of `directory` or of the first place that has direct I/O.
-    pub fn make(directory: Option<&Path>, keep: bool, sizes: Sizes) -> anyhow::Result<Pair> {
+    pub fn make(directory: Option<&Path>, keep: bool, setup: Setup) -> anyhow::Result<Pair> {
         let folder = make_folder(directory)?;
         let path = folder.path().to_owned();
         if !keep {
@@ -67,7 +79,7 @@ impl Pair {
         }
         let mut configs = Vec::new();
         for site in 0..2 {
-            let text = configuration(site, cpu(site), ports, &fingerprints[1 - site].to_string(), sizes);
+            let text = configuration(site, cpu(site), ports, &fingerprints[1 - site].to_string(), setup);
             let file = path.join(format!("{}.toml", NAMES[site]));
             std::fs::write(&file, text).with_context(|| format!("{} cannot be written", file.display()))?;
             let config = Config::load(&file)?;
@@ -75,7 +87,7 @@ impl Pair {
             configs.push(config);
         }
         let configs = configs.try_into().map_err(|_| anyhow!("two sites have two configurations"))?;
-        Ok(Pair { folder: Some(folder), keep, path, sizes, configs, children: Vec::new() })
+        Ok(Pair { folder: Some(folder), keep, path, setup, configs, children: Vec::new() })
     }
 
     /// Starts both processes.
@@ -112,7 +124,13 @@ impl Pair {
         Ok(())
     }
 
-    /// Starts a site that was killed.
+    /// Stops one site as an operator would.
+    pub fn stop_one(&mut self, site: usize) -> anyhow::Result<()> {
+        self.client(site).stop()?;
+        self.await_end(site, Instant::now())
+    }
+
+    /// Starts a site that was killed or stopped.
     pub fn start_again(&mut self, site: usize) -> anyhow::Result<()> {
         self.children[site] = self.spawn(site)?;
         Ok(())
@@ -153,21 +171,28 @@ impl Pair {
             self.client(site).stop()?;
         }
         let begun = Instant::now();
-        for (name, child) in NAMES.iter().zip(&mut self.children) {
-            let status = loop {
-                match child.try_wait().context("a site's process")? {
-                    Some(status) => break status,
-                    None if begun.elapsed() > STOP_MAX => {
-                        bail!("{name} has not stopped in {} s", STOP_MAX.as_secs())
-                    }
-                    None => std::thread::sleep(Duration::from_millis(5)),
-                }
-            };
-            if !status.success() {
-                return Err(self.explain(anyhow!("{name} ended with {status}")));
-            }
+        for site in 0..2 {
+            self.await_end(site, begun)?;
         }
         self.children.clear();
+        Ok(())
+    }
+
+    /// A site that was told to stop has to, and well.
+    fn await_end(&mut self, site: usize, told_at: Instant) -> anyhow::Result<()> {
+        let name = NAMES[site];
+        let status = loop {
+            match self.children[site].try_wait().context("a site's process")? {
+                Some(status) => break status,
+                None if told_at.elapsed() > STOP_MAX => {
+                    bail!("{name} has not stopped in {} s", STOP_MAX.as_secs())
+                }
+                None => std::thread::sleep(Duration::from_millis(5)),
+            }
+        };
+        if !status.success() {
+            return Err(self.explain(anyhow!("{name} ended with {status}")));
+        }
         Ok(())
     }
 
@@ -237,20 +262,22 @@ fn free_ports() -> anyhow::Result<[u16; 2]> {
     Ok([first.local_addr()?.port(), second.local_addr()?.port()])
 }
 
-/// One machine does the work of two sites and of the hosts, so the peer may be late by more than on machines of its own.
-fn configuration(site: usize, cpu: usize, ports: [u16; 2], peer_fingerprint: &str, sizes: Sizes) -> String {
+/// One machine does the work of two sites and of the hosts, so the peer and the hosts may be late by more than on machines of
+/// their own.
+fn configuration(site: usize, cpu: usize, ports: [u16; 2], peer_fingerprint: &str, setup: Setup) -> String {
     let peer = 1 - site;
     let (name, role, id, peer_id) = (NAMES[site], ROLES[site], site + 1, peer + 1);
     let (port, peer_port, peer_name) = (ports[site], ports[peer], NAMES[peer]);
-    let (data_mib, log_mib) = (sizes.data_bytes >> 20, LOG_BYTES >> 20);
-    let differential_mib = sizes.differential_bytes >> 20;
+    let (data_mib, log_mib) = (setup.data_bytes >> 20, LOG_BYTES >> 20);
+    let (differential_mib, journal_mib) = (setup.differential_bytes >> 20, setup.journal_bytes >> 20);
+    let on_peer_loss = setup.on_peer_loss;
     format!(
         "[site]\nname = \"{name}\"\nid = {id}\nrole = \"{role}\"\ndirectory = \"{name}\"\n\n\
-         [group]\nname = \"demo\"\nlatency_budget = \"2s\"\nheartbeat_interval = \"100ms\"\n\
-         on_differential_full = \"error\"\n\n\
+         [group]\nname = \"demo\"\nlatency_budget = \"2s\"\nheartbeat_interval = \"100ms\"\nresync_p99_budget = \"20ms\"\n\
+         on_differential_full = \"error\"\non_peer_loss = \"{on_peer_loss}\"\n\n\
          [[volume]]\nname = \"{DATA}\"\nsize = \"{data_mib}MiB\"\nspace = \"written\"\n\n\
          [[volume]]\nname = \"{LOG}\"\nsize = \"{log_mib}MiB\"\nspace = \"written\"\n\n\
-         [journal]\nsize = \"256MiB\"\n\n[differential]\nsize = \"{differential_mib}MiB\"\n\n[cache]\nsize = \"256MiB\"\n\n\
+         [journal]\nsize = \"{journal_mib}MiB\"\n\n[differential]\nsize = \"{differential_mib}MiB\"\n\n[cache]\nsize = \"256MiB\"\n\n\
          [peer]\nname = \"{peer_name}\"\nid = {peer_id}\naddress = \"127.0.0.1:{peer_port}\"\n\
          fingerprint = \"{peer_fingerprint}\"\n\n\
          [link]\nlisten = \"127.0.0.1:{port}\"\nidentity = \"../{name}.pem\"\nmtu = 9000\n\n\

@@ -27,8 +27,10 @@ const GREETING: [u8; 8] = *b"lockstep";
 const REDIAL_MIN: Nanos = Nanos::from_millis(100);
 const REDIAL_MAX: Nanos = Nanos::from_millis(2_000);
 
-/// A connection that lasted this long was good: the next redial's pause is the shortest again.
+/// A connection that lasted this long, or carried so much, was good: the next redial's pause is the shortest again. One that ends in a refusal
+/// carries some hellos; a peer that starts anew to install what it was copied has been sent far more, and hosts write on until it is back.
 const GOOD_CONNECTION: Nanos = Nanos::from_millis(5_000);
+const GOOD_CONNECTION_BYTES: u64 = 1 << 20;
 
 /// Connections that are shaking hands at once. More are refused: there is one peer.
 const ATTEMPTS_MAX: usize = 8;
@@ -498,7 +500,10 @@ impl Connector {
     fn drop_current(&mut self, now: Nanos, code: VarInt) {
         if let Some(current) = self.current.take() {
             current.connection.close(code, b"");
-            if now.since(current.since) >= GOOD_CONNECTION {
+            let carried = current.connection.stats();
+            if now.since(current.since) >= GOOD_CONNECTION
+                || carried.udp_tx.bytes + carried.udp_rx.bytes >= GOOD_CONNECTION_BYTES
+            {
                 self.redial_pause = REDIAL_MIN;
             }
             self.redial_at = now.plus(self.redial_pause);
