@@ -84,6 +84,7 @@ impl Totals {
             (&mut all.takeovers, one.takeovers),
             (&mut all.copied_blocks, one.copied_blocks),
             (&mut all.installs, one.installs),
+            (&mut all.installed_snapshots, one.installed_snapshots),
             (&mut all.snapshots, one.snapshots),
             (&mut all.snapshot_reads, one.snapshot_reads),
             (&mut all.changes_told, one.changes_told),
@@ -125,8 +126,8 @@ impl Totals {
             self.outcome.excused_writes,
         );
         println!(
-            "of resyncs: {} blocks copied, {} times installed",
-            self.outcome.copied_blocks, self.outcome.installs
+            "of resyncs: {} blocks copied, {} times installed, with {} snapshots",
+            self.outcome.copied_blocks, self.outcome.installs, self.outcome.installed_snapshots
         );
         println!(
             "of snapshots: {} taken, {} reads, {} blocks told whether they changed, {} updates sent with what they overwrote, \

@@ -1,5 +1,6 @@
 //! The changed-block set: what a primary that goes on alone has changed since its peer had everything. It becomes durable before
-//! every checkpoint, so that the journal's tail may pass the peer, and is cleared only when the peer has all of it (INV-9).
+//! every checkpoint, so that the journal's tail may pass the peer, and is cleared only when the peer has all of it (INV-9). The
+//! slots of the differential volume, into which updates capture, are in it like the blocks of one more volume behind the last.
 
 use crate::base::*;
 use crate::format::metadata::{MARKS_PAGE_MAX, put_marks, take_marks};
@@ -31,8 +32,6 @@ pub struct Changed {
     base: UpdateNumber,
     /// The last update that was looked at.
     through: UpdateNumber,
-    /// Neither the site nor its peer has, or had at `base`, anything of snapshots.
-    plain: bool,
     blocks: Vec<Bitmap>,
     /// By volume: pages of the set that have changed since they were saved.
     unsaved: Vec<Bitmap>,
@@ -47,7 +46,6 @@ impl Changed {
             tracking: false,
             base: UpdateNumber::NONE,
             through: UpdateNumber::NONE,
-            plain: true,
             unsaved: chunks.collect(),
             blocks: volume_blocks.map(Bitmap::new).collect(),
             base_unsaved: false,
@@ -59,9 +57,9 @@ impl Changed {
         self.tracking
     }
 
-    /// The peer needs nothing but blocks if it lacks no more than what came after this.
+    /// Whether the set has all that was changed after this number.
     pub fn covers(&self, number: UpdateNumber) -> bool {
-        self.tracking && self.plain && self.base <= number
+        self.tracking && self.base <= number
     }
 
     pub fn base(&self) -> UpdateNumber {
@@ -70,10 +68,6 @@ impl Changed {
 
     pub fn through(&self) -> UpdateNumber {
         self.through
-    }
-
-    pub fn plain(&self) -> bool {
-        self.plain
     }
 
     pub fn blocks(&self) -> &[Bitmap] {
@@ -85,19 +79,12 @@ impl Changed {
     }
 
     /// The peer has everything up to `base`; what comes after is to be marked. A set that is there already goes on.
-    pub fn begin(&mut self, base: UpdateNumber, plain: bool) {
+    pub fn begin(&mut self, base: UpdateNumber) {
         if !self.tracking {
             self.blocks.iter_mut().for_each(Bitmap::clear);
-            (self.tracking, self.base, self.through, self.plain) = (true, base, base, plain);
+            (self.tracking, self.base, self.through) = (true, base, base);
             self.base_unsaved = true;
         }
-        self.plain &= plain;
-    }
-
-    /// Snapshots are more than blocks.
-    pub fn note_snapshots(&mut self) {
-        self.base_unsaved |= self.plain;
-        self.plain = false;
     }
 
     pub fn mark(&mut self, volume: VolumeId, lba: Lba, count: u32) {
@@ -191,8 +178,8 @@ impl Changed {
     }
 
     /// At start: the management information has a set that begins there.
-    pub fn load(&mut self, base: UpdateNumber, plain: bool) {
-        (self.base, self.plain) = (base, plain);
+    pub fn load(&mut self, base: UpdateNumber) {
+        self.base = base;
         self.base_unsaved = false;
         self.saved = Saved::Set;
     }
@@ -243,7 +230,7 @@ mod tests {
     fn what_is_saved_is_loaded() {
         let sizes = [100_000, 50];
         let mut changed = Changed::new(sizes.into_iter());
-        changed.begin(UpdateNumber(7), true);
+        changed.begin(UpdateNumber(7));
         changed.mark(VolumeId(0), Lba(3), 2);
         changed.mark(VolumeId(0), Lba(MARKS_PAGE_MAX - 1), 2);
         changed.mark(VolumeId(1), Lba(49), 1);
@@ -252,8 +239,8 @@ mod tests {
         changed.mark(VolumeId(0), Lba(3), 2);
         assert_eq!(changed.unsaved(), Unsaved::Nothing, "nothing new");
         let mut loaded = Changed::new(sizes.into_iter());
-        loaded.begin(UpdateNumber(20), true);
-        loaded.load(UpdateNumber(7), true);
+        loaded.begin(UpdateNumber(20));
+        loaded.load(UpdateNumber(7));
         for page in &pages {
             assert!(loaded.load_page(page).is_some());
         }
@@ -269,13 +256,13 @@ mod tests {
     #[test]
     fn a_set_that_is_over_is_dropped_before_another_is_saved() {
         let mut changed = Changed::new([1000].into_iter());
-        changed.begin(UpdateNumber(1), true);
+        changed.begin(UpdateNumber(1));
         changed.mark(VolumeId(0), Lba(5), 1);
         changed.note(UpdateNumber(2));
         saved(&mut changed);
         changed.end(UpdateNumber(2));
         assert_eq!((changed.unsaved(), changed.count()), (Unsaved::Stale, 0));
-        changed.begin(UpdateNumber(4), true);
+        changed.begin(UpdateNumber(4));
         changed.mark(VolumeId(0), Lba(6), 1);
         assert_eq!(changed.unsaved(), Unsaved::Stale);
         changed.dropped();
@@ -285,7 +272,7 @@ mod tests {
     #[test]
     fn what_was_copied_is_no_longer_in_the_set() {
         let mut changed = Changed::new([100_000].into_iter());
-        changed.begin(UpdateNumber(1), true);
+        changed.begin(UpdateNumber(1));
         changed.mark(VolumeId(0), Lba(5), 1);
         changed.mark(VolumeId(0), Lba(90_000), 1);
         saved(&mut changed);
@@ -300,7 +287,7 @@ mod tests {
     #[should_panic(expected = "INV-9")]
     fn a_set_is_not_cleared_before_the_peer_has_all_of_it() {
         let mut changed = Changed::new([1000].into_iter());
-        changed.begin(UpdateNumber(1), true);
+        changed.begin(UpdateNumber(1));
         changed.note(UpdateNumber(3));
         changed.end(UpdateNumber(2));
     }

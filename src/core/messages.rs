@@ -241,10 +241,13 @@ pub enum MetadataOp {
     Lend { page: u32, applied: UpdateNumber },
     /// The first page of the changed-block set from this one on, and where the set begins.
     LoadMarks { volume: VolumeId, chunk: u64 },
-    /// So many pages of the set, which begins at `base`; `plain` if neither site has had anything of snapshots since.
-    SaveMarks { base: UpdateNumber, plain: bool, pages: u32 },
+    /// So many pages of the set, which begins at `base`.
+    SaveMarks { base: UpdateNumber, pages: u32 },
     /// The set is over.
     DropMarks,
+    /// A page of [`crate::format::tables`] that are to be this site's, from the first page to the last: with that they take the place of
+    /// what there is, and are not there before. Nothing else is asked between two of them but the first page again.
+    TakeTables,
 }
 
 impl MetadataOp {
@@ -252,6 +255,7 @@ impl MetadataOp {
     pub fn given_pages(&self) -> usize {
         match *self {
             MetadataOp::Commit { pages, .. } | MetadataOp::SaveMarks { pages, .. } => pages as usize,
+            MetadataOp::TakeTables => 1,
             _ => 0,
         }
     }
@@ -281,12 +285,13 @@ pub enum MetadataAnswer {
     },
     Found,
     Lent,
-    /// Where the set begins and whether it is plain, if there is one; and whether the page holds a page of it.
+    /// Where the set begins, if there is one; and whether the page holds a page of it.
     Marks {
-        set: Option<(UpdateNumber, bool)>,
+        base: Option<UpdateNumber>,
         found: bool,
     },
     Saved,
+    Taken,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -361,11 +366,6 @@ pub enum AdminError {
     NoSuchSnapshot,
     #[error("there are as many snapshots as a group keeps; delete one first")]
     TooMany,
-    #[error(
-        "the other site was away for longer than the journal lasts, and is to be copied what changed before snapshots are taken again; wait \
-         until `lockstep status` shows it in sync"
-    )]
-    PeerBehind,
     #[error("too many requests at once")]
     Busy,
     #[error(

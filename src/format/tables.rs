@@ -1,7 +1,7 @@
 //! Snapshot tables on their way to a site whose own are damaged: pages of snapshots' records, then of captured blocks' entries in
 //! the order of their keys. Records and entries bring the checksums they have at rest, so that nothing on the way goes unnoticed.
 
-use crate::base::{BLOCK_BYTES, Lba, UpdateNumber, VolumeId};
+use crate::base::{BLOCK_BYTES, Lba, SNAPSHOTS_MAX, UpdateNumber, VolumeId};
 use crate::format::bytes::{array_at, nonzero_in, put, u16_at, u32_at, u64_at};
 use crate::format::metadata::{Captured, ENTRY_BYTES, EntryError};
 use crate::format::snapshot::{SNAPSHOT_RECORD_BYTES, SnapshotError, SnapshotRecord};
@@ -9,6 +9,11 @@ use crate::format::snapshot::{SNAPSHOT_RECORD_BYTES, SnapshotError, SnapshotReco
 /// Records, and entries, in one page.
 pub const TABLE_RECORDS_MAX: usize = (BLOCK_BYTES - CELLS) / SNAPSHOT_RECORD_BYTES;
 pub const TABLE_ENTRIES_MAX: usize = (BLOCK_BYTES - CELLS) / CELL_BYTES;
+
+/// Pages that tables with so many entries take at most.
+pub fn table_pages_max(entries: u64) -> u64 {
+    2 + entries / TABLE_ENTRIES_MAX as u64 + (SNAPSHOTS_MAX / TABLE_RECORDS_MAX) as u64
+}
 
 const CELLS: usize = 64;
 const CELL_BYTES: usize = 40;

@@ -36,6 +36,10 @@ pub enum UpdateKind {
     StepDown = 13,
     /// The primary hands over: its peer opens the next generation.
     HandOver = 14,
+    /// Staging log only: what `count` slots of the differential volume hold, from the one in `lba` on.
+    Slots = 16,
+    /// Staging log only: the page of [snapshot tables](crate::format::tables) whose index is in `lba`.
+    Tables = 17,
 }
 
 impl UpdateKind {
@@ -53,6 +57,8 @@ impl UpdateKind {
             12 => Some(UpdateKind::SnapshotUnprotect),
             13 => Some(UpdateKind::StepDown),
             14 => Some(UpdateKind::HandOver),
+            16 => Some(UpdateKind::Slots),
+            17 => Some(UpdateKind::Tables),
             _ => None,
         }
     }
@@ -65,6 +71,11 @@ impl UpdateKind {
         )
     }
 
+    /// Whether it is of what snapshots keep, copied for a staging log, and no update of any stream.
+    pub const fn staged_only(self) -> bool {
+        matches!(self, UpdateKind::Slots | UpdateKind::Tables)
+    }
+
     /// Whether it ends its generation: only the opening of another one follows.
     pub const fn leaves(self) -> bool {
         matches!(self, UpdateKind::StepDown | UpdateKind::HandOver)
@@ -75,7 +86,8 @@ impl UpdateKind {
         match self {
             UpdateKind::Write => (1, UPDATE_BLOCKS_MAX as u32),
             UpdateKind::Zero => (1, ZERO_BLOCKS_MAX as u32),
-            UpdateKind::SnapshotCreate => (1, 1),
+            UpdateKind::SnapshotCreate | UpdateKind::Tables => (1, 1),
+            UpdateKind::Slots => (1, UPDATE_BLOCKS_MAX as u32),
             _ => (0, 0),
         }
     }
@@ -86,7 +98,7 @@ impl UpdateKind {
 pub struct Update {
     pub number: UpdateNumber,
     pub generation: Generation,
-    /// The first block; of a kind that names a snapshot, its number.
+    /// The first block; of a kind that names a snapshot, its number; of slots, the first one; of tables, the page.
     pub lba: Lba,
     /// Blocks of the volume, or of payload; 0 for kinds that have neither.
     pub count: u32,
@@ -102,7 +114,7 @@ pub struct Update {
 /// Why bytes are not an update's descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DescriptorError {
-    #[error("update kind {found}, expected 1 to 4 or 7 to 14")]
+    #[error("update kind {found}, expected 1 to 4, 7 to 14, 16 or 17")]
     Kind { found: u8 },
     #[error("update number 0 in a {kind:?}, expected 1 or higher")]
     Number { kind: UpdateKind },
@@ -161,7 +173,7 @@ impl Update {
         if kind.names_snapshot() && !(1..number.0).contains(&lba.0) {
             return Err(DescriptorError::Snapshot { number, found: lba.0 });
         }
-        if !self.touches_blocks() && !kind.names_snapshot() && lba.0 != 0 {
+        if !self.touches_blocks() && !kind.names_snapshot() && !kind.staged_only() && lba.0 != 0 {
             return not_zero("block", lba.0);
         }
         if self.captures() {
@@ -185,7 +197,9 @@ impl Update {
     /// Payload blocks that travel with the update.
     pub fn payload_blocks(&self) -> usize {
         match self.kind {
-            UpdateKind::Write | UpdateKind::SnapshotCreate => self.count as usize,
+            UpdateKind::Write | UpdateKind::SnapshotCreate | UpdateKind::Slots | UpdateKind::Tables => {
+                self.count as usize
+            }
             _ => 0,
         }
     }
@@ -281,6 +295,8 @@ pub(crate) mod tests {
             1 => Just(UpdateKind::SoloEnd),
             1 => Just(UpdateKind::StepDown),
             1 => Just(UpdateKind::HandOver),
+            1 => Just(UpdateKind::Slots),
+            1 => Just(UpdateKind::Tables),
             1 => Just(UpdateKind::Cut),
         ];
         let numbers = (2..=u64::MAX, any::<u64>(), any::<u64>(), any::<Option<u64>>());
@@ -289,7 +305,9 @@ pub(crate) mod tests {
                 let (min, max) = kind.count_bounds();
                 let count = min + count % (max - min + 1);
                 let lba = match kind {
-                    UpdateKind::Write | UpdateKind::Zero => lba.min(u64::MAX - u64::from(count)),
+                    UpdateKind::Write | UpdateKind::Zero | UpdateKind::Slots | UpdateKind::Tables => {
+                        lba.min(u64::MAX - u64::from(count))
+                    }
                     kind if kind.names_snapshot() => 1 + lba % (number - 1),
                     _ => 0,
                 };

@@ -6,9 +6,11 @@ mod executor;
 mod marks;
 mod space;
 mod store;
+mod take;
 
 use backend::Backend;
 pub use executor::{MetadataEdges, MetadataExecutor};
+pub use marks::ChangedSet;
 pub use space::{SharedSpace, Space};
 pub use store::{RequestPages, Store};
 

@@ -7,6 +7,7 @@ use crate::core::messages::*;
 use crate::core::outbox::Tables;
 use crate::format::metadata::*;
 use crate::format::snapshot::{SNAPSHOTS_PAGE_MAX, SnapshotRecord, decode_payload, encode_snapshots};
+use crate::format::tables::*;
 use crate::sim::memory::SimMemory;
 use crate::sim::rng::Rng;
 
@@ -19,13 +20,16 @@ pub struct Metadata {
     pub snapshots: BTreeMap<u64, SnapshotRecord>,
     /// Slot and sum.
     pub captured: BTreeMap<Key, (u64, u32)>,
-    /// Where the changed-block set begins and whether it is plain, and its pages.
-    pub changed: Option<(u64, bool)>,
+    /// Where the changed-block set begins, and its pages.
+    pub changed: Option<u64>,
     pub marks: BTreeMap<(u16, u64), [u8; BLOCK_BYTES]>,
     in_flight: VecDeque<(u64, MetadataRequest)>,
     busy_until: u64,
     /// Entries a step of a reclaim looks at: few, so that passes take several.
     step: usize,
+    /// Pages of tables that are being lent, and of those that are to take the place of these.
+    lent: VecDeque<[u8; BLOCK_BYTES]>,
+    taking: Vec<[u8; BLOCK_BYTES]>,
 }
 
 impl Metadata {
@@ -92,6 +96,8 @@ impl Metadata {
             self.carry_out(&request.op, &given, &mut [0; BLOCK_BYTES]);
         }
         self.in_flight.clear();
+        self.lent.clear();
+        self.taking.clear();
     }
 
     fn carry_out(
@@ -157,25 +163,99 @@ impl Metadata {
                 }
                 MetadataAnswer::Bits
             }
-            MetadataOp::Lend { .. } => unreachable!("simulated sites take each other's tables as they are"),
+            MetadataOp::Lend { page, applied } => {
+                if page == 0 {
+                    self.begin_lending(applied);
+                }
+                *answer = self.lent.pop_front().expect("whoever asks for pages begins with the first");
+                MetadataAnswer::Lent
+            }
+            MetadataOp::TakeTables => {
+                self.take_tables(given[0]);
+                MetadataAnswer::Taken
+            }
             MetadataOp::LoadMarks { volume, chunk } => {
-                let set = self.changed.map(|(base, plain)| (UpdateNumber(base), plain));
+                let base = self.changed.map(UpdateNumber);
                 let page = self.marks.range((volume.0, chunk)..).next().map(|(_, page)| *page);
                 *answer = page.unwrap_or(*answer);
-                MetadataAnswer::Marks { set, found: page.is_some() }
+                MetadataAnswer::Marks { base, found: page.is_some() }
             }
-            MetadataOp::SaveMarks { base, plain, .. } => {
+            MetadataOp::SaveMarks { base, .. } => {
                 for page in given {
                     let (volume, chunk, _) = take_marks(page).expect("a page that was put there");
                     self.marks.insert((volume.0, chunk), *page);
                 }
-                self.changed = Some((base.0, plain));
+                self.changed = Some(base.0);
                 MetadataAnswer::Saved
             }
             MetadataOp::DropMarks => {
                 self.changed = None;
                 self.marks.clear();
                 MetadataAnswer::Saved
+            }
+        }
+    }
+
+    /// Few rows a page, so that tables take several.
+    fn begin_lending(&mut self, applied: UpdateNumber) {
+        let applied = applied.max(UpdateNumber(self.applied));
+        let records: Vec<_> = self.snapshots.values().copied().collect();
+        let entries: Vec<_> = self
+            .captured
+            .iter()
+            .map(|(&(volume, lba, snapshot), &(slot, sum))| Captured {
+                volume: VolumeId(volume),
+                lba: Lba(lba),
+                snapshot: UpdateNumber(snapshot),
+                slot: Slot(slot),
+                sum: BlockSum(sum),
+            })
+            .collect();
+        self.lent.clear();
+        let mut put = |kind, count, last, rows: &dyn Fn(&mut [u8; BLOCK_BYTES])| {
+            let mut page = [0; BLOCK_BYTES];
+            let index = self.lent.len() as u32;
+            put_header(&mut page, &TablesHeader { applied, index, kind, count, last });
+            rows(&mut page);
+            self.lent.push_back(page);
+        };
+        for rows in records.chunks(self.step.min(TABLE_RECORDS_MAX)) {
+            put(TablesKind::Snapshots, rows.len(), false, &|page| {
+                (0..).zip(rows).for_each(|(index, record)| put_record(page, index, record));
+            });
+        }
+        for rows in entries.chunks(self.step.min(TABLE_ENTRIES_MAX)) {
+            put(TablesKind::Entries, rows.len(), false, &|page| {
+                (0..).zip(rows).for_each(|(index, entry)| put_entry(page, index, entry));
+            });
+        }
+        put(TablesKind::Entries, 0, true, &|_| ());
+    }
+
+    fn take_tables(&mut self, page: [u8; BLOCK_BYTES]) {
+        let header = header_of(&page).expect("a page of tables");
+        if header.index == 0 {
+            self.taking.clear();
+        }
+        assert_eq!(header.index as usize, self.taking.len(), "pages of tables come in their order");
+        self.taking.push(page);
+        if !header.last {
+            return;
+        }
+        self.applied = header.applied.0;
+        self.snapshots.clear();
+        self.captured.clear();
+        for page in std::mem::take(&mut self.taking) {
+            let header = header_of(&page).expect("looked at it");
+            for index in 0..header.count {
+                if header.kind == TablesKind::Snapshots {
+                    let record = record_at(&page, index).expect("a record");
+                    self.snapshots.insert(record.number.0, record);
+                } else {
+                    let entry = entry_at(&page, index).expect("an entry");
+                    let key = (entry.volume.0, entry.lba.0, entry.snapshot.0);
+                    self.captured.insert(key, (entry.slot.0, entry.sum.0));
+                }
             }
         }
     }

@@ -7,6 +7,7 @@ use crate::format::snapshot::SnapshotName;
 use crate::sim::audit::{Media, Place};
 use crate::sim::content::{Content, Print};
 use crate::sim::disk::Stored;
+use crate::sim::metadata::Metadata;
 use crate::sim::rng::Rng;
 use crate::sim::takeover::PROMOTION_IDS;
 use crate::sim::world::{Event, Stage, World};
@@ -160,6 +161,12 @@ impl World {
         }
         // A site that has what its peer went on without is refused.
         if self.audit.journals_part() {
+            return;
+        }
+        if self.audit.is_to_install(index) {
+            // They come with what is staged.
+            let step = self.plan.snapshots.map_or(1, |plan| plan.reclaim_step);
+            self.sites[index].disk.metadata = Metadata::new(step);
             return;
         }
         let (left, right) = self.sites.split_at_mut(1);

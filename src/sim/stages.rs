@@ -155,7 +155,7 @@ impl World {
     pub(super) fn check_end(mut self) -> Outcome {
         for site in self.members() {
             self.audit.check_volumes(site, &self.sites[site].disk);
-            self.audit.check_snapshots(site, &self.sites[site].disk);
+            self.audit.check_snapshots(site, u64::MAX, &self.sites[site].disk);
             let Site { group, memory, fronts, link, .. } = &self.sites[site];
             let (free, used) = group.as_ref().expect("stopped, not dead").pages();
             let held = fronts.iter().map(Front::pages_held).sum::<usize>() + link.pages_held();
@@ -172,6 +172,7 @@ impl World {
         self.outcome.takeovers = self.audit.takeovers;
         self.outcome.copied_blocks = self.audit.copied_blocks;
         self.outcome.installs = self.audit.installs;
+        self.outcome.installed_snapshots = self.audit.installed_snapshots;
         self.outcome.snapshot_reads = self.audit.snapshot_reads;
         self.outcome.changes_told = self.audit.changes_told;
         self.outcome.sent_by_value = self.audit.sent_by_value;

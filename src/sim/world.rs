@@ -138,6 +138,8 @@ pub struct Outcome {
     /// Blocks copied to a peer that lacked more than the journal held, and resyncs that were installed.
     pub copied_blocks: u64,
     pub installs: u64,
+    /// Snapshots that came with them.
+    pub installed_snapshots: u64,
     pub trace_hash: u64,
 }
 
@@ -526,7 +528,9 @@ impl World {
                         if update.payload_blocks() == 0 {
                             blocks.resize(update.count as usize, Content::ZERO);
                         }
-                        self.audit.copies(update.volume.0, update.lba.0, &blocks);
+                        if update.touches_blocks() {
+                            self.audit.copies(update.volume.0, update.lba.0, &blocks);
+                        }
                         link.push(after, message, pages);
                         continue;
                     }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::checker::{Checker, Next};
 use crate::crashes::seed;
 use crate::pair::*;
+use crate::snapshots::{listed, snapshot};
 
 const BLOCK: usize = 4096;
 const VOLUME_MIB: u64 = 64;
@@ -72,6 +73,56 @@ fn a_secondary_comes_back_by_what_has_changed_while_hosts_write() {
     sites.wait("--in-sync");
     sites.wait("--settled");
     checker.verify(&mut sites.right.connect_when_served("data"), "the secondary");
+}
+
+#[test]
+fn a_secondary_comes_back_with_the_snapshots_that_were_taken_meanwhile() {
+    let mut sites = Sites::start(&Options { differential_mib: 3 * VOLUME_MIB, ..options() });
+    let mut checker = Checker::new(0..VOLUME_MIB * MIB / BLOCK as u64, seed());
+    let drive = |checker: &mut Checker, site: &Site, count: u64| {
+        let session = checker.drive(&mut site.connect("data"), 16, |progress| {
+            if progress.acknowledged < count { Next::GoOn } else { Next::Drain }
+        });
+        assert_eq!((session.refused, session.disconnected), (0, false), "{session:?}");
+    };
+    let take = |sites: &Sites, name: &str| succeeds(snapshot(&sites.left, &["create", name]));
+    take(&sites, "oldest");
+    drive(&mut checker, &sites.left, 1000);
+    take(&sites, "old");
+    drive(&mut checker, &sites.left, 300);
+    sites.wait("--settled");
+    sites.right.kill();
+    // What deleting sets free is used again, for what is captured meanwhile.
+    succeeds(snapshot(&sites.left, &["delete", "oldest"]));
+    drive(&mut checker, &sites.left, 4000);
+    take(&sites, "meanwhile");
+    drive(&mut checker, &sites.left, 4000);
+    sites.right.start();
+    let (mut waited, mut taken) = (0, 0);
+    while sites.left.status()["peer"]["state"] != "in_sync" {
+        drive(&mut checker, &sites.left, 50);
+        if waited % 8 == 0 && taken < 4 {
+            taken += 1;
+            take(&sites, &format!("resyncing-{taken}"));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        waited += 1;
+        assert!(waited < 600, "{}", sites.left.status());
+    }
+    sites.wait("--in-sync");
+    drive(&mut checker, &sites.left, 300);
+    sites.wait("--settled");
+    assert!(copied(&sites.left) > 20 * MIB, "the journal sufficed");
+    checker.verify(&mut sites.left.connect("data"), "the primary");
+    checker.verify(&mut sites.right.connect_when_served("data"), "the secondary");
+    let names = listed(&sites.left);
+    assert_eq!(names.len(), 2 + taken, "{names:?}");
+    assert_eq!(listed(&sites.right), names);
+    for (name, _) in &names {
+        let digests = [&sites.left, &sites.right].map(|site| succeeds(snapshot(site, &["digest", name])));
+        assert_eq!(digests[0], digests[1], "{name}");
+    }
+    println!("{taken} snapshots taken in {waited} turns of the resync");
 }
 
 #[test]

@@ -24,12 +24,12 @@ fn image(sites: &Sites, name: &str, seed: u64) -> String {
     path(&file).to_owned()
 }
 
-fn snapshot(site: &Site, arguments: &[&str]) -> std::process::Output {
+pub fn snapshot(site: &Site, arguments: &[&str]) -> std::process::Output {
     let (command, rest) = arguments.split_first().expect("a command");
     lockstep(&[&["snapshot", command, "--config", path(&site.config)], rest].concat())
 }
 
-fn listed(site: &Site) -> Vec<(String, bool)> {
+pub fn listed(site: &Site) -> Vec<(String, bool)> {
     let text = succeeds(snapshot(site, &["list", "--json"]));
     let list: Value = serde_json::from_str(&text).expect("a list");
     let list = list["snapshots"].as_array().expect("snapshots");

@@ -76,7 +76,7 @@ impl Repair {
             }
             return Ok(());
         };
-        let tables::Repaired { damage, kept, snapshots, entries, applied, fetched, lost } = &repaired;
+        let tables::Repaired { damage, kept, snapshots, entries, applied, fetched, lost, staged } = &repaired;
         if self.json {
             let of = |lost: &tables::Lost| json!({ "snapshot": lost.snapshot, "volume": lost.volume, "block": lost.block });
             let lost: Vec<_> = lost.iter().map(of).collect();
@@ -84,11 +84,19 @@ impl Repair {
                 "{:#}",
                 json!({
                     "damage": damage, "kept": kept, "snapshots": snapshots, "entries": entries, "applied": applied.0,
-                    "fetched_blocks": fetched, "lost": lost,
+                    "fetched_blocks": fetched, "lost": lost, "staged": staged,
                 })
             );
         } else {
             println!("damaged: {damage}");
+            if *staged {
+                println!(
+                    "the other site's tables are among what it has copied to this one, which the next start installs; the damaged file is {}",
+                    kept.display()
+                );
+                println!("`lockstep run --config {}` starts the site", config.file.display());
+                return Ok(());
+            }
             println!(
                 "repaired: {} snapshots and {entries} entries as of {applied}, {fetched} old blocks fetched; the damaged file is {}",
                 snapshots.len(),

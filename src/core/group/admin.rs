@@ -64,8 +64,6 @@ impl Group {
                     Err(AdminError::NameTaken)
                 } else if self.snapshots.living().count() == SNAPSHOTS_MAX {
                     Err(AdminError::TooMany)
-                } else if self.tail_passed_peer() {
-                    Err(AdminError::PeerBehind)
                 } else {
                     Ok(())
                 }

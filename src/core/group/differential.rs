@@ -24,8 +24,17 @@ pub(super) enum MetadataIo {
     Reclaim,
     LookUp(Reader),
     Lend,
-    SaveMarks { pages: usize },
+    SaveMarks {
+        pages: usize,
+    },
     DropMarks,
+    /// A page of tables for the peer's log, into this row of the catch-up table; see [`super::copy_kept`].
+    CopyTables {
+        row: u32,
+        page: u32,
+        moves: u64,
+    },
+    TakeTables,
 }
 
 /// A commit under way: so many of the oldest captures and changes, in so many pages beside the answer's.
@@ -363,8 +372,9 @@ impl Group {
         if !self.reclaiming()
             || loading
             || self.reclaim.in_flight
-            // A slot that is being repaired stays what it is.
+            // A slot that is being repaired stays what it is, and so do those that are being copied.
             || self.repairing(turn.now)
+            || self.copies_kept()
             || self.stopping
             || self.pages.free() < COMMIT_LEAVES_PAGES
         {
@@ -421,17 +431,22 @@ impl Group {
         let io = std::mem::replace(&mut self.metadata_io[slot.0 as usize], MetadataIo::Free);
         let answer = match done.result {
             Ok(answer) => answer,
-            // What a snapshot keeps is in doubt, and nothing else is.
-            Err(MetadataFault::Corrupt) if matches!(io, MetadataIo::LookUp(_) | MetadataIo::Lend) => {
-                match io {
-                    MetadataIo::LookUp(reader) => self.look_up_failed(turn, slot, reader),
-                    _ => self.cannot_lend(turn, slot),
+            // When nothing is changed, damage leaves what a snapshot keeps in doubt, and nothing else.
+            Err(fault) => {
+                match (io, fault) {
+                    (MetadataIo::LookUp(reader), MetadataFault::Corrupt) => {
+                        self.look_up_failed(turn, slot, reader);
+                    }
+                    (MetadataIo::Lend, MetadataFault::Corrupt) => self.cannot_lend(turn, slot),
+                    (MetadataIo::CopyTables { row, .. }, MetadataFault::Corrupt) => {
+                        self.cannot_copy_tables(turn, row);
+                    }
+                    _ => {
+                        turn.event(Event::MetadataFailed { fault });
+                        return self.fail(turn);
+                    }
                 }
                 return self.metadata_slots.push(slot);
-            }
-            Err(fault) => {
-                turn.event(Event::MetadataFailed { fault });
-                return self.fail(turn);
             }
         };
         match (io, answer) {
@@ -446,6 +461,10 @@ impl Group {
             (MetadataIo::Lend, MetadataAnswer::Lent) => self.lent(turn, slot),
             (MetadataIo::SaveMarks { pages }, MetadataAnswer::Saved) => self.marks_saved(turn, slot, pages),
             (MetadataIo::DropMarks, MetadataAnswer::Saved) => self.marks_dropped(turn, slot),
+            (MetadataIo::CopyTables { row, page, moves }, MetadataAnswer::Lent) => {
+                self.tables_read(turn, row, page, moves);
+            }
+            (MetadataIo::TakeTables, MetadataAnswer::Taken) => self.tables_taken(turn, slot),
             (io, answer) => panic!("the metadata executor answered {io:?} with {answer:?}"),
         }
         self.metadata_slots.push(slot);

@@ -1,8 +1,10 @@
 //! What was staged comes to the volumes, at a start that finds the mark: each update of the log in order, then the checksums and a
-//! superblock, by which it is over. Until then it begins anew after every crash, and does the same again.
+//! superblock, by which it is over. Until then it begins anew after every crash, and does the same again. What snapshots keep
+//! comes the same way: slots to the differential volume, and tables in one transaction; they are loaded when all of it is over.
 
 use super::destage::Step as Destaging;
-use super::recovery::Step;
+use super::differential::MetadataIo;
+use super::recovery::Load;
 use super::staging::MARK_BLOCK;
 use super::storage::VolumeIo;
 use super::{Group, Phase, Turn};
@@ -12,7 +14,7 @@ use crate::core::messages::*;
 use crate::core::outbox::Event;
 use crate::format::journal::{Digest, decode_batch, digest_of};
 use crate::format::superblock::{JournalPosition, RING_FIRST_BLOCK, Superblock};
-use crate::format::update::Update;
+use crate::format::update::{Update, UpdateKind};
 
 /// Writes to volumes under way.
 const WRITES_MAX: usize = 16;
@@ -39,19 +41,29 @@ enum At {
     Ending,
 }
 
+/// Where a page of tables is that comes next in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Page {
+    None,
+    /// The management information is being given it.
+    Given,
+    Taken,
+}
+
 #[derive(Debug)]
 pub(super) struct Install {
     mark: Box<Superblock>,
     head: JournalPosition,
     at: At,
-    /// By volume, first block and end: what is being written.
-    writing: FixedQueue<(VolumeId, u64, u64)>,
+    /// By target, first block and end: what is being written.
+    writing: FixedQueue<(IoTarget, u64, u64)>,
+    page: Page,
     blocks: u64,
 }
 
 impl Install {
-    fn overlaps(&self, volume: VolumeId, first: u64, end: u64) -> bool {
-        self.writing.iter().any(|(other, from, to)| *other == volume && *from < end && first < *to)
+    fn overlaps(&self, target: IoTarget, first: u64, end: u64) -> bool {
+        self.writing.iter().any(|(other, from, to)| *other == target && *from < end && first < *to)
     }
 }
 
@@ -61,7 +73,6 @@ impl Group {
         let mark = Superblock::decode(page).ok()?;
         let ours = mark.group == self.config.group
             && mark.site == self.config.site
-            && mark.journal_blocks == self.config.staging_blocks()
             && mark.volume_blocks().iter().eq(self.config.volumes.iter().map(|volume| &volume.blocks));
         let due = mark.sequence == self.destage.sequence() + 1;
         let head = JournalPosition { block: RING_FIRST_BLOCK, sequence: 1, previous: Digest::NONE };
@@ -71,6 +82,7 @@ impl Group {
                 head,
                 at: At::Reading(false),
                 writing: FixedQueue::new(WRITES_MAX),
+                page: Page::None,
                 blocks: 0,
             })
         })
@@ -195,11 +207,16 @@ impl Group {
         }
         let update = self.recovery().descriptors[row.next];
         let payload = update.payload_blocks() as u32;
-        if update.touches_blocks() {
-            let Some(count) = self.apply(turn, &update, &row) else { return false };
+        let target = match update.kind {
+            UpdateKind::Slots => Some(IoTarget::Differential),
+            UpdateKind::Tables if !self.give_tables(turn, &row) => return false,
+            _ => update.touches_blocks().then_some(IoTarget::Volume(update.volume)),
+        };
+        if let Some(target) = target {
+            let Some(count) = self.apply(turn, &update, target, &row) else { return false };
             row.written += count;
         }
-        if !update.touches_blocks() || row.written == update.count {
+        if target.is_none() || row.written == update.count {
             (row.next, row.page, row.written) = (row.next + 1, row.page + payload, 0);
         }
         self.install().at = At::Applying(row);
@@ -207,17 +224,26 @@ impl Group {
     }
 
     /// Writes the part of an update that comes next, unless what is being written there came before it.
-    fn apply(&mut self, turn: &mut Turn<impl Memory>, update: &Update, row: &Row) -> Option<u32> {
-        let volume = update.volume;
+    fn apply(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        update: &Update,
+        target: IoTarget,
+        row: &Row,
+    ) -> Option<u32> {
         let count = (update.count - row.written).min(VOLUME_IO_BLOCKS_MAX as u32);
         let lba = update.lba.plus(u64::from(row.written));
         let end = lba.0 + u64::from(count);
         let install = self.recovery().install.as_ref().expect("the step is to install");
-        let room = install.writing.room() > 0 && !install.overlaps(volume, lba.0, end);
+        let room = install.writing.room() > 0 && !install.overlaps(target, lba.0, end);
         if !room || self.volume_slots.is_empty() {
             return None;
         }
-        if self.config.volumes.get(volume.0 as usize).is_none_or(|spec| end > spec.blocks) {
+        let volume = match target {
+            IoTarget::Volume(volume) => self.config.volumes.get(volume.0 as usize).map(|spec| spec.blocks),
+            _ => Some(self.config.differential_blocks),
+        };
+        if volume.is_none_or(|blocks| end > blocks) {
             // It was judged when it came.
             let block = self.install().head.block;
             self.log_is_rotten(turn, block);
@@ -234,25 +260,52 @@ impl Group {
             };
             turn.tables.volume_io.set(slot, index as usize, page, sum);
             // In the order of the log, whenever the write is done.
-            self.sums[volume.0 as usize].set(lba.plus(u64::from(index)), sum);
+            if let IoTarget::Volume(volume) = target {
+                self.sums[volume.0 as usize].set(lba.plus(u64::from(index)), sum);
+            }
         }
         let install = self.install();
-        install.writing.push((volume, lba.0, end));
+        install.writing.push((target, lba.0, end));
         install.blocks += u64::from(count);
-        let request =
-            IoRequest { slot, target: IoTarget::Volume(volume), op: IoOp::Write, block: lba.0, count };
-        self.submit_volume(turn, slot, VolumeIo::Install { volume, lba }, request);
+        let request = IoRequest { slot, target, op: IoOp::Write, block: lba.0, count };
+        self.submit_volume(turn, slot, VolumeIo::Install { target, block: lba.0 }, request);
         Some(count)
     }
 
-    pub(super) fn installed(&mut self, volume: VolumeId, lba: Lba) {
+    pub(super) fn installed(&mut self, target: IoTarget, block: u64) {
         let install = self.install();
         for _ in 0..install.writing.len() {
             let write = install.writing.pop().expect("counted");
-            if (write.0, write.1) != (volume, lba.0) {
+            if (write.0, write.1) != (target, block) {
                 install.writing.push(write);
             }
         }
+    }
+
+    /// Gives the management information the page of tables that comes next; whether it has taken it.
+    fn give_tables(&mut self, turn: &mut Turn<impl Memory>, row: &Row) -> bool {
+        match self.install().page {
+            Page::Given => false,
+            Page::Taken => {
+                self.install().page = Page::None;
+                true
+            }
+            Page::None => {
+                let slot = self.metadata_slots.pop().expect("nothing else is asked while a log is installed");
+                let answer = self.pages.take().expect("pages are reserved for recovery's reads");
+                turn.tables.metadata_io.set(slot, 0, answer, BlockSum::ZEROS);
+                let page = turn.tables.journal_io.page(row.slot, row.page as usize);
+                turn.tables.metadata_io.set(slot, 1, page, BlockSum::ZEROS);
+                self.install().page = Page::Given;
+                self.submit_metadata(turn, slot, MetadataIo::TakeTables, MetadataOp::TakeTables);
+                false
+            }
+        }
+    }
+
+    pub(super) fn tables_taken(&mut self, turn: &mut Turn<impl Memory>, slot: SlotId) {
+        self.pages.release(turn.tables.metadata_io.page(slot, 0), turn.memory);
+        self.install().page = Page::Taken;
     }
 
     /// The volumes hold what the primary's held at the mark's number; the journal goes on from there.
@@ -271,7 +324,11 @@ impl Group {
         self.recovery().installs(upto);
         self.peer.told_settled = upto;
         self.changed.forget();
-        self.destage.end_at(upto, Destaging::Sums { volume: 0, block: 0 });
+        let step = match self.config.differential_blocks {
+            0 => Destaging::Sums { volume: 0, block: 0 },
+            _ => Destaging::DifferentialFlush { begun: false },
+        };
+        self.destage.end_at(upto, step);
     }
 
     fn end_install_if_durable(&mut self, turn: &mut Turn<impl Memory>) {
@@ -282,8 +339,12 @@ impl Group {
         assert_eq!(self.destage.sequence(), mark.sequence, "the mark is for the superblock after the last");
         let blocks = self.install().blocks;
         self.recovery().install = None;
-        self.recovery().set_step(Step::Ingest { next: mark.checkpoint.next() });
+        self.recovery().installed = true;
         turn.event(Event::Installed { upto: mark.checkpoint, blocks });
+        match self.config.differential_blocks {
+            0 => self.tables_loaded(turn),
+            _ => self.load_metadata(turn, Load::Snapshots { first: 0 }),
+        }
     }
 
     /// The place of the mark, to be read before anything else is.

@@ -4,11 +4,12 @@
 //! `status`; and of snapshots: `capture` (what an update's blocks held before), `old_blocks` (sending that, by value), `differential`
 //! (making that durable), `admin` (creating, deleting), `snapshot_reads`, `repair` and `tables` (what has gone bad, here or at the
 //! peer). `takeover` changes what a site is to its peer, `handover` by agreement; `split` says what keeps two apart; `resync` copies to
-//! one what the journal has no more, `staging` keeps that apart, `install` brings it to the volumes.
+//! one what the journal has no more, `copy_kept` what snapshots keep, `staging` keeps that apart, `install` brings it to the volumes.
 
 mod admin;
 mod capture;
 mod catch_up;
+mod copy_kept;
 mod cut;
 mod destage;
 mod differential;
@@ -18,6 +19,7 @@ mod host;
 mod inbound;
 mod install;
 mod old_blocks;
+mod pace;
 mod peering;
 mod recovery;
 mod repair;
@@ -236,7 +238,8 @@ impl Group {
         let consumers = config.fronts + usize::from(config.peer.is_some());
         let spare = config.pages as usize - RESERVED_PAGES;
         let resyncs = config.staging_blocks() > 0;
-        let blocks = config.volumes.iter().map(|v| if resyncs { v.blocks } else { 0 });
+        let sizes = config.volumes.iter().map(|v| v.blocks).chain([config.differential_blocks]);
+        let blocks = sizes.map(|blocks| if resyncs { blocks } else { 0 });
         // Half of what is not reserved may be staged; the rest holds blocks on their way to the volume.
         let staging_target =
             (spare / 2 / consumers.max(1)).clamp(old_blocks::update_pages(&config), STAGING_PAGES);
@@ -332,9 +335,10 @@ impl Group {
             + PageTable::bytes(JOURNAL_IO_SLOTS, BATCH_BLOCKS_MAX)
             + PageTable::bytes(VOLUME_IO_SLOTS, VOLUME_IO_BLOCKS_MAX)
             + PageTable::bytes(METADATA_IO_SLOTS, 1 + METADATA_PAGES_MAX);
-        // What snapshots take, whether there are any or not: captures, slots, and marks of what is captured.
+        // What snapshots take, whether there are any or not: captures, slots (which are free, and as blocks are below), and marks of
+        // what is captured.
         let snapshots =
-            Captures::bytes(captures_max(pages)) as u64 + differential_blocks / 8 + volume_blocks / 8;
+            Captures::bytes(captures_max(pages)) as u64 + 4 * (differential_blocks / 8) + volume_blocks / 8;
         let window = WINDOW_UPDATES_MAX * 192;
         (Cache::bytes(entries) + tables + window) as u64
             + journal_blocks * 64

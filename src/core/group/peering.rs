@@ -263,6 +263,7 @@ impl Group {
         let known = match update.kind {
             UpdateKind::GenerationOpen => update.generation > self.generation,
             UpdateKind::Cut => return Err("a cut record in the stream"),
+            kind if kind.staged_only() => return Err("a copied piece in the stream"),
             _ => update.generation == self.generation,
         };
         if !known {

@@ -83,8 +83,9 @@ pub(super) struct Recovery {
     solo_ended: UpdateNumber,
     replayed: u64,
     pub descriptors: Box<[Update; BATCH_DESCRIPTORS_MAX]>,
-    /// What is to be installed before anything else.
+    /// What is to be installed before anything else; and whether that is over.
     pub install: Option<Box<Install>>,
+    pub installed: bool,
 }
 
 /// How far beyond a missing batch one that knows it was durable can be: a disk that loses nothing makes a batch durable by
@@ -118,15 +119,12 @@ impl Recovery {
             replayed: 0,
             descriptors: Box::new([Update::EMPTY; BATCH_DESCRIPTORS_MAX]),
             install: None,
+            installed: false,
         }
     }
 }
 
 impl Recovery {
-    pub fn set_step(&mut self, step: Step) {
-        self.step = step;
-    }
-
     /// The volumes are brought to `upto` by what was staged: whatever else was found does not count.
     pub fn installs(&mut self, upto: UpdateNumber) {
         (self.checkpoint, self.superblock_settled, self.settled_bound) = (upto, upto, upto);
@@ -257,7 +255,7 @@ impl Group {
         recovery.step = Step::Sums { volume: 0, block: 0, in_flight: 0 };
         // What replay brings back, a peer may lack; a set that is loaded begins earlier.
         if self.may_resync() {
-            self.changed.begin(superblock.checkpoint, true);
+            self.changed.begin(superblock.checkpoint);
         }
         if let Some(block) = self.staging_mark() {
             self.recovery_read(turn, IoTarget::Staging, block, 1);
@@ -316,13 +314,25 @@ impl Group {
     // ------------------------------------------------------------------------------------ the management information
 
     fn marks_loaded(&mut self, turn: &mut Turn<impl Memory>) {
+        // What is to be installed replaces the tables.
+        let installs = self.recovery().install.is_some();
         match self.config.differential_blocks {
             0 => self.scan_at_head(turn),
+            _ if installs => self.scan_at_head(turn),
             _ => self.load_metadata(turn, Load::Snapshots { first: 0 }),
         }
     }
 
-    fn load_metadata(&mut self, turn: &mut Turn<impl Memory>, load: Load) {
+    /// The tables are in memory: the journal is next, unless what was installed is newer than all it has.
+    pub(super) fn tables_loaded(&mut self, turn: &mut Turn<impl Memory>) {
+        if !self.recovery().installed {
+            return self.scan_at_head(turn);
+        }
+        let next = self.checkpoint.next();
+        self.recovery().step = Step::Ingest { next };
+    }
+
+    pub(super) fn load_metadata(&mut self, turn: &mut Turn<impl Memory>, load: Load) {
         let op = match load {
             Load::Marks { volume, chunk } => MetadataOp::LoadMarks { volume, chunk },
             Load::Snapshots { first } => MetadataOp::LoadSnapshots { first },
@@ -348,9 +358,9 @@ impl Group {
         let Step::Metadata(load) = self.recovery().step else { panic!("{answer:?} was not asked for") };
         let page = turn.tables.metadata_io.page(slot, 0);
         let next = match (load, answer) {
-            (Load::Marks { .. }, MetadataAnswer::Marks { set, found }) => {
-                if let Some((base, plain)) = set {
-                    self.changed.load(base, plain);
+            (Load::Marks { .. }, MetadataAnswer::Marks { base, found }) => {
+                if let Some(base) = base {
+                    self.changed.load(base);
                 }
                 let more = found.then(|| self.changed.load_page(turn.memory.bytes(page)));
                 self.pages.release(page, turn.memory);
@@ -409,7 +419,7 @@ impl Group {
         self.pages.release(page, turn.memory);
         match next {
             Some(load) => self.load_metadata(turn, load),
-            None => self.scan_at_head(turn),
+            None => self.tables_loaded(turn),
         }
     }
 
@@ -599,8 +609,6 @@ impl Group {
         let alone = self.config.peer.is_none() || (self.role == Role::Primary && self.recovery().solo);
         if self.role == Role::Secondary {
             self.changed.forget();
-        } else if !self.without_snapshots() {
-            self.changed.note_snapshots();
         }
         if self.recovery().install.is_some() {
             let slot = self.journal.take_slot().expect("recovery's I/O is one at a time");

@@ -3,8 +3,9 @@
 //!
 //! The journal is held for the peer from `floor` on. Every block that an update up to `floor` changed is copied as it was at `floor`
 //! or later; the updates after it, up to where the copying ended, make that exact. If the ring needs the room, `floor` moves, and
-//! what was changed up to there is copied again.
+//! what was changed up to there is copied again. What snapshots keep is copied as of a checkpoint, before those updates: `copy_kept`.
 use super::differential::MetadataIo;
+use super::pace::{PIECES_MAX, Pace};
 use super::peering::{LINK_SPARE, Talk, refusal};
 use super::storage::VolumeIo;
 use super::{Alone, Group, Phase, Turn};
@@ -21,28 +22,30 @@ use crate::format::wire::{Hello, RefusalCode};
 /// what lets it pass, begin before that and hosts wait for room only well behind it.
 const PASS_AT_PERCENT: u64 = 75;
 
-/// Updates with copied blocks on their way that the peer has not staged: 16 MiB.
-const PIECES_MAX: usize = 128;
-
 /// A peer that is being copied to and says nothing for so long is gone: it flushes its disk before it answers.
 const SILENCE_MAX: Nanos = Nanos::from_millis(30_000);
 
-/// How often the pace is looked at, and with how many pieces on their way it begins.
-const PACE_EVERY: Nanos = Nanos::from_millis(100);
-const PACE_BEGINS: usize = 8;
-
 /// Pages that copying leaves to everybody else.
-const LEAVES_PAGES: usize = super::RESERVED_PAGES / 2;
+pub(super) const LEAVES_PAGES: usize = super::RESERVED_PAGES / 2;
 
 /// Where a resync stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
     /// There is none.
     None,
     /// The peer was offered it, or is away.
     Offered,
     Copying,
-    /// All blocks are staged: the updates after `floor` up to `upto` follow, behind `before` others.
+    /// All blocks are staged, in versions up to `past`: a checkpoint that covers them is awaited, for what snapshots keep as of it.
+    Sweeping {
+        past: UpdateNumber,
+    },
+    /// The slots and tables of the checkpoint `at` follow; no slot that the tables name is freed meanwhile.
+    Kept {
+        at: UpdateNumber,
+        tables: Pages,
+    },
+    /// Everything is staged: the updates after `floor` up to `upto` follow, behind `before` others.
     Tail {
         upto: UpdateNumber,
         before: u64,
@@ -53,41 +56,41 @@ enum Step {
     },
 }
 
-/// Copied blocks on their way to the peer's log, as its `at`th update.
+/// Pages of tables on their way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pages {
+    Next(u32),
+    /// One is being read.
+    Asked,
+    Whole,
+}
+
+/// Copied blocks on their way to the peer's log, as its `at`th update. Tables are copied anew when they do not arrive.
 #[derive(Clone, Copy, Debug)]
 struct Piece {
     at: u64,
-    volume: VolumeId,
-    lba: Lba,
+    blocks: Option<(VolumeId, Lba)>,
     count: u32,
-}
-
-/// How much may be on its way, so that hosts do not notice.
-#[derive(Clone, Copy, Debug)]
-struct Pace {
-    pieces: usize,
-    looked_at: Nanos,
-    writes: u32,
-    late: u32,
-    /// Even one was too much: nothing more until the next look.
-    paused: bool,
 }
 
 #[derive(Debug)]
 pub(super) struct Resync {
-    step: Step,
+    pub step: Step,
     /// The peer has not heard of it since it was met.
     offer_due: bool,
     generation: Generation,
     serial: u64,
     /// The journal is held from behind this one on.
     floor: UpdateNumber,
-    /// Blocks that are to be copied; changed after `floor`; and where the next one is looked for.
-    to_copy: Vec<Bitmap>,
-    recent: Vec<Bitmap>,
-    next: (u16, u64),
-    /// Reads of volumes under way.
-    reading: usize,
+    /// Blocks that are to be copied; changed after `floor`; and where the next one is looked for. Slots of the differential volume
+    /// are those of one more volume behind the last: recent while what was captured into them may not be there yet.
+    pub to_copy: Vec<Bitmap>,
+    pub recent: Vec<Bitmap>,
+    pub next: (u16, u64),
+    /// Reads of volumes, and of tables, under way.
+    pub reading: usize,
+    /// How often `floor` has moved.
+    pub moves: u64,
     on_their_way: FixedQueue<Piece>,
     /// Updates for the peer's log that were sent, and those that it has durably.
     sent: u64,
@@ -110,11 +113,12 @@ impl Resync {
             recent: volume_blocks.map(Bitmap::new).collect(),
             next: (0, 0),
             reading: 0,
+            moves: 0,
             on_their_way: FixedQueue::new(PIECES_MAX),
             sent: 0,
             staged: 0,
             heard_at: Nanos(0),
-            pace: Pace { pieces: PACE_BEGINS, looked_at: Nanos(0), writes: 0, late: 0, paused: false },
+            pace: Pace::new(),
             copied_blocks: 0,
             began_at: Nanos(0),
         }
@@ -124,18 +128,32 @@ impl Resync {
         self.to_copy.iter().map(Bitmap::count).sum()
     }
 
-    /// It changes blocks after `floor`.
+    /// It changes blocks after `floor`, and captures into slots.
     fn note_recent(&mut self, update: &Update) {
-        if update.touches_blocks() {
-            let recent = &mut self.recent[update.volume.0 as usize];
-            for block in update.lba.0..update.lba.0 + u64::from(update.count) {
+        let insert = |recent: &mut Bitmap, first: u64| {
+            for block in first..first + u64::from(update.count) {
                 recent.insert(block);
             }
+        };
+        if update.touches_blocks() {
+            insert(&mut self.recent[update.volume.0 as usize], update.lba.0);
+        }
+        if update.captures() {
+            insert(self.recent.last_mut().expect("slots come last"), update.slot.0);
         }
     }
 
+    fn under_way(&self) -> usize {
+        self.on_their_way.len() + self.reading
+    }
+
+    /// Whether one more piece may be on its way.
+    pub fn has_pace(&self) -> bool {
+        self.pace.allows(self.under_way())
+    }
+
     /// What was read or is on its way has not arrived.
-    fn copy_again(&mut self, volume: VolumeId, lba: Lba, count: u32) {
+    pub fn copy_again(&mut self, volume: VolumeId, lba: Lba, count: u32) {
         for block in lba.0..lba.0 + u64::from(count) {
             self.to_copy[volume.0 as usize].insert(block);
         }
@@ -169,16 +187,11 @@ impl Group {
         }
         let retired = self.window.retired();
         assert!(self.changed.tracking() || base >= retired, "INV-9: {base} to {retired} would not be marked");
-        let plain = self.without_snapshots();
-        self.changed.begin(base, plain);
+        self.changed.begin(base);
         for number in self.window.retired().max(base).0 + 1..=self.window.last().0 {
             let update = self.window.get(UpdateNumber(number)).update;
             self.mark_changed(&update);
         }
-    }
-
-    pub(super) fn without_snapshots(&self) -> bool {
-        self.snapshots.is_empty() && self.captures.is_empty() && self.slots.free() == self.slots.total()
     }
 
     /// An update enters the stream.
@@ -201,8 +214,8 @@ impl Group {
         if update.touches_blocks() {
             self.changed.mark(update.volume, update.lba, update.count);
         }
-        if update.kind == UpdateKind::SnapshotCreate || update.kind.names_snapshot() || update.captures() {
-            self.changed.note_snapshots();
+        if update.captures() {
+            self.changed.mark(self.slots_id(), Lba(update.slot.0), update.count);
         }
         self.changed.note(update.number);
     }
@@ -258,8 +271,7 @@ impl Group {
             pages += 1;
             turn.tables.metadata_io.set(slot, pages, page, BlockSum::ZEROS);
         }
-        let (base, plain) = (self.changed.base(), self.changed.plain());
-        let op = MetadataOp::SaveMarks { base, plain, pages: pages as u32 };
+        let op = MetadataOp::SaveMarks { base: self.changed.base(), pages: pages as u32 };
         self.submit_metadata(turn, slot, MetadataIo::SaveMarks { pages }, op);
         false
     }
@@ -291,7 +303,7 @@ impl Group {
         }
         match self.resync.step {
             Step::None | Step::Installing { .. } => UpdateNumber(u64::MAX),
-            Step::Offered | Step::Copying | Step::Tail { .. } => {
+            Step::Offered | Step::Copying | Step::Sweeping { .. } | Step::Kept { .. } | Step::Tail { .. } => {
                 self.move_floor();
                 self.resync.floor
             }
@@ -310,27 +322,21 @@ impl Group {
         self.journal.used_blocks() * 100 / Journal::usable_blocks(self.journal.ring_blocks())
     }
 
-    /// Whether the peer lacks updates that the journal has no more: only blocks are copied to it, so there may be nothing else to copy.
-    pub(super) fn tail_passed_peer(&self) -> bool {
-        let installing = matches!(self.resync.step, Step::Installing { .. });
-        self.changed.tracking()
-            && self.alone == Alone::Yes
-            && (installing || self.peer.durable.next() < self.oldest_kept())
-    }
-
     /// The journal need not be held from before what is settled now: whatever changed since `floor` is copied (again) instead.
-    fn move_floor(&mut self) {
+    pub(super) fn move_floor(&mut self) {
         let resync = &mut self.resync;
         for (to_copy, recent) in resync.to_copy.iter_mut().zip(&mut resync.recent) {
             to_copy.insert_all(recent);
             recent.clear();
         }
         resync.floor = self.settled;
+        resync.moves += 1;
+        self.put_off_pending_slots();
         for number in self.settled.max(self.window.retired()).0 + 1..=self.window.last().0 {
             let update = self.window.get(UpdateNumber(number)).update;
             self.resync.note_recent(&update);
         }
-        if let Step::Tail { .. } = self.resync.step {
+        if let Step::Sweeping { .. } | Step::Kept { .. } | Step::Tail { .. } = self.resync.step {
             self.resync.step = Step::Copying;
             self.peer.send_to = UpdateNumber::NONE;
         }
@@ -356,8 +362,14 @@ impl Group {
         self.resync.heard_at = turn.now;
         self.resync.offer_due = true;
         match self.resync.step {
-            // It was told to install, and did not get to it.
-            Step::Installing { .. } => self.resync.step = Step::Offered,
+            // It was told to install, and did not get to it: its log is what it would have installed, so what follows comes on top.
+            Step::Installing { upto } => {
+                self.resync.step = Step::Offered;
+                self.resync.floor = upto;
+                if upto.next() < self.oldest_kept() {
+                    self.move_floor();
+                }
+            }
             Step::None => self.begin_resync(turn.now),
             _ => {}
         }
@@ -376,7 +388,7 @@ impl Group {
             self.begin_resync(turn.now);
         }
         let Resync { generation, serial, .. } = self.resync;
-        let blocks = self.resync.left();
+        let blocks = self.resync.left() + self.table_pages();
         turn.out.to_link.push(ToLink::Control(Control::CopyOffer { generation, serial, blocks }));
         turn.event(Event::ResyncBegan { blocks });
     }
@@ -406,10 +418,12 @@ impl Group {
     pub(super) fn interrupt_resync(&mut self) {
         let resync = &mut self.resync;
         resync.offer_due = false;
-        while let Some(Piece { volume, lba, count, .. }) = resync.on_their_way.pop() {
-            resync.copy_again(volume, lba, count);
+        while let Some(Piece { blocks, count, .. }) = resync.on_their_way.pop() {
+            if let Some((volume, lba)) = blocks {
+                resync.copy_again(volume, lba, count);
+            }
         }
-        if matches!(resync.step, Step::Copying | Step::Tail { .. }) {
+        if !matches!(resync.step, Step::None | Step::Installing { .. }) {
             resync.step = Step::Offered;
         }
     }
@@ -441,23 +455,8 @@ impl Group {
     pub(super) fn note_write_latency(&mut self, took: Nanos) {
         if self.peer.talk == Talk::Copying {
             let late = took > self.peer_config().resync.p99_budget;
-            self.resync.pace.writes += 1;
-            self.resync.pace.late += u32::from(late);
+            self.resync.pace.note_write(late);
         }
-    }
-
-    fn keep_pace(&mut self, now: Nanos) {
-        let pace = &mut self.resync.pace;
-        if now.since(pace.looked_at) < PACE_EVERY {
-            return;
-        }
-        let over = u64::from(pace.late) * 100 > u64::from(pace.writes);
-        pace.paused = over && pace.pieces == 1 && !pace.paused;
-        pace.pieces = match over {
-            true => (pace.pieces / 2).max(1),
-            false => (pace.pieces + 1 + pace.pieces / 4).min(PIECES_MAX),
-        };
-        (pace.looked_at, pace.writes, pace.late) = (now, 0, 0);
     }
 
     pub(super) fn copy_turn(&mut self, turn: &mut Turn<impl Memory>) {
@@ -466,9 +465,15 @@ impl Group {
             return self.lose_peer(turn, LossReason::LatencyBudget { unanswered_ns });
         }
         self.offer_if_open(turn);
-        self.keep_pace(turn.now);
-        if self.resync.step == Step::Copying {
-            self.copy_blocks(turn);
+        self.resync.pace.keep(turn.now);
+        if self.resync.step == Step::Copying && self.copy_blocks(turn) {
+            self.blocks_copied();
+        }
+        if let Step::Sweeping { past } = self.resync.step {
+            self.copy_kept_when_swept(turn, past);
+        }
+        if let Step::Kept { at, tables } = self.resync.step {
+            self.copy_kept(turn, at, tables);
         }
         if let Step::Tail { upto, before } = self.resync.step {
             self.send_updates(turn);
@@ -479,26 +484,35 @@ impl Group {
     pub(super) fn copy_deadline(&self) -> Nanos {
         let silence = self.resync.heard_at.plus(SILENCE_MAX);
         match self.resync.step {
-            Step::Copying => silence.min(self.resync.pace.looked_at.plus(PACE_EVERY)),
+            Step::Copying | Step::Sweeping { .. } | Step::Kept { .. } => {
+                silence.min(self.resync.pace.looks_at())
+            }
             _ => silence,
         }
     }
 
-    fn copy_blocks(&mut self, turn: &mut Turn<impl Memory>) {
+    /// Copies what there is to copy, as the pace allows; true if all of it is staged.
+    pub(super) fn copy_blocks(&mut self, turn: &mut Turn<impl Memory>) -> bool {
         loop {
-            let under_way = self.resync.on_their_way.len() + self.resync.reading;
-            if self.resync.pace.paused || under_way >= self.resync.pace.pieces {
-                return;
+            if !self.resync.has_pace() {
+                return false;
             }
-            let Some((volume, lba)) = self.next_to_copy() else {
-                if under_way == 0 {
-                    self.begin_tail();
-                }
-                return;
+            let Some((volume, lba)) = self.next_to_copy() else { return self.resync.under_way() == 0 };
+            let copies = match volume == self.slots_id() {
+                true => self.copy_slots(turn, lba),
+                false => self.copy_from(turn, volume, lba),
             };
-            if !self.copy_from(turn, volume, lba) {
-                return;
+            if !copies {
+                return false;
             }
+        }
+    }
+
+    /// Nothing is left to copy: where snapshots may keep something, what they keep is next.
+    fn blocks_copied(&mut self) {
+        match self.config.differential_blocks {
+            0 => self.begin_tail(self.settled),
+            _ => self.resync.step = Step::Sweeping { past: self.settled.max(self.applied) },
         }
     }
 
@@ -640,13 +654,25 @@ impl Group {
         count: u32,
         row: Option<u32>,
     ) {
-        let sum = row.map_or(0, |row| {
-            sum_of_sums((0..count as usize).map(|index| turn.tables.catch_up.sum(SlotId(row), index)))
-        });
         let kind = if row.is_some() { UpdateKind::Write } else { UpdateKind::Zero };
         let row = row.unwrap_or_else(|| self.catch_up.take_row(0).expect("checked above"));
+        self.send_copy(turn, Update { lba, count, volume, kind, ..Update::EMPTY }, row, Some((volume, lba)));
+    }
+
+    /// Sends what is in the row for the peer's log; `blocks` is what has to be copied again if it does not arrive.
+    pub(super) fn send_copy(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        what: Update,
+        row: u32,
+        blocks: Option<(VolumeId, Lba)>,
+    ) {
+        let sum = match what.payload_blocks() {
+            0 => 0,
+            count => sum_of_sums((0..count).map(|index| turn.tables.catch_up.sum(SlotId(row), index))),
+        };
         let (number, generation) = (self.settled.max(UpdateNumber(1)), self.generation);
-        let update = Update { number, generation, lba, count, sum, volume, kind, ..Update::EMPTY };
+        let update = Update { number, generation, sum, ..what };
         turn.out.to_link.push(ToLink::Update {
             update,
             settled: self.settled,
@@ -655,15 +681,15 @@ impl Group {
             with_old: false,
         });
         self.resync.sent += 1;
-        self.resync.on_their_way.push(Piece { at: self.resync.sent, volume, lba, count });
+        self.resync.on_their_way.push(Piece { at: self.resync.sent, blocks, count: what.count });
     }
 
     // ------------------------------------------------------------------------------------------------------ the ending
 
-    /// Everything is staged as it was after `floor`: the updates up to now make that what this site holds now.
-    fn begin_tail(&mut self) {
+    /// Everything is staged as it was after `floor`: the updates up to here make that what this site held then.
+    pub(super) fn begin_tail(&mut self, upto: UpdateNumber) {
         // That this site has left its generation, the peer takes from the stream; nothing follows it there.
-        let upto = self.left.map_or(self.settled, |(at, _)| at.previous().min(self.settled));
+        let upto = self.left.map_or(upto, |(at, _)| at.previous().min(upto));
         self.resync.step = Step::Tail { upto, before: self.resync.sent };
         let floor = self.resync.floor;
         (self.peer.next_to_send, self.peer.send_to) = (floor.next(), upto);

@@ -12,7 +12,8 @@ use crate::core::outbox::{Event, LossReason};
 use crate::format::history::History;
 use crate::format::journal::{BatchHeader, Digest, encode_batch};
 use crate::format::superblock::{JournalPosition, RING_FIRST_BLOCK, Superblock};
-use crate::format::update::Update;
+use crate::format::tables::{TablesHeader, header_of};
+use crate::format::update::{Update, UpdateKind};
 use crate::format::wire::{Hello, RefusalCode};
 
 /// The mark's block in the staging file; the log begins behind two, as a journal's ring does.
@@ -73,6 +74,8 @@ pub(super) struct Staging {
     order: Order,
     descriptors: Box<[Update; BATCH_DESCRIPTORS_MAX]>,
     blocks: u64,
+    /// Of the tables that began last in the log: the number that they are of, and the next page, unless all of them are there.
+    tables: Option<(UpdateNumber, Option<u32>)>,
 }
 
 impl Staging {
@@ -91,7 +94,14 @@ impl Staging {
             order: Order::None,
             descriptors: Box::new([Update::EMPTY; BATCH_DESCRIPTORS_MAX]),
             blocks: 0,
+            tables: None,
         }
+    }
+
+    fn note_tables(&mut self, header: &TablesHeader) {
+        let follows = header.index == 0 || self.tables == Some((header.applied, Some(header.index)));
+        let next = (!header.last).then_some(header.index + 1);
+        self.tables = follows.then_some((header.applied, next));
     }
 
     pub fn is_io(&self, slot: SlotId) -> bool {
@@ -127,24 +137,13 @@ impl Group {
         if self.peer.talk != Talk::Following || self.staging.installing() {
             return self.lose_peer(turn, LossReason::Protocol("a resync that was not due"));
         }
-        // What is left of deleted ones goes by itself, as ever.
-        let has_snapshots = self.snapshots.living().next().is_some();
         // Each block may come with a header of its own.
-        let need = RING_FIRST_BLOCK + 2 * blocks;
-        if need > self.config.staging_blocks() || has_snapshots {
-            let have = self.config.staging_blocks();
-            let why = match need > have {
-                true => refusal(
-                    RefusalCode::ResyncRequired,
-                    format_args!("this site's staging file has {have} blocks, the resync may need {need}"),
-                ),
-                false => refusal(
-                    RefusalCode::ResyncRequired,
-                    format_args!(
-                        "this site has snapshots that the primary has not: a resync of all blocks is needed"
-                    ),
-                ),
-            };
+        let (need, have) = (RING_FIRST_BLOCK + 2 * blocks, self.config.staging_blocks());
+        if need > have {
+            let why = refusal(
+                RefusalCode::ResyncRequired,
+                format_args!("this site's staging file has {have} blocks, the resync may need {need}"),
+            );
             return self.refuse(turn, why);
         }
         self.peer.talk = Talk::Staging;
@@ -183,6 +182,7 @@ impl Group {
             staging.head =
                 JournalPosition { block: RING_FIRST_BLOCK, sequence: 1, previous: seed_of(resync) };
             (staging.appended, staging.written, staging.flushed, staging.blocks) = (0, 0, 0, 0);
+            staging.tables = None;
         }
         staging.reported = staging.flushed;
         let updates = staging.flushed;
@@ -208,7 +208,8 @@ impl Group {
             && let Some(inbound) = self.peer.inbound.get(count)
         {
             let update = inbound.update;
-            if let Err(why) = self.judge_staged(&update, inbound.old.is_some()) {
+            let (page, with_old) = (inbound.pages[0].0, inbound.old.is_some());
+            if let Err(why) = self.judge_staged(turn.memory, &update, page, with_old) {
                 self.lose_peer(turn, LossReason::Protocol(why));
                 return false;
             }
@@ -239,6 +240,10 @@ impl Group {
         let mut row = 1;
         for _ in 0..count {
             let inbound: Inbound = self.peer.inbound.pop().expect("counted");
+            if inbound.update.kind == UpdateKind::Tables {
+                let header = header_of(turn.memory.bytes(inbound.pages[0].0)).expect("it was judged");
+                self.staging.note_tables(&header);
+            }
             for &(page, sum) in &inbound.pages[..inbound.update.payload_blocks()] {
                 turn.memory.seal(page);
                 turn.tables.journal_io.set(slot, row, page, sum);
@@ -277,9 +282,21 @@ impl Group {
         true
     }
 
-    fn judge_staged(&self, update: &Update, with_old: bool) -> Result<(), &'static str> {
+    fn judge_staged(
+        &self,
+        memory: &impl Memory,
+        update: &Update,
+        page: PageId,
+        with_old: bool,
+    ) -> Result<(), &'static str> {
         if with_old {
             return Err("old blocks in a resync");
+        }
+        if update.kind == UpdateKind::Slots && !self.slots.has(Slot(update.lba.0), update.count as usize) {
+            return Err("a copied slot beyond the differential volume's end");
+        }
+        if update.kind == UpdateKind::Tables {
+            self.judge_tables(memory.bytes(page), update.lba.0)?;
         }
         if update.touches_blocks() {
             let volume = self.config.volumes.get(update.volume.0 as usize);
@@ -392,7 +409,12 @@ impl Group {
     }
 
     pub(super) fn on_install(&mut self, turn: &mut Turn<impl Memory>, upto: UpdateNumber) {
-        let whole = self.staging.flushed == self.staging.appended
+        let tables = match self.config.differential_blocks {
+            0 => true,
+            _ => matches!(self.staging.tables, Some((applied, None)) if applied >= upto),
+        };
+        let whole = tables
+            && self.staging.flushed == self.staging.appended
             && self.peer.inbound.is_empty()
             && self.staging.offered.is_none()
             && self.staging.resync.is_some()

@@ -1,5 +1,6 @@
 //! Completions from the disks.
 
+use super::copy_kept::SlotsRead;
 use super::snapshot_reads::Reader;
 use super::{Group, Phase, Turn};
 use crate::base::*;
@@ -31,10 +32,12 @@ pub(super) enum VolumeIo {
         lba: Lba,
         count: u32,
     },
-    /// Staged blocks on their way to the volume.
+    /// Slots read because the peer lacks them.
+    CopySlots(SlotsRead),
+    /// Staged blocks on their way to the volume, or the differential volume.
     Install {
-        volume: VolumeId,
-        lba: Lba,
+        target: IoTarget,
+        block: u64,
     },
     /// Settled blocks on their way to the volume.
     Destage {
@@ -148,10 +151,11 @@ impl Group {
             (VolumeIo::Copy { volume, lba, count }, result) => {
                 self.copy_read(turn, slot, (volume, lba, count), result.is_ok());
             }
-            (VolumeIo::Install { volume, lba }, Err(fault)) => {
-                return self.fail_on_disk(turn, IoTarget::Volume(volume), fault, lba.0);
+            (VolumeIo::CopySlots(read), result) => self.slots_read(turn, slot, read, result.is_ok()),
+            (VolumeIo::Install { target, block }, Err(fault)) => {
+                return self.fail_on_disk(turn, target, fault, block);
             }
-            (VolumeIo::Install { volume, lba }, Ok(())) => self.installed(volume, lba),
+            (VolumeIo::Install { target, block }, Ok(())) => self.installed(target, block),
             (VolumeIo::SnapshotFetch { .. }, result) => {
                 self.snapshot_fetched(turn, slot, io, result);
                 self.volume_slots.push(slot);

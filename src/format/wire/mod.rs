@@ -20,8 +20,8 @@ use crate::format::update::{
 };
 
 /// Versions of the protocol that this build speaks; `Hello` carries them, and the highest common one is used.
-pub const PROTOCOL_MIN: u16 = 8;
-pub const PROTOCOL_MAX: u16 = 8;
+pub const PROTOCOL_MIN: u16 = 9;
+pub const PROTOCOL_MAX: u16 = 9;
 
 /// The first four bytes of a frame.
 pub const FRAME_MAGIC: [u8; 4] = *b"LSTP";

@@ -9,6 +9,7 @@ use redb::{
 
 use super::backend::give_way;
 use super::space::{Needed, SharedSpace};
+use super::take::Taking;
 use super::{NUMBERS, TableNames, begin_write};
 use crate::base::*;
 use crate::core::messages::{MetadataAnswer, MetadataFault, MetadataOp};
@@ -18,7 +19,8 @@ use crate::format::snapshot::{
     encode_snapshots, readable_name,
 };
 use crate::format::tables::{
-    TABLE_ENTRIES_MAX, TABLE_RECORDS_MAX, TablesHeader, TablesKind, put_entry, put_header, put_record,
+    TABLE_ENTRIES_MAX, TABLE_RECORDS_MAX, TablesError, TablesHeader, TablesKind, put_entry, put_header,
+    put_record,
 };
 
 /// By number.
@@ -38,7 +40,7 @@ const RECLAIM_STEP: usize = 4096;
 const LENT_COMMITS_MAX: usize = 1000;
 
 /// Tables on their way to the peer, as they were at one moment.
-struct Lent {
+pub(super) struct Lent {
     applied: UpdateNumber,
     records: Vec<SnapshotRecord>,
     entries: ReadOnlyTable<Key, &'static [u8; ENTRY_BYTES]>,
@@ -63,7 +65,8 @@ pub struct Store {
     space: SharedSpace,
     path: PathBuf,
     names: TableNames,
-    lent: Option<Lent>,
+    pub(super) lent: Option<Lent>,
+    pub(super) taking: Option<Taking>,
 }
 
 /// Why a request was not carried out, for the log; the group hears of the kind only.
@@ -81,6 +84,10 @@ pub enum StoreError {
     Slot(Slot),
     #[error("a page of the changed-block set is not what was put there")]
     Marks,
+    #[error("page of tables: {0}")]
+    Tables(#[from] TablesError),
+    #[error("page {found} of tables, expected {expected}")]
+    TablesOrder { expected: u32, found: u32 },
 }
 
 macro_rules! of_database {
@@ -118,7 +125,7 @@ type Key = (u16, u64, u64);
 impl Store {
     pub(super) fn new(database: Database, path: PathBuf, names: TableNames) -> Store {
         let (slots, needed, space) = (Vec::new(), Needed::default(), SharedSpace::default());
-        Store { database, slots, needed, space, path, names, lent: None }
+        Store { database, slots, needed, space, path, names, lent: None, taking: None }
     }
 
     pub(super) fn into_database(self) -> Database {
@@ -198,10 +205,9 @@ impl Store {
             }
             MetadataOp::Lend { page, applied } => self.lend(page, applied, pages.answer()),
             MetadataOp::LoadMarks { volume, chunk } => self.load_marks(volume, chunk, pages.answer()),
-            MetadataOp::SaveMarks { base, plain, pages: count } => {
-                self.save_marks(base, plain, count as usize, pages)
-            }
+            MetadataOp::SaveMarks { base, pages: count } => self.save_marks(base, count as usize, pages),
             MetadataOp::DropMarks => self.drop_marks(),
+            MetadataOp::TakeTables => self.take_tables(pages.page(1)),
         }
     }
 

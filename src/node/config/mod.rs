@@ -17,6 +17,7 @@ use crate::core::config::{
 };
 use crate::core::group::{Group as CoreGroup, PAGES_MIN};
 use crate::format::superblock::RING_FIRST_BLOCK;
+use crate::format::tables::table_pages_max;
 use crate::io::quic::identity::Fingerprint;
 use crate::io::quic::transport::{Congestion, PAYLOAD_BYTES_MAX};
 
@@ -326,11 +327,14 @@ impl Config {
             + CoreGroup::overhead_bytes(pages, fronts, journal_blocks, volume_blocks, differential_blocks)
     }
 
-    /// Blocks that the staging file may grow to: every block with a header of its own, and as much as a journal holds.
+    /// Blocks that the staging file may grow to: every block and slot with a header of its own, tables that name all slots, and as much
+    /// as a journal holds.
     pub fn staging_blocks(&self) -> u64 {
         let volume_blocks: u64 = self.volumes.iter().map(Volume::blocks).sum();
         let journal_blocks = self.journal.bytes / BLOCK_BYTES as u64;
-        2 * (volume_blocks + journal_blocks) + RING_FIRST_BLOCK
+        let differential_blocks = self.differential.bytes / BLOCK_BYTES as u64;
+        let kept_blocks = differential_blocks + table_pages_max(differential_blocks);
+        2 * (volume_blocks + kept_blocks + journal_blocks) + RING_FIRST_BLOCK
     }
 
     pub fn group_id(&self) -> GroupId {

@@ -25,7 +25,7 @@ use crate::reactor::{Actor, Clock, Port};
 
 pub use assembly::{FrontPlace, link_config};
 pub use front::{FrontAnswer, FrontQuestion};
-pub use storage::names;
+pub use storage::{installs, names};
 
 use assembly::{Assembly, Fate};
 use reactors::Threads;

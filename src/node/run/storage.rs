@@ -68,8 +68,8 @@ fn staging(config: &Config, superblock: Option<&Superblock>) -> Result<Disk, Dis
     let (path, bytes) = (&config.staging, config.staging_blocks() * BLOCK_BYTES as u64);
     if path.symlink_metadata().is_ok() {
         let disk = Disk::open(path)?;
-        let mut block = [0; BLOCK_BYTES];
-        if disk.bytes() >= bytes && (disk.is_device() || is_marked(&disk, superblock, &mut block)?) {
+        let serves = disk.is_device() && disk.bytes() >= bytes;
+        if serves || is_marked(&disk, superblock)? {
             return Ok(disk);
         }
     }
@@ -77,14 +77,22 @@ fn staging(config: &Config, superblock: Option<&Superblock>) -> Result<Disk, Dis
 }
 
 /// Whether its mark is newer than the superblock.
-fn is_marked(
-    disk: &Disk,
-    superblock: Option<&Superblock>,
-    block: &mut [u8; BLOCK_BYTES],
-) -> Result<bool, DiskError> {
-    disk.read_blocks(0, block)?;
-    let mark = Superblock::decode(block).ok();
+fn is_marked(disk: &Disk, superblock: Option<&Superblock>) -> Result<bool, DiskError> {
+    if disk.blocks() == 0 {
+        return Ok(false);
+    }
+    let mut block = [0; BLOCK_BYTES];
+    disk.read_blocks(0, &mut block)?;
+    let mark = Superblock::decode(&block).ok();
     Ok(mark.zip(superblock).is_some_and(|(mark, superblock)| mark.sequence > superblock.sequence))
+}
+
+/// Whether the site's next start installs what is staged.
+pub fn installs(config: &Config, journal: &Disk) -> Result<bool, DiskError> {
+    if config.replication.is_none() || config.staging.symlink_metadata().is_err() {
+        return Ok(false);
+    }
+    is_marked(&Disk::open(&config.staging)?, superblock(journal)?.as_ref())
 }
 
 /// The journal's superblock; a site without a valid one does not start, which is the group's to say.

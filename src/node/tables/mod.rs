@@ -20,7 +20,7 @@ use crate::io::quic::connection::LinkError;
 use crate::io::quic::identity::IdentityError;
 use crate::node::config::Config;
 use crate::node::format::record;
-use crate::node::run::{link_config, names};
+use crate::node::run::{installs, link_config, names};
 
 use journal::Position;
 use line::{Heard, PeerLine};
@@ -71,6 +71,8 @@ pub struct Repaired {
     /// Old blocks that came from the peer, because this site's differential volume had something else.
     pub fetched: u64,
     pub lost: Vec<Lost>,
+    /// The tables come with what was copied from the peer, which the next start installs.
+    pub staged: bool,
 }
 
 /// What the peer's tables hold.
@@ -99,6 +101,21 @@ pub fn repair(config: &Config, patience: Duration) -> Result<Option<Repaired>, W
     let Some(pair) = &config.replication else {
         return Err(Wrong::Refused(format!("{damage}; this site has no peer to bring its tables back from")));
     };
+    if installs(config, &journal_disk)? {
+        let kept = replace(config, &PeerTables::default())?;
+        let (snapshots, lost) = (Vec::new(), Vec::new());
+        let applied = UpdateNumber::NONE;
+        return Ok(Some(Repaired {
+            damage,
+            kept,
+            snapshots,
+            entries: 0,
+            applied,
+            fetched: 0,
+            lost,
+            staged: true,
+        }));
+    }
     let position = journal::position(config, &journal_disk)?;
     let differential = Disk::open(&config.differential.path)?;
     let peer = &pair.peer.name;
@@ -131,6 +148,7 @@ pub fn repair(config: &Config, patience: Duration) -> Result<Option<Repaired>, W
         applied: tables.applied,
         fetched,
         lost,
+        staged: false,
     }))
 }
 
@@ -311,7 +329,7 @@ fn fetch_block(line: &mut PeerLine, entry: &Captured) -> Result<Option<Box<[u8; 
 }
 
 /// A new file takes the place of the damaged one, which is kept beside it. Before that moment nothing has changed, and a repair that was
-/// interrupted is begun anew.
+/// interrupted is begun anew. The changed-block set is of no snapshot and in no other file: it is taken over, if it is whole.
 fn replace(config: &Config, tables: &PeerTables) -> Result<PathBuf, Wrong> {
     let path = &config.metadata;
     let (fresh, kept) = (beside(path, "repaired"), beside(path, "damaged"));
@@ -326,6 +344,9 @@ fn replace(config: &Config, tables: &PeerTables) -> Result<PathBuf, Wrong> {
     std::fs::remove_file(&fresh).or_else(absent).map_err(system("remove what an earlier repair left"))?;
     let metadata = Metadata::create(&fresh, &record(config))?;
     metadata.fill(tables.applied, &tables.snapshots, &tables.entries)?;
+    if let Some(set) = Metadata::changed_set(path) {
+        metadata.take_changed_set(&set)?;
+    }
     drop(metadata);
     std::fs::remove_file(&kept).or_else(absent).map_err(system("remove the last damaged one"))?;
     std::fs::hard_link(path, &kept).or_else(absent).map_err(system("keep the damaged one"))?;

@@ -307,6 +307,8 @@ pub struct Auditor {
     installing: [Option<u64>; 2],
     pub copied_blocks: u64,
     pub installs: u64,
+    /// Snapshots that were there when they ended.
+    pub installed_snapshots: u64,
     pub takeovers: u64,
     pub acknowledged_writes: u64,
     pub excused_writes: u64,
@@ -345,6 +347,7 @@ impl Auditor {
             installing: [None; 2],
             copied_blocks: 0,
             installs: 0,
+            installed_snapshots: 0,
             takeovers: 0,
             acknowledged_writes: 0,
             excused_writes: 0,

@@ -19,6 +19,11 @@ impl Auditor {
         self.copied_blocks += blocks.len() as u64;
     }
 
+    /// Whether a site that is dead installs something when it starts.
+    pub fn is_to_install(&self, site: usize) -> bool {
+        self.installing[site].is_some()
+    }
+
     /// The number that a site which starts now will install: it has a durable mark that no superblock came after.
     pub(super) fn mark_of(&self, media: &dyn Media) -> Option<u64> {
         if !self.config.peer {
@@ -32,7 +37,7 @@ impl Auditor {
     }
 
     /// A superblock of a site that has just installed what it was copied: each block is exactly what the stream has at its number
-    /// (INV-10), whenever it was copied.
+    /// (INV-10), whenever it was copied, and so is each block of each snapshot (INV-8).
     pub(super) fn installs(&mut self, site: usize, seen: &SuperblockSeen, media: &dyn Media) {
         let upto = seen.checkpoint;
         assert!(
@@ -54,10 +59,13 @@ impl Auditor {
             }
         }
         assert!(upto <= self.stream.len() as u64, "site {site} installs #{upto}, which nobody has");
+        self.check_snapshots(site, upto, media);
         let generations = self.stream[..upto as usize].iter().map(|entry| entry.seen.generation).collect();
         self.sites[site].installs(generations);
         self.installing[site] = None;
         self.installs += 1;
+        let living = self.snapshots.iter().filter(|snapshot| snapshot.is_there_at(upto));
+        self.installed_snapshots += living.count() as u64;
     }
 
     /// The tail of the leader's journal may pass its peer only when a durable set has every block that the peer lacks (INV-9).
@@ -75,6 +83,16 @@ impl Auditor {
                     "INV-9: site {site} lets go of #{}, its peer has #{peer_has}, and block {lba} of volume {} is in no durable set",
                     seen.number,
                     seen.volume
+                );
+            }
+            // Slots are in the set like the blocks of one more volume.
+            let slots =
+                if seen.slot == 0 { 0..0 } else { seen.slot - 1..seen.slot - 1 + u64::from(seen.count) };
+            for slot in slots {
+                assert!(
+                    media.is_marked(self.blocks.len() as u16, slot),
+                    "INV-9: site {site} lets go of #{}, its peer has #{peer_has}, and slot {slot} is in no durable set",
+                    seen.number
                 );
             }
         }

@@ -19,6 +19,11 @@ impl SnapshotSeen {
         self.volumes >> volume & 1 == 1
     }
 
+    /// Whether whoever has this much of the stream has it.
+    pub(super) fn is_there_at(&self, upto: u64) -> bool {
+        self.number <= upto && self.deleted_at.is_none_or(|deleted| deleted > upto)
+    }
+
     fn lives_at(&self, number: u64) -> bool {
         self.number < number && self.deleted_at.is_none_or(|deleted| deleted > number)
     }
@@ -291,15 +296,21 @@ impl Auditor {
         self.snapshots.len()
     }
 
-    /// Everything is drained: each snapshot that lives holds what the stream says it does (INV-8).
-    pub fn check_snapshots(&self, site: usize, media: &dyn Media) {
-        for (snapshot, volumes) in self.snapshots() {
-            let due = self.protected_at(snapshot, u64::MAX);
+    /// A site has this of the stream, and no more, in its volumes: each snapshot that lives then holds what the stream says it does,
+    /// and there is no other (INV-8).
+    pub fn check_snapshots(&self, site: usize, upto: u64, media: &dyn Media) {
+        for seen in &self.snapshots {
+            let SnapshotSeen { number: snapshot, volumes, .. } = *seen;
+            let lives = seen.is_there_at(upto);
+            let due = lives.then(|| self.protected_at(snapshot, upto.saturating_add(1)));
             assert_eq!(
                 media.protected(snapshot),
-                Some(due),
-                "INV-8: whether site {site} protects snapshot #{snapshot}"
+                due,
+                "INV-8: whether site {site} has snapshot #{snapshot} at #{upto}, and whether it protects it"
             );
+            if !lives {
+                continue;
+            }
             for (volume, blocks) in
                 (0u16..).zip(&self.blocks).filter(|(volume, _)| volumes >> volume & 1 == 1)
             {
@@ -312,7 +323,7 @@ impl Auditor {
                     let due = block.print_at(snapshot);
                     assert!(
                         has == due,
-                        "INV-8: site {site} ends with {} in snapshot #{snapshot} volume {volume} block {lba} ({place:?} {at}), \
+                        "INV-8: site {site} has {} at #{upto} in snapshot #{snapshot} volume {volume} block {lba} ({place:?} {at}), \
                          not {}",
                         has.describe(),
                         due.describe()

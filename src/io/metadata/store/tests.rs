@@ -47,6 +47,13 @@ impl Site {
         Site { store, row: Row(vec![[0xdb; BLOCK_BYTES]; PAGES]) }
     }
 
+    /// With one that keeps a block.
+    pub fn with_a_snapshot(folder: &tempfile::TempDir) -> Site {
+        let mut site = Site::new(folder);
+        site.commit(5, &[Change::Created(UpdateNumber(4)), captured(1, 4, 0)]);
+        site
+    }
+
     pub fn ask(&mut self, op: MetadataOp) -> MetadataAnswer {
         self.store.perform(&op, &mut self.row).expect("carried out")
     }
@@ -69,7 +76,7 @@ impl Site {
         (0..captures).map(|bit| bit_at(&self.row.0[0], bit)).collect()
     }
 
-    fn look_up(&mut self, snapshot: u64, lba: u64) -> Option<(u64, u64)> {
+    pub fn look_up(&mut self, snapshot: u64, lba: u64) -> Option<(u64, u64)> {
         let (snapshot, lba) = (UpdateNumber(snapshot), Lba(lba));
         self.ask(MetadataOp::LookUp { snapshot, volume: VolumeId(0), lba, count: 2 });
         kept_at(&self.row.0[0], 0).map(|kept| (kept.snapshot.0, kept.slot.0))

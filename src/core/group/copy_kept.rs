@@ -1,0 +1,247 @@
+//! What snapshots keep, copied to a peer that lacks more than the journal holds: slots of the differential volume, and the tables whole.
+//!
+//! Tables change with commits only, and a sweep commits what updates up to its target changed. So when a sweep is over, the tables
+//! are exactly those of its checkpoint; lent at that moment, they stay that whatever is committed later. The slots that they
+//! name hold what they say until a reclaim frees one, and none begins before all of them are read.
+//!
+//! A slot is copied once its capture is committed: before, what is in it is somebody else's. Until then it is recent, as a block is
+//! that was changed after `floor`; unlike a block it is made good by no update, and so it is copied as of the checkpoint.
+
+use super::differential::{COMMIT_LEAVES_PAGES, MetadataIo};
+use super::peering::{LINK_SPARE, Talk};
+use super::resync::{LEAVES_PAGES, Pages, Step};
+use super::storage::VolumeIo;
+use super::{Group, Turn};
+use crate::base::*;
+use crate::core::messages::*;
+use crate::core::outbox::{Event, LossReason};
+use crate::format::tables::{TablesHeader, TablesKind, entry_at, header_of, record_at, table_pages_max};
+use crate::format::update::{Update, UpdateKind};
+
+/// Slots on their way from the differential volume, and how often the floor had moved when they were asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SlotsRead {
+    pub first: Slot,
+    pub count: u32,
+    pub moves: u64,
+}
+
+impl Group {
+    /// The slots' place among the volumes of a changed-block set: behind the last.
+    pub(super) fn slots_id(&self) -> VolumeId {
+        VolumeId(self.config.volumes.len() as u16)
+    }
+
+    /// Pages that the tables take now, at most.
+    pub(super) fn table_pages(&self) -> u64 {
+        match self.config.differential_blocks {
+            0 => 0,
+            _ => table_pages_max(self.slots.total() - self.slots.free()),
+        }
+    }
+
+    /// What is captured and not committed yet is not in its slot, or not surely.
+    pub(super) fn put_off_pending_slots(&mut self) {
+        let slots = usize::from(self.slots_id().0);
+        for index in 0..self.captures.len() {
+            let slot = self.captures.get(index).expect("counted").slot.0;
+            self.resync.to_copy[slots].remove(slot);
+            self.resync.recent[slots].insert(slot);
+        }
+    }
+
+    /// Whether slots that are named stay what they are until they are copied.
+    pub(super) fn copies_kept(&self) -> bool {
+        matches!(self.resync.step, Step::Kept { .. })
+    }
+
+    /// Hosts need slots that only a reclaim frees: the copy of what snapshots keep begins anew after it.
+    pub(super) fn let_reclaim_pass(&mut self) {
+        if self.copies_kept() {
+            self.move_floor();
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------------------- the slots
+
+    /// Copies a run of slots that begins there; false if there is no room for it now.
+    pub(super) fn copy_slots(&mut self, turn: &mut Turn<impl Memory>, first: Lba) -> bool {
+        let room = self.room_to_copy(turn) && self.room_to_fetch(turn, UPDATE_BLOCKS_MAX);
+        if !room || self.pages.free() <= LEAVES_PAGES + UPDATE_BLOCKS_MAX {
+            return false;
+        }
+        let volume = self.slots_id();
+        let to_copy = &mut self.resync.to_copy[volume.0 as usize];
+        let end = self.config.differential_blocks.min(first.0 + UPDATE_BLOCKS_MAX as u64);
+        let count = (first.0..end).take_while(|&slot| to_copy.remove(slot)).count() as u32;
+        self.resync.next = (volume.0, first.0 + u64::from(count));
+        let slot = self.volume_slots.pop().expect("room was checked");
+        for index in 0..count as usize {
+            let page = self.pages.take().expect("counted above");
+            turn.tables.volume_io.set(slot, index, page, BlockSum::ZEROS);
+        }
+        self.resync.reading += 1;
+        let read = SlotsRead { first: Slot(first.0), count, moves: self.resync.moves };
+        let request =
+            IoRequest { slot, target: IoTarget::Differential, op: IoOp::Read, block: first.0, count };
+        self.submit_volume(turn, slot, VolumeIo::CopySlots(read), request);
+        true
+    }
+
+    /// A run of slots was read. Its entries say what is in them, so the peer finds out what has gone bad as this site does.
+    pub(super) fn slots_read(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        slot: SlotId,
+        read: SlotsRead,
+        succeeded: bool,
+    ) {
+        self.resync.reading -= 1;
+        let SlotsRead { first, count, moves } = read;
+        let goes_on =
+            self.peer.talk == Talk::Copying && matches!(self.resync.step, Step::Copying | Step::Kept { .. });
+        // One that was read before the floor moved may come behind what was read after.
+        let sent = goes_on && succeeded && moves == self.resync.moves && turn.out.to_link.room() > LINK_SPARE;
+        let row = if sent { self.catch_up.take_row(count as usize) } else { None };
+        for index in 0..count as usize {
+            let page = turn.tables.volume_io.page(slot, index);
+            match row {
+                Some(row) => {
+                    turn.memory.seal(page);
+                    turn.tables.catch_up.set(SlotId(row), index, page, turn.memory.sum(page));
+                }
+                None => self.pages.release(page, turn.memory),
+            }
+        }
+        let (volume, lba) = (self.slots_id(), Lba(first.0));
+        match row {
+            Some(row) => {
+                let slots = Update { lba, count, kind: UpdateKind::Slots, ..Update::EMPTY };
+                self.send_copy(turn, slots, row, Some((volume, lba)));
+            }
+            None => self.resync.copy_again(volume, lba, count),
+        }
+        if goes_on && !succeeded {
+            self.lose_peer(turn, LossReason::Protocol("a slot that it lacks cannot be read here"));
+        }
+    }
+
+    fn room_to_copy(&self, turn: &Turn<impl Memory>) -> bool {
+        self.catch_up.has_row() && turn.out.to_link.room() > LINK_SPARE + self.resync.reading
+    }
+
+    // ------------------------------------------------------------------------------------------------------ the tables
+
+    /// Every version that is staged is in a checkpoint: the tables are those of its number, until the next commit.
+    pub(super) fn copy_kept_when_swept(&mut self, turn: &mut Turn<impl Memory>, past: UpdateNumber) {
+        if self.checkpoint < past || !self.destage_idle() {
+            self.sweep_wanted = true;
+            return;
+        }
+        let at = self.checkpoint;
+        if !self.ask_for_tables(turn, at, 0) {
+            return;
+        }
+        // What is captured now is of later updates, and named by none of these tables.
+        let slots = usize::from(self.slots_id().0);
+        self.resync.to_copy[slots].insert_all(&self.resync.recent[slots]);
+        self.resync.recent[slots].clear();
+        self.put_off_pending_slots();
+    }
+
+    /// Copies slots and tables as the pace allows; the updates follow when all of it is staged.
+    pub(super) fn copy_kept(&mut self, turn: &mut Turn<impl Memory>, at: UpdateNumber, tables: Pages) {
+        let slots_copied = self.copy_blocks(turn);
+        match tables {
+            Pages::Next(page) if self.resync.has_pace() => drop(self.ask_for_tables(turn, at, page)),
+            Pages::Whole if slots_copied => self.begin_tail(at),
+            _ => {}
+        }
+    }
+
+    fn ask_for_tables(&mut self, turn: &mut Turn<impl Memory>, at: UpdateNumber, page: u32) -> bool {
+        if !self.room_to_copy(turn) || self.pages.free() <= COMMIT_LEAVES_PAGES {
+            return false;
+        }
+        let Some(slot) = self.metadata_slots.pop() else { return false };
+        let answer = self.pages.take().expect("counted above");
+        turn.tables.metadata_io.set(slot, 0, answer, BlockSum::ZEROS);
+        let row = self.catch_up.take_row(1).expect("checked above");
+        turn.tables.catch_up.set(SlotId(row), 0, answer, BlockSum::ZEROS);
+        self.resync.reading += 1;
+        self.resync.step = Step::Kept { at, tables: Pages::Asked };
+        let io = MetadataIo::CopyTables { row, page, moves: self.resync.moves };
+        self.submit_metadata(turn, slot, io, MetadataOp::Lend { page, applied: at });
+        true
+    }
+
+    /// A page of tables was read into the row.
+    pub(super) fn tables_read(&mut self, turn: &mut Turn<impl Memory>, row: u32, page: u32, moves: u64) {
+        self.resync.reading -= 1;
+        let place = turn.tables.catch_up.page(SlotId(row), 0);
+        let header = header_of(turn.memory.bytes(place)).expect("this site's own page of tables");
+        turn.memory.seal(place);
+        let at = match self.resync.step {
+            Step::Kept { at, tables: Pages::Asked }
+                if self.peer.talk == Talk::Copying && moves == self.resync.moves =>
+            {
+                at
+            }
+            _ => return self.catch_up_consumed(turn, row),
+        };
+        // Tables of a later number, or from their beginning: too much was committed since the first page was lent.
+        let goes_on = header.applied == at && header.index == page;
+        if !goes_on || turn.out.to_link.room() <= LINK_SPARE {
+            self.catch_up_consumed(turn, row);
+            return self.move_floor();
+        }
+        turn.tables.catch_up.set(SlotId(row), 0, place, turn.memory.sum(place));
+        let kind = UpdateKind::Tables;
+        let update = Update { lba: Lba(u64::from(page)), count: 1, kind, ..Update::EMPTY };
+        self.send_copy(turn, update, row, None);
+        let tables = if header.last { Pages::Whole } else { Pages::Next(page + 1) };
+        self.resync.step = Step::Kept { at, tables };
+    }
+
+    /// They are damaged, so nobody can be given them.
+    pub(super) fn cannot_copy_tables(&mut self, turn: &mut Turn<impl Memory>, row: u32) {
+        self.resync.reading -= 1;
+        self.catch_up_consumed(turn, row);
+        turn.event(Event::TablesDamaged);
+        if self.peer.talk == Talk::Copying {
+            self.lose_peer(turn, LossReason::Protocol("this site's snapshot tables are damaged"));
+        }
+    }
+
+    // --------------------------------------------------------------------------------------------- the peer that has them
+
+    /// Whether a page of tables that was copied can be this group's; what it is of them.
+    pub(super) fn judge_tables(
+        &self,
+        page: &[u8; BLOCK_BYTES],
+        index: u64,
+    ) -> Result<TablesHeader, &'static str> {
+        let wrong = "tables that make no sense";
+        let header = header_of(page).map_err(|_| wrong)?;
+        let volumes = VolumeSet::first(self.config.volumes.len());
+        for row in 0..header.count {
+            let known = match header.kind {
+                TablesKind::Snapshots => {
+                    let record = record_at(page, row).map_err(|_| wrong)?;
+                    record.volumes.is_within(volumes) && record.number <= header.applied
+                }
+                TablesKind::Entries => {
+                    let entry = entry_at(page, row).map_err(|_| wrong)?;
+                    let volume = self.config.volumes.get(usize::from(entry.volume.0));
+                    volume.is_some_and(|volume| entry.lba.0 < volume.blocks)
+                        && self.slots.has(entry.slot, 1)
+                        && entry.snapshot <= header.applied
+                }
+            };
+            if !known {
+                return Err(wrong);
+            }
+        }
+        if u64::from(header.index) != index { Err(wrong) } else { Ok(header) }
+    }
+}
