@@ -8,9 +8,11 @@
 use std::path::Path;
 
 use lockstep::base::*;
+use lockstep::core::changed::Changed;
 use lockstep::core::messages::HostError;
 use lockstep::core::nbd::{AllAllocated, Catalog, Desk, Export, Farewell, Limits, Session, Stall, Station};
 use lockstep::format::journal::{decode_batch, digest_of, encode_batch};
+use lockstep::format::metadata::{put_marks, take_marks};
 use lockstep::format::nbd;
 use lockstep::format::snapshot::{
     SNAPSHOT_RECORD_BYTES, SNAPSHOTS_PAGE_MAX, SnapshotRecord, decode_payload, decode_snapshots,
@@ -115,6 +117,7 @@ fn encode_again(frame: Frame<'_>) -> Vec<u8> {
                 PageFrame::Refusal => refusal_body(body),
                 PageFrame::OldBlock => {}
                 PageFrame::Tables => tables(body),
+                PageFrame::Marks => marks(body),
             }
             encode_page_frame(frame, body, &mut out)
         }
@@ -223,6 +226,21 @@ pub fn snapshot(data: &[u8]) {
             Err(error) => assert!(!error.to_string().is_empty()),
         }
     }
+}
+
+/// A page of a changed-block set.
+fn marks(body: &[u8]) {
+    let page = block_of(body);
+    let Some((volume, chunk, words)) = take_marks(&page) else { return };
+    let words: Vec<u64> = words.collect();
+    let mut again = [0xaa; BLOCK_BYTES];
+    put_marks(&mut again, volume, chunk, &words);
+    assert_eq!(again, page, "page {chunk} of {volume:?}");
+    let mut changed = Changed::new([100_000, 50].into_iter());
+    changed.begin(UpdateNumber(7));
+    let marks = words.iter().map(|word| u64::from(word.count_ones())).sum();
+    let blocks = if changed.merge_page(&page).is_some() { marks } else { 0 };
+    assert_eq!(changed.count(), blocks, "page {chunk} of {volume:?}");
 }
 
 /// A page of snapshot tables.

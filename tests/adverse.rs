@@ -25,6 +25,9 @@ mod handover;
 /// What is lost with a peer or with an earlier life of a site.
 #[path = "adverse/lost.rs"]
 mod lost;
+/// Split brains that are resolved.
+#[path = "adverse/resolve.rs"]
+mod resolve;
 /// Roles that change.
 #[path = "adverse/takeover.rs"]
 mod takeover;
@@ -70,6 +73,8 @@ struct Site {
     events: Vec<Event>,
     sent: Vec<ToLink>,
     connection: u32,
+    /// The management information answers nothing.
+    metadata_held: bool,
 }
 
 const VOLUME_BLOCKS: u64 = 2048;
@@ -139,7 +144,11 @@ fn solo(role: Role) -> GroupConfig {
 
 /// A primary that has acknowledged a write of block 5 alone.
 fn alone() -> Site {
-    let mut site = Site::formatted(solo(Role::Primary));
+    alone_as(solo(Role::Primary))
+}
+
+fn alone_as(config: GroupConfig) -> Site {
+    let mut site = Site::formatted(config);
     site.connect(&hello(Role::Primary, &[], 0, 0));
     site.turns(20);
     site.ack(1, 1, 1, 0);
@@ -193,6 +202,7 @@ impl Site {
             events: Vec::new(),
             sent: Vec::new(),
             connection: 0,
+            metadata_held: false,
             config,
         };
         site.with(|group, turn| group.start(turn));
@@ -282,7 +292,9 @@ impl Site {
             }
         }
         // Management information of a site that had no snapshot before, and is not started again with one.
-        while let Some(MetadataRequest { slot, op }) = self.out.to_metadata.pop() {
+        while !self.metadata_held
+            && let Some(MetadataRequest { slot, op }) = self.out.to_metadata.pop()
+        {
             let page = self.tables.metadata_io.page(slot, 0);
             let applied = UpdateNumber(0);
             let answer = match op {
@@ -294,6 +306,8 @@ impl Site {
                     self.memory.bytes_mut(page).fill(0);
                     MetadataAnswer::Committed
                 }
+                MetadataOp::LoadMarks { .. } => MetadataAnswer::Marks { base: None, found: false },
+                MetadataOp::SaveMarks { .. } | MetadataOp::DropMarks => MetadataAnswer::Saved,
                 op => panic!("nobody asks for {op:?} here"),
             };
             self.with(|group, turn| group.on_metadata(turn, MetadataDone { slot, result: Ok(answer) }));
@@ -468,6 +482,8 @@ fn hello(ours: Role, history: &[(Generation, u64)], last: u64, settled: u64) -> 
         window_blocks: 8_192,
         differential_blocks: 0,
         alone_upto: UpdateNumber::NONE,
+        marks_after: UpdateNumber(u64::MAX),
+        gives_way_to: Generation::NONE,
         differential: DifferentialBy::Reference,
         solo: false,
         serving: false,

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use lockstep::base::*;
 use lockstep::format::history::History;
 use lockstep::format::journal::{BatchHeader, Digest, decode_batch, encode_batch};
-use lockstep::format::metadata::Captured;
+use lockstep::format::metadata::{Captured, put_marks};
 use lockstep::format::nbd::{self, ClientFlags, Cookie, OptionHeader, Request, Sink, command, option};
 use lockstep::format::snapshot::{SnapshotName, SnapshotRecord, encode_snapshots};
 use lockstep::format::superblock::{JournalPosition, Left, Superblock};
@@ -38,7 +38,7 @@ fn history() -> History {
     history
 }
 
-fn updates() -> [Update; 11] {
+fn updates() -> [Update; 12] {
     let update = |number: u64, kind: UpdateKind| Update {
         number: UpdateNumber(0x0102_0304 + number),
         generation: generation(2),
@@ -58,6 +58,7 @@ fn updates() -> [Update; 11] {
         Update { lba: Lba(0x0102_0307), ..update(8, UpdateKind::SnapshotUnprotect) },
         update(9, UpdateKind::StepDown),
         update(10, UpdateKind::HandOver),
+        Update { lba: Lba(generation(3).0), ..update(11, UpdateKind::GiveWay) },
     ]
 }
 
@@ -68,7 +69,7 @@ fn batch() -> Vec<u8> {
         previous: Digest(0x4142_4344_4546_4748),
         known_durable: UpdateNumber(0x0102_0302),
         settled: UpdateNumber(0x0102_0301),
-        count: 11,
+        count: 12,
         payload_blocks: 4,
     };
     let mut block = [0; BLOCK_BYTES];
@@ -97,7 +98,7 @@ fn superblock(sequence: u64) -> Vec<u8> {
         known_durable: UpdateNumber(0x0102_0302),
         settled: UpdateNumber(0x0102_0301),
         solo: true,
-        left: Some(Left::HandedOver),
+        left: Some(if sequence.is_multiple_of(2) { Left::HandedOver } else { Left::GaveWay(generation(3)) }),
         history: history(),
     };
     let mut block = [0; BLOCK_BYTES];
@@ -130,6 +131,8 @@ fn hello() -> Vec<u8> {
         window_blocks: 0x9192_9394,
         differential_blocks: 0xa1a2_a3a4,
         alone_upto: UpdateNumber(0x0102_0304),
+        marks_after: UpdateNumber(0x0102_02ff),
+        gives_way_to: generation(3),
         differential: DifferentialBy::Value,
         serving: true,
     };
@@ -205,6 +208,10 @@ fn frames() -> Vec<u8> {
         let length = encode_page_frame(PageFrame::Tables, &body, &mut out);
         stream.extend_from_slice(&out[..length]);
     }
+    let mut marks = [0; BLOCK_BYTES];
+    put_marks(&mut marks, VolumeId(1), 0, &[0x8000_0000_0000_0001]);
+    let length = encode_page_frame(PageFrame::Marks, &marks, &mut out);
+    stream.extend_from_slice(&out[..length]);
     for update in updates() {
         let length = encode_update(&update, UpdateNumber(0x0102_0301), None, &mut out);
         stream.extend_from_slice(&out[..length]);
@@ -247,6 +254,7 @@ fn controls() -> Vec<u8> {
         Control::CopyOffer { generation: Generation(0x0102_0001), serial: 0x9192_9394, blocks: 0x9596_9798 },
         Control::Staged { updates: 0x9192_9394 },
         Control::Install { upto: UpdateNumber(0x0102_0310) },
+        Control::MarksEnd { pages: 0x9192_9395 },
     ] {
         let length = encode_control(&control, &mut out);
         stream.extend_from_slice(&out[..length]);
@@ -402,7 +410,7 @@ fn encodings_have_not_changed() {
 fn fixed_inputs_reach_what_they_are_for() {
     let mut updates = [Update::EMPTY; BATCH_DESCRIPTORS_MAX];
     let header = decode_batch(batch().first_chunk().expect("a block"), &mut updates).expect("a batch");
-    assert_eq!((header.count, &updates[..11]), (11, &self::updates()[..]));
+    assert_eq!((header.count, &updates[..12]), (12, &self::updates()[..]));
     let mut reader = FrameReader::new();
     let stream = frames();
     let mut input = &stream[..];
@@ -412,7 +420,7 @@ fn fixed_inputs_reach_what_they_are_for() {
         input = &input[reader.payload_left()..];
         reader.take_payload(reader.payload_left());
     }
-    assert_eq!((count, reader.at_boundary()), (30, true));
+    assert_eq!((count, reader.at_boundary()), (33, true));
     // All but CACHE, BLOCK_STATUS, DISC, the unknown one, and where buffers are small the unfragmented read.
     for (choice, acts) in [(0, 0), (0xff, 0), (0xff, LATE | BACKWARDS), (0xfe, LATE | UNREAD)] {
         assert!(exercise::nbd_session(&nbd_client(choice, acts)) >= 6, "choice {choice}, {acts}");
@@ -492,7 +500,7 @@ fn tables_of_offsets(markdown: &str) -> Vec<(String, Vec<(usize, usize)>)> {
 fn tables_of_offsets_have_no_gaps() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/FORMATS.md");
     let tables = tables_of_offsets(&std::fs::read_to_string(file).expect("the document is there"));
-    assert_eq!(tables.len(), 27);
+    assert_eq!(tables.len(), 28);
     for (title, rows) in tables {
         let mut end = 0;
         for (offset, bytes) in rows {

@@ -77,6 +77,7 @@ fn every_kind_of_message_crosses() {
         Control::TablesWanted { settled: UpdateNumber(8), page: 9 },
         Control::CopyOffer { generation: Generation(7), serial: 8, blocks: 9 },
         Control::Staged { updates: 8 },
+        Control::MarksEnd { pages: 7 },
         Control::Install { upto: UpdateNumber(8) },
     ];
     let page = dialer.group.free.pop().unwrap();
@@ -90,6 +91,7 @@ fn every_kind_of_message_crosses() {
         (PageFrame::Refusal, 0),
         (PageFrame::OldBlock, 4096),
         (PageFrame::Tables, 4096),
+        (PageFrame::Marks, 4096),
         (PageFrame::Refusal, 17),
     ];
     for (frame, length) in frames {

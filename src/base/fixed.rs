@@ -93,6 +93,11 @@ impl Bitmap {
         }
     }
 
+    /// Members are below this.
+    pub fn bits(&self) -> u64 {
+        self.bits
+    }
+
     /// With every bit set.
     pub fn full(bits: u64) -> Bitmap {
         let mut bitmap = Bitmap::new(bits);

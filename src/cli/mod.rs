@@ -80,6 +80,8 @@ enum Command {
     Switchover(role::Switchover),
     /// Let the primary step down, so that nobody is primary until a site is promoted
     Demote(role::Demote),
+    /// Discard what one of two sites has that both went on alone: it follows the other one; at the site to be discarded
+    Resolve(role::Resolve),
     /// Let a running site drain, checkpoint and end
     Stop(ConfigArgument),
 }
@@ -154,6 +156,7 @@ fn perform(command: Command) -> anyhow::Result<()> {
         Command::Promote(arguments) => arguments.run()?,
         Command::Switchover(arguments) => arguments.run()?,
         Command::Demote(arguments) => arguments.run()?,
+        Command::Resolve(arguments) => arguments.run()?,
         Command::Stop(argument) => observe::stop(&argument)?,
     }
     Ok(())

@@ -52,6 +52,9 @@ fn shown(status: &Status) -> String {
             status.state.replace('_', " "),
             match status {
                 Status { solo: true, .. } => ", SOLO: writes are acknowledged by this site alone",
+                Status { gives_way: true, .. } => {
+                    ", GIVES WAY: what it has that the other site has not goes once it has been copied what is there instead"
+                }
                 Status { vacant: true, .. } => ", NOBODY IS PRIMARY: the last one has stepped down",
                 _ => "",
             }
@@ -105,10 +108,11 @@ fn shown(status: &Status) -> String {
 
 fn split_brain(split: &SplitShown) -> Vec<String> {
     let branch = |whose: &str, branch: &BranchShown| {
-        let BranchShown { generation, last, updates, acknowledged } = branch;
+        let BranchShown { generation, last, updates, acknowledged, covered } = branch;
+        let unknown = if *covered { "" } else { "; it does not know all that it has changed" };
         format!(
             "  {whose} went on to {last} in generation {generation}: discarding it loses {updates} updates, {acknowledged} of which \
-             hosts may have been told of"
+             hosts may have been told of{unknown}"
         )
     };
     vec![

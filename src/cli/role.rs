@@ -1,7 +1,8 @@
-//! The commands that change which site serves hosts: `promote`, `switchover`, `demote`.
+//! The commands that change which site serves hosts: `promote`, `switchover`, `demote`, `resolve`.
 
 use super::ConfigArgument;
-use super::observe::client;
+use super::observe::{bytes, client};
+use crate::node::control::Status;
 
 #[derive(clap::Args)]
 pub struct Promote {
@@ -50,4 +51,57 @@ impl Demote {
         println!("nobody is primary; `lockstep promote` at the other site makes that one so");
         Ok(())
     }
+}
+
+#[derive(clap::Args)]
+pub struct Resolve {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// The site whose history since the two parted is to go: this one, by its name
+    #[arg(long, value_name = "SITE")]
+    discard: String,
+    /// Do it; without, only say what would be lost
+    #[arg(long)]
+    yes: bool,
+}
+
+impl Resolve {
+    pub fn run(&self) -> anyhow::Result<()> {
+        let client = client(&self.config)?;
+        let status = client.status()?;
+        if status.site == self.discard {
+            loss(&status).iter().for_each(|line| println!("{line}"));
+            if status.split_brain.is_some() && !self.yes {
+                anyhow::bail!(
+                    "nothing is changed: save what is worth saving through NBD, then give the command again with --yes"
+                );
+            }
+        }
+        client.resolve(&self.discard)?;
+        println!(
+            "{} gives way and takes no writes; it keeps what it has until it has been copied what the other site has: `lockstep wait \
+             --in-sync` there waits for that",
+            self.discard
+        );
+        Ok(())
+    }
+}
+
+/// What is lost with this site, and what stays.
+fn loss(status: &Status) -> Vec<String> {
+    let (Some(split), Some(peer)) = (&status.split_brain, &status.peer) else { return Vec::new() };
+    vec![
+        format!(
+            "discarding {} loses what it has after update {}: {} updates, {} of which hosts may have been told of, in {} of blocks at most",
+            status.site,
+            split.common,
+            split.ours.updates,
+            split.ours.acknowledged,
+            bytes(peer.changed_bytes as f64)
+        ),
+        format!(
+            "{} is kept, with {} updates after that, {} of which hosts may have been told of",
+            peer.name, split.theirs.updates, split.theirs.acknowledged
+        ),
+    ]
 }

@@ -132,6 +132,57 @@ impl Changed {
         self.base_unsaved = true;
     }
 
+    // --------------------------------------------------------------------------------------------------- the peer's marks
+
+    /// Writes the first page of the set from this one on that has a mark, and returns its place.
+    pub fn page_from(
+        &self,
+        (volume, chunk): (VolumeId, u64),
+        page: &mut [u8; BLOCK_BYTES],
+    ) -> Option<(VolumeId, u64)> {
+        let mut first = chunk * MARKS_PAGE_MAX;
+        for volume in volume.0..self.blocks.len() as u16 {
+            let blocks = &self.blocks[volume as usize];
+            if let Some(block) = blocks.next_from(first) {
+                let chunk = block / MARKS_PAGE_MAX;
+                let words = blocks.words_from(chunk * MARKS_PAGE_MAX, (MARKS_PAGE_MAX / 64) as usize);
+                put_marks(page, VolumeId(volume), chunk, words);
+                return Some((VolumeId(volume), chunk));
+            }
+            first = 0;
+        }
+        None
+    }
+
+    /// Marks what a page of the peer's set has too, and returns its place; `None`, and nothing is marked, if it is none, or reaches
+    /// beyond a volume.
+    pub fn merge_page(&mut self, page: &[u8; BLOCK_BYTES]) -> Option<(VolumeId, u64)> {
+        let (volume, chunk, words) = take_marks(page)?;
+        let blocks = self.blocks.get_mut(volume.0 as usize)?;
+        let first = chunk.checked_mul(MARKS_PAGE_MAX).filter(|first| *first < blocks.bits())?;
+        let ends = |word: u64| u64::from(u64::BITS - word.leading_zeros());
+        let last = (0u64..)
+            .zip(words)
+            .filter(|(_, word)| *word != 0)
+            .map(|(index, word)| 64 * index + ends(word))
+            .last();
+        if first + last.unwrap_or(0) > blocks.bits() {
+            return None;
+        }
+        let (_, _, words) = take_marks(page)?;
+        for (index, word) in (0u64..).zip(words) {
+            let mut rest = word;
+            while rest != 0 {
+                let block = first + index * 64 + u64::from(rest.trailing_zeros());
+                rest &= rest - 1;
+                if blocks.insert(block) {
+                    self.unsaved[volume.0 as usize].insert(chunk);
+                }
+            }
+        }
+        Some((volume, chunk))
+    }
+
     // ------------------------------------------------------------------------------------- the management information
 
     pub fn unsaved(&self) -> Unsaved {
@@ -281,6 +332,56 @@ mod tests {
         changed.shrink(UpdateNumber(9), &[recent]);
         assert_eq!((changed.count(), changed.base()), (1, UpdateNumber(9)));
         assert_eq!(saved(&mut changed).len(), 2, "the page that became empty is saved too");
+    }
+
+    #[test]
+    fn a_peers_marks_are_added_and_saved() {
+        let sizes = [100_000, 50];
+        let mut theirs = Changed::new(sizes.into_iter());
+        theirs.begin(UpdateNumber(3));
+        theirs.mark(VolumeId(0), Lba(MARKS_PAGE_MAX + 1), 2);
+        theirs.mark(VolumeId(0), Lba(99_999), 1);
+        theirs.mark(VolumeId(1), Lba(49), 1);
+        let mut ours = Changed::new(sizes.into_iter());
+        ours.begin(UpdateNumber(5));
+        ours.mark(VolumeId(0), Lba(MARKS_PAGE_MAX + 2), 2);
+        saved(&mut ours);
+        let mut page = [0xaa; BLOCK_BYTES];
+        let (mut at, mut places) = ((VolumeId(0), 0), Vec::new());
+        while let Some(place) = theirs.page_from(at, &mut page) {
+            assert_eq!(ours.merge_page(&page), Some(place));
+            places.push((place.0.0, place.1));
+            at = (place.0, place.1 + 1);
+        }
+        assert_eq!(places, [(0, 1), (0, 3), (1, 0)]);
+        assert_eq!(ours.count(), 5);
+        assert_eq!(saved(&mut ours).len(), 3);
+    }
+
+    #[test]
+    fn marks_beyond_a_volume_are_refused_whole() {
+        let mut ours = Changed::new([100_000, 50].into_iter());
+        ours.begin(UpdateNumber(5));
+        let mut page = [0; BLOCK_BYTES];
+        for (volume, chunk, words) in [
+            (2, 0, [1, 0]),
+            (1, 1, [1, 0]),
+            (1, 0, [1, 1]),
+            (1, 0, [1 << 50, 0]),
+            (0, 4, [1, 0]),
+            (0, u64::MAX, [1, 0]),
+        ] {
+            put_marks(&mut page, VolumeId(volume), chunk, &words);
+            assert_eq!(ours.merge_page(&page), None, "{volume} {chunk} {words:?}");
+        }
+        put_marks(&mut page, VolumeId(1), 0, &[1]);
+        page[2] = 1;
+        assert_eq!(ours.merge_page(&page), None, "a reserved byte");
+        assert_eq!(
+            (ours.count(), ours.unsaved()),
+            (0, Unsaved::Marks),
+            "where it begins is all there is to save"
+        );
     }
 
     #[test]

@@ -37,10 +37,11 @@ impl Side<'_> {
         generation == Generation::NONE || self.hello.history.iter().any(|(known, _)| known == generation)
     }
 
-    /// Whether it loses nothing that it promised by itself if it drops what the other has not.
-    fn yields(&self) -> bool {
-        let Hello { last, settled, alone_upto, .. } = *self.hello;
-        last <= self.common || settled.max(alone_upto) <= self.common
+    /// Whether it loses nothing that it promised by itself if it drops what the other has not, or its operator wants that lost.
+    fn yields_to(&self, other: &Side<'_>) -> bool {
+        let Hello { last, settled, alone_upto, gives_way_to, .. } = *self.hello;
+        let gives_way = gives_way_to != Generation::NONE && other.knows(gives_way_to);
+        gives_way || last <= self.common || settled.max(alone_upto) <= self.common
     }
 
     /// Whether it has gone on since the other last heard of it.
@@ -71,11 +72,11 @@ pub fn leader(ours: &Hello, theirs: &Hello) -> Lead {
     let (newer, older) = if we.is_newer_than(&they) { (we, they) } else { (they, we) };
     match (newer.is_primary(), older.is_primary()) {
         (false, false) => Lead::Nobody,
-        (true, _) if older.yields() => leads(&newer),
+        (true, _) if older.yields_to(&newer) => leads(&newer),
         // It was about to take over, and died before it was alone.
-        (_, true) if newer.yields() => leads(&older),
-        (true, false) if newer.yields() => Lead::Nobody,
-        (false, true) if older.yields() => Lead::Nobody,
+        (_, true) if newer.yields_to(&older) => leads(&older),
+        (true, false) if newer.yields_to(&older) => Lead::Nobody,
+        (false, true) if older.yields_to(&newer) => Lead::Nobody,
         _ => Lead::SplitBrain,
     }
 }
@@ -115,6 +116,8 @@ mod tests {
             differential_blocks: 0,
             differential: DifferentialBy::Reference,
             alone_upto: UpdateNumber(if solo { last } else { 0 }),
+            marks_after: UpdateNumber(u64::MAX),
+            gives_way_to: Generation::NONE,
             solo,
             serving: false,
         }
@@ -169,6 +172,23 @@ mod tests {
         // Stepping down takes nothing back.
         let second = Hello { role: Secondary, solo: false, alone_upto: UpdateNumber(0), ..second };
         assert_eq!(decided(&first, &second), Lead::SplitBrain);
+    }
+
+    #[test]
+    fn who_gives_way_is_led_by_whoever_it_gives_way_to() {
+        let (old, new) = (Generation(1 << 16 | 1), Generation(2 << 16 | 2));
+        let first = site(1, Primary, &[(1, 1, 1)], 14, 14, true);
+        let second = site(2, Primary, &[(1, 1, 1), (2, 2, 9)], 20, 20, true);
+        let gives =
+            |hello: Hello, gives_way_to| Hello { role: Secondary, solo: false, gives_way_to, ..hello };
+        assert_eq!(decided(&gives(first, new), &second), Lead::Theirs);
+        assert_eq!(decided(&first, &gives(second, old)), Lead::Ours);
+        // The one that it gives way to started again, or was formatted anew.
+        let again = site(1, Primary, &[(1, 1, 1), (3, 1, 15)], 30, 30, true);
+        assert_eq!(decided(&again, &gives(second, old)), Lead::Ours);
+        let other = site(1, Primary, &[(4, 1, 1)], 30, 30, true);
+        assert_eq!(decided(&other, &gives(second, old)), Lead::SplitBrain);
+        assert_eq!(decided(&gives(first, new), &gives(second, old)), Lead::Nobody);
     }
 
     #[test]

@@ -336,6 +336,9 @@ pub enum AdminOp {
     Switchover,
     /// This site stops being primary, and nobody is.
     Demote,
+    /// What this site has that the other one has not is to go: they both went on alone, and the other one is kept. It follows that, and
+    /// keeps what it has until it has been copied what is to be there instead.
+    GiveWay,
     /// No host is connected any more that could write: what a site that leaves its role waits for, but not for long.
     HostsGone,
 }
@@ -415,6 +418,20 @@ pub enum AdminError {
         "the link was lost while the primary was asked; `lockstep status` at both sites shows which of them is primary"
     )]
     LinkLost,
+    #[error(
+        "this site knows of no split brain: nothing keeps the sites apart, or they have not met since this one started; wait until \
+         `lockstep status` shows what each has that the other has not"
+    )]
+    NoSplitBrain,
+    #[error(
+        "this site does not know every block that it has changed since the histories parted (without a staging file it marks none), so the other one cannot be copied onto it; save what is worth saving through NBD, and format both anew"
+    )]
+    DifferenceUnknownHere,
+    #[error(
+        "the other site does not know every block that it has changed since the histories parted (without a staging file it marks none), so it cannot be \
+         copied onto this one; discard the other one if it is not needed, or save what is worth saving through NBD, and format both anew"
+    )]
+    DifferenceUnknownThere,
     #[error("the primary refuses, and this version does not know why")]
     Unknown,
 }

@@ -202,6 +202,11 @@ pub enum Event {
         blocks: u64,
         took_ns: u64,
     },
+    /// Both sites went on alone after `common`, and an operator has decided: this site's stream is kept, or goes.
+    SplitResolved {
+        common: UpdateNumber,
+        here: bool,
+    },
     /// Everything that this site lacked is staged; it starts anew to install that.
     StagedWhole {
         upto: UpdateNumber,

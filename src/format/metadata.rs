@@ -140,6 +140,7 @@ pub fn change_at(page: &[u8; BLOCK_BYTES], index: usize) -> Option<Change> {
 pub const MARKS_PAGE_MAX: u64 = 8 * (BLOCK_BYTES - MARKS) as u64;
 
 const MARKS_VOLUME: usize = 0;
+const MARKS_RESERVED: usize = 2;
 const MARKS_CRC: usize = 4;
 const MARKS_CHUNK: usize = 8;
 const MARKS: usize = 16;
@@ -160,7 +161,8 @@ pub fn put_marks(page: &mut [u8; BLOCK_BYTES], volume: VolumeId, chunk: u64, wor
 
 /// The volume and chunk of a page, and its words; `None` if it is not what was written.
 pub fn take_marks(page: &[u8; BLOCK_BYTES]) -> Option<(VolumeId, u64, impl Iterator<Item = u64>)> {
-    if u32_at(page, MARKS_CRC) != crc32c::crc32c(&page[MARKS_CHUNK..]) {
+    let reserved = nonzero_in(page, MARKS_RESERVED, MARKS_CRC).is_some();
+    if reserved || u32_at(page, MARKS_CRC) != crc32c::crc32c(&page[MARKS_CHUNK..]) {
         return None;
     }
     let words = (MARKS..BLOCK_BYTES).step_by(8).map(|at| u64_at(page, at));

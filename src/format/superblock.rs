@@ -57,12 +57,23 @@ pub struct Superblock {
 
 /// How a primary ends its generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Left {
     /// Nobody is primary until somebody is promoted.
-    SteppedDown = 1,
+    SteppedDown,
     /// Its peer opens the next one.
-    HandedOver = 2,
+    HandedOver,
+    /// What it has that a site with this generation in its history has not is to go.
+    GaveWay(Generation),
+}
+
+impl Left {
+    fn code(self) -> u8 {
+        match self {
+            Left::SteppedDown => 1,
+            Left::HandedOver => 2,
+            Left::GaveWay(_) => 3,
+        }
+    }
 }
 
 /// Why a block is not a superblock.
@@ -78,8 +89,10 @@ pub enum SlotError {
     Solo { found: u8 },
     #[error("superblock's role is {found}, expected 1 or 2")]
     Role { found: u8 },
-    #[error("superblock says that its generation was left in way {found}, expected 0 to 2")]
+    #[error("superblock says that its generation was left in way {found}, expected 0 to 3")]
     Left { found: u8 },
+    #[error("superblock says that its site gave way to generation {found}, expected {expected}")]
+    GaveWay { expected: &'static str, found: u64 },
     #[error("superblock lists {found} volumes, expected at most {VOLUMES_MAX}")]
     VolumeCount { found: usize },
     #[error("superblock's volume {index} has 0 blocks, expected 1 or more")]
@@ -123,7 +136,9 @@ const POSITION_PREVIOUS: usize = 80;
 const KNOWN_DURABLE: usize = 88;
 const SETTLED: usize = 96;
 const LEFT: usize = 104;
-const RESERVED_B: usize = 105;
+const RESERVED_A: usize = 105;
+const GAVE_WAY_TO: usize = 112;
+const RESERVED_B: usize = 120;
 const CRC: usize = 252;
 const VOLUMES: usize = 256;
 const HISTORY: usize = VOLUMES + 8 * VOLUMES_MAX;
@@ -207,7 +222,10 @@ impl Superblock {
         out[VOLUME_COUNT] = self.volume_count as u8;
         out[HISTORY_COUNT] = self.history.len() as u8;
         out[ROLE] = self.role as u8;
-        out[LEFT] = self.left.map_or(0, |left| left as u8);
+        out[LEFT] = self.left.map_or(0, Left::code);
+        if let Some(Left::GaveWay(generation)) = self.left {
+            put(out, GAVE_WAY_TO, &generation.0.to_le_bytes());
+        }
         put(out, GROUP, &self.group.0.to_le_bytes());
         put(out, SEQUENCE, &self.sequence.to_le_bytes());
         put(out, JOURNAL_BLOCKS, &self.journal_blocks.to_le_bytes());
@@ -249,12 +267,20 @@ impl Superblock {
             2 => Role::Secondary,
             found => return Err(SlotError::Role { found }),
         };
+        let gave_way_to = u64_at(bytes, GAVE_WAY_TO);
         let left = match bytes[LEFT] {
             0 => None,
             1 => Some(Left::SteppedDown),
             2 => Some(Left::HandedOver),
+            3 if gave_way_to == 0 => {
+                return Err(SlotError::GaveWay { expected: "one that was opened", found: gave_way_to });
+            }
+            3 => Some(Left::GaveWay(Generation(gave_way_to))),
             found => return Err(SlotError::Left { found }),
         };
+        if gave_way_to != 0 && !matches!(left, Some(Left::GaveWay(_))) {
+            return Err(SlotError::GaveWay { expected: "0", found: gave_way_to });
+        }
         let volume_count = usize::from(bytes[VOLUME_COUNT]);
         if volume_count > VOLUMES_MAX {
             return Err(SlotError::VolumeCount { found: volume_count });
@@ -262,9 +288,12 @@ impl Superblock {
         let generations = usize::from(bytes[HISTORY_COUNT]);
         let history_end = HISTORY + generations.min(HISTORY_MAX) * HISTORY_ENTRY_BYTES;
         let history = History::decode(&bytes[HISTORY..history_end], generations)?;
-        for (from, to) in
-            [(RESERVED_B, CRC), (VOLUMES + 8 * volume_count, HISTORY), (history_end, BLOCK_BYTES)]
-        {
+        for (from, to) in [
+            (RESERVED_A, GAVE_WAY_TO),
+            (RESERVED_B, CRC),
+            (VOLUMES + 8 * volume_count, HISTORY),
+            (history_end, BLOCK_BYTES),
+        ] {
             if let Some(offset) = nonzero_in(bytes, from, to) {
                 return Err(SlotError::Reserved { offset, found: bytes[offset] });
             }
@@ -356,7 +385,11 @@ mod tests {
                         known_durable: UpdateNumber(numbers[2]),
                         solo,
                         role: if primary { Role::Primary } else { Role::Secondary },
-                        left: leaves.then_some(if hands_over { Left::HandedOver } else { Left::SteppedDown }),
+                        left: leaves.then_some(match (hands_over, position[0] % 2) {
+                            (true, _) => Left::HandedOver,
+                            (false, 0) => Left::SteppedDown,
+                            (false, _) => Left::GaveWay(Generation(position[0])),
+                        }),
                         history,
                     }
                 },
@@ -460,6 +493,9 @@ mod tests {
         assert!(matches!(refused(CHECKPOINT, &[8]), SlotError::Order { lower_name: "checkpoint", .. }));
         assert!(matches!(refused(SETTLED, &[10]), SlotError::Order { lower_name: "settled number", .. }));
         assert_eq!(refused(4095, &[1]), SlotError::Reserved { offset: 4095, found: 1 });
+        assert_eq!(refused(LEFT, &[4]), SlotError::Left { found: 4 });
+        assert!(matches!(refused(LEFT, &[3]), SlotError::GaveWay { found: 0, .. }));
+        assert!(matches!(refused(GAVE_WAY_TO, &[9]), SlotError::GaveWay { expected: "0", found: 9 }));
     }
 
     #[test]

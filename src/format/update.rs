@@ -36,6 +36,9 @@ pub enum UpdateKind {
     StepDown = 13,
     /// The primary hands over: its peer opens the next generation.
     HandOver = 14,
+    /// The primary of one side of a split brain gives way: what it has after the last update that both have is to go, for the site
+    /// whose history has the generation that `lba` names. It is a secondary from here on.
+    GiveWay = 15,
     /// Staging log only: what `count` slots of the differential volume hold, from the one in `lba` on.
     Slots = 16,
     /// Staging log only: the page of [snapshot tables](crate::format::tables) whose index is in `lba`.
@@ -57,6 +60,7 @@ impl UpdateKind {
             12 => Some(UpdateKind::SnapshotUnprotect),
             13 => Some(UpdateKind::StepDown),
             14 => Some(UpdateKind::HandOver),
+            15 => Some(UpdateKind::GiveWay),
             16 => Some(UpdateKind::Slots),
             17 => Some(UpdateKind::Tables),
             _ => None,
@@ -78,7 +82,7 @@ impl UpdateKind {
 
     /// Whether it ends its generation: only the opening of another one follows.
     pub const fn leaves(self) -> bool {
-        matches!(self, UpdateKind::StepDown | UpdateKind::HandOver)
+        matches!(self, UpdateKind::StepDown | UpdateKind::HandOver | UpdateKind::GiveWay)
     }
 
     /// The fewest and the most blocks an update of this kind has.
@@ -98,7 +102,8 @@ impl UpdateKind {
 pub struct Update {
     pub number: UpdateNumber,
     pub generation: Generation,
-    /// The first block; of a kind that names a snapshot, its number; of slots, the first one; of tables, the page.
+    /// The first block; of a kind that names a snapshot, its number; of a `GiveWay`, the generation; of slots, the first one; of tables,
+    /// the page.
     pub lba: Lba,
     /// Blocks of the volume, or of payload; 0 for kinds that have neither.
     pub count: u32,
@@ -114,7 +119,7 @@ pub struct Update {
 /// Why bytes are not an update's descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DescriptorError {
-    #[error("update kind {found}, expected 1 to 4, 7 to 14, 16 or 17")]
+    #[error("update kind {found}, expected 1 to 4, 7 to 17")]
     Kind { found: u8 },
     #[error("update number 0 in a {kind:?}, expected 1 or higher")]
     Number { kind: UpdateKind },
@@ -128,6 +133,8 @@ pub enum DescriptorError {
     Slots { number: UpdateNumber, slot: Slot, count: u32 },
     #[error("{number} deletes snapshot {found}, expected one of 1 to below its own number")]
     Snapshot { number: UpdateNumber, found: u64 },
+    #[error("{number} gives way to generation 0, expected one that was opened")]
+    GivesWay { number: UpdateNumber },
     #[error("{number} is for volume {found}, expected below {VOLUMES_MAX}")]
     Volume { number: UpdateNumber, found: u16 },
     #[error("{kind:?} {number} has {field} {found}, expected 0")]
@@ -173,7 +180,11 @@ impl Update {
         if kind.names_snapshot() && !(1..number.0).contains(&lba.0) {
             return Err(DescriptorError::Snapshot { number, found: lba.0 });
         }
-        if !self.touches_blocks() && !kind.names_snapshot() && !kind.staged_only() && lba.0 != 0 {
+        if kind == UpdateKind::GiveWay && lba.0 == 0 {
+            return Err(DescriptorError::GivesWay { number });
+        }
+        let names = kind.names_snapshot() || kind.staged_only() || kind == UpdateKind::GiveWay;
+        if !self.touches_blocks() && !names && lba.0 != 0 {
             return not_zero("block", lba.0);
         }
         if self.captures() {
@@ -295,6 +306,7 @@ pub(crate) mod tests {
             1 => Just(UpdateKind::SoloEnd),
             1 => Just(UpdateKind::StepDown),
             1 => Just(UpdateKind::HandOver),
+            1 => Just(UpdateKind::GiveWay),
             1 => Just(UpdateKind::Slots),
             1 => Just(UpdateKind::Tables),
             1 => Just(UpdateKind::Cut),
@@ -309,6 +321,7 @@ pub(crate) mod tests {
                         lba.min(u64::MAX - u64::from(count))
                     }
                     kind if kind.names_snapshot() => 1 + lba % (number - 1),
+                    UpdateKind::GiveWay => lba.max(1),
                     _ => 0,
                 };
                 let update = Update {
@@ -372,10 +385,12 @@ pub(crate) mod tests {
             put(&mut bytes, offset, field);
             decode_descriptor(&bytes).expect_err("the field is out of bounds")
         };
-        for kind in [0u8, 5, 6, 15, 255] {
+        for kind in [0u8, 5, 6, 18, 255] {
             assert_eq!(refused(KIND, &[kind]), DescriptorError::Kind { found: kind });
         }
         assert!(matches!(refused(NUMBER, &[0; 8]), DescriptorError::Number { .. }));
+        let gives_way = Update { number: UpdateNumber(7), kind: UpdateKind::GiveWay, ..Update::EMPTY };
+        assert_eq!(gives_way.check(), Err(DescriptorError::GivesWay { number: UpdateNumber(7) }));
         assert!(matches!(refused(COUNT, &0u32.to_le_bytes()), DescriptorError::Count { found: 0, .. }));
         let beyond = UPDATE_BLOCKS_MAX as u32 + 1;
         assert!(matches!(refused(COUNT, &beyond.to_le_bytes()), DescriptorError::Count { max: 32, .. }));

@@ -308,6 +308,19 @@ impl Names {
                     took_ns / 1_000_000_000
                 ),
             ),
+            Event::SplitResolved { common, here: true } => (
+                Level::Warn,
+                format!(
+                    "{peer} gives way: what it has after {common} goes once it has been copied what this site has instead"
+                ),
+            ),
+            Event::SplitResolved { common, here: false } => (
+                Level::Warn,
+                format!(
+                    "this site gives way to {peer}: what it has after {common} goes once it has been copied what is there instead, and stays \
+                     what it is until then"
+                ),
+            ),
             Event::StagedWhole { upto } => (
                 Level::Info,
                 format!(

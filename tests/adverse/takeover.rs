@@ -222,6 +222,23 @@ fn what_hosts_asked_before_replay_found_a_secondary_is_refused() {
 }
 
 #[test]
+fn that_another_site_once_gave_way_is_nothing_of_this_one() {
+    let mut site = following(2, &[5, 9]);
+    let (number, generation) = (UpdateNumber(4), generation(1, PEER));
+    let lba = Lba(generation.opened_by(US).0);
+    site.update(2, Update { number, generation, lba, kind: UpdateKind::GiveWay, ..Update::EMPTY }, 0);
+    site.turns(50);
+    assert!(!site.status().gives_way);
+    let site = site.crashed();
+    assert_eq!(
+        (site.status().last, site.status().settled),
+        (number, UpdateNumber(2)),
+        "nothing more is settled"
+    );
+    assert!(!site.status().gives_way);
+}
+
+#[test]
 fn a_secondary_answers_nothing_that_a_primary_was_asked() {
     let mut site = following(2, &[5]);
     let page = site.front_pages.pop().expect("granted");

@@ -19,7 +19,8 @@ pub(super) struct Waiting {
 
 impl Group {
     pub fn on_admin(&mut self, turn: &mut Turn<impl Memory>, request: AdminRequest) {
-        if matches!(request.op, AdminOp::Switchover | AdminOp::Demote | AdminOp::HostsGone) {
+        if matches!(request.op, AdminOp::Switchover | AdminOp::Demote | AdminOp::GiveWay | AdminOp::HostsGone)
+        {
             return self.on_leave(turn, request);
         }
         let verdict = match self.judge_admin(&request.op) {
@@ -72,9 +73,11 @@ impl Group {
                 let lives = self.snapshots.lives(*snapshot);
                 lives.then_some(()).ok_or(AdminError::NoSuchSnapshot)
             }
-            AdminOp::Promote { .. } | AdminOp::Switchover | AdminOp::Demote | AdminOp::HostsGone => {
-                unreachable!("judged elsewhere")
-            }
+            AdminOp::Promote { .. }
+            | AdminOp::Switchover
+            | AdminOp::Demote
+            | AdminOp::GiveWay
+            | AdminOp::HostsGone => unreachable!("judged elsewhere"),
         }
     }
 
@@ -171,7 +174,9 @@ impl Group {
                 self.append_naming(turn, kind, snapshot)
             }
             AdminOp::Promote { .. } => self.promote(turn),
-            AdminOp::Switchover | AdminOp::Demote | AdminOp::HostsGone => unreachable!("never queued"),
+            AdminOp::Switchover | AdminOp::Demote | AdminOp::GiveWay | AdminOp::HostsGone => {
+                unreachable!("never queued")
+            }
         }
     }
 

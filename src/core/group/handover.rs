@@ -139,6 +139,9 @@ impl Group {
             }
             AdminOp::Switchover if self.role == Role::Secondary => self.wish(turn, id),
             AdminOp::Switchover => self.leave(turn, Left::HandedOver, Asker::Administrator(id)),
+            AdminOp::GiveWay => self
+                .judge_giving_way()
+                .and_then(|to| self.leave(turn, Left::GaveWay(to), Asker::Administrator(id))),
             _ => self.leave(turn, Left::SteppedDown, Asker::Administrator(id)),
         };
         if let Err(error) = verdict {
@@ -243,6 +246,8 @@ impl Group {
             Left::SteppedDown if self.alone != Alone::No || self.alone_upto() > self.peer.durable => {
                 Err(AdminError::Alone)
             }
+            // The other one may have given way meanwhile.
+            Left::GaveWay(_) => self.judge_giving_way().map(|_| ()),
             _ => Ok(()),
         }
     }
@@ -271,7 +276,7 @@ impl Group {
             return self.abandon(turn, departure, why);
         }
         let late = waited >= self.drain_max();
-        if late && departure.how == Left::HandedOver {
+        if late && departure.how != Left::SteppedDown {
             return self.abandon(turn, departure, AdminError::NotDrained);
         }
         let hosts_gone = departure.hosts_gone || waited >= self.grace();
@@ -281,17 +286,17 @@ impl Group {
         }
         // Without the peer nothing comes to rest: what it lacks is nobody's promise.
         let joint = self.peer.talk == Talk::Streaming;
-        if joint {
+        if joint || matches!(departure.how, Left::GaveWay(_)) {
             self.flush_wanted = self.flush_wanted.max(self.window.last());
         }
         let at_rest = self.operations_under_way() == 0 && self.settled == self.window.last();
         let may = at_rest || (departure.how == Left::SteppedDown && (late || !joint));
         if may && self.window.room() > 0 {
-            let kind = match departure.how {
-                Left::HandedOver => UpdateKind::HandOver,
-                Left::SteppedDown => UpdateKind::StepDown,
+            let at = match departure.how {
+                Left::HandedOver => self.append_control(turn, UpdateKind::HandOver, self.generation),
+                Left::SteppedDown => self.append_control(turn, UpdateKind::StepDown, self.generation),
+                Left::GaveWay(to) => self.append_give_way(turn, to),
             };
-            let at = self.append_control(turn, kind, self.generation);
             self.serving = false;
             self.leaving.departure = Some(Departure { hosts_gone: true, at, ..departure });
         }
@@ -303,7 +308,12 @@ impl Group {
         let Departure { how, at, asker, .. } = departure;
         let told =
             self.peer.talk != Talk::Streaming || (self.peer.durable >= at && self.peer.said_settled >= at);
-        if how == Left::SteppedDown && self.journal.durable() >= at && told {
+        let left = match how {
+            Left::HandedOver => false,
+            Left::SteppedDown => self.journal.durable() >= at && told,
+            Left::GaveWay(_) => self.settled >= at,
+        };
+        if left {
             self.leave_peer(turn);
             self.become_secondary(turn);
             self.role_at = at;

@@ -73,6 +73,8 @@ impl Group {
             window_blocks: self.window_blocks(),
             differential_blocks: self.config.differential_blocks,
             alone_upto: self.alone_upto(),
+            marks_after: self.marks_after(),
+            gives_way_to: self.gives_way_to(),
             differential: self.config.differential,
             solo: self.alone == Alone::Yes,
             serving: self.serving,
@@ -134,9 +136,14 @@ impl Group {
         self.peer.heartbeat_unanswered = false;
         self.peer.flush_asked = UpdateNumber::NONE;
         self.note_retention();
-        self.note_installed(turn, hello, common);
+        let gives_way = self.peer_gives_way(hello, common);
+        if !gives_way {
+            self.note_installed(turn, hello, common);
+        }
         let held = self.oldest_kept();
-        if hello.last > common && !self.serving && common == last && !hello.solo {
+        if gives_way {
+            self.begin_merging(turn, hello, common);
+        } else if hello.last > common && !self.serving && common == last && !hello.solo {
             // Ahead in the same history: it has what our disk lost.
             self.peer.talk = Talk::Fetching { to: hello.last };
             self.peer.waiting_since = Some(turn.now);

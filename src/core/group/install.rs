@@ -320,6 +320,8 @@ impl Group {
         self.journal.begin_at(upto);
         self.window.restart(upto);
         (self.settled, self.acknowledged) = (upto, upto);
+        // A site that gave way may go back.
+        self.checkpoint = self.checkpoint.min(upto);
         self.applied = self.applied.max(upto);
         self.recovery().installs(upto);
         self.peer.told_settled = upto;

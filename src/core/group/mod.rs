@@ -3,8 +3,9 @@
 //! `handshake`, `peering` (streaming, loss, solo), `catch_up` (the journal read back), `cut` (a tail dropped), `recovery`, `warm_up`,
 //! `status`; and of snapshots: `capture` (what an update's blocks held before), `old_blocks` (sending that, by value), `differential`
 //! (making that durable), `admin` (creating, deleting), `snapshot_reads`, `repair` and `tables` (what has gone bad, here or at the
-//! peer). `takeover` changes what a site is to its peer, `handover` by agreement; `split` says what keeps two apart; `resync` copies to
-//! one what the journal has no more, `copy_kept` what snapshots keep, `staging` keeps that apart, `install` brings it to the volumes.
+//! peer). `takeover` changes what a site is to its peer, `handover` by agreement; `split` says what keeps two apart, and `resolve`
+//! lets one of them give way; `resync` copies to one what the journal has no more, `copy_kept` what snapshots keep, `staging` keeps that
+//! apart, `install` brings it to the volumes.
 
 mod admin;
 mod capture;
@@ -23,6 +24,7 @@ mod pace;
 mod peering;
 mod recovery;
 mod repair;
+mod resolve;
 mod resync;
 mod snapshot_reads;
 pub mod split;
@@ -189,6 +191,7 @@ pub struct Group {
     changed: Changed,
     resync: resync::Resync,
     staging: staging::Staging,
+    merging: resolve::Merging,
     /// Something waits for slots, captures or pages that a sweep sets free.
     sweep_wanted: bool,
     differential_warned: bool,
@@ -298,6 +301,7 @@ impl Group {
             changed: Changed::new(blocks.clone()),
             resync: resync::Resync::new(blocks),
             staging: staging::Staging::new(),
+            merging: resolve::Merging::default(),
             sweep_wanted: false,
             differential_warned: false,
             differential_warning: false,

@@ -28,10 +28,14 @@ pub(super) enum Talk {
     Fetching { to: UpdateNumber },
     /// Primary: updates flow.
     Streaming,
+    /// Primary: a peer that gives way tells which blocks it has changed.
+    Merging,
     /// Primary: what the peer lacks beyond the journal is copied to it.
     Copying,
     /// Secondary: taking what comes.
     Following,
+    /// Secondary that gives way: tells which blocks it has changed, and awaits what it is copied.
+    Yielding,
     /// Secondary: what comes is staged.
     Staging,
     /// Secondary: will drop what is after `keep` once the journal writes before it are done.
@@ -350,6 +354,7 @@ impl Group {
             }
             Control::Install { upto } if !primary => self.on_install(turn, upto),
             Control::Staged { updates } if primary => self.on_staged(turn, updates),
+            Control::MarksEnd { pages } if primary => self.on_marks_end(turn, pages),
             Control::OldBlockLacking { slot } => self.repair_lacks(turn, slot),
             Control::SwitchoverWanted if primary => self.on_switchover_wanted(turn),
             Control::SwitchoverRefused { code } if !primary => self.on_switchover_refused(turn, code),
@@ -381,6 +386,7 @@ impl Group {
                 self.lose_peer(turn, LossReason::Protocol("refused by the peer"));
             }
             PageFrame::OldBlock => self.repair_with(turn, page, length),
+            PageFrame::Marks => self.on_marks(turn, page),
             PageFrame::Tables => {
                 self.lose_peer(turn, LossReason::Protocol("tables that nobody asked for"));
             }
@@ -403,6 +409,7 @@ impl Group {
         self.forget_lending();
         self.interrupt_resync();
         self.interrupt_staging();
+        self.interrupt_merging();
         self.peer.waiting_since = None;
         self.peer.send_to = UpdateNumber::NONE;
         // The peer may be losing what it has not flushed, and nobody would hear of it: from here on only what survives that
@@ -485,6 +492,8 @@ impl Group {
                 self.forget_changes_if_caught_up();
                 if self.peer.talk == Talk::Copying {
                     self.copy_turn(turn);
+                } else if self.peer.talk == Talk::Merging {
+                    self.merge_turn(turn);
                 } else if self.engaged() {
                     // What is settled comes first: a peer that holds much unsettled may have no page to receive an update
                     // with before it hears (INV-12).
@@ -503,6 +512,7 @@ impl Group {
                 if self.engaged() {
                     self.send_updates(turn);
                     self.send_ack(turn);
+                    self.send_marks(turn);
                     self.succeed_if_handed_over(turn);
                 }
             }
@@ -683,7 +693,8 @@ impl Group {
         let peer = self.config.peer.as_ref()?;
         match self.peer.talk {
             Talk::Greeting { since, .. } => Some(since.plus(self.greeting_max())),
-            Talk::Absent | Talk::Following | Talk::CutPending { .. } | Talk::Staging => None,
+            Talk::Absent | Talk::Following | Talk::CutPending { .. } | Talk::Yielding | Talk::Staging => None,
+            Talk::Merging => Some(self.merge_deadline()),
             Talk::Copying => Some(self.copy_deadline()),
             Talk::Cutting { .. } | Talk::Fetching { .. } => {
                 self.peer.waiting_since.map(|since| since.plus(peer.latency_budget))

@@ -15,7 +15,7 @@ use crate::core::sums::Sums;
 use crate::format::journal::{claims_of, decode_batch, digest_of};
 use crate::format::metadata::{BITS_PAGE_MAX, bit_at};
 use crate::format::snapshot::{SNAPSHOTS_PAGE_MAX, SnapshotRecord, decode_snapshots};
-use crate::format::superblock::{RING_FIRST_BLOCK, Superblock, newest_of};
+use crate::format::superblock::{Left, RING_FIRST_BLOCK, Superblock, newest_of};
 use crate::format::update::{Update, UpdateKind};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +81,8 @@ pub(super) struct Recovery {
     solo: bool,
     /// The last `SoloEnd`: what is before it may have been acknowledged alone.
     solo_ended: UpdateNumber,
+    /// This site has given way: what it has, it has alone.
+    gave_way: bool,
     replayed: u64,
     pub descriptors: Box<[Update; BATCH_DESCRIPTORS_MAX]>,
     /// What is to be installed before anything else; and whether that is over.
@@ -116,6 +118,7 @@ impl Recovery {
             settled_bound: UpdateNumber::NONE,
             solo: false,
             solo_ended: UpdateNumber::NONE,
+            gave_way: false,
             replayed: 0,
             descriptors: Box::new([Update::EMPTY; BATCH_DESCRIPTORS_MAX]),
             install: None,
@@ -247,11 +250,14 @@ impl Group {
         self.settled = superblock.checkpoint;
         self.acknowledged = superblock.checkpoint;
         self.window.restart(superblock.checkpoint);
+        let site = self.config.site;
         let recovery = self.recovery();
         recovery.checkpoint = superblock.checkpoint;
         recovery.superblock_settled = superblock.settled;
         recovery.known_durable = superblock.known_durable;
         recovery.solo = superblock.solo;
+        let own = superblock.checkpoint_generation.opener() == site;
+        recovery.gave_way = own && matches!(superblock.left, Some(Left::GaveWay(_)));
         recovery.step = Step::Sums { volume: 0, block: 0, in_flight: 0 };
         // What replay brings back, a peer may lack; a set that is loaded begins earlier.
         if self.may_resync() {
@@ -506,11 +512,17 @@ impl Group {
                     recovery.solo &= update.generation.opener() == self.generation.opener();
                     let opened_here = update.generation.opener() == self.config.site;
                     self.role = if opened_here { Role::Primary } else { Role::Secondary };
+                    recovery.gave_way = false;
                     self.generation = update.generation;
                     self.history.push(update.generation, update.number);
                 }
                 // Who hands over leads its peer until that has opened the next generation.
                 UpdateKind::StepDown => self.role = Role::Secondary,
+                UpdateKind::GiveWay => {
+                    self.role = Role::Secondary;
+                    let own = update.generation.opener() == self.config.site;
+                    (recovery.solo, recovery.gave_way) = (false, own);
+                }
                 UpdateKind::SoloBegin => recovery.solo = true,
                 UpdateKind::SoloEnd => (recovery.solo, recovery.solo_ended) = (false, update.number),
                 UpdateKind::Cut => {
@@ -606,8 +618,10 @@ impl Group {
         self.journal.recover_end(left_behind);
         let last = self.journal.appended();
         // The joint prefix a restarting site may rely on: all of it if no peer has a say.
-        let alone = self.config.peer.is_none() || (self.role == Role::Primary && self.recovery().solo);
-        if self.role == Role::Secondary {
+        let gave_way = self.recovery().gave_way;
+        let solo = self.role == Role::Primary && self.recovery().solo;
+        let alone = self.config.peer.is_none() || solo || gave_way;
+        if self.role == Role::Secondary && !gave_way {
             self.changed.forget();
         }
         if self.recovery().install.is_some() {

@@ -80,6 +80,8 @@ pub(super) struct Resync {
     offer_due: bool,
     generation: Generation,
     serial: u64,
+    /// It has the marks of a peer that gave way with this newest generation; `NONE` without any.
+    merged: Generation,
     /// The journal is held from behind this one on.
     floor: UpdateNumber,
     /// Blocks that are to be copied; changed after `floor`; and where the next one is looked for. Slots of the differential volume
@@ -108,6 +110,7 @@ impl Resync {
             offer_due: false,
             generation: Generation::NONE,
             serial: 0,
+            merged: Generation::NONE,
             floor: UpdateNumber::NONE,
             to_copy: volume_blocks.clone().map(Bitmap::new).collect(),
             recent: volume_blocks.map(Bitmap::new).collect(),
@@ -234,7 +237,9 @@ impl Group {
 
     /// Somebody else leads now.
     pub(super) fn drop_resync(&mut self) {
-        self.changed.forget();
+        if !self.has_given_way() {
+            self.changed.forget();
+        }
         self.resync.step = Step::None;
     }
 
@@ -313,7 +318,8 @@ impl Group {
     /// Whether nobody would be forgotten if the tail passed the peer: it is not being sent what is in the journal, and what it lacks
     /// is in a set that the sweep has just made durable (INV-9).
     fn may_pass(&self) -> bool {
-        let listens = !matches!(self.peer.talk, Talk::Absent | Talk::Greeting { .. } | Talk::Copying);
+        let listens =
+            !matches!(self.peer.talk, Talk::Absent | Talk::Greeting { .. } | Talk::Merging | Talk::Copying);
         let covered = self.changed.covers(self.peer.durable);
         self.alone == Alone::Yes && matches!(self.phase, Phase::Running) && covered && !listens
     }
@@ -375,6 +381,20 @@ impl Group {
         }
     }
 
+    /// The marks of a peer that gives way are among this site's: what was begun without them does not count.
+    pub(super) fn offer_merged(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        common: UpdateNumber,
+        theirs: Generation,
+    ) {
+        if self.resync.merged != theirs {
+            self.resync.step = Step::None;
+        }
+        self.offer_resync(turn, common);
+        self.resync.merged = theirs;
+    }
+
     /// A resync is named by the generation that it begins in, so that is to be open, durably: another life of this site might open it
     /// again, and name another resync so.
     fn offer_if_open(&mut self, turn: &mut Turn<impl Memory>) {
@@ -398,6 +418,7 @@ impl Group {
         resync.step = Step::Offered;
         resync.generation = self.generation;
         resync.serial += 1;
+        resync.merged = Generation::NONE;
         resync.copied_blocks = 0;
         resync.began_at = now;
         self.begin_anew();

@@ -1,5 +1,5 @@
 //! Two sites that both went on alone: what each has after the last update they share. They refuse each other, and neither is
-//! changed; an operator decides which of them is to lose what it has.
+//! changed; an operator decides which of them is to lose what it has (`resolve`).
 
 use super::Group;
 use crate::base::{Generation, UpdateNumber};
@@ -13,6 +13,8 @@ pub struct Branch {
     pub last: UpdateNumber,
     /// Up to where it may have acknowledged without the other.
     pub promised: UpdateNumber,
+    /// It knows every block that it has changed after the common point.
+    pub covered: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,19 +26,21 @@ pub struct SplitBrain {
 }
 
 impl Branch {
-    fn of(hello: &Hello) -> Branch {
+    fn of(hello: &Hello, common: UpdateNumber) -> Branch {
         let promised = hello.settled.max(hello.alone_upto).min(hello.last);
-        Branch { generation: hello.last_generation, last: hello.last, promised }
+        let covered = hello.marks_after <= common;
+        Branch { generation: hello.last_generation, last: hello.last, promised, covered }
     }
 }
 
 impl Group {
     /// Two sites have met: what keeps them apart, or nothing.
     pub(super) fn note_split(&mut self, ours: &Hello, theirs: &Hello, split: bool) {
+        let common = common_point(&ours.history, ours.last, &theirs.history, theirs.last);
         self.split = split.then(|| SplitBrain {
-            common: common_point(&ours.history, ours.last, &theirs.history, theirs.last),
-            ours: Branch::of(ours),
-            theirs: Branch::of(theirs),
+            common,
+            ours: Branch::of(ours, common),
+            theirs: Branch::of(theirs, common),
         });
     }
 }

@@ -134,7 +134,8 @@ impl Group {
         resync: (Generation, u64),
         blocks: u64,
     ) {
-        if self.peer.talk != Talk::Following || self.staging.installing() {
+        let may = self.peer.talk == Talk::Following || self.awaits_offer();
+        if !may || self.staging.installing() {
             return self.lose_peer(turn, LossReason::Protocol("a resync that was not due"));
         }
         // Each block may come with a header of its own.
@@ -419,7 +420,9 @@ impl Group {
             && self.staging.offered.is_none()
             && self.staging.resync.is_some()
             && self.staging.history.is_some();
-        if self.peer.talk != Talk::Staging || !whole || upto < self.window.last() {
+        // What a site that gives way has beyond it is to go.
+        let follows = upto >= self.window.last() || self.has_given_way();
+        if self.peer.talk != Talk::Staging || !whole || !follows {
             return self.lose_peer(turn, LossReason::Protocol("an install of what did not come"));
         }
         if !self.stopping {

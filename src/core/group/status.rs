@@ -59,7 +59,7 @@ pub enum PeerState {
     NotConfigured,
     Disconnected,
     Greeting,
-    /// Tail cut or fetch under way.
+    /// Tail cut, fetch or comparison of marks under way.
     Reconciling,
     CatchingUp,
     /// What it lacks beyond the journal is being copied.
@@ -97,6 +97,8 @@ pub struct GroupStatus {
     pub solo: bool,
     /// Nobody is primary as far as this site knows: the last one has stepped down.
     pub vacant: bool,
+    /// What this site has that the other one has not is to go, by an operator's word.
+    pub gives_way: bool,
     /// What keeps the sites apart that both went on alone, as of when they last met.
     pub split: Option<SplitBrain>,
     pub generation: Generation,
@@ -153,6 +155,7 @@ impl Group {
             peer: self.peer_state(),
             solo: self.alone == Alone::Yes,
             vacant: self.is_vacant(),
+            gives_way: self.has_given_way(),
             split: self.split,
             generation: self.generation,
             last: self.window.last(),
@@ -200,6 +203,7 @@ impl Group {
             Talk::Absent => PeerState::Disconnected,
             Talk::Greeting { .. } => PeerState::Greeting,
             Talk::Cutting { .. } | Talk::Fetching { .. } | Talk::CutPending { .. } => PeerState::Reconciling,
+            Talk::Merging | Talk::Yielding => PeerState::Reconciling,
             Talk::Streaming if self.in_set() && self.peer_level() >= self.joint_from.previous() => {
                 if self.peer_level().0 + WINDOW_UPDATES_MAX as u64 / 2 >= self.window.last().0 {
                     PeerState::InSync

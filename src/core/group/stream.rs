@@ -70,6 +70,9 @@ impl Group {
             }
             UpdateKind::StepDown => self.left = Some((update.number, Left::SteppedDown)),
             UpdateKind::HandOver => self.left = Some((update.number, Left::HandedOver)),
+            UpdateKind::GiveWay => {
+                self.left = Some((update.number, Left::GaveWay(Generation(update.lba.0))));
+            }
             kind if (kind == UpdateKind::SnapshotCreate || kind.names_snapshot())
                 && update.number > self.applied =>
             {

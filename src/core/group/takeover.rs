@@ -19,7 +19,7 @@ const PROMOTION_UPDATES: usize = 2;
 impl Group {
     /// What a superblock may say this site is: a crash undoes what is not durable.
     pub(super) fn durable_role(&self) -> Role {
-        let stepped_down = |(at, left)| left == Left::SteppedDown && at <= self.journal.durable();
+        let stepped_down = |(at, left)| left != Left::HandedOver && at <= self.journal.durable();
         match self.role {
             Role::Primary if self.left.is_some_and(stepped_down) => Role::Secondary,
             role if self.role_at <= self.journal.durable() => role,
@@ -84,11 +84,14 @@ impl Group {
             self.role = Role::Primary;
             self.acknowledged = self.settled;
             (self.joint_from, self.solo_ended) = (UpdateNumber(1), UpdateNumber::NONE);
-            // What the old primary said is settled it has, and the journal keeps what follows for its return.
-            self.peer.received = self.settled;
-            self.peer.journaled = self.settled;
-            self.peer.durable = self.settled;
-            self.peer.applied = self.checkpoint;
+            // What the old primary said is settled it has, and the journal keeps what follows for its return. Nobody else has what
+            // a site that gave way was to lose.
+            let marked = if self.changed.tracking() { self.changed.base() } else { self.settled };
+            let has = self.settled.min(marked);
+            self.peer.received = has;
+            self.peer.journaled = has;
+            self.peer.durable = has;
+            self.peer.applied = self.checkpoint.min(has);
         }
         self.track_changes(self.peer.durable);
         let generation = self.generation.opened_by(self.config.site);
@@ -153,7 +156,7 @@ impl Group {
         if self.role == Role::Primary && !self.step_down(turn, hello) {
             return;
         }
-        self.peer.talk = super::peering::Talk::Following;
+        self.peer.talk = self.talk_that_follows(turn, hello);
         self.peer.led_settled = hello.settled;
         self.leaving.follows(hello);
         self.peer.send_to = UpdateNumber::NONE;

@@ -49,6 +49,10 @@ pub struct Hello {
     pub differential_blocks: u64,
     /// Updates up to here the sender may have acknowledged alone; what is after it, with its peer or not at all.
     pub alone_upto: UpdateNumber,
+    /// The sender has a mark for every block and slot that an update after this one changed; `u64::MAX` if not.
+    pub marks_after: UpdateNumber,
+    /// What the sender has that a site with this generation in its history has not is to go; `NONE` if it gives way to nobody.
+    pub gives_way_to: Generation,
     /// How the sender expects old blocks to travel, or sends them.
     pub differential: DifferentialBy,
     /// Whether the sender acknowledged alone, and its peer has not caught up since.
@@ -79,7 +83,9 @@ const DIFFERENTIAL_BLOCKS: usize = 88;
 const ALONE_UPTO: usize = 96;
 const DIFFERENTIAL: usize = 104;
 const RESERVED: usize = 105;
-const VOLUMES: usize = 112;
+const MARKS_AFTER: usize = 112;
+const GIVES_WAY_TO: usize = 120;
+const VOLUMES: usize = 128;
 
 /// Of one volume's entry: blocks, length of the name, reserved, name.
 const VOLUME_BYTES: usize = 16 + NAME_BYTES_MAX;
@@ -125,6 +131,8 @@ impl Hello {
         put(out, DIFFERENTIAL_BLOCKS, &self.differential_blocks.to_le_bytes());
         put(out, ALONE_UPTO, &self.alone_upto.0.to_le_bytes());
         out[DIFFERENTIAL] = self.differential as u8;
+        put(out, MARKS_AFTER, &self.marks_after.0.to_le_bytes());
+        put(out, GIVES_WAY_TO, &self.gives_way_to.0.to_le_bytes());
         for (volume, entry) in self.volumes().iter().zip(out[VOLUMES..].chunks_exact_mut(VOLUME_BYTES)) {
             put(entry, 0, &volume.blocks.to_le_bytes());
             entry[NAME_LENGTH] = volume.name.len() as u8;
@@ -166,7 +174,7 @@ impl Hello {
             2 => DifferentialBy::Value,
             found => return field("Hello's differential data", "1 or 2", u64::from(found)),
         };
-        if let Some(offset) = nonzero_in(bytes, RESERVED, VOLUMES) {
+        if let Some(offset) = nonzero_in(bytes, RESERVED, MARKS_AFTER) {
             return Err(WireError::Reserved { frame: "Hello", offset, found: bytes[offset] });
         }
         let mut volumes = [HelloVolume::default(); VOLUMES_MAX];
@@ -194,6 +202,8 @@ impl Hello {
             differential_blocks: u64_at(bytes, DIFFERENTIAL_BLOCKS),
             alone_upto: UpdateNumber(u64_at(bytes, ALONE_UPTO)),
             differential,
+            marks_after: UpdateNumber(u64_at(bytes, MARKS_AFTER)),
+            gives_way_to: Generation(u64_at(bytes, GIVES_WAY_TO)),
             solo: flag("Hello's solo flag", bytes[SOLO])?,
             serving: flag("Hello's serving flag", bytes[SERVING])?,
         };

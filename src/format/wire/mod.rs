@@ -20,8 +20,8 @@ use crate::format::update::{
 };
 
 /// Versions of the protocol that this build speaks; `Hello` carries them, and the highest common one is used.
-pub const PROTOCOL_MIN: u16 = 9;
-pub const PROTOCOL_MAX: u16 = 9;
+pub const PROTOCOL_MIN: u16 = 10;
+pub const PROTOCOL_MAX: u16 = 10;
 
 /// The first four bytes of a frame.
 pub const FRAME_MAGIC: [u8; 4] = *b"LSTP";
@@ -152,6 +152,9 @@ pub enum Control {
     Staged { updates: u64 },
     /// Primary to secondary, behind a [`PageFrame::Hello`]: with what is staged your volumes are as mine were at `upto`.
     Install { upto: UpdateNumber },
+    /// Secondary that gives way to primary, behind so many [`PageFrame::Marks`]: these are all the blocks that it has changed, and they
+    /// are to be copied too.
+    MarksEnd { pages: u64 },
 }
 
 /// A control frame too large for a message: its encoded body is in a page.
@@ -165,6 +168,9 @@ pub enum PageFrame {
     OldBlock,
     /// A page of [`crate::format::tables`].
     Tables,
+    /// Secondary that gives way to primary: a page of its changed-block set, as [`crate::format::metadata::put_marks`] writes them, in
+    /// ascending order.
+    Marks,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,6 +195,8 @@ pub enum FrameType {
     CopyOffer = 17,
     Staged = 18,
     Install = 19,
+    Marks = 20,
+    MarksEnd = 21,
 }
 
 const WITH_OLD_BLOCKS_BYTES: usize = DESCRIPTOR_BYTES + 8;
@@ -204,6 +212,7 @@ const SWITCHOVER_REFUSED_BYTES: usize = 8;
 const COPY_OFFER_BYTES: usize = 24;
 const STAGED_BYTES: usize = 8;
 const INSTALL_BYTES: usize = 8;
+const MARKS_END_BYTES: usize = 8;
 
 impl FrameType {
     fn from_code(code: u8) -> Option<FrameType> {
@@ -227,6 +236,8 @@ impl FrameType {
             FrameType::CopyOffer,
             FrameType::Staged,
             FrameType::Install,
+            FrameType::Marks,
+            FrameType::MarksEnd,
         ]
         .into_iter()
         .find(|frame| *frame as u8 == code)
@@ -250,7 +261,8 @@ impl FrameType {
             FrameType::CopyOffer => (COPY_OFFER_BYTES, COPY_OFFER_BYTES),
             FrameType::Staged => (STAGED_BYTES, STAGED_BYTES),
             FrameType::Install => (INSTALL_BYTES, INSTALL_BYTES),
-            FrameType::OldBlock | FrameType::Tables => (BLOCK_BYTES, BLOCK_BYTES),
+            FrameType::MarksEnd => (MARKS_END_BYTES, MARKS_END_BYTES),
+            FrameType::OldBlock | FrameType::Tables | FrameType::Marks => (BLOCK_BYTES, BLOCK_BYTES),
             FrameType::Hello | FrameType::Refusal => (0, FRAME_BODY_BYTES_MAX),
         }
     }
@@ -272,6 +284,7 @@ impl From<PageFrame> for FrameType {
             PageFrame::Refusal => FrameType::Refusal,
             PageFrame::OldBlock => FrameType::OldBlock,
             PageFrame::Tables => FrameType::Tables,
+            PageFrame::Marks => FrameType::Marks,
         }
     }
 }
@@ -299,7 +312,7 @@ pub enum Frame<'a> {
         old: Option<OldBlocks>,
     },
     Control(Control),
-    /// The body is for [`Hello::decode`] or [`Refusal::decode`], or is the block or the page of tables.
+    /// The body is for [`Hello::decode`] or [`Refusal::decode`], or is the block, the page of tables or that of marks.
     Page(PageFrame, &'a [u8]),
 }
 
@@ -310,7 +323,7 @@ pub enum WireError {
     Magic { found: [u8; 4] },
     #[error("frame version {found}, expected {FRAME_VERSION}")]
     Version { found: u8 },
-    #[error("frame type {found}, expected one from 1 to 19")]
+    #[error("frame type {found}, expected one from 1 to 21")]
     Type { found: u8 },
     #[error("{frame:?} frame with a body of {found} bytes, expected {min} to {max}")]
     BodyBytes { frame: FrameType, min: usize, max: usize, found: usize },
@@ -426,6 +439,7 @@ pub fn encode_control(control: &Control, out: &mut [u8]) -> usize {
         Control::CopyOffer { .. } => (FrameType::CopyOffer, UpdateNumber::NONE),
         Control::Staged { .. } => (FrameType::Staged, UpdateNumber::NONE),
         Control::Install { .. } => (FrameType::Install, UpdateNumber::NONE),
+        Control::MarksEnd { .. } => (FrameType::MarksEnd, UpdateNumber::NONE),
     };
     let (body_bytes, _) = frame.body_bounds();
     let out = &mut out[..FRAME_HEADER_BYTES + body_bytes];
@@ -469,6 +483,7 @@ pub fn encode_control(control: &Control, out: &mut [u8]) -> usize {
         }
         Control::Staged { updates } => put(body, 0, &updates.to_le_bytes()),
         Control::Install { upto } => put(body, 0, &upto.0.to_le_bytes()),
+        Control::MarksEnd { pages } => put(body, 0, &pages.to_le_bytes()),
     }
     seal(frame, 0, settled, out)
 }
@@ -555,6 +570,7 @@ pub fn decode_body<'a>(header: &FrameHeader, body: &'a [u8]) -> Result<Frame<'a>
         FrameType::Refusal => return Ok(Frame::Page(PageFrame::Refusal, body)),
         FrameType::OldBlock => return Ok(Frame::Page(PageFrame::OldBlock, body)),
         FrameType::Tables => return Ok(Frame::Page(PageFrame::Tables, body)),
+        FrameType::Marks => return Ok(Frame::Page(PageFrame::Marks, body)),
         FrameType::Ack => Control::Ack {
             received: number_at(0),
             journaled: number_at(8),
@@ -600,6 +616,7 @@ pub fn decode_body<'a>(header: &FrameHeader, body: &'a [u8]) -> Result<Frame<'a>
         },
         FrameType::Staged => Control::Staged { updates: u64_at(body, 0) },
         FrameType::Install => Control::Install { upto: number_at(0) },
+        FrameType::MarksEnd => Control::MarksEnd { pages: u64_at(body, 0) },
     };
     Ok(Frame::Control(control))
 }

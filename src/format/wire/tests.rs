@@ -40,6 +40,7 @@ fn any_control() -> impl Strategy<Value = Control> {
         }),
         any::<u64>().prop_map(|updates| Control::Staged { updates }),
         any::<u64>().prop_map(|upto| Control::Install { upto: UpdateNumber(upto) }),
+        any::<u64>().prop_map(|pages| Control::MarksEnd { pages }),
     ]
 }
 
@@ -84,6 +85,8 @@ fn any_hello() -> impl Strategy<Value = Hello> {
                 window_blocks: numbers[2],
                 differential_blocks: numbers[3],
                 alone_upto: UpdateNumber(numbers[1]),
+                marks_after: UpdateNumber(numbers[0]),
+                gives_way_to: Generation(generation),
                 differential: [DifferentialBy::Reference, DifferentialBy::Value][usize::from(flags[2])],
                 settled: UpdateNumber(numbers[1]),
                 durable: UpdateNumber(numbers[2]),
@@ -121,6 +124,8 @@ fn full_hello() -> Hello {
         window_blocks: 8_192,
         differential_blocks: 256,
         alone_upto: UpdateNumber::NONE,
+        marks_after: UpdateNumber(80),
+        gives_way_to: Generation(63 << 16),
         differential: DifferentialBy::Value,
         solo: false,
         serving: true,
@@ -187,7 +192,7 @@ fn decode(bytes: &[u8]) -> Result<(), WireError> {
         Frame::Page(PageFrame::Refusal, body) => Refusal::decode(body).map(|_| ()),
         Frame::Update { .. }
         | Frame::Control(_)
-        | Frame::Page(PageFrame::OldBlock | PageFrame::Tables, _) => Ok(()),
+        | Frame::Page(PageFrame::OldBlock | PageFrame::Tables | PageFrame::Marks, _) => Ok(()),
     }
 }
 
@@ -232,6 +237,7 @@ fn any_seen() -> impl Strategy<Value = Seen> {
         prop::collection::vec(any::<u8>(), 0..=600).prop_map(|body| Seen::Page(PageFrame::Refusal, body)),
         any::<u8>().prop_map(|fill| Seen::Page(PageFrame::OldBlock, vec![fill; BLOCK_BYTES])),
         any::<u8>().prop_map(|fill| Seen::Page(PageFrame::Tables, vec![fill; BLOCK_BYTES])),
+        any::<u8>().prop_map(|fill| Seen::Page(PageFrame::Marks, vec![fill; BLOCK_BYTES])),
     ]
 }
 
@@ -437,6 +443,7 @@ fn every_flipped_bit_is_refused() {
         control_frame(&Control::CopyOffer { generation: Generation(1 << 16 | 1), serial: 2, blocks: 3 }),
         control_frame(&Control::Staged { updates: 9 }),
         control_frame(&Control::Install { upto: UpdateNumber(9) }),
+        control_frame(&Control::MarksEnd { pages: 9 }),
         page_frame(PageFrame::Hello, &hello_body(&full_hello())),
         page_frame(PageFrame::Refusal, &refusal[..length]),
     ] {
@@ -454,7 +461,7 @@ fn header_fields_are_checked_before_any_body_is_awaited() {
     let frame = update_frame(&update(), UpdateNumber(4));
     assert_eq!(refused(&frame, 0, b"HTTP"), WireError::Magic { found: *b"HTTP" });
     assert_eq!(refused(&frame, VERSION, &[2]), WireError::Version { found: 2 });
-    for found in [0, 20, 255] {
+    for found in [0, 22, 255] {
         assert_eq!(refused(&frame, TYPE, &[found]), WireError::Type { found });
     }
     for body in [0u16, 63, 65, u16::MAX] {
@@ -525,13 +532,14 @@ fn hello_fields_are_checked() {
     assert_eq!(field_name(refused(96, &[102])), "number up to which it was alone");
     assert_eq!(field_name(refused(104, &[0])), "Hello's differential data");
     assert!(matches!(refused(105, &[1]), WireError::Reserved { offset: 105, .. }));
-    assert_eq!(field_name(refused(112, &[0; 8])), "a volume's blocks in Hello");
+    assert!(matches!(refused(111, &[1]), WireError::Reserved { offset: 111, .. }));
+    assert_eq!(field_name(refused(128, &[0; 8])), "a volume's blocks in Hello");
     for length in [0, 65, 255] {
-        assert_eq!(field_name(refused(120, &[length])), "the length of a volume's name in Hello");
+        assert_eq!(field_name(refused(136, &[length])), "the length of a volume's name in Hello");
     }
-    assert!(matches!(refused(120, &[63]), WireError::Reserved { offset: 191, .. }));
-    assert!(matches!(refused(121, &[1]), WireError::Reserved { offset: 121, .. }));
-    assert!(matches!(refused(128, &[0x1b]), WireError::Text { .. }));
+    assert!(matches!(refused(136, &[63]), WireError::Reserved { offset: 207, .. }));
+    assert!(matches!(refused(137, &[1]), WireError::Reserved { offset: 137, .. }));
+    assert!(matches!(refused(144, &[0x1b]), WireError::Text { .. }));
     assert!(matches!(refused(14, &[31]), WireError::Length { frame: "Hello", .. }));
     assert!(matches!(refused(15, &[255]), WireError::Length { frame: "Hello", .. }));
     for length in 0..HELLO_BYTES_MAX {

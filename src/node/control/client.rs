@@ -179,6 +179,11 @@ impl Client {
         self.done(Request::Demote, AGREEMENT_MAX)
     }
 
+    /// Answered when this site, which is to be the one named, has given way.
+    pub fn resolve(&self, discard: &str) -> Result<(), ClientError> {
+        self.done(Request::Resolve { discard: discard.to_owned() }, AGREEMENT_MAX)
+    }
+
     pub fn stop(&self) -> Result<(), ClientError> {
         self.done(Request::Stop, REPLY_MAX)
     }

@@ -51,6 +51,11 @@ pub enum Request {
     Switchover,
     /// This site stops being primary, and nobody is.
     Demote,
+    /// The sites both went on alone: what this site has that the other one has not is to go. `discard` is this site's name, as a word
+    /// that it is meant.
+    Resolve {
+        discard: String,
+    },
     /// Drain, checkpoint, and end the process; answered at once.
     Stop,
 }

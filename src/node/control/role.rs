@@ -167,6 +167,25 @@ impl Control {
         self.change_role(AdminOp::Demote, Some(Role::Secondary))
     }
 
+    /// Lets this site give way, if it is the one that is named.
+    pub(super) fn resolve(&self, discard: &str) -> Result<Response, LineError> {
+        let here = &self.config.site.name;
+        let other = self.config.replication.as_ref().map(|pair| pair.peer.name.as_str());
+        if discard == here {
+            return self.change_role(AdminOp::GiveWay, Some(Role::Secondary));
+        }
+        Ok(Response::Failed(match other {
+            Some(other) if other == discard => format!(
+                "{other} is the other site, and gives way by its own operator's word: give `lockstep resolve --discard {other}` there, with \
+                 its configuration; nothing is changed"
+            ),
+            other => format!(
+                "there is no site {discard}: this one is {here}, the other one {}; nothing is changed",
+                other.unwrap_or("none")
+            ),
+        }))
+    }
+
     pub(super) fn switch_over(&self) -> Result<Response, LineError> {
         let becomes = self.role.get().map(|role| match role {
             Role::Primary => Role::Secondary,

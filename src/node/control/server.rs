@@ -194,6 +194,7 @@ impl Control {
             Request::Promote { fenced } => self.promote(fenced),
             Request::Switchover => self.switch_over(),
             Request::Demote => self.demote(),
+            Request::Resolve { discard } => self.resolve(&discard),
             Request::Stop => {
                 self.port.request_stop();
                 Ok(Response::Done)

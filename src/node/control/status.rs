@@ -29,6 +29,8 @@ pub struct Status {
     pub solo: bool,
     /// Whether nobody is primary as far as this site knows, since the last one stepped down.
     pub vacant: bool,
+    /// Whether what this site has that the other one has not is to go, by an operator's word.
+    pub gives_way: bool,
     /// What each site has that the other has not, if both went on alone and have met since.
     pub split_brain: Option<SplitShown>,
     pub generation: String,
@@ -71,6 +73,8 @@ pub struct BranchShown {
     pub updates: u64,
     /// Those of them that hosts may have been told of.
     pub acknowledged: u64,
+    /// Whether the site knows every block that they changed, so that one site can be copied onto the other.
+    pub covered: bool,
 }
 
 impl SplitShown {
@@ -81,6 +85,7 @@ impl SplitShown {
             last: branch.last.0,
             updates: after(branch.last),
             acknowledged: after(branch.promised),
+            covered: branch.covered,
         };
         SplitShown { common: split.common.0, ours: branch(&split.ours), theirs: branch(&split.theirs) }
     }
@@ -315,6 +320,7 @@ impl Status {
             state: state(status.state).to_owned(),
             solo: status.solo && config.replication.is_some(),
             vacant: status.vacant,
+            gives_way: status.gives_way,
             split_brain: status.split.map(|split| SplitShown::new(&split)),
             generation: status.generation.to_string(),
             watermarks: Watermarks {
