@@ -82,6 +82,8 @@ fn a_site_gives_way_when_that_is_durable_and_tells_what_it_has_changed() {
             site = site.restarted_holding(nothing);
         }
         assert_eq!((site.status().role, site.status().gives_way), (Role::Secondary, true));
+        site.give_way();
+        assert_eq!(site.told_to_give_way(), Some(Ok(UpdateNumber(4))), "told again, it does nothing");
         assert_eq!((site.status().settled, site.read(1, 5)), (UpdateNumber(4), Ok(7)));
         site.sent.clear();
         site.connect(&other());
@@ -127,7 +129,8 @@ fn all_that_either_has_changed_is_marked_durably_before_it_is_copied() {
     site.turns(50);
     assert_eq!(site.offered(), None, "its marks are not durable");
     site.metadata_held = false;
-    site.turns(50);
+    // Nothing but that answer calls for a turn.
+    site.turns(2);
     assert_eq!(site.offered(), Some(3), "block 5 was changed here too");
     // Interrupted, it is told again, and goes on with the same resync.
     site.control(Control::Staged { updates: 0 });
@@ -157,13 +160,15 @@ fn marks_that_make_no_sense_end_the_conversation() {
         },
         |site| {
             site.metadata_held = true;
-            site.control(Control::MarksEnd { pages: 0 });
             site.marks(0, 0, &[1]);
+            site.control(Control::MarksEnd { pages: 1 });
+            site.marks(0, 0, &[0, 1]);
         },
         |site| {
             site.metadata_held = true;
-            site.control(Control::MarksEnd { pages: 0 });
-            site.control(Control::MarksEnd { pages: 0 });
+            site.marks(0, 0, &[1]);
+            site.control(Control::MarksEnd { pages: 1 });
+            site.control(Control::MarksEnd { pages: 1 });
         },
     ];
     for (index, wrong) in wrongs.into_iter().enumerate() {

@@ -137,6 +137,11 @@ impl Group {
                 turn.out.to_admin.push(AdminReply { id, result: Ok(self.window.last()) });
                 return;
             }
+            // It is told again.
+            AdminOp::GiveWay if self.has_given_way() => {
+                turn.out.to_admin.push(AdminReply { id, result: Ok(self.window.last()) });
+                return;
+            }
             AdminOp::Switchover if self.role == Role::Secondary => self.wish(turn, id),
             AdminOp::Switchover => self.leave(turn, Left::HandedOver, Asker::Administrator(id)),
             AdminOp::GiveWay => self

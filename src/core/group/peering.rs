@@ -490,11 +490,11 @@ impl Group {
                 self.begin_solo_if_allowed(turn);
                 self.end_solo_if_caught_up(turn);
                 self.forget_changes_if_caught_up();
+                // What it begins goes on in this turn: nothing else may come to call for another one.
+                self.merge_turn(turn);
                 if self.peer.talk == Talk::Copying {
                     self.copy_turn(turn);
-                } else if self.peer.talk == Talk::Merging {
-                    self.merge_turn(turn);
-                } else if self.engaged() {
+                } else if self.peer.talk != Talk::Merging && self.engaged() {
                     // What is settled comes first: a peer that holds much unsettled may have no page to receive an update
                     // with before it hears (INV-12).
                     if !self.peer.introduced {
