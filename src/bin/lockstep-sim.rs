@@ -82,6 +82,7 @@ impl Totals {
             (&mut all.catch_ups, one.catch_ups),
             (&mut all.cuts, one.cuts),
             (&mut all.takeovers, one.takeovers),
+            (&mut all.splits, one.splits),
             (&mut all.copied_blocks, one.copied_blocks),
             (&mut all.installs, one.installs),
             (&mut all.installed_snapshots, one.installed_snapshots),
@@ -115,13 +116,14 @@ impl Totals {
         );
         println!(
             "in all: {} acknowledged writes, {} updates replayed, {} checkpoints, {} catch-ups, {} tail cuts, {} \
-             takeovers, {} solo ranges, {} writes lost as their level allows",
+             takeovers, {} split brains, {} solo ranges, {} writes lost as their level allows",
             self.outcome.acknowledged_writes,
             self.outcome.replayed,
             self.outcome.checkpoints,
             self.outcome.catch_ups,
             self.outcome.cuts,
             self.outcome.takeovers,
+            self.outcome.splits,
             self.outcome.solo_ranges,
             self.outcome.excused_writes,
         );

@@ -116,6 +116,7 @@ impl World {
 
     /// The site's process is over, in whatever it was doing.
     pub(super) fn end(&mut self, index: usize, crash: Crash) {
+        let crash = self.crash_that_decides(index, crash);
         let site = &mut self.sites[index];
         site.group = None;
         site.incarnation += 1;
@@ -126,7 +127,9 @@ impl World {
             Crash::Power => site.disk.crash_power(&mut self.rng),
         }
         site.disk.metadata.crash(&mut self.snapshot_rng, &site.memory, &site.tables);
-        self.audit.crashed(index, &site.disk);
+        let disk = &site.disk;
+        self.audit.perhaps_adopt(index, disk);
+        self.audit.of(index).crashed(index, disk);
         let link = std::mem::replace(&mut site.link, Link::new(1));
         if let Some(connection) = link.connection() {
             self.abandon(index, connection);
@@ -144,8 +147,10 @@ impl World {
     pub(super) fn restart(&mut self, index: usize) {
         let site = &mut self.sites[index];
         assert!(site.group.is_none());
-        self.perhaps_repair_tables(index);
-        self.audit.restarted(index);
+        if !self.is_parted() {
+            self.perhaps_repair_tables(index);
+        }
+        self.audit.of(index).restarted(index);
         self.trace.note(self.now, || format!("site {index} starts"));
         let site = &mut self.sites[index];
         site.memory.restart();

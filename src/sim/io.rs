@@ -37,7 +37,7 @@ impl World {
                     let names: Vec<_> = blocks.iter().map(|content| content.print.describe()).collect();
                     format!("site {index} writes {target:?} at {block}: {names:?}")
                 });
-                self.audit.writes(index, io, place_of(target), block, &blocks, disk);
+                self.audit.of(index).writes(index, io, place_of(target), block, &blocks, disk);
                 (io, plan.write_ns)
             }
             IoOp::Flush => (disk.flush(target), plan.flush_ns),
@@ -87,16 +87,16 @@ impl World {
             }
             (IoOp::Write, Ok(())) => {
                 disk.complete_write(io);
-                self.audit.written_io(index, io, place_of(target));
+                self.audit.of(index).written_io(index, io, place_of(target));
                 write = Some((target, io));
             }
             (IoOp::Flush, Ok(())) => {
                 let covers = disk.complete_flush(io);
-                self.audit.flushed(index, &covers, place_of(target));
+                self.audit.of(index).flushed(index, &covers, place_of(target));
             }
             (IoOp::Write, Err(_)) => disk.fail_write(io, &mut self.rng),
             (IoOp::Read | IoOp::Flush, Err(_)) => {
-                self.audit.reads_fail(index);
+                self.audit.of(index).reads_fail(index);
                 disk.fail(io);
             }
         }

@@ -20,6 +20,7 @@ pub mod rng;
 mod run;
 mod site;
 mod snapshots;
+mod split;
 mod stages;
 mod stock;
 mod takeover;

@@ -262,6 +262,11 @@ impl World {
         }
     }
 
+    pub(super) fn end_partition(&mut self) {
+        self.network.partitioned_until = self.now;
+        self.healed();
+    }
+
     pub(super) fn healed(&mut self) {
         // A side that gave up leaves its peer with a dead connection, which the peer notices now.
         let Some(number) = self.network.connection.as_ref().map(|connection| connection.number) else {

@@ -8,6 +8,7 @@ use crate::core::journal::journal_blocks_min;
 use crate::sim::resync::ResyncPlan;
 use crate::sim::rng::Rng;
 use crate::sim::snapshots::SnapshotPlan;
+use crate::sim::split::SplitPlan;
 use crate::sim::takeover::TakeoverPlan;
 
 /// Operations of hosts that every seed submits at least.
@@ -130,6 +131,7 @@ pub struct Plan {
     pub snapshots: Option<SnapshotPlan>,
     pub takeover: Option<TakeoverPlan>,
     pub resync: Option<ResyncPlan>,
+    pub split: Option<SplitPlan>,
 }
 
 impl Plan {
@@ -218,6 +220,7 @@ impl Plan {
             snapshots,
             takeover: None,
             resync: None,
+            split: None,
         }
     }
 

@@ -200,7 +200,7 @@ impl World {
         while let Some(reply) = self.sites[index].out.to_admin.pop() {
             self.trace.note(self.now, || format!("administrator of site {index} hears {reply:?}"));
             if let (Ok(number), true) = (reply.result, reply.id < PROMOTION_IDS) {
-                self.audit.administered(index, number.0);
+                self.audit.of(index).administered(index, number.0);
             }
         }
         let typical_ns = self.plan.snapshots.map_or(METADATA_NS, |plan| plan.metadata_ns);

@@ -121,6 +121,9 @@ impl World {
                     self.status(PRIMARY),
                     self.status(SECONDARY)
                 );
+                if self.settled() && self.perhaps_part() {
+                    return;
+                }
                 if self.settled() {
                     self.trace.note(self.now, || "settled; stopping".into());
                     self.stage = Stage::Stopping { until: self.now + HEAL_NS_MAX };
@@ -131,6 +134,15 @@ impl World {
                         self.wake_group(site, self.now);
                     }
                 }
+            }
+            Stage::Parted { part, until } => {
+                assert!(
+                    !late(until),
+                    "liveness: a split brain is not over, {part:?}: {:#?} {:#?}",
+                    self.status(PRIMARY),
+                    self.status(SECONDARY)
+                );
+                self.go_on_parted(part);
             }
             Stage::Stopping { until } => {
                 assert!(

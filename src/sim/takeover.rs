@@ -67,6 +67,7 @@ impl World {
     /// yet that it was taken over from is cut off from everybody.
     pub(super) fn is_asked(&self, site: usize) -> bool {
         self.plan.takeover.is_none()
+            || self.is_parted()
             || site == self.home
             || self.status(site).is_some_and(|status| status.role == Role::Secondary)
     }
@@ -74,6 +75,9 @@ impl World {
     /// Whether those who ask this site are hosts. Where they are going to be, and what follows yet, is as good as any reader's.
     pub(super) fn is_host(&self, site: usize) -> bool {
         let primary = |status: GroupStatus| status.role == Role::Primary;
+        if self.is_parted() {
+            return self.status(site).is_some_and(primary);
+        }
         site == self.home && (self.plan.takeover.is_none() || self.status(site).is_some_and(primary))
     }
 
@@ -119,7 +123,7 @@ impl World {
 
     /// After a turn of a group: hosts go where a newer generation serves, and come back where no other was opened after all.
     pub(super) fn note_home(&mut self, site: usize) {
-        if self.plan.takeover.is_none() {
+        if self.plan.takeover.is_none() || self.is_parted() {
             return;
         }
         let Some(status) = self.status(site).filter(serves) else { return };

@@ -21,6 +21,7 @@ use crate::sim::resync::{self, ResyncPlan};
 use crate::sim::rng::Rng;
 use crate::sim::site::{Alarm, Done, Site, seen};
 use crate::sim::snapshots::{self, SnapshotPlan};
+use crate::sim::split::{self, Audits, Part, SplitPlan};
 use crate::sim::takeover;
 use crate::sim::trace::Trace;
 
@@ -104,6 +105,11 @@ pub(super) enum Stage {
     Settling {
         until: u64,
     },
+    /// The operator's word was wrong: both sites serve, until one of them gives way.
+    Parted {
+        part: Part,
+        until: u64,
+    },
     Stopping {
         until: u64,
     },
@@ -135,6 +141,8 @@ pub struct Outcome {
     pub cuts: u64,
     pub coverage: Coverage,
     pub takeovers: u64,
+    /// Split brains that were resolved.
+    pub splits: u64,
     /// Blocks copied to a peer that lacked more than the journal held, and resyncs that were installed.
     pub copied_blocks: u64,
     pub installs: u64,
@@ -164,6 +172,14 @@ pub struct World {
     pub(super) handover_rng: Rng,
     /// And resyncs' own.
     pub(super) resync_rng: Rng,
+    /// And split brains'.
+    pub(super) split_rng: Rng,
+    /// Writes that each side had acknowledged when they parted.
+    pub(super) apart_from: [u64; 2],
+    /// And operations submitted.
+    pub(super) apart_since: u64,
+    /// Operations after which hosts wait until one site follows the other again.
+    pub(super) joining_operations: u64,
     /// A staging file could not be written, so its site may refuse to go on.
     pub(super) staging_failed: bool,
     /// The site where hosts are, and the newest generation that served them.
@@ -179,7 +195,7 @@ pub struct World {
     queue: Queue<Event>,
     pub(super) sites: [Site; 2],
     pub(super) network: Network,
-    pub(super) audit: Auditor,
+    pub(super) audit: Audits,
     pub(super) trace: Trace,
     pub(super) stage: Stage,
     pub(super) next_fault: usize,
@@ -201,6 +217,8 @@ impl World {
         plan.hand_over(&mut handover_rng);
         let mut resync_rng = resync::generator(seed);
         plan.resync = ResyncPlan::new(&mut resync_rng, &plan);
+        let mut split_rng = split::generator(seed);
+        plan.split = SplitPlan::new(&mut split_rng, &plan);
         let mut trace = Trace::new(print);
         trace.note(0, || format!("{plan:#?}"));
         let config = &plan.configs[0];
@@ -229,6 +247,10 @@ impl World {
             takeover_rng,
             handover_rng,
             resync_rng,
+            split_rng,
+            apart_from: [0; 2],
+            apart_since: 0,
+            joining_operations: 0,
             staging_failed: false,
             home: PRIMARY,
             home_generation: Generation::NONE,
@@ -239,7 +261,7 @@ impl World {
             queue: Queue::new(),
             sites,
             network: Network::new(plan.network_ns, plan.notice_ns),
-            audit,
+            audit: Audits::new(audit),
             trace,
             stage: Stage::Working,
             next_fault: 0,
@@ -272,7 +294,7 @@ impl World {
             instant = if at > self.now { 0 } else { instant + 1 };
             assert!(instant < INSTANT_EVENTS_MAX, "livelock: time stands still, in {:?}", self.stage);
             self.now = at;
-            self.audit.now = at;
+            self.audit.set_now(at);
             self.outcome.events += 1;
             assert!(self.outcome.events < EVENTS_MAX, "livelock: {EVENTS_MAX} events, in {:?}", self.stage);
             self.trace.event(at, &event);
@@ -428,7 +450,7 @@ impl World {
                         match message {
                             FromLink::Update { .. } if group.stages() => (),
                             FromLink::Update { update, .. } => {
-                                self.audit.receives(index, update.number.0, update.generation.0);
+                                self.audit.of(index).receives(index, update.number.0, update.generation.0);
                             }
                             FromLink::Connected { .. } | FromLink::Disconnected { .. } => {
                                 // What came before it on the ring still counts, and is answered by this turn.
@@ -457,7 +479,7 @@ impl World {
         self.note_slots(index);
         self.note_home(index);
         if let Some(status) = self.status(index).filter(|_| disconnected) {
-            self.audit.disconnected(index, status.last.0, status.generation.0);
+            self.audit.of(index).disconnected(index, status.last.0, status.generation.0);
         }
         let site = &self.sites[index];
         let rings = [
@@ -482,7 +504,8 @@ impl World {
         let now = self.now;
         let ring_ns = self.plan.ring_ns;
         // What a site that was taken over from says does not reach its hosts.
-        let heard = self.plan.takeover.is_none() || index == self.home;
+        let parted = self.is_parted();
+        let heard = self.plan.takeover.is_none() || index == self.home || parted;
         let Site { out, memory, tables, link, fronts, disk, .. } = &mut self.sites[index];
         let mut woken = [false; FRONTS_MAX];
         for (number, front) in fronts.iter_mut().enumerate() {
@@ -494,7 +517,8 @@ impl World {
             while let Some(reply) = out.to_front[number].pop() {
                 let after = front.replies.back().map_or(now, |(ready, _)| *ready).max(now);
                 let ready = after.max(now + self.rng.below(ring_ns + 1));
-                let (op, request) = front.judge(&reply, heard, memory, &mut self.audit, &mut self.counts);
+                let (op, request) =
+                    front.judge(&reply, heard, memory, self.audit.of(index), &mut self.counts);
                 self.trace.note(now, || {
                     format!("site {index} front {number}: op {op:?} {request:?} -> {:?}", reply.result)
                 });
@@ -529,13 +553,13 @@ impl World {
                             blocks.resize(update.count as usize, Content::ZERO);
                         }
                         if update.touches_blocks() {
-                            self.audit.copies(update.volume.0, update.lba.0, &blocks);
+                            self.audit.of(index).copies(update.volume.0, update.lba.0, &blocks);
                         }
                         link.push(after, message, pages);
                         continue;
                     }
                     let seen = seen(&update);
-                    self.audit.sends(index, seen, &blocks);
+                    self.audit.of(index).sends(index, seen, &blocks);
                     let row = SlotId((update.number.0 % OLD_BLOCK_SLOTS as u64) as u32);
                     let olds = if with_old { update.count as usize } else { 0 };
                     let mut old = Vec::with_capacity(olds);
@@ -545,14 +569,14 @@ impl World {
                         old.push(memory.print(page));
                     }
                     let live = source == UpdateSource::Window;
-                    self.audit.sends_old(index, &seen, with_old.then_some(&old), live, disk);
+                    self.audit.of(index).sends_old(index, &seen, with_old.then_some(&old), live, disk);
                 }
                 ToLink::Page { page, .. } => {
                     memory.pin_for_reading(page);
                     pages.push(page);
                 }
                 ToLink::Control(Control::Ack { journaled, durable, applied, .. }) => {
-                    self.audit.acknowledges(index, journaled.0, durable.0, applied.0, disk);
+                    self.audit.of(index).acknowledges(index, journaled.0, durable.0, applied.0, disk);
                 }
                 ToLink::Begin { .. } | ToLink::Control(_) | ToLink::Close => (),
             }
@@ -574,6 +598,8 @@ impl World {
                 }
                 GroupEvent::TailCut { .. } => self.outcome.cuts += 1,
                 GroupEvent::StagingFailed { .. } => self.staging_failed = true,
+                GroupEvent::Refused { refusal: Some(refusal), .. }
+                    if parted && refusal.code == RefusalCode::SplitBrain => {}
                 GroupEvent::Refused { refusal, .. } => {
                     // Not even for a resync of all blocks: the journal or a changed-block set has what a peer lacks (INV-9).
                     let code = refusal.map(|refusal| refusal.code);
@@ -682,6 +708,8 @@ impl World {
         let more = match self.stage {
             _ if !asked => false,
             Stage::Working => true,
+            Stage::Parted { part: Part::Apart, .. } => true,
+            Stage::Parted { part: Part::Joining, .. } => self.counts.submitted < self.joining_operations,
             Stage::Calm { operations, .. } => self.counts.submitted < operations,
             _ => false,
         };
@@ -704,7 +732,7 @@ impl World {
                     changes,
                     memory,
                     table,
-                    &mut self.audit,
+                    self.audit.of(index),
                     &mut self.counts,
                 );
                 let Some((op, HostRequest { volume, op: request, .. })) = sent else { break };
@@ -712,6 +740,9 @@ impl World {
                     format!("site {index} front {number}: op {op:?} {request:?} of volume {}", volume.0)
                 });
                 submitted = true;
+                if op.is_some() {
+                    self.audit.pass_by(index);
+                }
             }
             if submitted {
                 // The reader at the secondary looks in now and then.

@@ -47,7 +47,8 @@ impl Auditor {
         if let Some(seen) = header.and_then(superblock) {
             assert!(blocks.len() == 1 && block == seen.sequence % 2, "superblock {seen:?} at block {block}");
             self.check_claim(site, "settled", seen.settled);
-            if seen.checkpoint > self.sites[site].written() {
+            // The first one after a mark is that of the install, which may go back.
+            if self.installing[site].is_some() || seen.checkpoint > self.sites[site].written() {
                 self.installs(site, &seen, media);
             }
             self.check_tail(site, &seen, media);

@@ -20,6 +20,7 @@ pub const KIND_SNAPSHOT_PROTECT: u8 = 11;
 pub const KIND_SNAPSHOT_UNPROTECT: u8 = 12;
 pub const KIND_STEP_DOWN: u8 = 13;
 pub const KIND_HAND_OVER: u8 = 14;
+pub const KIND_GIVE_WAY: u8 = 15;
 
 /// One update as a journal or a frame describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,6 +10,7 @@ mod matching;
 mod resync;
 mod site;
 mod snapshots;
+mod split;
 mod stream;
 mod takeover;
 
@@ -134,7 +135,7 @@ pub struct OpSpec {
     pub snapshot: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Op {
     spec: OpSpec,
     site: usize,
@@ -180,7 +181,7 @@ struct Version {
     content: Content,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct BlockHistory {
     /// Ascending by number; before the first, the block reads as zeros.
     versions: Vec<Version>,
@@ -259,7 +260,7 @@ impl fmt::Display for Lack {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Auditor {
     config: AuditConfig,
     sites: [Site; 2],

@@ -17,7 +17,7 @@ enum State {
     Dead,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Batch {
     io: IoId,
     /// After a crash: the writes, of whatever life, that put its blocks there and that a flush has to cover yet.
@@ -36,7 +36,7 @@ struct Batch {
     state: State,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Site {
     /// The site's stream as submitted to its journal: generations of the updates 1, 2, and so on.
     log: Vec<u64>,

@@ -1,8 +1,8 @@
 //! The auditor's stream: which updates are in force, and what they hold.
 
 use crate::sim::audit::journal::{
-    KIND_GENERATION_OPEN, KIND_HAND_OVER, KIND_SNAPSHOT_CREATE, KIND_SOLO_BEGIN, KIND_SOLO_END,
-    KIND_STEP_DOWN, KIND_ZERO, Seen,
+    KIND_GENERATION_OPEN, KIND_GIVE_WAY, KIND_HAND_OVER, KIND_SNAPSHOT_CREATE, KIND_SOLO_BEGIN,
+    KIND_SOLO_END, KIND_STEP_DOWN, KIND_ZERO, Seen,
 };
 use crate::sim::audit::snapshots::record_of;
 use crate::sim::audit::{Auditor, Entry, Version};
@@ -42,12 +42,13 @@ impl Auditor {
             );
             // Nobody has the old one any more, so its number and generation are free.
             let gone = self.replaced.remove(&(seen.generation, seen.number));
-            // It was sent, and a takeover that came to nothing took its operation's number.
+            // It was sent, and a takeover that came to nothing took its operation's number, or left it that of an update which is gone.
             if let Some(op) = gone.and_then(|entry| entry.op)
                 && site == self.leader
-                && self.ops[op as usize].number.is_none()
+                && self.ops[op as usize].number.is_none_or(|number| number == seen.number)
                 && !self.unnumbered.contains(&op)
             {
+                self.ops[op as usize].number = None;
                 self.unnumbered.push(op);
             }
         }
@@ -95,7 +96,7 @@ impl Auditor {
     /// A primary that leaves its generation numbers nothing more in it; one that hands over has everything settled.
     fn check_end_of_generation(&self, seen: &Seen) {
         let before = self.stream.last().map(|entry| entry.seen.kind);
-        let left = matches!(before, Some(KIND_STEP_DOWN | KIND_HAND_OVER));
+        let left = matches!(before, Some(KIND_STEP_DOWN | KIND_HAND_OVER | KIND_GIVE_WAY));
         assert!(
             !left || seen.kind == KIND_GENERATION_OPEN,
             "INV-7: {seen:?} in a generation that its primary has left"
