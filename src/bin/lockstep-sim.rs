@@ -86,6 +86,7 @@ impl Totals {
             (&mut all.copied_blocks, one.copied_blocks),
             (&mut all.installs, one.installs),
             (&mut all.installed_snapshots, one.installed_snapshots),
+            (&mut all.logs_found, one.logs_found),
             (&mut all.snapshots, one.snapshots),
             (&mut all.snapshot_reads, one.snapshot_reads),
             (&mut all.changes_told, one.changes_told),
@@ -128,8 +129,11 @@ impl Totals {
             self.outcome.excused_writes,
         );
         println!(
-            "of resyncs: {} blocks copied, {} times installed, with {} snapshots",
-            self.outcome.copied_blocks, self.outcome.installs, self.outcome.installed_snapshots
+            "of resyncs: {} blocks copied, {} times gone on after a restart, {} times installed, with {} snapshots",
+            self.outcome.copied_blocks,
+            self.outcome.logs_found,
+            self.outcome.installs,
+            self.outcome.installed_snapshots
         );
         println!(
             "of snapshots: {} taken, {} reads, {} blocks told whether they changed, {} updates sent with what they overwrote, \

@@ -207,6 +207,10 @@ pub enum Event {
         common: UpdateNumber,
         here: bool,
     },
+    /// So many blocks of the same resync were staged before this site's last start, and it goes on behind them.
+    LogFound {
+        blocks: u64,
+    },
     /// Everything that this site lacked is staged; it starts anew to install that.
     StagedWhole {
         upto: UpdateNumber,

@@ -321,6 +321,13 @@ impl Names {
                      what it is until then"
                 ),
             ),
+            Event::LogFound { blocks } => (
+                Level::Info,
+                format!(
+                    "{} MiB of that were staged before this site started; the copy goes on behind them",
+                    mib_of(blocks)
+                ),
+            ),
             Event::StagedWhole { upto } => (
                 Level::Info,
                 format!(

@@ -148,6 +148,8 @@ pub struct Outcome {
     pub installs: u64,
     /// Snapshots that came with them.
     pub installed_snapshots: u64,
+    /// Resyncs that went on after a restart of the site that was copied to.
+    pub logs_found: u64,
     pub trace_hash: u64,
 }
 
@@ -597,6 +599,7 @@ impl World {
                     catches_up = true;
                 }
                 GroupEvent::TailCut { .. } => self.outcome.cuts += 1,
+                GroupEvent::LogFound { .. } => self.outcome.logs_found += 1,
                 GroupEvent::StagingFailed { .. } => self.staging_failed = true,
                 GroupEvent::Refused { refusal: Some(refusal), .. }
                     if parted && refusal.code == RefusalCode::SplitBrain => {}

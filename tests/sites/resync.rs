@@ -126,6 +126,42 @@ fn a_secondary_comes_back_with_the_snapshots_that_were_taken_meanwhile() {
 }
 
 #[test]
+fn a_copy_goes_on_where_it_was_after_the_secondary_died() {
+    let mut sites = Sites::start(&options());
+    let mut client = sites.left.connect("data");
+    sites.right.kill();
+    for index in 0..VOLUME_MIB * 16 {
+        client
+            .write(index * 16 * BLOCK as u64, &[1 + (index % 250) as u8; 16 * BLOCK], false)
+            .expect("a write");
+    }
+    let changed = peer(&sites.left, "changed_bytes");
+    assert_eq!(changed, VOLUME_MIB * MIB);
+    sites.right.start();
+    let mut deaths = 0;
+    while sites.left.status()["peer"]["state"] != "in_sync" {
+        if deaths < 2 && copied(&sites.left) > changed * (1 + deaths) / 4 {
+            sites.right.kill();
+            sites.right.start();
+            deaths += 1;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    sites.wait("--in-sync");
+    sites.wait("--settled");
+    // What was on its way at a death was not counted; what was staged is not copied again.
+    let copied = copied(&sites.left);
+    println!("{changed} bytes changed, {copied} copied, {deaths} deaths");
+    assert!(deaths > 0, "too fast to be interrupted");
+    assert!(copied >= changed && copied <= changed + MIB, "{changed} changed, {copied} copied");
+    let mut reader = sites.right.connect_when_served("data");
+    for index in 0..VOLUME_MIB * 16 {
+        let found = reader.read(index * 16 * BLOCK as u64, 16 * BLOCK as u32).expect("a read");
+        assert!(found.iter().all(|byte| *byte == 1 + (index % 250) as u8), "piece {index}");
+    }
+}
+
+#[test]
 fn no_more_is_copied_than_has_changed() {
     let mut sites = Sites::start(&options());
     let mut client = sites.left.connect("data");

@@ -117,7 +117,7 @@ impl Group {
             if !writing.is_empty() {
                 return false;
             }
-            if (head.sequence, head.previous) != (end.sequence, end.previous) {
+            if head.sequence > end.sequence || head.previous != end.previous {
                 self.log_is_rotten(turn, head.block);
                 return false;
             }
@@ -160,9 +160,9 @@ impl Group {
         let install = recovery.install.as_mut().expect("the step is to install");
         let head = install.head;
         let end = row.header + 1 + u32::from(header.payload_blocks);
-        // What the first batch names tells only which resync it is of.
-        let follows = head.sequence == 1 || header.previous == head.previous;
-        if header.group != group || header.sequence != head.sequence || !follows || end > row.count {
+        // What the first batch names tells only which resync it is of; and sequences leap where a log was found again.
+        let follows = head.block == RING_FIRST_BLOCK || header.previous == head.previous;
+        if header.group != group || header.sequence < head.sequence || !follows || end > row.count {
             return None;
         }
         let mut at = row.header + 1;
@@ -179,7 +179,7 @@ impl Group {
         }
         install.head = JournalPosition {
             block: head.block + u64::from(end - row.header),
-            sequence: head.sequence + 1,
+            sequence: header.sequence + 1,
             previous: digest_of(turn.memory.bytes(page(row.header))),
         };
         for index in row.header + 1..end {

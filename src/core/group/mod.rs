@@ -19,6 +19,7 @@ mod handshake;
 mod host;
 mod inbound;
 mod install;
+mod log_scan;
 mod old_blocks;
 mod pace;
 mod peering;

@@ -452,13 +452,18 @@ impl Group {
     /// The peer's log has so many updates of this resync, durably.
     pub(super) fn on_staged(&mut self, turn: &mut Turn<impl Memory>, updates: u64) {
         self.resync.heard_at = turn.now;
-        if self.peer.talk != Talk::Copying || self.resync.offer_due || updates > self.resync.sent {
+        let Resync { step, sent, staged, .. } = self.resync;
+        let answers = step == Step::Offered;
+        if self.peer.talk != Talk::Copying || self.resync.offer_due || (!answers && updates > sent) {
             return self.lose_peer(turn, LossReason::Protocol("it staged what it was not sent"));
         }
-        if self.resync.step == Step::Offered {
-            // A log with less than it once had is another one.
-            if updates < self.resync.staged {
-                self.begin_anew();
+        if answers {
+            // A log with less than it once had is another one, and one with more is another life's. A name is for one log from its
+            // beginning, so that nothing of an older one ever continues it.
+            if updates < staged || updates > sent || (updates == 0 && sent > 0) {
+                self.begin_resync(turn.now);
+                self.resync.offer_due = true;
+                return;
             }
             (self.resync.sent, self.resync.staged) = (updates, updates);
             self.resync.step = Step::Copying;

@@ -3,6 +3,7 @@
 //! and the site starts anew: `install` brings the log to the volumes before anything else.
 
 use super::inbound::Inbound;
+use super::log_scan::Scan;
 use super::peering::{LINK_SPARE, Talk, refusal};
 use super::{Group, Phase, Turn};
 use crate::base::*;
@@ -60,11 +61,13 @@ pub(super) struct Staging {
     resync: Option<(Generation, u64)>,
     /// One that was offered, and not answered yet.
     offered: Option<(Generation, u64)>,
+    /// What this life knows of the file.
+    pub scan: Scan,
     /// Where the next batch goes.
-    head: JournalPosition,
+    pub head: JournalPosition,
     /// Updates that were put into batches, that are written, and that are flushed; and what the primary knows of the last.
-    appended: u64,
-    written: u64,
+    pub appended: u64,
+    pub written: u64,
     flushed: u64,
     reported: u64,
     writing: FixedQueue<Writing>,
@@ -72,8 +75,8 @@ pub(super) struct Staging {
     /// The history of the stream at the primary, which comes before the order.
     history: Option<Box<History>>,
     order: Order,
-    descriptors: Box<[Update; BATCH_DESCRIPTORS_MAX]>,
-    blocks: u64,
+    pub descriptors: Box<[Update; BATCH_DESCRIPTORS_MAX]>,
+    pub blocks: u64,
     /// Of the tables that began last in the log: the number that they are of, and the next page, unless all of them are there.
     tables: Option<(UpdateNumber, Option<u32>)>,
 }
@@ -83,6 +86,7 @@ impl Staging {
         Staging {
             resync: None,
             offered: None,
+            scan: Scan::Owed,
             head: JournalPosition::default(),
             appended: 0,
             written: 0,
@@ -98,7 +102,7 @@ impl Staging {
         }
     }
 
-    fn note_tables(&mut self, header: &TablesHeader) {
+    pub fn note_tables(&mut self, header: &TablesHeader) {
         let follows = header.index == 0 || self.tables == Some((header.applied, Some(header.index)));
         let next = (!header.last).then_some(header.index + 1);
         self.tables = follows.then_some((header.applied, next));
@@ -107,12 +111,22 @@ impl Staging {
     pub fn is_io(&self, slot: SlotId) -> bool {
         let ordered = matches!(self.order, Order::Marking { slot: s, .. } | Order::Flushing { slot: s, .. } if s == slot);
         ordered
+            || matches!(self.scan, Scan::Reading { slot: s, .. } if s == slot)
             || self.flushing.is_some_and(|(flushing, _)| flushing == slot)
             || self.writing.iter().any(|writing| writing.slot == slot && !writing.done)
     }
 
     fn quiet(&self) -> bool {
-        self.writing.is_empty() && self.flushing.is_none()
+        let scanning = matches!(self.scan, Scan::Due | Scan::Reading { .. });
+        self.writing.is_empty() && self.flushing.is_none() && !scanning
+    }
+
+    /// An empty log of the resync.
+    fn begin_log(&mut self, resync: (Generation, u64)) {
+        self.resync = Some(resync);
+        self.head = JournalPosition { block: RING_FIRST_BLOCK, sequence: 1, previous: seed_of(resync) };
+        (self.appended, self.written, self.flushed, self.blocks) = (0, 0, 0, 0);
+        self.tables = None;
     }
 
     /// Whether this site is about to be what it was copied, and cannot become anything else before that.
@@ -134,8 +148,11 @@ impl Group {
         resync: (Generation, u64),
         blocks: u64,
     ) {
-        let may = self.peer.talk == Talk::Following || self.awaits_offer();
-        if !may || self.staging.installing() {
+        // Behind an answer that the primary did not expect, it offers another one.
+        let listens = self.peer.talk == Talk::Following
+            || self.awaits_offer()
+            || (self.peer.talk == Talk::Staging && self.staging.offered.is_none());
+        if !listens || self.staging.installing() {
             return self.lose_peer(turn, LossReason::Protocol("a resync that was not due"));
         }
         // Each block may come with a header of its own.
@@ -162,6 +179,7 @@ impl Group {
     }
 
     pub(super) fn staging_turn(&mut self, turn: &mut Turn<impl Memory>) {
+        self.scan_log(turn);
         self.begin_log_if_offered(turn);
         self.flush_log_if_due(turn);
         self.report_staged(turn);
@@ -177,14 +195,24 @@ impl Group {
             return;
         }
         let staging = &mut self.staging;
-        staging.offered = None;
-        if staging.resync != Some(resync) {
-            staging.resync = Some(resync);
-            staging.head =
-                JournalPosition { block: RING_FIRST_BLOCK, sequence: 1, previous: seed_of(resync) };
-            (staging.appended, staging.written, staging.flushed, staging.blocks) = (0, 0, 0, 0);
-            staging.tables = None;
+        if staging.scan == Scan::Owed {
+            staging.begin_log(resync);
+            staging.scan = Scan::Due;
+            return self.scan_log(turn);
         }
+        if staging.resync != Some(resync) {
+            staging.begin_log(resync);
+        }
+        if staging.appended == 0 {
+            // A mark that was installed under says nothing of this log.
+            let Some(slot) = self.journal.take_slot() else { return };
+            turn.tables.journal_io.set(slot, 0, PageId::ZERO, BlockSum::ZEROS);
+            self.staging.writing.push(Writing { slot, blocks: 1, upto: 0, done: false });
+            let (target, op) = (IoTarget::Staging, IoOp::Write);
+            turn.out.to_journal.push(IoRequest { slot, target, op, block: MARK_BLOCK, count: 1 });
+        }
+        let staging = &mut self.staging;
+        staging.offered = None;
         staging.reported = staging.flushed;
         let updates = staging.flushed;
         turn.out.to_link.push(ToLink::Control(Control::Staged { updates }));
@@ -316,7 +344,11 @@ impl Group {
         slot: SlotId,
         result: Result<(), IoFault>,
     ) {
-        if let Some(writing) = (0..self.staging.writing.len()).find(|&index| {
+        if let Scan::Reading { slot: reading, count } = self.staging.scan
+            && reading == slot
+        {
+            self.log_part_read(turn, slot, count, result.is_ok());
+        } else if let Some(writing) = (0..self.staging.writing.len()).find(|&index| {
             self.staging.writing.get(index).is_some_and(|writing| writing.slot == slot && !writing.done)
         }) {
             let writing = self.staging.writing.get_mut(writing).expect("found above");

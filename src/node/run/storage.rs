@@ -1,10 +1,12 @@
 //! Opening a site's files: what they were formatted as is what the configuration says, and nobody else has them.
 
 use super::RunError;
-use crate::base::{BLOCK_BYTES, VolumeId};
+use crate::base::{BATCH_DESCRIPTORS_MAX, BLOCK_BYTES, VolumeId};
 use crate::core::config::Role;
 use crate::core::messages::IoTarget;
-use crate::format::superblock::{Superblock, newest_of};
+use crate::format::journal::decode_batch;
+use crate::format::superblock::{RING_FIRST_BLOCK, Superblock, newest_of};
+use crate::format::update::Update;
 use crate::io::disk::{Disk, DiskError, Space};
 use crate::io::metadata::{Metadata, MetadataError, TableNames};
 use crate::node::config::Config;
@@ -62,14 +64,14 @@ pub fn open(config: &Config) -> Result<Storage, RunError> {
     Ok(Storage { journal, staging, volumes, metadata, role })
 }
 
-/// The staging file, empty unless what it holds is to be installed: a log that was interrupted is not gone on with after a restart, and
-/// takes no room till the next one.
+/// The staging file, empty unless what it holds is to be installed, or is a log that was interrupted: of one that was installed, the mark
+/// is still there, and takes no room till the next one.
 fn staging(config: &Config, superblock: Option<&Superblock>) -> Result<Disk, DiskError> {
     let (path, bytes) = (&config.staging, config.staging_blocks() * BLOCK_BYTES as u64);
     if path.symlink_metadata().is_ok() {
         let disk = Disk::open(path)?;
         let serves = disk.is_device() && disk.bytes() >= bytes;
-        if serves || is_marked(&disk, superblock)? {
+        if serves || is_marked(&disk, superblock)? || (disk.bytes() == bytes && holds_log(&disk)?) {
             return Ok(disk);
         }
     }
@@ -85,6 +87,15 @@ fn is_marked(disk: &Disk, superblock: Option<&Superblock>) -> Result<bool, DiskE
     disk.read_blocks(0, &mut block)?;
     let mark = Superblock::decode(&block).ok();
     Ok(mark.zip(superblock).is_some_and(|(mark, superblock)| mark.sequence > superblock.sequence))
+}
+
+/// Whether it holds a log behind no mark.
+fn holds_log(disk: &Disk) -> Result<bool, DiskError> {
+    let (mut mark, mut header) = ([0; BLOCK_BYTES], [0; BLOCK_BYTES]);
+    disk.read_blocks(0, &mut mark)?;
+    disk.read_blocks(RING_FIRST_BLOCK, &mut header)?;
+    let mut updates = [Update::EMPTY; BATCH_DESCRIPTORS_MAX];
+    Ok(Superblock::decode(&mark).is_err() && decode_batch(&header, &mut updates).is_ok())
 }
 
 /// Whether the site's next start installs what is staged.
