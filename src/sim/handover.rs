@@ -18,6 +18,9 @@ pub struct HandoverPlan {
     pub told_percent: u64,
 }
 
+/// A switchover is over after so long, whether it was given up or not: until then hosts may be refused.
+const SWITCHOVER_NS_MAX: u64 = 200_000_000;
+
 /// Tells the generator of planned changes from the others of its seed.
 const FORK: u64 = 0x6861_6e64_6f76_6572;
 
@@ -46,6 +49,7 @@ impl World {
         }
         let site = self.handover_rng.below(2) as usize;
         self.trace.note(self.now, || format!("operator switches over at site {site}"));
+        self.operator_until = self.now + SWITCHOVER_NS_MAX;
         self.schedule(self.now, Event::Administer { site, op: AdminOp::Switchover });
         if self.handover_rng.percent(plan.told_percent) {
             let at = self.now + self.handover_rng.latency(10 * self.plan.network_ns);

@@ -61,7 +61,9 @@ impl World {
             let Site { disturbed_io_until, journal_done, volume_done, .. } = &self.sites[site];
             self.now <= *disturbed_io_until || !journal_done.is_empty() || !volume_done.is_empty()
         });
-        !under_way && (!self.plan.has_peer() || self.network.is_whole(self.now))
+        !under_way
+            && self.now > self.operator_until
+            && (!self.plan.has_peer() || self.network.is_whole(self.now))
     }
 
     pub(super) fn settled(&self) -> bool {

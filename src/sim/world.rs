@@ -184,6 +184,8 @@ pub struct World {
     pub(super) joining_operations: u64,
     /// A staging file could not be written, so its site may refuse to go on.
     pub(super) staging_failed: bool,
+    /// What an operator asked for last may go on until then.
+    pub(super) operator_until: u64,
     /// The site where hosts are, and the newest generation that served them.
     pub(super) home: usize,
     pub(super) home_generation: Generation,
@@ -255,6 +257,7 @@ impl World {
             joining_operations: 0,
             staging_failed: false,
             home: PRIMARY,
+            operator_until: 0,
             home_generation: Generation::NONE,
             promotions: 0,
             slots_lacked_at: None,

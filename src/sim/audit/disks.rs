@@ -237,6 +237,13 @@ impl Auditor {
             if site == self.leader && entry.promised && entry.alone && !entry.excused {
                 entry.excused = true;
                 self.excused_writes += 1;
+                // Nor need its next life read it, before it says by a generation of its own that it goes on without.
+                let Seen { volume, lba, .. } = entry.seen;
+                for lba in lba..lba + entry.contents.len() as u64 {
+                    let block = &mut self.blocks[usize::from(volume)][lba as usize];
+                    let has = block.latest_at(own);
+                    (block.acknowledged, block.read) = (block.acknowledged.min(has), block.read.min(has));
+                }
             }
         }
         self.forget_what_nobody_has();

@@ -14,9 +14,11 @@ impl Auditor {
     /// cut from its hosts. Not if it acknowledged anything alone that the other has not, or would go on alone when it starts again.
     pub fn may_be_taken_over(&self, site: usize, other_took: u64) -> bool {
         let (written, other_has) = (self.written(site), self.received(1 - site).min(other_took));
-        let own = self.solo.iter().rev().find(|(number, _)| *number <= written);
+        let own = |has: u64| self.solo.iter().rev().find(|(number, _)| *number <= has);
         let ended = |last: Option<&(u64, bool)>| last.is_none_or(|(at, begins)| !begins && *at <= other_has);
-        site == self.leader && ended(own) && ended(self.solo.last())
+        // Power may take from it yet what it has not flushed, an end among that.
+        let ends = [own(written), own(self.durable(site)), self.solo.last()];
+        site == self.leader && ends.into_iter().all(ended)
     }
 
     /// An operator lets the site take over, which he can only when it follows.
