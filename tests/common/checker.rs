@@ -100,12 +100,17 @@ pub struct Session {
 }
 
 /// Times up to ten minutes.
-#[derive(Debug)]
 pub struct Histogram(pub hdrhistogram::Histogram<u64>);
 
 impl Default for Histogram {
     fn default() -> Histogram {
         Histogram(hdrhistogram::Histogram::new_with_bounds(1, 600_000_000_000, 3).expect("bounds in order"))
+    }
+}
+
+impl std::fmt::Debug for Histogram {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} times, at most {} ns", self.0.len(), self.0.max())
     }
 }
 
@@ -328,7 +333,8 @@ impl Checker {
         }
     }
 
-    fn freeze(&mut self) {
+    /// What is known now is what a snapshot will hold; [`Checker::end_freeze`] once it is taken.
+    pub fn freeze(&mut self) {
         let mut others: HashMap<usize, Vec<Content>> = HashMap::new();
         for (index, block) in self.blocks.iter().enumerate() {
             if block.submitted.is_some() || !block.unknown.is_empty() {
@@ -463,7 +469,7 @@ fn recognise(seed: u64, block: u64, bytes: &[u8]) -> Option<Content> {
 }
 
 /// SplitMix64 (Steele, Lea and Flood, 2014).
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -474,7 +480,7 @@ impl Random {
         word ^ word >> 31
     }
 
-    fn below(&mut self, bound: u64) -> u64 {
+    pub fn below(&mut self, bound: u64) -> u64 {
         ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
     }
 }

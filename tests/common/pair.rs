@@ -165,11 +165,7 @@ impl Sites {
             }
             fs::write(&site.config, text).expect("a configuration");
             succeeds(lockstep(&["format", "--config", path(&site.config)]));
-            if !options.faults.is_empty() {
-                let file = site.config.with_extension("faults");
-                fs::write(&file, options.faults).expect("a plan of faults");
-                site.faults = Some(file);
-            }
+            site.set_faults(options.faults);
         }
         Sites { left, right, folder, _sockets: sockets, _alone: alone }
     }
@@ -194,11 +190,9 @@ impl Sites {
         self.wait("--in-sync");
     }
 
-    /// `lockstep wait` at the primary.
+    /// `lockstep wait` at the left site.
     pub fn wait(&self, what: &str) {
-        let seconds = format!("{}s", PATIENCE.as_secs());
-        let config = path(&self.left.config);
-        succeeds(lockstep(&["wait", "--config", config, what, "--timeout", &seconds]));
+        self.left.wait(what);
     }
 
     /// A path in the test's own folder.
@@ -246,9 +240,40 @@ impl Site {
 
     /// The same with more arguments to `lockstep run`.
     pub fn start_with(&mut self, arguments: &[&str]) {
-        if self.child.is_some() {
-            return;
+        if self.child.is_none() {
+            self.spawn(arguments);
+            self.until("it answers its control socket", |site| site.try_status().is_some());
         }
+    }
+
+    /// Starts it, though it may end at once. Returns whether it runs.
+    pub fn try_start(&mut self) -> bool {
+        self.spawn(&[]);
+        let deadline = Instant::now() + PATIENCE;
+        while self.try_status().is_none() {
+            let child = self.child.as_mut().expect("it was spawned");
+            if child.try_wait().expect("the child's state").is_some() {
+                self.child = None;
+                return false;
+            }
+            assert!(Instant::now() < deadline, "{} neither answers nor ends", self.name);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        true
+    }
+
+    /// What its disks do wrong from its next start on, as `lockstep run --faults` takes it.
+    pub fn set_faults(&mut self, plan: &str) {
+        let file = self.config.with_extension("faults");
+        fs::write(&file, plan).expect("a plan of faults");
+        self.faults = (!plan.is_empty()).then_some(file);
+    }
+
+    pub fn runs(&self) -> bool {
+        self.child.is_some()
+    }
+
+    fn spawn(&mut self, arguments: &[&str]) {
         let log = File::options().create(true).append(true).open(&self.log).expect("a log");
         let child = Command::new(env!("CARGO_BIN_EXE_lockstep"))
             .args(["run", "--config", path(&self.config)])
@@ -260,7 +285,6 @@ impl Site {
             .spawn()
             .expect("lockstep starts");
         self.child = Some(child);
-        self.until("it answers its control socket", |site| site.try_status().is_some());
     }
 
     pub fn process_id(&self) -> u32 {
@@ -316,7 +340,13 @@ impl Site {
         serde_json::from_str(&succeeds(output)).expect("JSON")
     }
 
-    fn try_status(&self) -> Option<Value> {
+    /// `lockstep wait`.
+    pub fn wait(&self, what: &str) {
+        let seconds = format!("{}s", PATIENCE.as_secs());
+        succeeds(lockstep(&["wait", "--config", path(&self.config), what, "--timeout", &seconds]));
+    }
+
+    pub fn try_status(&self) -> Option<Value> {
         let output = lockstep(&["status", "--config", path(&self.config), "--json"]);
         output.status.success().then(|| serde_json::from_slice(&output.stdout).expect("JSON"))
     }

@@ -13,6 +13,7 @@ mod crashes;
 mod damage;
 mod images;
 mod loss;
+mod random;
 mod refusals;
 mod resync;
 mod snapshot_torture;
