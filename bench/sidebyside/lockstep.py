@@ -39,6 +39,9 @@ class Site:
         self.peer = None
         self.differential = "reference"
         self.warm_up = True
+        # Long enough for a machine that is both sites and the hosts; not the default of 50 ms.
+        self.latency_budget = "2s"
+        self.on_peer_loss = "suspend"
 
     def keygen(self):
         os.makedirs(self.directory)
@@ -57,7 +60,8 @@ directory = "{self.directory}"
 control = "{self.directory}.control"
 [group]
 name = "compared"
-latency_budget = "2s"
+latency_budget = "{self.latency_budget}"
+on_peer_loss = "{self.on_peer_loss}"
 differential = "{self.differential}"
 [[volume]]
 name = "disk"
