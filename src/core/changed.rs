@@ -145,8 +145,7 @@ impl Changed {
             let blocks = &self.blocks[volume as usize];
             if let Some(block) = blocks.next_from(first) {
                 let chunk = block / MARKS_PAGE_MAX;
-                let words = blocks.words_from(chunk * MARKS_PAGE_MAX, (MARKS_PAGE_MAX / 64) as usize);
-                put_marks(page, VolumeId(volume), chunk, words);
+                self.put_page(VolumeId(volume), chunk, page);
                 return Some((VolumeId(volume), chunk));
             }
             first = 0;
@@ -154,30 +153,29 @@ impl Changed {
         None
     }
 
+    fn put_page(&self, volume: VolumeId, chunk: u64, page: &mut [u8; BLOCK_BYTES]) {
+        let blocks = &self.blocks[volume.0 as usize];
+        let words = blocks.words_from(chunk * MARKS_PAGE_MAX, (MARKS_PAGE_MAX / 64) as usize);
+        put_marks(page, volume, chunk, words);
+    }
+
     /// Marks what a page of the peer's set has too, and returns its place; `None`, and nothing is marked, if it is none, or reaches
     /// beyond a volume.
     pub fn merge_page(&mut self, page: &[u8; BLOCK_BYTES]) -> Option<(VolumeId, u64)> {
-        let (volume, chunk, words) = take_marks(page)?;
+        self.mark_page(page, true)
+    }
+
+    /// As [`Changed::merge_page`]; whether what is new by it is to be saved.
+    fn mark_page(&mut self, page: &[u8; BLOCK_BYTES], unsaved: bool) -> Option<(VolumeId, u64)> {
+        let (volume, chunk, _) = take_marks(page)?;
         let blocks = self.blocks.get_mut(volume.0 as usize)?;
         let first = chunk.checked_mul(MARKS_PAGE_MAX).filter(|first| *first < blocks.bits())?;
-        let ends = |word: u64| u64::from(u64::BITS - word.leading_zeros());
-        let last = (0u64..)
-            .zip(words)
-            .filter(|(_, word)| *word != 0)
-            .map(|(index, word)| 64 * index + ends(word))
-            .last();
-        if first + last.unwrap_or(0) > blocks.bits() {
+        if marks_in(page)?.any(|mark| first + mark >= blocks.bits()) {
             return None;
         }
-        let (_, _, words) = take_marks(page)?;
-        for (index, word) in (0u64..).zip(words) {
-            let mut rest = word;
-            while rest != 0 {
-                let block = first + index * 64 + u64::from(rest.trailing_zeros());
-                rest &= rest - 1;
-                if blocks.insert(block) {
-                    self.unsaved[volume.0 as usize].insert(chunk);
-                }
+        for mark in marks_in(page)? {
+            if blocks.insert(first + mark) && unsaved {
+                self.unsaved[volume.0 as usize].insert(chunk);
             }
         }
         Some((volume, chunk))
@@ -205,9 +203,7 @@ impl Changed {
         for (volume, chunks) in (0u16..).zip(&mut self.unsaved) {
             if let Some(chunk) = chunks.next_from(0) {
                 chunks.remove(chunk);
-                let words = self.blocks[volume as usize]
-                    .words_from(chunk * MARKS_PAGE_MAX, (MARKS_PAGE_MAX / 64) as usize);
-                put_marks(page, VolumeId(volume), chunk, words);
+                self.put_page(VolumeId(volume), chunk, page);
                 return true;
             }
         }
@@ -237,18 +233,19 @@ impl Changed {
 
     /// A page of it; none that a site of this group wrote if that returns none. Otherwise where the next one may begin.
     pub fn load_page(&mut self, page: &[u8; BLOCK_BYTES]) -> Option<(VolumeId, u64)> {
-        let (volume, chunk, words) = take_marks(page)?;
-        let blocks = self.blocks.get_mut(volume.0 as usize)?;
-        for (index, word) in (0u64..).zip(words) {
-            let mut rest = word;
-            while rest != 0 {
-                let block = chunk * MARKS_PAGE_MAX + index * 64 + u64::from(rest.trailing_zeros());
-                rest &= rest - 1;
-                blocks.insert(block);
-            }
-        }
+        let (volume, chunk) = self.mark_page(page, false)?;
         Some((volume, chunk + 1))
     }
+}
+
+/// The blocks that are marked in a page, from its first block on.
+fn marks_in(page: &[u8; BLOCK_BYTES]) -> Option<impl Iterator<Item = u64>> {
+    let (_, _, words) = take_marks(page)?;
+    Some((0u64..).zip(words).flat_map(|(index, word)| {
+        let lowest = |rest: u64| (rest != 0).then_some(rest);
+        let words = std::iter::successors(lowest(word), move |rest| lowest(rest & (rest - 1)));
+        words.map(move |rest| index * 64 + u64::from(rest.trailing_zeros()))
+    }))
 }
 
 /// Every page that has a mark is to be saved.

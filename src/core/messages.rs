@@ -424,12 +424,13 @@ pub enum AdminError {
     )]
     NoSplitBrain,
     #[error(
-        "this site does not know every block that it has changed since the histories parted (without a staging file it marks none), so the other one cannot be copied onto it; save what is worth saving through NBD, and format both anew"
+        "this site does not know every block that it has changed since the histories parted (without a staging file it marks none), so \
+         the other one cannot be copied onto it; save what is worth saving through NBD, and format both anew"
     )]
     DifferenceUnknownHere,
     #[error(
-        "the other site does not know every block that it has changed since the histories parted (without a staging file it marks none), so it cannot be \
-         copied onto this one; discard the other one if it is not needed, or save what is worth saving through NBD, and format both anew"
+        "the other site does not know every block that it has changed since the histories parted (without a staging file it marks none), \
+         so it cannot be copied onto this one; discard the other one if it is not needed, or save what is worth saving through NBD, and format both anew"
     )]
     DifferenceUnknownThere,
     #[error("the primary refuses, and this version does not know why")]

@@ -1,6 +1,9 @@
 //! The journal's batch: one header block with the descriptors, then their payload blocks in the same order.
 
-use crate::base::{BATCH_DESCRIPTORS_MAX, BATCH_PAYLOAD_BLOCKS_MAX, BLOCK_BYTES, GroupId, UpdateNumber};
+use crate::base::{
+    BATCH_DESCRIPTORS_MAX, BATCH_PAYLOAD_BLOCKS_MAX, BLOCK_BYTES, BlockSum, GroupId, UpdateNumber,
+    sum_of_sums,
+};
 use crate::format::bytes::{array_at, crc_around, nonzero_in, put, u16_at, u32_at, u64_at, u128_at};
 use crate::format::update::{
     DESCRIPTOR_BYTES, DescriptorError, Update, decode_descriptor, encode_descriptor,
@@ -18,6 +21,16 @@ pub struct Digest(pub u64);
 impl Digest {
     /// What the first batch after formatting names as its predecessor.
     pub const NONE: Digest = Digest(0);
+}
+
+/// Whether a batch's payload is what its descriptors say, by the checksums of its blocks in their order.
+pub fn payload_is_whole(updates: &[Update], sum_of_block: impl Fn(usize) -> BlockSum) -> bool {
+    let mut at = 0;
+    updates.iter().all(|update| {
+        let first = at;
+        at += update.payload_blocks();
+        first == at || sum_of_sums((first..at).map(&sum_of_block)) == update.sum
+    })
 }
 
 /// The fields of a batch header.

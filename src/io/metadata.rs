@@ -24,7 +24,7 @@ use crate::base::SiteId;
 use crate::base::UpdateNumber;
 use crate::core::config::VolumeSpec;
 use crate::format::metadata::Captured;
-use crate::format::snapshot::{SNAPSHOT_RECORD_BYTES, SnapshotRecord};
+use crate::format::snapshot::SnapshotRecord;
 
 /// Version of everything below; a site formatted by another one is refused.
 pub const METADATA_VERSION: u64 = 2;
@@ -243,9 +243,7 @@ fn fill(
         transaction.open_table(NUMBERS)?.insert(store::APPLIED, applied.0)?;
         let mut records = transaction.open_table(store::SNAPSHOTS)?;
         for record in snapshots {
-            let mut bytes = [0; SNAPSHOT_RECORD_BYTES];
-            record.encode(&mut bytes);
-            records.insert(record.number.0, &bytes)?;
+            store::insert_record(&mut records, record)?;
         }
         let mut captured = transaction.open_table(store::CAPTURED)?;
         for entry in entries {
@@ -330,6 +328,7 @@ mod tests {
     use super::*;
     use crate::base::*;
     use crate::core::messages::MetadataOp;
+    use crate::format::snapshot::SNAPSHOT_RECORD_BYTES;
     use crate::format::snapshot::SnapshotName;
     use crate::format::tables::header_of;
 

@@ -171,7 +171,7 @@ impl Group {
                 }
                 let kind =
                     if protected { UpdateKind::SnapshotProtect } else { UpdateKind::SnapshotUnprotect };
-                self.append_naming(turn, kind, snapshot)
+                self.append_naming(turn, kind, self.generation, Lba(snapshot.0))
             }
             AdminOp::Promote { .. } => self.promote(turn),
             AdminOp::Switchover | AdminOp::Demote | AdminOp::GiveWay | AdminOp::HostsGone => {
@@ -185,22 +185,7 @@ impl Group {
         turn: &mut Turn<impl Memory>,
         snapshot: UpdateNumber,
     ) -> UpdateNumber {
-        self.append_naming(turn, UpdateKind::SnapshotDelete, snapshot)
-    }
-
-    /// Numbers an update that is about a snapshot and has no payload.
-    fn append_naming(
-        &mut self,
-        turn: &mut Turn<impl Memory>,
-        kind: UpdateKind,
-        snapshot: UpdateNumber,
-    ) -> UpdateNumber {
-        let number = self.window.last().next();
-        let lba = Lba(snapshot.0);
-        let update = Update { number, generation: self.generation, lba, kind, ..Update::EMPTY };
-        let stamps = WriteStamps { numbered_at: turn.now, ..WriteStamps::default() };
-        self.append(turn, update, None, stamps, |_| unreachable!("{kind:?} has no payload"), None);
-        number
+        self.append_naming(turn, UpdateKind::SnapshotDelete, self.generation, Lba(snapshot.0))
     }
 
     /// What a snapshot's creation, deletion or protection changes in the group itself, on every site that takes it.

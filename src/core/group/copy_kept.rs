@@ -9,13 +9,13 @@
 
 use super::differential::{COMMIT_LEAVES_PAGES, MetadataIo};
 use super::peering::{LINK_SPARE, Talk};
-use super::resync::{LEAVES_PAGES, Pages, Step};
+use super::resync::{Pages, Step};
 use super::storage::VolumeIo;
 use super::{Group, Turn};
 use crate::base::*;
 use crate::core::messages::*;
 use crate::core::outbox::{Event, LossReason};
-use crate::format::tables::{TablesHeader, TablesKind, entry_at, header_of, record_at, table_pages_max};
+use crate::format::tables::{TablesKind, entry_at, header_of, record_at, table_pages_max};
 use crate::format::update::{Update, UpdateKind};
 
 /// Slots on their way from the differential volume, and how often the floor had moved when they were asked for.
@@ -66,8 +66,7 @@ impl Group {
 
     /// Copies a run of slots that begins there; false if there is no room for it now.
     pub(super) fn copy_slots(&mut self, turn: &mut Turn<impl Memory>, first: Lba) -> bool {
-        let room = self.room_to_copy(turn) && self.room_to_fetch(turn, UPDATE_BLOCKS_MAX);
-        if !room || self.pages.free() <= LEAVES_PAGES + UPDATE_BLOCKS_MAX {
+        if !self.room_to_read(turn) {
             return false;
         }
         let volume = self.slots_id();
@@ -124,10 +123,6 @@ impl Group {
         if goes_on && !succeeded {
             self.lose_peer(turn, LossReason::Protocol("a slot that it lacks cannot be read here"));
         }
-    }
-
-    fn room_to_copy(&self, turn: &Turn<impl Memory>) -> bool {
-        self.catch_up.has_row() && turn.out.to_link.room() > LINK_SPARE + self.resync.reading
     }
 
     // ------------------------------------------------------------------------------------------------------ the tables
@@ -215,12 +210,8 @@ impl Group {
 
     // --------------------------------------------------------------------------------------------- the peer that has them
 
-    /// Whether a page of tables that was copied can be this group's; what it is of them.
-    pub(super) fn judge_tables(
-        &self,
-        page: &[u8; BLOCK_BYTES],
-        index: u64,
-    ) -> Result<TablesHeader, &'static str> {
+    /// Whether a page of tables that was copied can be this group's.
+    pub(super) fn judge_tables(&self, page: &[u8; BLOCK_BYTES], index: u64) -> Result<(), &'static str> {
         let wrong = "tables that make no sense";
         let header = header_of(page).map_err(|_| wrong)?;
         let volumes = VolumeSet::first(self.config.volumes.len());
@@ -242,6 +233,6 @@ impl Group {
                 return Err(wrong);
             }
         }
-        if u64::from(header.index) != index { Err(wrong) } else { Ok(header) }
+        if u64::from(header.index) != index { Err(wrong) } else { Ok(()) }
     }
 }

@@ -300,7 +300,9 @@ impl Group {
             let at = match departure.how {
                 Left::HandedOver => self.append_control(turn, UpdateKind::HandOver, self.generation),
                 Left::SteppedDown => self.append_control(turn, UpdateKind::StepDown, self.generation),
-                Left::GaveWay(to) => self.append_give_way(turn, to),
+                Left::GaveWay(to) => {
+                    self.append_naming(turn, UpdateKind::GiveWay, self.generation, Lba(to.0))
+                }
             };
             self.serving = false;
             self.leaving.departure = Some(Departure { hosts_gone: true, at, ..departure });

@@ -12,7 +12,7 @@ use crate::base::*;
 use crate::core::config::Role;
 use crate::core::messages::*;
 use crate::core::outbox::Event;
-use crate::format::journal::{Digest, decode_batch, digest_of};
+use crate::format::journal::{Digest, decode_batch, digest_of, payload_is_whole};
 use crate::format::superblock::{JournalPosition, RING_FIRST_BLOCK, Superblock};
 use crate::format::update::{Update, UpdateKind};
 
@@ -70,6 +70,7 @@ impl Install {
 impl Group {
     /// The mark of the staging file was read. It counts if no superblock came after it.
     pub(super) fn staging_mark_read(&self, page: &[u8; BLOCK_BYTES]) -> Option<Box<Install>> {
+        // Its log ends within the file that it names; that may have another size by what the configuration says now.
         let mark = Superblock::decode(page).ok()?;
         let ours = mark.group == self.config.group
             && mark.site == self.config.site
@@ -165,17 +166,12 @@ impl Group {
         if header.group != group || header.sequence < head.sequence || !follows || end > row.count {
             return None;
         }
-        let mut at = row.header + 1;
-        for update in &recovery.descriptors[..header.count as usize] {
-            let after = at + update.payload_blocks() as u32;
-            for index in at..after {
-                table.set(row.slot, index as usize, page(index), turn.memory.sum(page(index)));
-            }
-            let sums = (at..after).map(|index| table.sum(row.slot, index as usize));
-            if update.payload_blocks() > 0 && sum_of_sums(sums) != update.sum {
-                return None;
-            }
-            at = after;
+        for index in row.header + 1..end {
+            table.set(row.slot, index as usize, page(index), turn.memory.sum(page(index)));
+        }
+        let sum_of_block = |index| table.sum(row.slot, row.header as usize + 1 + index);
+        if !payload_is_whole(&recovery.descriptors[..header.count as usize], sum_of_block) {
+            return None;
         }
         install.head = JournalPosition {
             block: head.block + u64::from(end - row.header),

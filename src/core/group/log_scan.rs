@@ -9,7 +9,7 @@ use super::{Group, RESERVED_PAGES, Turn};
 use crate::base::*;
 use crate::core::messages::*;
 use crate::core::outbox::Event;
-use crate::format::journal::{decode_batch, digest_of};
+use crate::format::journal::{decode_batch, digest_of, payload_is_whole};
 use crate::format::superblock::JournalPosition;
 use crate::format::tables::header_of;
 use crate::format::update::UpdateKind;
@@ -97,14 +97,8 @@ impl Group {
             return None;
         }
         let updates = &self.staging.descriptors[..usize::from(header.count)];
-        let mut at = offset + 1;
-        for update in updates {
-            let after = at + update.payload_blocks() as u32;
-            let sums = (at..after).map(|index| turn.memory.sum(page(index)));
-            if update.payload_blocks() > 0 && sum_of_sums(sums) != update.sum {
-                return None;
-            }
-            at = after;
+        if !payload_is_whole(updates, |index| turn.memory.sum(page(offset + 1 + index as u32))) {
+            return None;
         }
         let mut at = offset + 1;
         for index in 0..usize::from(header.count) {

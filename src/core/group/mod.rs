@@ -20,6 +20,7 @@ mod host;
 mod inbound;
 mod install;
 mod log_scan;
+mod marking;
 mod old_blocks;
 mod pace;
 mod peering;

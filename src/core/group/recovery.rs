@@ -12,7 +12,7 @@ use crate::core::config::Role;
 use crate::core::messages::*;
 use crate::core::outbox::{Event, WriteStamps};
 use crate::core::sums::Sums;
-use crate::format::journal::{claims_of, decode_batch, digest_of};
+use crate::format::journal::{claims_of, decode_batch, digest_of, payload_is_whole};
 use crate::format::metadata::{BITS_PAGE_MAX, bit_at};
 use crate::format::snapshot::{SNAPSHOTS_PAGE_MAX, SnapshotRecord, decode_snapshots};
 use crate::format::superblock::{Left, RING_FIRST_BLOCK, Superblock, newest_of};
@@ -322,10 +322,9 @@ impl Group {
     fn marks_loaded(&mut self, turn: &mut Turn<impl Memory>) {
         // What is to be installed replaces the tables.
         let installs = self.recovery().install.is_some();
-        match self.config.differential_blocks {
-            0 => self.scan_at_head(turn),
-            _ if installs => self.scan_at_head(turn),
-            _ => self.load_metadata(turn, Load::Snapshots { first: 0 }),
+        match self.config.differential_blocks == 0 || installs {
+            true => self.scan_at_head(turn),
+            false => self.load_metadata(turn, Load::Snapshots { first: 0 }),
         }
     }
 
@@ -492,14 +491,8 @@ impl Group {
             return None;
         }
         let updates = &recovery.descriptors[..header.count as usize];
-        let mut at = offset + 1;
-        for update in updates {
-            let after = at + update.payload_blocks() as u32;
-            let sums = (at..after).map(|index| turn.memory.sum(page(index)));
-            if update.payload_blocks() > 0 && sum_of_sums(sums) != update.sum {
-                return None;
-            }
-            at = after;
+        if !payload_is_whole(updates, |index| turn.memory.sum(page(offset + 1 + index as u32))) {
+            return None;
         }
         let (first, last) = match updates {
             [cut] if cut.kind == UpdateKind::Cut => (cut.number.next(), cut.number),

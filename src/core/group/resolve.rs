@@ -3,22 +3,16 @@
 //! its volumes stay what they are until what it is copied is whole.
 
 use super::peering::{LINK_SPARE, Talk, refusal};
-use super::{Alone, Group, RESERVED_PAGES, Turn};
+use super::resync::{LEAVES_PAGES, SILENCE_MAX};
+use super::{Alone, Group, Turn};
 use crate::base::*;
 use crate::core::config::Role;
 use crate::core::history::common_point;
 use crate::core::messages::*;
-use crate::core::outbox::{Event, LossReason, WriteStamps};
+use crate::core::outbox::{Event, LossReason};
 use crate::format::history::History;
 use crate::format::superblock::Left;
-use crate::format::update::{Update, UpdateKind};
 use crate::format::wire::{Hello, RefusalCode};
-
-/// A peer that is to tell what it has changed, and says nothing for so long, is gone.
-const SILENCE_MAX: Nanos = Nanos::from_millis(30_000);
-
-/// Pages that marks leave to everybody else.
-const LEAVES_PAGES: usize = RESERVED_PAGES / 2;
 
 /// The place of a page of marks: volume, and its number there.
 type Place = (VolumeId, u64);
@@ -81,16 +75,6 @@ impl Group {
             return Err(AdminError::DifferenceUnknownThere);
         }
         Ok(split.theirs.generation)
-    }
-
-    /// Ends this site's generation: what it has is to go for whoever has that other one.
-    pub(super) fn append_give_way(&mut self, turn: &mut Turn<impl Memory>, to: Generation) -> UpdateNumber {
-        let number = self.window.last().next();
-        let (generation, lba, kind) = (self.generation, Lba(to.0), UpdateKind::GiveWay);
-        let update = Update { number, generation, lba, kind, ..Update::EMPTY };
-        let stamps = WriteStamps { numbered_at: turn.now, ..WriteStamps::default() };
-        self.append(turn, update, None, stamps, |_| unreachable!("it has no payload"), None);
-        number
     }
 
     /// The other site leads: what this one does, by the same two hellos.
@@ -204,16 +188,14 @@ impl Group {
                 self.merging.taking = None;
                 self.offer_merged(turn, taking.common, taking.theirs);
             }
-        } else if turn.now.since(taking.heard_at) >= SILENCE_MAX {
-            let unanswered_ns = turn.now.since(taking.heard_at).0;
-            self.lose_peer(turn, LossReason::LatencyBudget { unanswered_ns });
+        } else {
+            self.lose_if_silent(turn, taking.heard_at);
         }
     }
 
     pub(super) fn merge_deadline(&self) -> Nanos {
-        let whole = self.merging.taking.is_none_or(|taking| taking.whole);
-        let heard_at = self.merging.taking.map_or(Nanos(0), |taking| taking.heard_at);
-        if whole { Nanos(u64::MAX) } else { heard_at.plus(SILENCE_MAX) }
+        let awaited = self.merging.taking.filter(|taking| !taking.whole);
+        awaited.map_or(Nanos(u64::MAX), |taking| taking.heard_at.plus(SILENCE_MAX))
     }
 
     /// The conversation is over: the peer will tell everything again.

@@ -4,13 +4,11 @@
 //! The journal is held for the peer from `floor` on. Every block that an update up to `floor` changed is copied as it was at `floor`
 //! or later; the updates after it, up to where the copying ended, make that exact. If the ring needs the room, `floor` moves, and
 //! what was changed up to there is copied again. What snapshots keep is copied as of a checkpoint, before those updates: `copy_kept`.
-use super::differential::MetadataIo;
 use super::pace::{PIECES_MAX, Pace};
 use super::peering::{LINK_SPARE, Talk, refusal};
 use super::storage::VolumeIo;
 use super::{Alone, Group, Phase, Turn};
 use crate::base::*;
-use crate::core::changed::Unsaved;
 use crate::core::config::Role;
 use crate::core::journal::Journal;
 use crate::core::messages::*;
@@ -22,8 +20,9 @@ use crate::format::wire::{Hello, RefusalCode};
 /// what lets it pass, begin before that and hosts wait for room only well behind it.
 const PASS_AT_PERCENT: u64 = 75;
 
-/// A peer that is being copied to and says nothing for so long is gone: it flushes its disk before it answers.
-const SILENCE_MAX: Nanos = Nanos::from_millis(30_000);
+/// A peer that is being copied to, or tells what it has changed, and says nothing for so long is gone: it flushes its disk before it
+/// answers.
+pub(super) const SILENCE_MAX: Nanos = Nanos::from_millis(30_000);
 
 /// Pages that copying leaves to everybody else.
 pub(super) const LEAVES_PAGES: usize = super::RESERVED_PAGES / 2;
@@ -132,7 +131,7 @@ impl Resync {
     }
 
     /// It changes blocks after `floor`, and captures into slots.
-    fn note_recent(&mut self, update: &Update) {
+    pub fn note_recent(&mut self, update: &Update) {
         let insert = |recent: &mut Bitmap, first: u64| {
             for block in first..first + u64::from(update.count) {
                 recent.insert(block);
@@ -176,121 +175,12 @@ pub struct ResyncStatus {
 }
 
 impl Group {
-    // ------------------------------------------------------------------------------------------ the changed-block set
-
-    /// Whether there is anybody who may be copied what it lacks.
-    pub(super) fn may_resync(&self) -> bool {
-        self.config.staging_blocks() > 0
-    }
-
-    /// This site may go on alone: from here on it remembers what it changes. The peer has everything up to `base`.
-    pub(super) fn track_changes(&mut self, base: UpdateNumber) {
-        if !self.may_resync() {
-            return;
-        }
-        let retired = self.window.retired();
-        assert!(self.changed.tracking() || base >= retired, "INV-9: {base} to {retired} would not be marked");
-        self.changed.begin(base);
-        for number in self.window.retired().max(base).0 + 1..=self.window.last().0 {
-            let update = self.window.get(UpdateNumber(number)).update;
-            self.mark_changed(&update);
-        }
-    }
-
-    /// An update enters the stream.
-    pub(super) fn note_changed(&mut self, update: &Update) {
-        if !self.changed.tracking() {
-            return;
-        }
-        if self.resync.step != Step::None {
-            self.resync.note_recent(update);
-        }
-        let joint = matches!(self.phase, Phase::Running)
-            && self.alone == Alone::No
-            && update.number >= self.joint_from;
-        if !joint {
-            self.mark_changed(update);
-        }
-    }
-
-    fn mark_changed(&mut self, update: &Update) {
-        if update.touches_blocks() {
-            self.changed.mark(update.volume, update.lba, update.count);
-        }
-        if update.captures() {
-            self.changed.mark(self.slots_id(), Lba(update.slot.0), update.count);
-        }
-        self.changed.note(update.number);
-    }
-
-    /// The peer is durable through everything that was marked, and is in the set again.
-    pub(super) fn forget_changes_if_caught_up(&mut self) {
-        let caught_up = self.changed.tracking()
-            && self.alone == Alone::No
-            && self.peer.talk == Talk::Streaming
-            && self.peer.durable >= self.changed.through().max(self.joint_from.previous());
-        if caught_up {
-            self.changed.end(self.peer.durable);
-            self.resync.step = Step::None;
-        }
-    }
-
     /// Somebody else leads now.
     pub(super) fn drop_resync(&mut self) {
         if !self.has_given_way() {
             self.changed.forget();
         }
         self.resync.step = Step::None;
-    }
-
-    /// Whether a sweep may go on to the volumes: all that its checkpoint covers is marked durably.
-    pub(super) fn save_changes(&mut self, turn: &mut Turn<impl Memory>) -> bool {
-        if self.committing {
-            return false;
-        }
-        let unsaved = self.changed.unsaved();
-        if unsaved == Unsaved::Nothing {
-            return true;
-        }
-        if self.pages.free() < super::differential::COMMIT_LEAVES_PAGES + 2 {
-            return false;
-        }
-        let Some(slot) = self.metadata_slots.pop() else { return false };
-        let answer = self.pages.take().expect("counted above");
-        turn.tables.metadata_io.set(slot, 0, answer, BlockSum::ZEROS);
-        self.committing = true;
-        if unsaved == Unsaved::Stale {
-            self.submit_metadata(turn, slot, MetadataIo::DropMarks, MetadataOp::DropMarks);
-            return false;
-        }
-        let most = METADATA_PAGES_MAX.min(self.pages.free() - super::differential::COMMIT_LEAVES_PAGES);
-        self.changed.save_base();
-        let mut pages = 0;
-        while pages < most {
-            let page = self.pages.take().expect("counted above");
-            if !self.changed.save_page(turn.memory.bytes_mut(page)) {
-                self.pages.release(page, turn.memory);
-                break;
-            }
-            turn.memory.seal(page);
-            pages += 1;
-            turn.tables.metadata_io.set(slot, pages, page, BlockSum::ZEROS);
-        }
-        let op = MetadataOp::SaveMarks { base: self.changed.base(), pages: pages as u32 };
-        self.submit_metadata(turn, slot, MetadataIo::SaveMarks { pages }, op);
-        false
-    }
-
-    pub(super) fn marks_saved(&mut self, turn: &mut Turn<impl Memory>, slot: SlotId, pages: usize) {
-        for index in 0..=pages {
-            self.pages.release(turn.tables.metadata_io.page(slot, index), turn.memory);
-        }
-        self.committing = false;
-    }
-
-    pub(super) fn marks_dropped(&mut self, turn: &mut Turn<impl Memory>, slot: SlotId) {
-        self.changed.dropped();
-        self.marks_saved(turn, slot, 0);
     }
 
     // ------------------------------------------------------------------------------------------------ the journal's tail
@@ -485,10 +375,19 @@ impl Group {
         }
     }
 
+    /// Whether the peer has said nothing since then for too long, and is gone.
+    pub(super) fn lose_if_silent(&mut self, turn: &mut Turn<impl Memory>, heard_at: Nanos) -> bool {
+        let unanswered_ns = turn.now.since(heard_at).0;
+        let silent = unanswered_ns >= SILENCE_MAX.0;
+        if silent {
+            self.lose_peer(turn, LossReason::LatencyBudget { unanswered_ns });
+        }
+        silent
+    }
+
     pub(super) fn copy_turn(&mut self, turn: &mut Turn<impl Memory>) {
-        if turn.now.since(self.resync.heard_at) >= SILENCE_MAX {
-            let unanswered_ns = turn.now.since(self.resync.heard_at).0;
-            return self.lose_peer(turn, LossReason::LatencyBudget { unanswered_ns });
+        if self.lose_if_silent(turn, self.resync.heard_at) {
+            return;
         }
         self.offer_if_open(turn);
         self.resync.pace.keep(turn.now);
@@ -556,13 +455,21 @@ impl Group {
         None
     }
 
+    /// Whether there is room for one more message about what is copied.
+    pub(super) fn room_to_copy(&self, turn: &Turn<impl Memory>) -> bool {
+        self.catch_up.has_row() && turn.out.to_link.room() > LINK_SPARE + self.resync.reading
+    }
+
+    /// And for one more read of blocks to copy.
+    pub(super) fn room_to_read(&mut self, turn: &mut Turn<impl Memory>) -> bool {
+        self.room_to_copy(turn)
+            && self.room_to_fetch(turn, UPDATE_BLOCKS_MAX)
+            && self.pages.free() > LEAVES_PAGES + UPDATE_BLOCKS_MAX
+    }
+
     /// Copies a run of blocks that begins there; false if there is no room for it now.
     fn copy_from(&mut self, turn: &mut Turn<impl Memory>, volume: VolumeId, lba: Lba) -> bool {
-        let room = self.catch_up.has_row()
-            && turn.out.to_link.room() > LINK_SPARE + self.resync.reading
-            && self.room_to_fetch(turn, UPDATE_BLOCKS_MAX)
-            && self.pages.free() > LEAVES_PAGES + UPDATE_BLOCKS_MAX;
-        if !room {
+        if !self.room_to_read(turn) {
             return false;
         }
         let kind = self.kind_of(volume, lba);

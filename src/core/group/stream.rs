@@ -89,10 +89,21 @@ impl Group {
         kind: UpdateKind,
         generation: Generation,
     ) -> UpdateNumber {
+        self.append_naming(turn, kind, generation, Lba(0))
+    }
+
+    /// Numbers one that names something in place of a block.
+    pub(super) fn append_naming(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        kind: UpdateKind,
+        generation: Generation,
+        lba: Lba,
+    ) -> UpdateNumber {
         let number = self.window.last().next();
-        let update = Update { number, generation, kind, ..Update::EMPTY };
+        let update = Update { number, generation, lba, kind, ..Update::EMPTY };
         let stamps = WriteStamps { numbered_at: turn.now, ..WriteStamps::default() };
-        self.append(turn, update, None, stamps, |_| unreachable!("control updates have no payload"), None);
+        self.append(turn, update, None, stamps, |_| unreachable!("{kind:?} has no payload"), None);
         number
     }
 

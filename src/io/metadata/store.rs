@@ -329,9 +329,11 @@ impl Store {
                         Change::Captured(entry) => entries.push(entry),
                         Change::Created(snapshot) => {
                             let record = decode_payload(pages.page(index))?;
-                            let mut bytes = [0; SNAPSHOT_RECORD_BYTES];
-                            record.encode(&mut bytes);
-                            records.insert(snapshot.0, &bytes)?;
+                            assert_eq!(
+                                record.number, snapshot,
+                                "a snapshot's record was judged when it was numbered"
+                            );
+                            insert_record(&mut records, &record)?;
                             self.needed.created(&record);
                             index += 1;
                         }
@@ -342,11 +344,9 @@ impl Store {
                         Change::Protected(snapshot, protected) => {
                             let found = records.get(snapshot.0)?.map(|value| *value.value());
                             // Without a record, the snapshot's deletion was committed before a crash repeats this.
-                            if let Some(mut bytes) = found {
+                            if let Some(bytes) = found {
                                 let record = decode_record(snapshot.0, &bytes)?;
-                                let record = SnapshotRecord { protected, ..record };
-                                record.encode(&mut bytes);
-                                records.insert(snapshot.0, &bytes)?;
+                                insert_record(&mut records, &SnapshotRecord { protected, ..record })?;
                             }
                         }
                     }
@@ -481,6 +481,15 @@ impl Store {
         }
         Ok(MetadataAnswer::Bits)
     }
+}
+
+pub(super) fn insert_record(
+    records: &mut redb::Table<u64, &'static [u8; SNAPSHOT_RECORD_BYTES]>,
+    record: &SnapshotRecord,
+) -> Result<(), redb::StorageError> {
+    let mut bytes = [0; SNAPSHOT_RECORD_BYTES];
+    record.encode(&mut bytes);
+    records.insert(record.number.0, &bytes).map(drop)
 }
 
 pub(super) fn key_of(entry: &Captured) -> Key {

@@ -2,11 +2,10 @@
 
 use redb::WriteTransaction;
 
-use super::store::{APPLIED, CAPTURED, SNAPSHOTS, Store, StoreError, key_of};
+use super::store::{APPLIED, CAPTURED, SNAPSHOTS, Store, StoreError, insert_record, key_of};
 use super::{NUMBERS, begin_write};
 use crate::base::*;
 use crate::core::messages::MetadataAnswer;
-use crate::format::snapshot::SNAPSHOT_RECORD_BYTES;
 use crate::format::tables::{TablesKind, entry_at, header_of, record_at};
 
 /// The transaction that they are put into, and the page that comes next.
@@ -45,10 +44,7 @@ impl Store {
             for row in 0..header.count {
                 match header.kind {
                     TablesKind::Snapshots => {
-                        let record = record_at(page, row)?;
-                        let mut bytes = [0; SNAPSHOT_RECORD_BYTES];
-                        record.encode(&mut bytes);
-                        records.insert(record.number.0, &bytes)?;
+                        insert_record(&mut records, &record_at(page, row)?)?;
                     }
                     TablesKind::Entries => {
                         let entry = entry_at(page, row)?;

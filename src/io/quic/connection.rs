@@ -27,8 +27,9 @@ const GREETING: [u8; 8] = *b"lockstep";
 const REDIAL_MIN: Nanos = Nanos::from_millis(100);
 const REDIAL_MAX: Nanos = Nanos::from_millis(2_000);
 
-/// A connection that lasted this long, or carried so much, was good: the next redial's pause is the shortest again. One that ends in a refusal
-/// carries some hellos; a peer that starts anew to install what it was copied has been sent far more, and hosts write on until it is back.
+/// A connection that lasted this long, or carried so much, was good: the next redial's pause is the shortest again. One that ends in
+/// a refusal carries some hellos; a peer that starts anew to install what it was copied has been sent far more, and hosts write on
+/// until it is back.
 const GOOD_CONNECTION: Nanos = Nanos::from_millis(5_000);
 const GOOD_CONNECTION_BYTES: u64 = 1 << 20;
 

@@ -1,0 +1,120 @@
+//! The changed-block set as a group keeps it: what enters the stream while the peer may lack it is marked, marks become durable
+//! before a sweep goes on to the volumes, and the set ends when the peer has all of it (INV-9).
+
+use super::differential::{COMMIT_LEAVES_PAGES, MetadataIo};
+use super::peering::Talk;
+use super::resync::Step;
+use super::{Alone, Group, Phase, Turn};
+use crate::base::*;
+use crate::core::changed::Unsaved;
+use crate::core::messages::*;
+use crate::format::update::Update;
+
+impl Group {
+    /// Whether there is anybody who may be copied what it lacks.
+    pub(super) fn may_resync(&self) -> bool {
+        self.config.staging_blocks() > 0
+    }
+
+    /// This site may go on alone: from here on it remembers what it changes. The peer has everything up to `base`.
+    pub(super) fn track_changes(&mut self, base: UpdateNumber) {
+        if !self.may_resync() {
+            return;
+        }
+        let retired = self.window.retired();
+        assert!(self.changed.tracking() || base >= retired, "INV-9: {base} to {retired} would not be marked");
+        self.changed.begin(base);
+        for number in self.window.retired().max(base).0 + 1..=self.window.last().0 {
+            let update = self.window.get(UpdateNumber(number)).update;
+            self.mark_changed(&update);
+        }
+    }
+
+    /// An update enters the stream.
+    pub(super) fn note_changed(&mut self, update: &Update) {
+        if !self.changed.tracking() {
+            return;
+        }
+        if self.resync.step != Step::None {
+            self.resync.note_recent(update);
+        }
+        let joint = matches!(self.phase, Phase::Running)
+            && self.alone == Alone::No
+            && update.number >= self.joint_from;
+        if !joint {
+            self.mark_changed(update);
+        }
+    }
+
+    fn mark_changed(&mut self, update: &Update) {
+        if update.touches_blocks() {
+            self.changed.mark(update.volume, update.lba, update.count);
+        }
+        if update.captures() {
+            self.changed.mark(self.slots_id(), Lba(update.slot.0), update.count);
+        }
+        self.changed.note(update.number);
+    }
+
+    /// The peer is durable through everything that was marked, and is in the set again.
+    pub(super) fn forget_changes_if_caught_up(&mut self) {
+        let caught_up = self.changed.tracking()
+            && self.alone == Alone::No
+            && self.peer.talk == Talk::Streaming
+            && self.peer.durable >= self.changed.through().max(self.joint_from.previous());
+        if caught_up {
+            self.changed.end(self.peer.durable);
+            self.resync.step = Step::None;
+        }
+    }
+
+    /// Whether a sweep may go on to the volumes: all that its checkpoint covers is marked durably.
+    pub(super) fn save_changes(&mut self, turn: &mut Turn<impl Memory>) -> bool {
+        if self.committing {
+            return false;
+        }
+        let unsaved = self.changed.unsaved();
+        if unsaved == Unsaved::Nothing {
+            return true;
+        }
+        if self.pages.free() < COMMIT_LEAVES_PAGES + 2 {
+            return false;
+        }
+        let Some(slot) = self.metadata_slots.pop() else { return false };
+        let answer = self.pages.take().expect("counted above");
+        turn.tables.metadata_io.set(slot, 0, answer, BlockSum::ZEROS);
+        self.committing = true;
+        if unsaved == Unsaved::Stale {
+            self.submit_metadata(turn, slot, MetadataIo::DropMarks, MetadataOp::DropMarks);
+            return false;
+        }
+        let most = METADATA_PAGES_MAX.min(self.pages.free() - COMMIT_LEAVES_PAGES);
+        self.changed.save_base();
+        let mut pages = 0;
+        while pages < most {
+            let page = self.pages.take().expect("counted above");
+            if !self.changed.save_page(turn.memory.bytes_mut(page)) {
+                self.pages.release(page, turn.memory);
+                break;
+            }
+            turn.memory.seal(page);
+            pages += 1;
+            turn.tables.metadata_io.set(slot, pages, page, BlockSum::ZEROS);
+        }
+        let op = MetadataOp::SaveMarks { base: self.changed.base(), pages: pages as u32 };
+        self.submit_metadata(turn, slot, MetadataIo::SaveMarks { pages }, op);
+        false
+    }
+
+    pub(super) fn marks_saved(&mut self, turn: &mut Turn<impl Memory>, slot: SlotId, pages: usize) {
+        for index in 0..=pages {
+            self.pages.release(turn.tables.metadata_io.page(slot, index), turn.memory);
+        }
+        self.committing = false;
+    }
+
+    pub(super) fn marks_dropped(&mut self, turn: &mut Turn<impl Memory>, slot: SlotId) {
+        self.changed.dropped();
+        self.marks_saved(turn, slot, 0);
+    }
+}
