@@ -26,7 +26,8 @@ const RETURN_MAX: Duration = Duration::from_secs(60);
 
 struct Seen {
     rejoin: Duration,
-    /// What the secondary lacked, with what changed while it was copied, and what it was copied.
+    /// What the secondary lacked when the copy began, and what it was copied. What changes meanwhile comes with the updates that end
+    /// the copy, or from the journal after it.
     changed_bytes: u64,
     resync_bytes: u64,
     /// When the hosts had written for a moment, when the secondary left, when the copy began, and when it was in lockstep again.
@@ -96,18 +97,18 @@ impl Demo {
         Ok(Seen { rejoin, changed_bytes, resync_bytes, steady_at, left_at, copied_at, back_at })
     }
 
-    /// Shows how far the copy is until the secondary is back. Returns when it began, and how much had changed at its end.
+    /// Shows how far the copy is until the secondary is back. Returns when it began, and how much had changed by then.
     fn watch_copy(&self, pair: &Pair, clock: &Clock) -> anyhow::Result<(Nanos, u64)> {
         let template = "copied {bytes} of {total_bytes} {bar:40} {elapsed}";
         let style = ProgressStyle::with_template(template).context("the progress bar's template")?;
         let bar = ProgressBar::new(0).with_style(style);
         let begun = Instant::now();
-        let (mut copied_at, mut changed_bytes) = (None, 0);
+        let mut began = None;
         loop {
             let status = pair.client(0).status()?;
             let peer = status.peer.as_ref().context("the primary has a peer")?;
             if peer.state == "resyncing" {
-                copied_at.get_or_insert_with(|| clock.now());
+                began.get_or_insert_with(|| (clock.now(), changed(&status)));
             }
             if let Some(resync) = peer.resync {
                 bar.set_length(resync.left_bytes + resync.copied_bytes);
@@ -115,10 +116,8 @@ impl Demo {
             }
             if peer.state == "in_sync" {
                 bar.finish_and_clear();
-                let copied_at = copied_at.context("the secondary was back without a copy")?;
-                return Ok((copied_at, changed_bytes));
+                return began.context("the secondary was back without a copy");
             }
-            changed_bytes = changed_bytes.max(changed(&status));
             ensure!(
                 begun.elapsed() < RETURN_MAX,
                 "the secondary is not back after {} s: {}",
