@@ -1,6 +1,6 @@
 //! The auditor and takeovers: what the new primary may go on without, and what the old one does before it knows.
 
-use crate::sim::audit::journal::{KIND_HAND_OVER, Seen};
+use crate::sim::audit::journal::{KIND_GENERATION_OPEN, KIND_HAND_OVER, Seen};
 use crate::sim::audit::{Auditor, Entry, Level};
 use crate::sim::content::Content;
 
@@ -100,6 +100,7 @@ impl Auditor {
     /// A crash may have undone the opening of the newest generation: then the one before is in force, and all that its primary has.
     pub(super) fn takeover_undone(&mut self) {
         let leader = match self.stream.last() {
+            _ if self.succeeds(1 - self.leader) => 1 - self.leader,
             Some(newest) => Auditor::opener(newest.seen.generation),
             // There was nothing before it.
             None if self.deposed[1 - self.leader] => 1 - self.leader,
@@ -111,6 +112,15 @@ impl Auditor {
             self.take_up_own(u64::MAX);
             self.newest_generation = self.stream.last().map_or(0, |newest| newest.seen.generation);
         }
+    }
+
+    /// Whether the site has all of the stream, and opened a generation of its own over that, which a takeover had replaced.
+    fn succeeds(&self, site: usize) -> bool {
+        let last = self.stream.len() as u64;
+        let opening = self.sites[site].submits(last + 1).and_then(|own| self.replaced.get(&(own, last + 1)));
+        opening.is_some_and(|Entry { seen, .. }| {
+            seen.kind == KIND_GENERATION_OPEN && Auditor::opener(seen.generation) == site
+        }) && self.common(site, self.sites[site].written().min(last)) == last
     }
 
     /// What the new leader's journal has up to a number is in force, whatever it was before.
