@@ -499,6 +499,8 @@ impl Group {
             _ => (updates.first()?.number, updates.last()?.number),
         };
         for update in updates {
+            // The superblock may know of generations that come later in the journal, and what the site is in the newest of them.
+            let newest = update.generation >= self.generation;
             match update.kind {
                 UpdateKind::GenerationOpen if update.generation > self.generation => {
                     // Who takes over is not alone because the one before was.
@@ -510,8 +512,8 @@ impl Group {
                     self.history.push(update.generation, update.number);
                 }
                 // Who hands over leads its peer until that has opened the next generation.
-                UpdateKind::StepDown => self.role = Role::Secondary,
-                UpdateKind::GiveWay => {
+                UpdateKind::StepDown if newest => self.role = Role::Secondary,
+                UpdateKind::GiveWay if newest => {
                     self.role = Role::Secondary;
                     let own = update.generation.opener() == self.config.site;
                     (recovery.solo, recovery.gave_way) = (false, own);
