@@ -466,6 +466,28 @@ fn either_site_restarts_from_its_journal() {
 }
 
 /// Only its primary can tell a secondary that what it holds is settled, and its hello comes first.
+/// Nothing else may come for seconds, while the peer waits.
+#[test]
+fn a_peer_that_came_during_recovery_is_greeted_in_the_turn_that_ends_it() {
+    let mut pair = pair();
+    exercise(&mut pair, &mut HashMap::new(), 4, 3);
+    let Pair { now, sites: [_, site] } = pair;
+    let mut site = Site::started(site.config, site.disks);
+    site.with(now, |group, turn| group.start(turn));
+    site.with(now, |group, turn| group.on_link(turn, FromLink::Connected { connection: 2 }));
+    for _ in 0..10_000 {
+        site.with(now, |group, turn| group.end_turn(turn));
+        let recovered = site.group.status(now).state != GroupState::Recovering;
+        let sent = site.drain(now);
+        if recovered {
+            let greets = |message: &ToLink| matches!(message, ToLink::Page { frame: PageFrame::Hello, .. });
+            assert!(sent.iter().any(greets), "{sent:?}");
+            return;
+        }
+    }
+    panic!("it never recovers: {:#?}", site.group.status(now));
+}
+
 #[test]
 fn a_secondary_whose_pages_all_hold_unsettled_updates_greets_again_after_a_restart() {
     let secondary = GroupConfig {

@@ -370,19 +370,21 @@ impl Group {
             // Fronts must be able to receive what is to be refused.
             Phase::Failed | Phase::Stopped => return self.grant_pages(turn),
             Phase::Recovering(_) => self.recovery_turn(turn),
-            Phase::Running => {
-                match self.peer.talk {
-                    Talk::Staging => self.stage_inbound(turn),
-                    _ => self.ingest_inbound(turn),
-                }
-                self.advance(turn);
-                self.admin_turn(turn);
-                self.leave_turn(turn);
-                self.retry_waiting(turn);
-                self.peer_turn(turn);
-                self.lend_tables(turn);
-                self.staging_turn(turn);
+            Phase::Running => {}
+        }
+        // What came during recovery, a peer above all, is looked at as soon as that is over: nothing else may call for a turn.
+        if matches!(self.phase, Phase::Running) {
+            match self.peer.talk {
+                Talk::Staging => self.stage_inbound(turn),
+                _ => self.ingest_inbound(turn),
             }
+            self.advance(turn);
+            self.admin_turn(turn);
+            self.leave_turn(turn);
+            self.retry_waiting(turn);
+            self.peer_turn(turn);
+            self.lend_tables(turn);
+            self.staging_turn(turn);
         }
         if matches!(self.phase, Phase::Failed | Phase::Stopped) {
             return;
