@@ -115,7 +115,7 @@ fn encode_again(frame: Frame<'_>) -> Vec<u8> {
             match frame {
                 PageFrame::Hello => hello_body(body),
                 PageFrame::Refusal => refusal_body(body),
-                PageFrame::OldBlock => {}
+                PageFrame::Block => {}
                 PageFrame::Tables => tables(body),
                 PageFrame::Marks => marks(body),
             }

@@ -199,7 +199,7 @@ fn frames() -> Vec<u8> {
     let mut out = [0; FRAME_HEADER_BYTES + FRAME_BODY_BYTES_MAX];
     let block = vec![0x66; BLOCK_BYTES];
     for (frame, body) in
-        [(PageFrame::Hello, hello()), (PageFrame::Refusal, refusal()), (PageFrame::OldBlock, block)]
+        [(PageFrame::Hello, hello()), (PageFrame::Refusal, refusal()), (PageFrame::Block, block)]
     {
         let length = encode_page_frame(frame, &body, &mut out);
         stream.extend_from_slice(&out[..length]);
@@ -233,6 +233,7 @@ fn controls() -> Vec<u8> {
     let mut stream = Vec::new();
     let mut out = [0; CONTROL_FRAME_BYTES_MAX];
     let number = UpdateNumber;
+    let in_volume = BlockPlace::Volume(VolumeId(1), Lba(0x0102_0311));
     for control in [
         Control::Ack {
             received: number(0x0102_0307),
@@ -246,8 +247,9 @@ fn controls() -> Vec<u8> {
         Control::FlushRequest { number: number(0x0102_0307) },
         Control::Fetch { from: number(0x0102_0305), to: number(0x0102_0307) },
         Control::CutTo { keep: number(0x0102_0304) },
-        Control::OldBlockWanted { slot: Slot(0x0102_0308), sum: BlockSum(0x8182_8384) },
-        Control::OldBlockLacking { slot: Slot(0x0102_0308) },
+        Control::BlockWanted { place: BlockPlace::Slot(Slot(0x0102_0308)), sum: BlockSum(0x8182_8384) },
+        Control::BlockWanted { place: in_volume, sum: BlockSum(0x8182_8384) },
+        Control::BlockLacking { place: in_volume, why: Lacking::Damaged },
         Control::TablesWanted { settled: UpdateNumber(0x0102_0309), page: 0x8182_8385 },
         Control::SwitchoverWanted,
         Control::SwitchoverRefused { code: 0x81 },
@@ -420,7 +422,7 @@ fn fixed_inputs_reach_what_they_are_for() {
         input = &input[reader.payload_left()..];
         reader.take_payload(reader.payload_left());
     }
-    assert_eq!((count, reader.at_boundary()), (33, true));
+    assert_eq!((count, reader.at_boundary()), (34, true));
     // All but CACHE, BLOCK_STATUS, DISC, the unknown one, and where buffers are small the unfragmented read.
     for (choice, acts) in [(0, 0), (0xff, 0), (0xff, LATE | BACKWARDS), (0xfe, LATE | UNREAD)] {
         assert!(exercise::nbd_session(&nbd_client(choice, acts)) >= 6, "choice {choice}, {acts}");

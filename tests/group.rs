@@ -15,6 +15,9 @@ use lockstep::format::metadata::take_marks;
 use lockstep::format::superblock::{SUPERBLOCK_SLOTS, Superblock};
 use lockstep::format::update::{Update, UpdateKind};
 
+/// Blocks that have gone bad.
+#[path = "group/mending.rs"]
+mod mending;
 /// Split brains, and how they end.
 #[path = "group/resolve.rs"]
 mod resolve;

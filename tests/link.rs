@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lockstep::base::*;
-use lockstep::core::messages::{Control, FromLink, PageFrame, ToLink, UpdateSource};
+use lockstep::core::messages::{BlockPlace, Control, FromLink, Lacking, PageFrame, ToLink, UpdateSource};
 use lockstep::format::update::{Update, UpdateKind};
 use lockstep::format::wire;
 use lockstep::io::quic::connection::{Connector, LinkConfig, Problem};
@@ -72,8 +72,8 @@ fn every_kind_of_message_crosses() {
         Control::FlushRequest { number },
         Control::Fetch { from: number, to: number },
         Control::CutTo { keep: number },
-        Control::OldBlockWanted { slot: Slot(9), sum: BlockSum(8) },
-        Control::OldBlockLacking { slot: Slot(9) },
+        Control::BlockWanted { place: BlockPlace::Volume(VolumeId(1), Lba(9)), sum: BlockSum(8) },
+        Control::BlockLacking { place: BlockPlace::Slot(Slot(9)), why: Lacking::Other },
         Control::TablesWanted { settled: UpdateNumber(8), page: 9 },
         Control::CopyOffer { generation: Generation(7), serial: 8, blocks: 9 },
         Control::Staged { updates: 8 },
@@ -89,7 +89,7 @@ fn every_kind_of_message_crosses() {
     let frames = [
         (PageFrame::Hello, 4096),
         (PageFrame::Refusal, 0),
-        (PageFrame::OldBlock, 4096),
+        (PageFrame::Block, 4096),
         (PageFrame::Tables, 4096),
         (PageFrame::Marks, 4096),
         (PageFrame::Refusal, 17),

@@ -742,12 +742,13 @@ fn tables_and_old_blocks_are_lent_to_a_peer_that_repairs_its_own() {
     }
     assert_eq!(entries.iter().map(|entry| entry.lba.0).collect::<Vec<_>>(), (0..BLOCKS).collect::<Vec<_>>());
     for entry in &entries {
-        control(&mut site, Control::OldBlockWanted { slot: entry.slot, sum: entry.sum });
-        let (block, _) = page_sent(&mut site, PageFrame::OldBlock);
+        control(&mut site, Control::BlockWanted { place: BlockPlace::Slot(entry.slot), sum: entry.sum });
+        let (block, _) = page_sent(&mut site, PageFrame::Block);
         assert!(block.iter().all(|byte| *byte == fill(entry.lba.0)), "{entry:?}");
     }
-    control(&mut site, Control::OldBlockWanted { slot: entries[0].slot, sum: entries[1].sum });
-    let lacking = ToLink::Control(Control::OldBlockLacking { slot: entries[0].slot });
+    let place = BlockPlace::Slot(entries[0].slot);
+    control(&mut site, Control::BlockWanted { place, sum: entries[1].sum });
+    let lacking = ToLink::Control(Control::BlockLacking { place, why: Lacking::Damaged });
     site.run_until("it says that it has no such block", |site| site.sent.contains(&lacking));
     assert!(!site.group.serving(), "nobody is in the set yet");
 

@@ -87,5 +87,9 @@ pub const METADATA_PAGES_MAX: usize = 256;
 /// Slots of the metadata executor's page table: a commit, a reclaim, and looks-up for readers of snapshots.
 pub const METADATA_IO_SLOTS: usize = 32;
 
+/// Volume blocks that are being repaired from the peer at once, each with a page: rot is rare, and of a region that is bad as a whole the
+/// others come as these get done.
+pub const REPAIRS_MAX: usize = 16;
+
 /// Administrators' requests inside the group.
 pub const ADMIN_REQUESTS_MAX: usize = 16;

@@ -93,6 +93,8 @@ impl Totals {
             (&mut all.sent_by_value, one.sent_by_value),
             (&mut all.captured_blocks, one.captured_blocks),
             (&mut all.reclaimed_blocks, one.reclaimed_blocks),
+            (&mut all.rotten_blocks, one.rotten_blocks),
+            (&mut all.repaired_blocks, one.repaired_blocks),
         ] {
             *sum += value;
         }
@@ -144,6 +146,10 @@ impl Totals {
             self.outcome.sent_by_value,
             self.outcome.captured_blocks,
             self.outcome.reclaimed_blocks
+        );
+        println!(
+            "of rot: {} blocks went bad, {} repairs since the sites' last starts",
+            self.outcome.rotten_blocks, self.outcome.repaired_blocks
         );
     }
 }

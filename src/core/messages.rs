@@ -4,7 +4,7 @@
 use crate::base::{Lba, Nanos, PageId, Slot, SlotId, UpdateNumber, VolumeId, VolumeSet};
 use crate::format::snapshot::SnapshotName;
 use crate::format::update::Update;
-pub use crate::format::wire::{Control, PageFrame};
+pub use crate::format::wire::{BlockPlace, Control, Lacking, PageFrame};
 
 // ------------------------------------------------------------------------------------------ hosts: front <-> group
 
@@ -37,6 +37,19 @@ impl HostOp {
     /// Whether it only asks for something.
     pub fn reads(&self) -> bool {
         matches!(self, HostOp::Read { .. } | HostOp::Changes { .. })
+    }
+
+    /// The blocks that it is about.
+    pub fn blocks(&self) -> std::ops::Range<u64> {
+        let (lba, count) = match *self {
+            HostOp::Read { lba, count }
+            | HostOp::Changes { lba, count, .. }
+            | HostOp::Write { lba, count, .. }
+            | HostOp::Zero { lba, count, .. } => (lba, count),
+            HostOp::WritePartial { lba, .. } | HostOp::ZeroPartial { lba, .. } => (lba, 1),
+            HostOp::Flush => (Lba(0), 0),
+        };
+        lba.0..lba.0 + u64::from(count)
     }
 }
 

@@ -137,6 +137,17 @@ pub enum Event {
         volume: VolumeId,
         lba: Lba,
     },
+    /// Such a block is whole again: from the peer, or because newer data was written over it.
+    BlockRepaired {
+        volume: VolumeId,
+        lba: Lba,
+        overwritten: bool,
+    },
+    BlockNotRepaired {
+        volume: VolumeId,
+        lba: Lba,
+        why: NotRepaired,
+    },
     /// What the primary sent as a block's old content for a snapshot is not what this site has: their images differ.
     ImagesDiffer {
         volume: VolumeId,
@@ -225,6 +236,21 @@ pub enum Event {
         blocks: u64,
     },
     Stopped,
+}
+
+/// Why a bad block of a volume stays so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotRepaired {
+    NoPeer,
+    /// The peer is not connected.
+    Away,
+    /// It did not answer in time.
+    NoAnswer,
+    /// It holds other content there.
+    OtherContent,
+    DamagedToo,
+    /// It could not look.
+    Busy,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

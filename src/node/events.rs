@@ -3,7 +3,7 @@
 use crate::base::{BLOCK_BYTES, SiteId, VolumeId, VolumeSet};
 use crate::core::config::{OnDifferentialFull, Role};
 use crate::core::messages::{IoFault, IoTarget, MetadataFault};
-use crate::core::outbox::{Event, LossReason};
+use crate::core::outbox::{Event, LossReason, NotRepaired};
 use crate::format::snapshot::SnapshotRecord;
 use crate::node::config::Config;
 
@@ -183,12 +183,46 @@ impl Names {
             Event::ChecksumMismatch { volume, lba } => (
                 Level::Error,
                 format!(
-                    "{} block {} is not what was written there (checksum mismatch); the read was answered with an error. \
-                     Check the drive; the other site's copy is unaffected",
+                    "{} block {} is not what was written there (checksum mismatch), and is not served. Check the drive",
                     self.target(IoTarget::Volume(volume)),
                     lba.0
                 ),
             ),
+            Event::BlockRepaired { volume, lba, overwritten } => {
+                let how = match overwritten {
+                    true => "newer data was written over it".to_owned(),
+                    false => format!("the block of {peer} was written there"),
+                };
+                let target = self.target(IoTarget::Volume(volume));
+                (Level::Warn, format!("{target} block {} is repaired: {how}. Check that drive", lba.0))
+            }
+            Event::BlockNotRepaired { volume, lba, why } => {
+                let again = "then any read of it repairs it";
+                let why = match why {
+                    NotRepaired::NoPeer => {
+                        "there is no other site. Write it anew, or restore it from a backup".to_owned()
+                    }
+                    NotRepaired::Away => format!("{peer} is not connected. Bring it back: {again}"),
+                    NotRepaired::NoAnswer => {
+                        format!("{peer} did not answer in time. Look at its log: {again}")
+                    }
+                    NotRepaired::Busy => format!("{peer} cannot look now. Wait a moment: {again}"),
+                    NotRepaired::OtherContent => format!(
+                        "{peer} holds other content there. If it is behind or ahead, wait until the sites are in sync: {again}. \
+                         If they are, the checksums of this site may be damaged; write the block anew"
+                    ),
+                    NotRepaired::DamagedToo => {
+                        format!(
+                            "the block of {peer} is damaged as well. Write it anew, or restore it from a backup"
+                        )
+                    }
+                };
+                let target = self.target(IoTarget::Volume(volume));
+                (
+                    Level::Error,
+                    format!("{target} block {} cannot be repaired, reading it fails: {why}", lba.0),
+                )
+            }
             Event::ImagesDiffer { volume, lba, snapshot } => (
                 Level::Error,
                 format!(
@@ -475,6 +509,26 @@ mod tests {
         let rot = Event::ChecksumMismatch { volume: VolumeId(0), lba: Lba(5) };
         let (_, rot) = names().sentence(&rot);
         assert!(rot.contains("volume data (/v/data) block 5"), "{rot}");
+        let (volume, lba) = (VolumeId(0), Lba(5));
+        for (overwritten, how) in [(true, "newer data"), (false, "block of right")] {
+            let (_, said) = names().sentence(&Event::BlockRepaired { volume, lba, overwritten });
+            assert!(
+                said.contains("volume data (/v/data) block 5 is repaired") && said.contains(how),
+                "{said}"
+            );
+        }
+        for (why, names_it) in [
+            (NotRepaired::NoPeer, "no other site"),
+            (NotRepaired::Away, "right is not connected"),
+            (NotRepaired::NoAnswer, "right did not answer"),
+            (NotRepaired::Busy, "right cannot look"),
+            (NotRepaired::OtherContent, "right holds other content"),
+            (NotRepaired::DamagedToo, "block of right is damaged as well"),
+        ] {
+            let (level, said) = names().sentence(&Event::BlockNotRepaired { volume, lba, why });
+            assert!(level == Level::Error && said.contains(names_it), "{said}");
+            assert!(said.contains("volume data (/v/data) block 5 cannot be repaired"), "{said}");
+        }
         let snapshot = SnapshotName::new("monday");
         let differ = Event::ImagesDiffer { volume: VolumeId(0), lba: Lba(5), snapshot };
         let (level, differ) = names().sentence(&differ);

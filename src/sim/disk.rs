@@ -4,10 +4,10 @@
 //! delivered makes it survive power loss, unless the device has no volatile cache. Blocks of 4 KiB are atomic and nothing
 //! larger is: at a crash each block of a write in flight, and at power loss each unflushed block, fares for itself.
 
-use crate::base::VolumeId;
+use crate::base::{BLOCK_BYTES, VolumeId};
 use crate::core::messages::IoTarget;
 use crate::sim::audit::{Media, Place};
-use crate::sim::content::{Block, Content, recycle};
+use crate::sim::content::{Block, Content, Print, recycle};
 use crate::sim::metadata::Metadata;
 use crate::sim::rng::Rng;
 
@@ -297,6 +297,32 @@ impl Disk {
         replace(&mut target.durable[block as usize], stored);
     }
 
+    /// Flips a bit of a block that lies there, flushed, and is not being written. What it was and what it is.
+    pub fn rot(&mut self, target: IoTarget, block: u64, rng: &mut Rng) -> Option<(Print, Print)> {
+        let index = index_of(target);
+        let covers =
+            |written: &Written| (written.block..written.block + written.blocks.len() as u64).contains(&block);
+        let being_written = self
+            .in_flight
+            .iter()
+            .any(|io| matches!(&io.doing, Doing::Write(written) if io.target == index && covers(written)));
+        let target = &mut self.targets[index];
+        if being_written || target.unflushed.iter().any(covers) {
+            return None;
+        }
+        let was =
+            target.durable[block as usize].as_ref().map_or(Content::ZERO, |stored| stored.content.clone());
+        let mut bytes = [0; BLOCK_BYTES];
+        was.write_to(&mut bytes);
+        let bit = rng.below(8 * BLOCK_BYTES as u64);
+        bytes[(bit / 8) as usize] ^= 1 << (bit % 8);
+        let stored = Stored { content: Content::of(&bytes), io: IoId(0) };
+        let now = stored.content.print;
+        replace(&mut target.visible[block as usize], stored.clone());
+        replace(&mut target.durable[block as usize], stored);
+        Some((was.print, now))
+    }
+
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()
     }
@@ -370,7 +396,6 @@ impl Drop for Disk {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sim::content::Print;
 
     const VOLUME: IoTarget = IoTarget::Volume(VolumeId(0));
 

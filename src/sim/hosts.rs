@@ -134,7 +134,7 @@ impl Front {
         self.pages.extend(flight.pages);
     }
 
-    /// Sends one operation if a ticket and pages are free; returns it for the trace.
+    /// Sends one operation if a ticket and pages are free, a read of the block that is wanted if one is; returns it for the trace.
     #[allow(clippy::too_many_arguments)]
     pub fn submit(
         &mut self,
@@ -143,6 +143,7 @@ impl Front {
         host: bool,
         rng: &mut Rng,
         changes: &mut Rng,
+        wanted: Option<(u16, u64)>,
         memory: &mut SimMemory,
         table: &PageTable,
         audit: &mut Auditor,
@@ -168,6 +169,11 @@ impl Front {
             if spec.kind == OpKind::Read && changes.once_in(CHANGES_ONE_IN) {
                 ask_for_changes(&mut spec, changes, audit, blocks);
             }
+        }
+        let volume = wanted.map_or(volume, |(volume, _)| volume);
+        let wrong = wrong && wanted.is_none();
+        if let Some((volume, lba)) = wanted {
+            spec = OpSpec { volume, lba, count: 1, kind: OpKind::Read, zeros: false, snapshot: 0 };
         }
         let (request, expected) = if wrong {
             draw_wrong(host || plan.takeover.is_some(), rng, blocks)

@@ -17,6 +17,7 @@ mod plan;
 mod queue;
 mod resync;
 pub mod rng;
+mod rot;
 mod run;
 mod site;
 mod snapshots;

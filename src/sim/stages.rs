@@ -66,6 +66,15 @@ impl World {
             && (!self.plan.has_peer() || self.network.is_whole(self.now))
     }
 
+    fn wake_fronts(&mut self) {
+        for site in self.members() {
+            for front in 0..self.sites[site].fronts.len() {
+                self.sites[site].fronts[front].next_at = self.now;
+                self.wake_front(site, front, self.now);
+            }
+        }
+    }
+
     pub(super) fn settled(&self) -> bool {
         self.members().all(|site| {
             let fronts = &self.sites[site].fronts;
@@ -101,18 +110,15 @@ impl World {
                     self.trace.note(self.now, || "in lockstep again".into());
                     let operations = self.counts.submitted + CALM_OPERATIONS;
                     self.stage = Stage::Calm { operations, until: self.now + HEAL_NS_MAX };
-                    for site in self.members() {
-                        for front in 0..self.sites[site].fronts.len() {
-                            self.sites[site].fronts[front].next_at = self.now;
-                            self.wake_front(site, front, self.now);
-                        }
-                    }
+                    self.wake_fronts();
                 }
             }
             Stage::Calm { operations, until } => {
                 assert!(!late(until), "liveness: hosts cannot submit in lockstep");
                 if self.counts.submitted >= operations {
+                    self.rot.calm = 0;
                     self.stage = Stage::Settling { until: self.now + HEAL_NS_MAX };
+                    self.wake_fronts();
                 }
             }
             Stage::Settling { until } => {
@@ -123,10 +129,10 @@ impl World {
                     self.status(PRIMARY),
                     self.status(SECONDARY)
                 );
-                if self.settled() && self.perhaps_part() {
+                if !self.settled() || !self.is_whole() {
                     return;
                 }
-                if self.settled() {
+                if !self.perhaps_part() {
                     self.trace.note(self.now, || "settled; stopping".into());
                     self.stage = Stage::Stopping { until: self.now + HEAL_NS_MAX };
                     for site in self.members() {
@@ -174,6 +180,7 @@ impl World {
             let (free, used) = group.as_ref().expect("stopped, not dead").pages();
             let held = fronts.iter().map(Front::pages_held).sum::<usize>() + link.pages_held();
             let status = self.status(site).expect("stopped, not dead");
+            self.outcome.repaired_blocks += status.counters.repaired_blocks;
             self.outcome.captured_blocks += status.counters.captured_blocks;
             self.outcome.reclaimed_blocks += status.counters.reclaimed_blocks;
             assert_eq!(free + used, self.plan.configs[site].pages as usize - 1, "site {site} lost pages");

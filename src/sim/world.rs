@@ -19,6 +19,7 @@ use crate::sim::plan::{Crash, Fault, Plan};
 use crate::sim::queue::Queue;
 use crate::sim::resync::{self, ResyncPlan};
 use crate::sim::rng::Rng;
+use crate::sim::rot::{self, RotPlan, Rotten};
 use crate::sim::site::{Alarm, Done, Site, seen};
 use crate::sim::snapshots::{self, SnapshotPlan};
 use crate::sim::split::{self, Audits, Part, SplitPlan};
@@ -136,6 +137,9 @@ pub struct Outcome {
     pub sent_by_value: u64,
     pub captured_blocks: u64,
     pub reclaimed_blocks: u64,
+    /// Volume blocks of which a bit flipped, and repairs since the sites' last starts.
+    pub rotten_blocks: u64,
+    pub repaired_blocks: u64,
     pub checkpoints: u64,
     pub catch_ups: u64,
     pub cuts: u64,
@@ -176,6 +180,10 @@ pub struct World {
     pub(super) resync_rng: Rng,
     /// And split brains'.
     pub(super) split_rng: Rng,
+    /// And that of bits that flip.
+    pub(super) rot_rng: Rng,
+    pub(super) rot: RotPlan,
+    pub(super) rotten: Vec<Rotten>,
     /// Writes that each side had acknowledged when they parted.
     pub(super) apart_from: [u64; 2],
     /// And operations submitted.
@@ -223,6 +231,8 @@ impl World {
         plan.resync = ResyncPlan::new(&mut resync_rng, &plan);
         let mut split_rng = split::generator(seed);
         plan.split = SplitPlan::new(&mut split_rng, &plan);
+        let mut rot_rng = rot::generator(seed);
+        let rot = RotPlan::new(&mut rot_rng, &plan);
         let mut trace = Trace::new(print);
         trace.note(0, || format!("{plan:#?}"));
         let config = &plan.configs[0];
@@ -252,6 +262,9 @@ impl World {
             handover_rng,
             resync_rng,
             split_rng,
+            rot_rng,
+            rot,
+            rotten: Vec::new(),
             apart_from: [0; 2],
             apart_since: 0,
             joining_operations: 0,
@@ -624,7 +637,9 @@ impl World {
                         "INV-8: site {index} had other content than its primary overwrites: {volume:?} {lba:?}"
                     );
                 }
-                GroupEvent::ChecksumMismatch { volume, lba } => {
+                GroupEvent::ChecksumMismatch { volume, lba }
+                    if !World::was_rotten(&self.rotten, volume, lba) =>
+                {
                     panic!("site {index} reads other bytes than it wrote: {volume:?} {lba:?}");
                 }
                 GroupEvent::Failed { .. } | GroupEvent::MetadataFailed { .. } => failed = true,
@@ -692,6 +707,13 @@ impl World {
         let plan = &self.plan;
         let lacked = self.slots_lacked();
         let (asked, host) = (self.is_asked(index), self.is_host(index));
+        let wanted = match self.stage {
+            Stage::Settling { .. } => self.next_rotten(index),
+            _ => None,
+        };
+        // A secondary that lacks slots may be lost even then, and its peer's blocks with it.
+        let calm = matches!(self.stage, Stage::Calm { .. } | Stage::Settling { .. });
+        let bad = calm && !self.rotten.is_empty() && !self.in_lockstep();
         let (rng, changes) = (&mut self.rng, &mut self.changes_rng);
         let Site { fronts, memory, tables, .. } = &mut self.sites[index];
         let front = &mut fronts[number];
@@ -700,8 +722,9 @@ impl World {
             if reply.result.is_err() {
                 // Hosts that got an error pause before they try again.
                 front.next_at = front.next_at.max(now + rng.below(4 * MS));
-                if let Stage::Calm { .. } = self.stage
+                if calm
                     && front.expects_success(&reply)
+                    && !(bad && reply.result == Err(HostError::Io))
                     && !reply
                         .result
                         .is_err_and(|error| World::snapshots_excuse(&plan.snapshots, error, lacked))
@@ -717,6 +740,7 @@ impl World {
             Stage::Parted { part: Part::Apart, .. } => true,
             Stage::Parted { part: Part::Joining, .. } => self.counts.submitted < self.joining_operations,
             Stage::Calm { operations, .. } => self.counts.submitted < operations,
+            Stage::Settling { .. } => wanted.is_some(),
             _ => false,
         };
         let mut next = front.replies.front().map(|(ready, _)| *ready);
@@ -729,13 +753,15 @@ impl World {
             next = Some(next.map_or(front.next_at, |at| at.min(front.next_at)));
         } else if more {
             let table = &tables.fronts[number];
-            for _ in 0..rng.between(1, plan.depth as u64) {
+            let depth = if wanted.is_some() { 1 } else { rng.between(1, plan.depth as u64) };
+            for _ in 0..depth {
                 let sent = front.submit(
                     now,
                     plan,
                     host,
                     rng,
                     changes,
+                    wanted,
                     memory,
                     table,
                     self.audit.of(index),
@@ -752,7 +778,8 @@ impl World {
             }
             if submitted {
                 // The reader at the secondary looks in now and then.
-                front.next_at = now + rng.latency(if host { plan.think_ns } else { MS });
+                let at_work = host && wanted.is_none();
+                front.next_at = now + rng.latency(if at_work { plan.think_ns } else { MS });
                 next = Some(next.map_or(front.next_at, |at| at.min(front.next_at)));
             }
         }
@@ -766,6 +793,7 @@ impl World {
         if submitted && host {
             self.perhaps_administer();
             self.perhaps_switch_over();
+            self.perhaps_rot();
         }
     }
 }

@@ -259,3 +259,93 @@ fn damaged_snapshot_tables_are_named_and_repaired_from_the_peer() {
     assert!(said.contains("cannot be brought back from left: it does not answer"), "{said}");
     refuses_to_start(&sites.right, &["table captured", "volume data block 3"]);
 }
+
+/// More than the cache holds, so that nothing is read before somebody asks.
+const LARGE_MIB: u64 = 96;
+
+/// Blocks of the volume with data; all others read as zeros.
+fn due(block: usize) -> [u8; BLOCK] {
+    if block < BLOCKS { old(block) } else { [0; BLOCK] }
+}
+
+fn volume(site: &Site) -> PathBuf {
+    site.directory.join("data.volume")
+}
+
+fn on_disk(site: &Site, block: usize) -> [u8; BLOCK] {
+    let mut bytes = [0; BLOCK];
+    let file = File::open(volume(site)).expect("the volume");
+    file.read_exact_at(&mut bytes, (block * BLOCK) as u64).expect("read");
+    bytes
+}
+
+fn flip_in_volume(site: &Site, block: usize) {
+    let mut bytes = on_disk(site, block);
+    assert_eq!(bytes, due(block), "{} has it", site.name);
+    bytes[block % BLOCK] ^= 0x20;
+    let file = File::options().write(true).open(volume(site)).expect("the file");
+    file.write_all_at(&bytes, (block * BLOCK) as u64).expect("written");
+    file.sync_all().expect("synced");
+}
+
+#[test]
+fn flipped_bits_in_a_volume_are_named_and_repaired_from_the_peer() {
+    let mut sites = Sites::start(&Options { volumes: vec![("data", LARGE_MIB)], ..Options::default() });
+    let mut client = sites.left.connect("data");
+    for block in 0..BLOCKS {
+        client.write((block * BLOCK) as u64, &old(block), true).expect("written");
+    }
+    drop(client);
+    sites.wait("--settled");
+    let out = sites.path("out");
+    // The last one was never written.
+    let bad = [5, 6, 40, 20_000];
+    for right in [true, false] {
+        let site = if right { &mut sites.right } else { &mut sites.left };
+        assert!(site.stop().success());
+        bad.iter().for_each(|&block| flip_in_volume(site, block));
+        site.start();
+        sites.wait("--in-sync");
+        let site = if right { &mut sites.right } else { &mut sites.left };
+        // A copy skips what reads as zeros.
+        let mut client = site.connect_when_served("data");
+        assert_eq!(read(&mut client, bad[3]).as_deref(), Ok(&due(bad[3])[..]));
+        succeeds(tool("nbdcopy", &[&site.uri("data"), path(&out)]));
+        let read = fs::read(&out).expect("a copy");
+        assert_eq!(read.len() as u64, LARGE_MIB * MIB);
+        for (block, bytes) in read.chunks(BLOCK).enumerate() {
+            assert!(bytes == due(block), "{} served something else for block {block}", site.name);
+        }
+        for block in bad {
+            site.until("it is whole again", |site| on_disk(site, block) == due(block));
+            let named = [
+                format!("block {block} is not what was written there"),
+                format!("block {block} is repaired: the block of"),
+            ];
+            site.until("the log says so", |site| named.iter().all(|named| site.log_text().contains(named)));
+        }
+        site.until("it is counted", |site| site.status()["totals"]["repaired_blocks"] == bad.len());
+    }
+
+    // The same block at both: there is nothing to repair it from, and it is not served.
+    for site in [&mut sites.left, &mut sites.right] {
+        assert!(site.stop().success());
+        flip_in_volume(site, 7);
+    }
+    sites.start_both();
+    sites.wait("--in-sync");
+    for site in [&mut sites.left, &mut sites.right] {
+        let mut reader = site.connect_when_served("data");
+        assert_eq!(read(&mut reader, 7), Err(NbdError::Io), "{}", site.name);
+        assert_eq!(read(&mut reader, 8).as_deref(), Ok(&old(8)[..]));
+        let lost = "block 7 cannot be repaired, reading it fails: the block of";
+        site.until("the log says so", |site| site.log_text().contains(lost));
+    }
+    let mut client = sites.left.connect("data");
+    client.write((7 * BLOCK) as u64, &[0x77; BLOCK], true).expect("written");
+    sites.wait("--settled");
+    for site in [&mut sites.left, &mut sites.right] {
+        assert_eq!(read(&mut site.connect("data"), 7).as_deref(), Ok(&[0x77; BLOCK][..]), "{}", site.name);
+        site.until("it is on the disk", |site| on_disk(site, 7) == [0x77; BLOCK]);
+    }
+}

@@ -198,7 +198,7 @@ impl Group {
 
     pub(super) fn destage_deadline(&self) -> Option<Nanos> {
         match self.destage.step {
-            Step::Idle if self.checkpoint < self.settled => self.destage.sweep_at(),
+            Step::Idle if self.checkpoint < self.settled && !self.mending.writes() => self.destage.sweep_at(),
             Step::Sweep { .. } if self.destage.in_flight == 0 => Some(self.batched_at.plus(COMPANY_MAX)),
             _ => None,
         }
@@ -271,7 +271,9 @@ impl Group {
     }
 
     pub(super) fn destage_turn(&mut self, turn: &mut Turn<impl Memory>) {
-        if self.destage.step == Step::Idle && !self.staging.installing() && self.sweep_due(turn.now) {
+        let may_begin =
+            self.destage.step == Step::Idle && !self.staging.installing() && !self.mending.writes();
+        if may_begin && self.sweep_due(turn.now) {
             self.destage.target = self.settled;
             self.destage.began_percent = self.pressure_percent();
             self.destage.began_captures = self.captures_through(self.settled);

@@ -177,8 +177,18 @@ impl Group {
             let capture = *self.captures.get(first + index).expect("captures stay until they are committed");
             let page = turn.tables.volume_io.page(slot, index);
             if sum_of_block(turn.memory.bytes(page)) != capture.sum {
+                let Capture { volume, lba, sum, .. } = capture;
+                self.mend(turn, volume, lba);
+                if self.await_for_capture(volume, lba, first + index, page) {
+                    continue;
+                }
+                if let Some(known) = self.mending.known(volume, lba, sum) {
+                    self.pages.share(known);
+                    self.pages.release(page, turn.memory);
+                    self.captures.set_read(first + index, Some(known));
+                    continue;
+                }
                 // It goes to the slot as it is, under the sum it should have: who reads the snapshot's block gets an error.
-                turn.event(Event::ChecksumMismatch { volume: capture.volume, lba: capture.lba });
             }
             turn.memory.seal(page);
             self.captures.set_read(first + index, Some(page));

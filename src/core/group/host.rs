@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 
 use super::capture::{Piece, Room};
+use super::mending::Outlook;
 use super::storage::VolumeIo;
 use super::{Group, Phase, RESERVED_PAGES, Turn, Wakeup};
 use crate::base::*;
@@ -24,7 +25,11 @@ pub(super) enum OpState {
         remaining: u32,
         visible_at: UpdateNumber,
         failed: bool,
+        /// One is bad, and may be repaired.
+        mends: bool,
     },
+    /// A block that has gone bad is being repaired, see `mending`.
+    Mending,
     /// The metadata executor is asked where blocks of a snapshot are.
     LookingUp,
     /// They are being read; some may have been elsewhere.
@@ -32,6 +37,7 @@ pub(super) enum OpState {
         remaining: u32,
         failed: bool,
         stale: bool,
+        mends: bool,
     },
     /// Its update is numbered.
     Numbered(UpdateNumber),
@@ -99,8 +105,7 @@ impl Group {
         self.front_pages[front] -= handed_over(&request.op);
         let at = (front as u8, request.ticket);
         if let Err(error) = self.judge(&request) {
-            self.drop_payload(turn, at);
-            return self.answer(turn, at, Err(error));
+            return self.refuse_operation(turn, at, error);
         }
         let is_write = !request.op.reads() && request.op != HostOp::Flush;
         if !self.serving() || (is_write && !self.queued.is_empty()) {
@@ -147,6 +152,19 @@ impl Group {
             return Err(HostError::ReadOnly);
         }
         Ok(())
+    }
+
+    /// Carries an operation on that waited outside the queues.
+    pub(super) fn try_again(&mut self, turn: &mut Turn<impl Memory>, at: (u8, Ticket)) {
+        self.op_mut(at).state = OpState::Waiting;
+        let request = self.op(at).request;
+        if let Err(error) = self.judge(&request) {
+            return self.refuse_operation(turn, at, error);
+        }
+        if !self.serving() {
+            return self.queued.push(at);
+        }
+        self.attempt(turn, at);
     }
 
     /// Carries an operation as far as it goes now, queueing it if it lacks room.
@@ -215,7 +233,7 @@ impl Group {
 
     /// Whether the volume may have a version of the block that this site does not know to be settled: one that replay found,
     /// destaged before the restart. Its primary will say so; until then the disk's content is neither here nor there.
-    fn is_uncertain(&self, volume: VolumeId, lba: Lba) -> bool {
+    pub(super) fn is_uncertain(&self, volume: VolumeId, lba: Lba) -> bool {
         self.settled < self.replayed
             && self.role == Role::Secondary
             && self.cache.peek(volume, lba).is_some_and(|newest| newest.number > self.settled)
@@ -230,6 +248,10 @@ impl Group {
         lba: Lba,
         count: u32,
     ) -> bool {
+        if !self.mending.is_empty() && self.awaits_mend(at) {
+            self.op_mut(at).state = OpState::Mending;
+            return true;
+        }
         let mut missing = 0;
         for block in (0..count).map(|index| lba.plus(u64::from(index))) {
             if self.readable(volume, block).is_none() {
@@ -265,7 +287,7 @@ impl Group {
             remaining += 1;
         }
         if remaining > 0 {
-            self.op_mut(at).state = OpState::Fetching { remaining, visible_at, failed: false };
+            self.op_mut(at).state = OpState::Fetching { remaining, visible_at, failed: false, mends: false };
         } else {
             self.finish_read(turn, at, visible_at);
         }
@@ -323,7 +345,7 @@ impl Group {
         }
     }
 
-    /// One of them enters the cache, if it was read and is what was written.
+    /// One of them enters the cache, if it was read and is what was written. Returns whether it may be once it is repaired.
     pub(super) fn enter_fetched(
         &mut self,
         turn: &mut Turn<impl Memory>,
@@ -332,14 +354,17 @@ impl Group {
         first: Lba,
         index: u32,
         read: bool,
-    ) {
+    ) -> bool {
         let block = first.plus(u64::from(index));
         let page = turn.tables.volume_io.page(slot, index as usize);
         let value = self.verified(turn, volume, block, page, read);
+        // A destage of this block may have been under way: then the cache has the block and the disk does not count.
+        let bad = value.is_none() && read && self.cache.peek_settled(volume, block).is_none();
         if value.is_none() {
             self.pages.release(page, turn.memory);
         }
         self.cache.fetch_end(volume, block, value, &mut self.pages, turn.memory);
+        bad && self.mend(turn, volume, block) != Outlook::Hopeless
     }
 
     /// A fetch completed: its blocks enter the cache, and what its operation waited for is given to it.
@@ -359,9 +384,10 @@ impl Group {
             turn.event(Event::Failed { target: IoTarget::Volume(volume), fault, block: lba.0 });
         }
         let mut good = true;
+        let mut mends = false;
         let mut visible_at = UpdateNumber::NONE;
         for index in 0..count {
-            self.enter_fetched(turn, slot, volume, lba, index, result.is_ok());
+            let may_be_mended = self.enter_fetched(turn, slot, volume, lba, index, result.is_ok());
             match self.readable(volume, lba.plus(u64::from(index))) {
                 Some(value) => {
                     visible_at = visible_at.max(value.number);
@@ -370,63 +396,37 @@ impl Group {
                         turn.memory.copy(value.page, to, 0..BLOCK_BYTES);
                     }
                 }
+                None if may_be_mended => mends = true,
                 None => good = false,
             }
         }
         if !current {
             return;
         }
-        let OpState::Fetching { remaining, visible_at: before, failed } = self.op(at).state else {
+        let OpState::Fetching { remaining, visible_at: before, failed, mends: others } = self.op(at).state
+        else {
             unreachable!("checked above")
         };
-        let (visible_at, failed) = (visible_at.max(before), failed || !good);
+        let (visible_at, failed, mends) = (visible_at.max(before), failed || !good, mends || others);
         if remaining > 1 {
-            self.op_mut(at).state = OpState::Fetching { remaining: remaining - 1, visible_at, failed };
+            self.op_mut(at).state = OpState::Fetching { remaining: remaining - 1, visible_at, failed, mends };
         } else if let Some(since) = self.op_mut(at).old_since.take() {
             let op = self.op_mut(at);
             op.old_read_ns += turn.now.since(since).0;
-            op.old_unread |= failed;
+            // The write does not wait for a repair.
+            op.old_unread |= failed || mends;
             op.state = OpState::Waiting;
             self.attempt(turn, at);
         } else if failed {
-            self.drop_payload(turn, at);
-            self.answer(turn, at, Err(HostError::Io));
+            self.refuse_operation(turn, at, HostError::Io);
+        } else if mends {
+            self.await_mend(turn, at);
         } else if let HostOp::Read { .. } = self.op(at).request.op {
             self.finish_read(turn, at, visible_at);
         } else {
             self.op_mut(at).state = OpState::Waiting;
             self.attempt(turn, at);
         }
-    }
-
-    /// The page as the index may keep it, or `None` if the disk failed or returned other bytes than were written. A block of
-    /// zeros needs no page of its own.
-    pub(super) fn verified(
-        &mut self,
-        turn: &mut Turn<impl Memory>,
-        volume: VolumeId,
-        lba: Lba,
-        page: PageId,
-        read: bool,
-    ) -> Option<(PageId, BlockSum)> {
-        if !read {
-            return None;
-        }
-        let expected = self.sums[volume.0 as usize].get(lba);
-        if expected == BlockSum::ZEROS {
-            if turn.memory.is_zeros(page) {
-                self.pages.release(page, turn.memory);
-                return Some((PageId::ZERO, BlockSum::ZEROS));
-            }
-        } else if turn.memory.sum(page) == expected {
-            turn.memory.seal(page);
-            return Some((page, expected));
-        }
-        // A destage of this block may have been under way: then the cache has the block and the disk does not count.
-        if self.cache.newest(volume, lba).is_none() {
-            turn.event(Event::ChecksumMismatch { volume, lba });
-        }
-        None
     }
 
     fn finish_read(&mut self, turn: &mut Turn<impl Memory>, at: (u8, Ticket), visible_at: UpdateNumber) {
@@ -494,8 +494,7 @@ impl Group {
                 Room::Enough => {}
                 Room::Later => return false,
                 Room::Never => {
-                    self.drop_payload(turn, at);
-                    self.answer(turn, at, Err(HostError::NoSpace));
+                    self.refuse_operation(turn, at, HostError::NoSpace);
                     return true;
                 }
             }
@@ -581,11 +580,15 @@ impl Group {
         volume: VolumeId,
         lba: Lba,
     ) -> bool {
+        if !self.mending.is_empty() && self.awaits_mend(at) {
+            self.op_mut(at).state = OpState::Mending;
+            return true;
+        }
         if !self.room_to_fetch(turn, 1) {
             return false;
         }
-        self.op_mut(at).state =
-            OpState::Fetching { remaining: 1, visible_at: UpdateNumber::NONE, failed: false };
+        let visible_at = UpdateNumber::NONE;
+        self.op_mut(at).state = OpState::Fetching { remaining: 1, visible_at, failed: false, mends: false };
         self.fetch(turn, at, volume, lba, 1, 0);
         true
     }
@@ -629,6 +632,17 @@ impl Group {
         }
         self.ops_live -= 1;
         turn.out.to_front[at.0 as usize].push(HostReply { ticket: at.1, result, replied_at: turn.now });
+    }
+
+    /// Answers an operation that has no number with an error.
+    pub(super) fn refuse_operation(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        at: (u8, Ticket),
+        error: HostError,
+    ) {
+        self.drop_payload(turn, at);
+        self.answer(turn, at, Err(error));
     }
 
     /// Lets go of the pages a write brought that will not be numbered.
@@ -734,7 +748,7 @@ impl Group {
                     self.window.get_mut(number).waiter = None;
                 }
             }
-            OpState::Waiting | OpState::Fetching { .. } => self.drop_payload(turn, at),
+            OpState::Waiting | OpState::Fetching { .. } | OpState::Mending => self.drop_payload(turn, at),
             OpState::LookingUp | OpState::FetchingSnapshot { .. } | OpState::Watching => {}
         }
         // The ticket may come back before its queue entry is reached, so the entry goes now.

@@ -3,7 +3,7 @@
 //! `handshake`, `peering` (streaming, loss, solo), `catch_up` (the journal read back), `cut` (a tail dropped), `recovery`, `warm_up`,
 //! `status`; and of snapshots: `capture` (what an update's blocks held before), `old_blocks` (sending that, by value), `differential`
 //! (making that durable), `admin` (creating, deleting), `snapshot_reads`, `repair` and `tables` (what has gone bad, here or at the
-//! peer). `takeover` changes what a site is to its peer, `handover` by agreement; `split` says what keeps two apart, and `resolve`
+//! peer; of volumes: `mending`). `takeover` changes what a site is to its peer, `handover` by agreement; `split` says what keeps two apart, and `resolve`
 //! lets one of them give way; `resync` copies to one what the journal has no more, `copy_kept` what snapshots keep, `staging` keeps that
 //! apart, `install` brings it to the volumes.
 
@@ -21,6 +21,7 @@ mod inbound;
 mod install;
 mod log_scan;
 mod marking;
+mod mending;
 mod old_blocks;
 mod pace;
 mod peering;
@@ -189,6 +190,7 @@ pub struct Group {
     committing: bool,
     reclaim: differential::Reclaim,
     repair: repair::Repair,
+    mending: mending::Mending,
     lending: tables::Lending,
     changed: Changed,
     resync: resync::Resync,
@@ -299,6 +301,7 @@ impl Group {
             committing: false,
             reclaim: differential::Reclaim::default(),
             repair: repair::Repair::default(),
+            mending: mending::Mending::new(),
             lending: tables::Lending::default(),
             changed: Changed::new(blocks.clone()),
             resync: resync::Resync::new(blocks),
@@ -381,6 +384,7 @@ impl Group {
             self.advance(turn);
             self.admin_turn(turn);
             self.leave_turn(turn);
+            self.mend_turn(turn);
             self.retry_waiting(turn);
             self.peer_turn(turn);
             self.lend_tables(turn);
@@ -428,6 +432,7 @@ impl Group {
             self.admin_deadline(),
             self.leave_deadline(),
             self.warm_up_deadline(),
+            self.mend_deadline(),
         ];
         [flush, scan, stop, evict].into_iter().chain(others).flatten().min()
     }
@@ -476,6 +481,11 @@ impl Group {
         self.serving() && self.ops_live == 0 && self.settled == self.window.last()
     }
 
+    /// Whether a read of the block needs no disk.
+    pub fn has_in_memory(&self, volume: VolumeId, lba: Lba) -> bool {
+        self.cache.peek(volume, lba).is_some()
+    }
+
     /// Whether a block is known to read as zeros; certain when `at_rest`.
     pub fn reads_as_zeros(&self, volume: VolumeId, lba: Lba) -> bool {
         match self.cache.peek(volume, lba) {
@@ -497,6 +507,7 @@ impl Group {
             && self.checkpoint == self.settled
             && self.destage_idle()
             && self.metadata_slots.room() == 0
+            && self.mending.is_empty()
             && !self.repairing(turn.now);
         if drained {
             self.answer_administrators(turn);

@@ -109,7 +109,8 @@ impl Group {
         }
         self.counters.old_block_reads += lacking as u64;
         let op = self.op_mut(at);
-        op.state = OpState::Fetching { remaining, visible_at: UpdateNumber::NONE, failed: false };
+        let visible_at = UpdateNumber::NONE;
+        op.state = OpState::Fetching { remaining, visible_at, failed: false, mends: false };
         op.old_since = Some(turn.now);
         true
     }

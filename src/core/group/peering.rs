@@ -304,7 +304,9 @@ impl Group {
     fn on_control(&mut self, turn: &mut Turn<impl Memory>, control: Control) {
         match control {
             Control::TablesWanted { settled, page } => return self.on_tables_wanted(turn, settled, page),
-            Control::OldBlockWanted { slot, sum } if self.converses() => return self.lend(turn, slot, sum),
+            Control::BlockWanted { place, sum } if self.converses() => {
+                return self.lend_block(turn, place, sum);
+            }
             _ if !self.engaged() => return,
             _ => {}
         }
@@ -355,7 +357,12 @@ impl Group {
             Control::Install { upto } if !primary => self.on_install(turn, upto),
             Control::Staged { updates } if primary => self.on_staged(turn, updates),
             Control::MarksEnd { pages } if primary => self.on_marks_end(turn, pages),
-            Control::OldBlockLacking { slot } => self.repair_lacks(turn, slot),
+            Control::BlockLacking { place, why } => {
+                if let BlockPlace::Slot(slot) = place {
+                    self.repair_lacks(turn, slot);
+                }
+                self.mend_lacks(place, why);
+            }
             Control::SwitchoverWanted if primary => self.on_switchover_wanted(turn),
             Control::SwitchoverRefused { code } if !primary => self.on_switchover_refused(turn, code),
             _ => self.lose_peer(turn, LossReason::Protocol("a frame that its role does not send")),
@@ -385,7 +392,10 @@ impl Group {
                 turn.event(Event::Refused { by_us: false, refusal });
                 self.lose_peer(turn, LossReason::Protocol("refused by the peer"));
             }
-            PageFrame::OldBlock => self.repair_with(turn, page, length),
+            PageFrame::Block => {
+                self.repair_with(turn, page, length);
+                self.mend_with(turn, page, length);
+            }
             PageFrame::Marks => self.on_marks(turn, page),
             PageFrame::Tables => {
                 self.lose_peer(turn, LossReason::Protocol("tables that nobody asked for"));
@@ -406,6 +416,7 @@ impl Group {
         }
         self.peer.hello = None;
         self.forget_repair();
+        self.forget_mending();
         self.forget_lending();
         self.interrupt_resync();
         self.interrupt_staging();

@@ -49,7 +49,8 @@ impl Group {
         if free && self.engaged() && turn.out.to_link.room() > LINK_SPARE {
             self.repair.step = Step::Asked { damaged, at: turn.now };
             let Damaged { slot, sum, .. } = damaged;
-            turn.out.to_link.push(ToLink::Control(Control::OldBlockWanted { slot, sum }));
+            let place = BlockPlace::Slot(slot);
+            turn.out.to_link.push(ToLink::Control(Control::BlockWanted { place, sum }));
         }
     }
 
@@ -76,6 +77,7 @@ impl Group {
         {
             self.repair.step = Step::None;
             let Damaged { snapshot, volume, lba, .. } = damaged;
+            self.counters.unrepaired_blocks += 1;
             turn.event(Event::SnapshotNotRepaired { snapshot, volume, lba });
         }
     }
@@ -112,6 +114,7 @@ impl Group {
         };
         self.pages.release(page, turn.memory);
         let Damaged { snapshot, volume, lba, .. } = damaged;
+        self.counters.repaired_blocks += 1;
         turn.event(Event::SnapshotRepaired { snapshot, volume, lba });
     }
 
@@ -126,7 +129,7 @@ impl Group {
             && !self.volume_slots.is_empty()
             && self.pages.free() > BATCH_BLOCKS_MAX;
         if !able {
-            return self.lack(turn, wanted);
+            return self.lack(turn, BlockPlace::Slot(wanted), Lacking::Busy);
         }
         let (slot, page) = (self.volume_slots.pop().expect("checked"), self.pages.take().expect("checked"));
         turn.tables.volume_io.set(slot, 0, page, sum);
@@ -150,17 +153,10 @@ impl Group {
         let good = result.is_ok() && sum_of_block(turn.memory.bytes(page)) == sum;
         if good && self.converses() && turn.out.to_link.room() > LINK_SPARE {
             turn.memory.seal(page);
-            let length = BLOCK_BYTES as u16;
-            turn.out.to_link.push(ToLink::Page { frame: PageFrame::OldBlock, page, length });
-            return;
+            return self.send_block(turn, page);
         }
         self.pages.release(page, turn.memory);
-        self.lack(turn, wanted);
-    }
-
-    fn lack(&self, turn: &mut Turn<impl Memory>, slot: Slot) {
-        if self.converses() && turn.out.to_link.room() > LINK_SPARE {
-            turn.out.to_link.push(ToLink::Control(Control::OldBlockLacking { slot }));
-        }
+        // Whether that is damage or another block, only the tables say.
+        self.lack(turn, BlockPlace::Slot(wanted), if good { Lacking::Busy } else { Lacking::Damaged });
     }
 }

@@ -478,8 +478,12 @@ impl Group {
         let wanted = |group: &Group, block: u64| {
             group.resync.to_copy[volume.0 as usize].contains(block)
                 && group.kind_of(volume, Lba(block)) == kind
+                && !group.mending.awaits(volume, Lba(block))
         };
         let count = (lba.0..end).take_while(|&block| wanted(self, block)).count() as u32;
+        if count == 0 {
+            return false;
+        }
         for block in lba.0..lba.0 + u64::from(count) {
             self.resync.to_copy[volume.0 as usize].remove(block);
         }
@@ -534,7 +538,7 @@ impl Group {
         } else {
             None
         };
-        let mut whole = true;
+        let (mut whole, mut lost) = (true, false);
         for index in 0..count as usize {
             let block = lba.plus(index as u64);
             let page = turn.tables.volume_io.page(slot, index);
@@ -556,6 +560,7 @@ impl Group {
             self.cache.fetch_end(volume, block, None, &mut self.pages, turn.memory);
             let (page, sum) = found.unwrap_or((PageId::ZERO, BlockSum::ZEROS));
             whole &= found.is_some();
+            lost |= found.is_none() && !(read && self.mends_for_copy(turn, volume, block));
             match row {
                 Some(row) => {
                     let sum = sum_to_send(turn.memory, page, sum);
@@ -571,7 +576,7 @@ impl Group {
                     self.catch_up_consumed(turn, row);
                 }
                 self.resync.copy_again(volume, lba, count);
-                if !whole && goes_on {
+                if lost && goes_on {
                     self.lose_peer(turn, LossReason::Protocol("a block that it lacks cannot be read here"));
                 }
             }

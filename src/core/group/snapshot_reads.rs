@@ -2,6 +2,7 @@
 //! entry yet; or, if neither has it, unchanged since. And what was changed since one.
 
 use super::host::{DESTAGE_SLOTS, OpState};
+use super::mending::Outlook;
 use super::repair::Damaged;
 use super::storage::VolumeIo;
 use super::{Group, Turn};
@@ -196,7 +197,8 @@ impl Group {
         if remaining == 0 {
             return self.answer(turn, at, Ok(()));
         }
-        self.op_mut(at).state = OpState::FetchingSnapshot { remaining, failed: false, stale: false };
+        self.op_mut(at).state =
+            OpState::FetchingSnapshot { remaining, failed: false, stale: false, mends: false };
     }
 
     fn submit_snapshot_read(
@@ -268,7 +270,7 @@ impl Group {
         if let Err(fault) = result {
             turn.event(Event::Failed { target, fault, block });
         }
-        let (mut bad, mut moved) = (result.is_err(), false);
+        let (mut bad, mut moved, mut mends) = (result.is_err(), false, false);
         for index in 0..count {
             let page = turn.tables.volume_io.page(slot, index as usize);
             let sum = turn.tables.volume_io.sum(slot, index as usize);
@@ -276,6 +278,18 @@ impl Group {
                 if sum_of_block(turn.memory.bytes(page)) == sum {
                     let to = turn.tables.fronts[at.0 as usize].page(at.1, (first + index) as usize);
                     turn.memory.copy(page, to, 0..BLOCK_BYTES);
+                } else if let IoTarget::Volume(volume) = target
+                    && self.is_due_there(volume, Lba(block + u64::from(index)), sum)
+                {
+                    let lba = Lba(block + u64::from(index));
+                    if let Some(known) = self.mending.known(volume, lba, sum) {
+                        let to = turn.tables.fronts[at.0 as usize].page(at.1, (first + index) as usize);
+                        turn.memory.copy(known, to, 0..BLOCK_BYTES);
+                    } else if self.mend(turn, volume, lba) == Outlook::Hopeless {
+                        bad = true;
+                    } else {
+                        mends = true;
+                    }
                 } else if self.has_moved(&request, target, block + u64::from(index), sum) {
                     moved = true;
                 } else {
@@ -288,10 +302,8 @@ impl Group {
                     let volume = request.volume;
                     let lba = lba.plus(u64::from(first + index));
                     turn.event(Event::SnapshotMismatch { snapshot, volume, lba });
-                    if target == IoTarget::Differential {
-                        let slot = Slot(block + u64::from(index));
-                        self.begin_repair(turn, Damaged { snapshot, volume, lba, slot, sum });
-                    }
+                    let slot = Slot(block + u64::from(index));
+                    self.begin_repair(turn, Damaged { snapshot, volume, lba, slot, sum });
                 }
             }
             self.pages.release(page, turn.memory);
@@ -299,14 +311,17 @@ impl Group {
         if !current {
             return;
         }
-        let OpState::FetchingSnapshot { remaining, failed, stale } = self.op(at).state else {
+        let OpState::FetchingSnapshot { remaining, failed, stale, mends: others } = self.op(at).state else {
             unreachable!("checked above")
         };
-        let (failed, stale) = (failed || bad, stale || moved);
+        let (failed, stale, mends) = (failed || bad, stale || moved, mends || others);
         if remaining > 1 {
-            self.op_mut(at).state = OpState::FetchingSnapshot { remaining: remaining - 1, failed, stale };
+            self.op_mut(at).state =
+                OpState::FetchingSnapshot { remaining: remaining - 1, failed, stale, mends };
         } else if failed {
             self.answer(turn, at, Err(HostError::Io));
+        } else if mends {
+            self.await_mend(turn, at);
         } else if stale {
             // Once more: what was overwritten has been captured before.
             self.op_mut(at).state = OpState::Waiting;
@@ -318,13 +333,20 @@ impl Group {
         }
     }
 
+    /// Whether the volume should hold content of this sum: nothing newer is in memory, or it waits until this is kept.
+    fn is_due_there(&self, volume: VolumeId, lba: Lba, sum: BlockSum) -> bool {
+        let mut captures = self.captures.of_block(volume, lba).filter(|capture| capture.sum == sum);
+        let waits = captures.any(|capture| !matches!(capture.source, Source::Page(_)));
+        let newest = self.cache.peek_settled(volume, lba).is_none();
+        self.sums[volume.0 as usize].get(lba) == sum && (waits || newest)
+    }
+
     /// Whether the block that was looked for may be elsewhere by now: it was overwritten in its volume, or its snapshot is gone.
     fn has_moved(&self, request: &HostRequest, target: IoTarget, block: u64, sum: BlockSum) -> bool {
         match target {
             IoTarget::Volume(volume) => {
-                let overwritten = |value: crate::core::cache::Value| value.number > request.snapshot;
                 self.sums[volume.0 as usize].get(Lba(block)) != sum
-                    || self.cache.peek(volume, Lba(block)).is_some_and(overwritten)
+                    || self.cache.peek(volume, Lba(block)).is_some()
             }
             _ => self.judge_snapshot(request.volume, request.snapshot).is_err(),
         }

@@ -38,6 +38,9 @@ pub struct Counters {
     pub catch_up_updates: u64,
     /// Blocks that the peer was copied because its position was no longer in the journal.
     pub resync_blocks: u64,
+    /// Bad blocks that are whole again, and those found that could not be repaired then.
+    pub repaired_blocks: u64,
+    pub unrepaired_blocks: u64,
     /// Updates found in the journal after the checkpoint when the site started.
     pub replayed_updates: u64,
 }
@@ -133,6 +136,8 @@ pub struct GroupStatus {
     pub captures: u64,
     /// The management information has everything up to here.
     pub applied: UpdateNumber,
+    /// Blocks of volumes that are being repaired.
+    pub repairing_blocks: u64,
     pub operations: u64,
     pub operations_waiting: u64,
     pub resync: ResyncStatus,
@@ -182,6 +187,7 @@ impl Group {
             differential_used_blocks: self.slots.total() - self.slots.free(),
             captures: self.captures.len() as u64,
             applied: self.applied,
+            repairing_blocks: self.mending.len() as u64,
             operations: self.ops_live as u64,
             operations_waiting: (self.queued.len() + self.stalled.len()) as u64,
             resync: self.resync_status(now),

@@ -83,6 +83,17 @@ pub(super) enum VolumeIo {
         slot: Slot,
         sum: BlockSum,
     },
+    /// A block that the peer wants, out of its volume, with this sum.
+    LendBlock {
+        volume: VolumeId,
+        lba: Lba,
+        sum: BlockSum,
+    },
+    /// A block that had gone bad on its way to its volume, and then the flush behind it.
+    Mend {
+        volume: VolumeId,
+        lba: Lba,
+    },
     /// A block from the peer on its way to the slot where it had gone bad, and then the flush behind it.
     Repair {
         flushing: bool,
@@ -210,6 +221,17 @@ impl Group {
             (VolumeIo::Repair { flushing: false }, Ok(())) => return self.flush_repair(turn, slot),
             (VolumeIo::Repair { flushing: true }, Ok(())) => self.repaired(turn),
             (VolumeIo::Lend { .. }, result) => self.lend_read(turn, slot, io, result),
+            (VolumeIo::LendBlock { volume, lba, sum }, result) => {
+                self.block_read_to_lend(turn, slot, (volume, lba, sum), result);
+            }
+            (VolumeIo::Mend { volume, lba }, Err(fault)) => {
+                return self.fail_on_disk(turn, IoTarget::Volume(volume), fault, lba.0);
+            }
+            (VolumeIo::Mend { volume, lba }, Ok(())) => {
+                if !self.mend_written(turn, slot, volume, lba) {
+                    return;
+                }
+            }
         }
         self.volume_slots.push(slot);
     }

@@ -11,7 +11,9 @@ pub use reader::FrameReader;
 
 use std::fmt;
 
-use crate::base::{BLOCK_BYTES, BlockSum, Generation, Slot, UPDATE_BLOCKS_MAX, UpdateNumber};
+use crate::base::{
+    BLOCK_BYTES, BlockSum, Generation, Lba, Slot, UPDATE_BLOCKS_MAX, UpdateNumber, VOLUMES_MAX, VolumeId,
+};
 use crate::format::bytes::{array_at, nonzero_in, put, u16_at, u32_at, u64_at};
 use crate::format::history::HistoryError;
 use crate::format::text::TextError;
@@ -20,8 +22,8 @@ use crate::format::update::{
 };
 
 /// Versions of the protocol that this build speaks; `Hello` carries them, and the highest common one is used.
-pub const PROTOCOL_MIN: u16 = 10;
-pub const PROTOCOL_MAX: u16 = 10;
+pub const PROTOCOL_MIN: u16 = 11;
+pub const PROTOCOL_MAX: u16 = 11;
 
 /// The first four bytes of a frame.
 pub const FRAME_MAGIC: [u8; 4] = *b"LSTP";
@@ -111,6 +113,32 @@ impl OldBlocks {
 
 const _: () = assert!(UPDATE_BLOCKS_MAX <= u32::BITS as usize, "each captured block has its bit");
 
+/// Where a block is that a site wants from its peer: the same place at both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockPlace {
+    /// A slot of the differential volume.
+    Slot(Slot),
+    Volume(VolumeId, Lba),
+}
+
+/// Why a site does not send the block that its peer wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Lacking {
+    /// It holds other content there.
+    Other = 1,
+    /// Its own block is not what was written there either.
+    Damaged = 2,
+    /// It cannot look now.
+    Busy = 3,
+}
+
+impl Lacking {
+    fn from_code(code: u8) -> Option<Lacking> {
+        [Lacking::Other, Lacking::Damaged, Lacking::Busy].into_iter().find(|why| *why as u8 == code)
+    }
+}
+
 /// A control frame that fits a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Control {
@@ -134,10 +162,10 @@ pub enum Control {
     Fetch { from: UpdateNumber, to: UpdateNumber },
     /// Primary to secondary: drop every update after `keep`, then continue from there. Answered by an `Ack`.
     CutTo { keep: UpdateNumber },
-    /// Either way: send me what your differential volume has in this slot, if it has this checksum; mine has gone bad.
-    OldBlockWanted { slot: Slot, sum: BlockSum },
-    /// The answer if it has not; otherwise a [`PageFrame::OldBlock`] is.
-    OldBlockLacking { slot: Slot },
+    /// Either way: send me what you have in this place, if it has this checksum; mine has gone bad.
+    BlockWanted { place: BlockPlace, sum: BlockSum },
+    /// The answer if it has not, or cannot; otherwise a [`PageFrame::Block`] is.
+    BlockLacking { place: BlockPlace, why: Lacking },
     /// Either way, in place of a hello: my snapshot tables are damaged, so send me this page of yours, as [`PageFrame::Tables`], once
     /// they cover `settled`, up to which I have every update durably; page 0 begins anew.
     TablesWanted { settled: UpdateNumber, page: u32 },
@@ -164,8 +192,8 @@ pub enum PageFrame {
     Hello,
     /// [`Refusal`]; the sender closes after it.
     Refusal,
-    /// The block that was wanted last.
-    OldBlock,
+    /// A block that was wanted.
+    Block,
     /// A page of [`crate::format::tables`].
     Tables,
     /// Secondary that gives way to primary: a page of its changed-block set, as [`crate::format::metadata::put_marks`] writes them, in
@@ -184,9 +212,9 @@ pub enum FrameType {
     CutTo = 6,
     Hello = 7,
     Refusal = 8,
-    OldBlockWanted = 9,
-    OldBlockLacking = 10,
-    OldBlock = 11,
+    BlockWanted = 9,
+    BlockLacking = 10,
+    Block = 11,
     UpdateWithOldBlocks = 12,
     TablesWanted = 13,
     Tables = 14,
@@ -205,8 +233,8 @@ const HEARTBEAT_BYTES: usize = 8;
 const FLUSH_REQUEST_BYTES: usize = 8;
 const FETCH_BYTES: usize = 16;
 const CUT_TO_BYTES: usize = 8;
-const OLD_BLOCK_WANTED_BYTES: usize = 16;
-const OLD_BLOCK_LACKING_BYTES: usize = 8;
+const BLOCK_WANTED_BYTES: usize = 16;
+const BLOCK_LACKING_BYTES: usize = 16;
 const TABLES_WANTED_BYTES: usize = 16;
 const SWITCHOVER_REFUSED_BYTES: usize = 8;
 const COPY_OFFER_BYTES: usize = 24;
@@ -225,9 +253,9 @@ impl FrameType {
             FrameType::CutTo,
             FrameType::Hello,
             FrameType::Refusal,
-            FrameType::OldBlockWanted,
-            FrameType::OldBlockLacking,
-            FrameType::OldBlock,
+            FrameType::BlockWanted,
+            FrameType::BlockLacking,
+            FrameType::Block,
             FrameType::UpdateWithOldBlocks,
             FrameType::TablesWanted,
             FrameType::Tables,
@@ -253,8 +281,8 @@ impl FrameType {
             FrameType::FlushRequest => (FLUSH_REQUEST_BYTES, FLUSH_REQUEST_BYTES),
             FrameType::Fetch => (FETCH_BYTES, FETCH_BYTES),
             FrameType::CutTo => (CUT_TO_BYTES, CUT_TO_BYTES),
-            FrameType::OldBlockWanted => (OLD_BLOCK_WANTED_BYTES, OLD_BLOCK_WANTED_BYTES),
-            FrameType::OldBlockLacking => (OLD_BLOCK_LACKING_BYTES, OLD_BLOCK_LACKING_BYTES),
+            FrameType::BlockWanted => (BLOCK_WANTED_BYTES, BLOCK_WANTED_BYTES),
+            FrameType::BlockLacking => (BLOCK_LACKING_BYTES, BLOCK_LACKING_BYTES),
             FrameType::TablesWanted => (TABLES_WANTED_BYTES, TABLES_WANTED_BYTES),
             FrameType::SwitchoverWanted => (0, 0),
             FrameType::SwitchoverRefused => (SWITCHOVER_REFUSED_BYTES, SWITCHOVER_REFUSED_BYTES),
@@ -262,7 +290,7 @@ impl FrameType {
             FrameType::Staged => (STAGED_BYTES, STAGED_BYTES),
             FrameType::Install => (INSTALL_BYTES, INSTALL_BYTES),
             FrameType::MarksEnd => (MARKS_END_BYTES, MARKS_END_BYTES),
-            FrameType::OldBlock | FrameType::Tables | FrameType::Marks => (BLOCK_BYTES, BLOCK_BYTES),
+            FrameType::Block | FrameType::Tables | FrameType::Marks => (BLOCK_BYTES, BLOCK_BYTES),
             FrameType::Hello | FrameType::Refusal => (0, FRAME_BODY_BYTES_MAX),
         }
     }
@@ -282,7 +310,7 @@ impl From<PageFrame> for FrameType {
         match frame {
             PageFrame::Hello => FrameType::Hello,
             PageFrame::Refusal => FrameType::Refusal,
-            PageFrame::OldBlock => FrameType::OldBlock,
+            PageFrame::Block => FrameType::Block,
             PageFrame::Tables => FrameType::Tables,
             PageFrame::Marks => FrameType::Marks,
         }
@@ -431,8 +459,8 @@ pub fn encode_control(control: &Control, out: &mut [u8]) -> usize {
         Control::FlushRequest { .. } => (FrameType::FlushRequest, UpdateNumber::NONE),
         Control::Fetch { .. } => (FrameType::Fetch, UpdateNumber::NONE),
         Control::CutTo { .. } => (FrameType::CutTo, UpdateNumber::NONE),
-        Control::OldBlockWanted { .. } => (FrameType::OldBlockWanted, UpdateNumber::NONE),
-        Control::OldBlockLacking { .. } => (FrameType::OldBlockLacking, UpdateNumber::NONE),
+        Control::BlockWanted { .. } => (FrameType::BlockWanted, UpdateNumber::NONE),
+        Control::BlockLacking { .. } => (FrameType::BlockLacking, UpdateNumber::NONE),
         Control::TablesWanted { .. } => (FrameType::TablesWanted, UpdateNumber::NONE),
         Control::SwitchoverWanted => (FrameType::SwitchoverWanted, UpdateNumber::NONE),
         Control::SwitchoverRefused { .. } => (FrameType::SwitchoverRefused, UpdateNumber::NONE),
@@ -460,12 +488,16 @@ pub fn encode_control(control: &Control, out: &mut [u8]) -> usize {
             put(body, 8, &to.0.to_le_bytes());
         }
         Control::CutTo { keep } => put(body, 0, &keep.0.to_le_bytes()),
-        Control::OldBlockWanted { slot, sum } => {
+        Control::BlockWanted { place, sum } => {
             body.fill(0);
-            put(body, 0, &slot.0.to_le_bytes());
+            put_place(body, place);
             put(body, 8, &sum.0.to_le_bytes());
         }
-        Control::OldBlockLacking { slot } => put(body, 0, &slot.0.to_le_bytes()),
+        Control::BlockLacking { place, why } => {
+            body.fill(0);
+            put_place(body, place);
+            body[8] = why as u8;
+        }
         Control::TablesWanted { settled, page } => {
             body.fill(0);
             put(body, 0, &settled.0.to_le_bytes());
@@ -486,6 +518,31 @@ pub fn encode_control(control: &Control, out: &mut [u8]) -> usize {
         Control::MarksEnd { pages } => put(body, 0, &pages.to_le_bytes()),
     }
     seal(frame, 0, settled, out)
+}
+
+/// Where a wanted block's body says what its number counts: 0 slots, *n* blocks of the *n*th volume.
+const PLACE_OF: usize = 14;
+
+fn put_place(body: &mut [u8], place: BlockPlace) {
+    let (block, of) = match place {
+        BlockPlace::Slot(slot) => (slot.0, 0),
+        BlockPlace::Volume(volume, lba) => (lba.0, volume.0 + 1),
+    };
+    put(body, 0, &block.to_le_bytes());
+    put(body, PLACE_OF, &of.to_le_bytes());
+}
+
+fn place_at(body: &[u8]) -> Result<BlockPlace, WireError> {
+    let (block, of) = (u64_at(body, 0), u16_at(body, PLACE_OF));
+    match of {
+        0 => Ok(BlockPlace::Slot(Slot(block))),
+        _ if usize::from(of) <= VOLUMES_MAX => Ok(BlockPlace::Volume(VolumeId(of - 1), Lba(block))),
+        _ => Err(WireError::Field {
+            field: "a wanted block's place",
+            expected: "0, or a volume's place in the group from 1 on",
+            found: u64::from(of),
+        }),
+    }
 }
 
 /// Writes the frame around a body that [`Hello::encode`] or [`Refusal::encode`] wrote, and returns the frame's length.
@@ -568,7 +625,7 @@ pub fn decode_body<'a>(header: &FrameHeader, body: &'a [u8]) -> Result<Frame<'a>
         }
         FrameType::Hello => return Ok(Frame::Page(PageFrame::Hello, body)),
         FrameType::Refusal => return Ok(Frame::Page(PageFrame::Refusal, body)),
-        FrameType::OldBlock => return Ok(Frame::Page(PageFrame::OldBlock, body)),
+        FrameType::Block => return Ok(Frame::Page(PageFrame::Block, body)),
         FrameType::Tables => return Ok(Frame::Page(PageFrame::Tables, body)),
         FrameType::Marks => return Ok(Frame::Page(PageFrame::Marks, body)),
         FrameType::Ack => Control::Ack {
@@ -589,13 +646,24 @@ pub fn decode_body<'a>(header: &FrameHeader, body: &'a [u8]) -> Result<Frame<'a>
             Control::Fetch { from, to }
         }
         FrameType::CutTo => Control::CutTo { keep: number_at(0) },
-        FrameType::OldBlockWanted => {
-            if let Some(offset) = nonzero_in(body, 12, OLD_BLOCK_WANTED_BYTES) {
-                return Err(WireError::Reserved { frame: "OldBlockWanted", offset, found: body[offset] });
+        FrameType::BlockWanted => {
+            if let Some(offset) = nonzero_in(body, 12, PLACE_OF) {
+                return Err(WireError::Reserved { frame: "BlockWanted", offset, found: body[offset] });
             }
-            Control::OldBlockWanted { slot: Slot(u64_at(body, 0)), sum: BlockSum(u32_at(body, 8)) }
+            Control::BlockWanted { place: place_at(body)?, sum: BlockSum(u32_at(body, 8)) }
         }
-        FrameType::OldBlockLacking => Control::OldBlockLacking { slot: Slot(u64_at(body, 0)) },
+        FrameType::BlockLacking => {
+            if let Some(offset) = nonzero_in(body, 9, PLACE_OF) {
+                return Err(WireError::Reserved { frame: "BlockLacking", offset, found: body[offset] });
+            }
+            let found = u64::from(body[8]);
+            let why = Lacking::from_code(body[8]).ok_or(WireError::Field {
+                field: "BlockLacking's reason",
+                expected: "1, 2 or 3",
+                found,
+            })?;
+            Control::BlockLacking { place: place_at(body)?, why }
+        }
         FrameType::TablesWanted => {
             if let Some(offset) = nonzero_in(body, 12, TABLES_WANTED_BYTES) {
                 return Err(WireError::Reserved { frame: "TablesWanted", offset, found: body[offset] });

@@ -8,6 +8,14 @@ use proptest::prelude::*;
 
 const FRAME_BYTES_MAX: usize = FRAME_HEADER_BYTES + FRAME_BODY_BYTES_MAX;
 
+fn any_place() -> impl Strategy<Value = BlockPlace> {
+    let volume = (0..VOLUMES_MAX as u16, any::<u64>());
+    prop_oneof![
+        any::<u64>().prop_map(|slot| BlockPlace::Slot(Slot(slot))),
+        volume.prop_map(|(volume, lba)| BlockPlace::Volume(VolumeId(volume), Lba(lba))),
+    ]
+}
+
 fn any_control() -> impl Strategy<Value = Control> {
     let number = || any::<u64>().prop_map(UpdateNumber);
     prop_oneof![
@@ -28,9 +36,10 @@ fn any_control() -> impl Strategy<Value = Control> {
         (1..=u64::MAX, 1..=u64::MAX)
             .prop_map(|(a, b)| Control::Fetch { from: UpdateNumber(a.min(b)), to: UpdateNumber(a.max(b)) }),
         number().prop_map(|keep| Control::CutTo { keep }),
-        (any::<u64>(), any::<u32>())
-            .prop_map(|(slot, sum)| Control::OldBlockWanted { slot: Slot(slot), sum: BlockSum(sum) }),
-        any::<u64>().prop_map(|slot| Control::OldBlockLacking { slot: Slot(slot) }),
+        (any_place(), any::<u32>())
+            .prop_map(|(place, sum)| Control::BlockWanted { place, sum: BlockSum(sum) }),
+        (any_place(), prop::sample::select(vec![Lacking::Other, Lacking::Damaged, Lacking::Busy]))
+            .prop_map(|(place, why)| Control::BlockLacking { place, why }),
         (any::<u64>(), any::<u32>())
             .prop_map(|(settled, page)| Control::TablesWanted { settled: UpdateNumber(settled), page }),
         any::<[u64; 3]>().prop_map(|[generation, serial, blocks]| Control::CopyOffer {
@@ -192,7 +201,7 @@ fn decode(bytes: &[u8]) -> Result<(), WireError> {
         Frame::Page(PageFrame::Refusal, body) => Refusal::decode(body).map(|_| ()),
         Frame::Update { .. }
         | Frame::Control(_)
-        | Frame::Page(PageFrame::OldBlock | PageFrame::Tables | PageFrame::Marks, _) => Ok(()),
+        | Frame::Page(PageFrame::Block | PageFrame::Tables | PageFrame::Marks, _) => Ok(()),
     }
 }
 
@@ -235,7 +244,7 @@ fn any_seen() -> impl Strategy<Value = Seen> {
         any_control().prop_map(Seen::Control),
         any_hello().prop_map(|hello| Seen::Page(PageFrame::Hello, hello_body(&hello))),
         prop::collection::vec(any::<u8>(), 0..=600).prop_map(|body| Seen::Page(PageFrame::Refusal, body)),
-        any::<u8>().prop_map(|fill| Seen::Page(PageFrame::OldBlock, vec![fill; BLOCK_BYTES])),
+        any::<u8>().prop_map(|fill| Seen::Page(PageFrame::Block, vec![fill; BLOCK_BYTES])),
         any::<u8>().prop_map(|fill| Seen::Page(PageFrame::Tables, vec![fill; BLOCK_BYTES])),
         any::<u8>().prop_map(|fill| Seen::Page(PageFrame::Marks, vec![fill; BLOCK_BYTES])),
     ]
@@ -437,8 +446,11 @@ fn every_flipped_bit_is_refused() {
         control_frame(&Control::FlushRequest { number: UpdateNumber(9) }),
         control_frame(&Control::Fetch { from: UpdateNumber(1), to: UpdateNumber(9) }),
         control_frame(&Control::CutTo { keep: UpdateNumber(9) }),
-        control_frame(&Control::OldBlockWanted { slot: Slot(9), sum: BlockSum(8) }),
-        control_frame(&Control::OldBlockLacking { slot: Slot(9) }),
+        control_frame(&Control::BlockWanted {
+            place: BlockPlace::Volume(VolumeId(1), Lba(9)),
+            sum: BlockSum(8),
+        }),
+        control_frame(&Control::BlockLacking { place: BlockPlace::Slot(Slot(9)), why: Lacking::Other }),
         control_frame(&Control::TablesWanted { settled: UpdateNumber(9), page: 1 }),
         control_frame(&Control::CopyOffer { generation: Generation(1 << 16 | 1), serial: 2, blocks: 3 }),
         control_frame(&Control::Staged { updates: 9 }),
@@ -491,11 +503,22 @@ fn header_fields_are_checked_before_any_body_is_awaited() {
             WireError::FetchRange { .. }
         ));
     }
-    let wanted = control_frame(&Control::OldBlockWanted { slot: Slot(1), sum: BlockSum(2) });
+    let place = BlockPlace::Slot(Slot(1));
+    let wanted = control_frame(&Control::BlockWanted { place, sum: BlockSum(2) });
     assert!(matches!(
         refused(&wanted, FRAME_HEADER_BYTES + 13, &[1]),
         WireError::Reserved { offset: 13, .. }
     ));
+    let beyond = VOLUMES_MAX as u16 + 1;
+    assert!(matches!(
+        refused(&wanted, FRAME_HEADER_BYTES + PLACE_OF, &beyond.to_le_bytes()),
+        WireError::Field { found: 33, .. }
+    ));
+    let lacking = control_frame(&Control::BlockLacking { place, why: Lacking::Busy });
+    for why in [0, 4] {
+        let refused = refused(&lacking, FRAME_HEADER_BYTES + 8, &[why]);
+        assert!(matches!(refused, WireError::Field { found, .. } if found == u64::from(why)), "{refused}");
+    }
     let zero = Update { kind: UpdateKind::GenerationOpen, sum: 0, count: 0, lba: Lba(0), ..update() };
     let opening = update_frame(&zero, UpdateNumber(4));
     assert_eq!(

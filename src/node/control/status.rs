@@ -172,6 +172,9 @@ pub struct Totals {
     pub catch_up_updates: u64,
     /// Bytes that the peer was copied because its position was no longer in the journal.
     pub resync_bytes: u64,
+    /// Blocks found bad that are whole again, and those that could not be repaired when they were read.
+    pub repaired_blocks: u64,
+    pub unrepaired_blocks: u64,
     /// Updates found in the journal after the checkpoint when the site started.
     pub replayed_updates: u64,
 }
@@ -358,6 +361,8 @@ impl Status {
                 warmed_bytes: counters.warmed_blocks * block,
                 catch_up_updates: counters.catch_up_updates,
                 resync_bytes: counters.resync_blocks * block,
+                repaired_blocks: counters.repaired_blocks,
+                unrepaired_blocks: counters.unrepaired_blocks,
                 replayed_updates: counters.replayed_updates,
             },
             rates: sample.rates,

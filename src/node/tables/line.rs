@@ -49,7 +49,7 @@ impl Drop for PeerLine {
 /// What comes from the peer.
 pub(super) enum Heard {
     Page(PageFrame, Box<[u8; BLOCK_BYTES]>, usize),
-    Lacking(Slot),
+    Lacking(BlockPlace),
 }
 
 impl PeerLine {
@@ -146,7 +146,7 @@ impl PeerLine {
                 }
                 Ok(Some(Heard::Page(frame, body, usize::from(length))))
             }
-            FromLink::Control(Control::OldBlockLacking { slot }) => Ok(Some(Heard::Lacking(slot))),
+            FromLink::Control(Control::BlockLacking { place, .. }) => Ok(Some(Heard::Lacking(place))),
             // A primary may begin to say what is settled before it hears what this is.
             _ => Ok(None),
         }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::base::*;
 use crate::core::history::common_point;
-use crate::core::messages::{Control, PageFrame};
+use crate::core::messages::{BlockPlace, Control, PageFrame};
 use crate::format::metadata::Captured;
 use crate::format::snapshot::SnapshotRecord;
 use crate::format::tables::{TablesKind, entry_at, header_of, record_at};
@@ -316,11 +316,12 @@ fn restore_blocks(
 }
 
 fn fetch_block(line: &mut PeerLine, entry: &Captured) -> Result<Option<Box<[u8; BLOCK_BYTES]>>, Wrong> {
-    line.say(Control::OldBlockWanted { slot: entry.slot, sum: entry.sum });
+    let place = BlockPlace::Slot(entry.slot);
+    line.say(Control::BlockWanted { place, sum: entry.sum });
     loop {
         match line.listen()? {
-            Heard::Lacking(slot) if slot == entry.slot => return Ok(None),
-            Heard::Page(PageFrame::OldBlock, block, BLOCK_BYTES) if sum_of_block(&block) == entry.sum => {
+            Heard::Lacking(lacking) if lacking == place => return Ok(None),
+            Heard::Page(PageFrame::Block, block, BLOCK_BYTES) if sum_of_block(&block) == entry.sum => {
                 return Ok(Some(block));
             }
             _ => {}

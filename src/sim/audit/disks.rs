@@ -126,6 +126,7 @@ impl Auditor {
             assert_eq!(durable.len(), blocks.len(), "a volume's size");
             for (lba, (block, stored)) in (0u64..).zip(blocks.iter().zip(durable)) {
                 let print = stored.as_ref().map_or(Print::ZERO, |stored| stored.content.print);
+                let print = self.as_written(site, volume, lba, print);
                 // The newest version of all is at or above whatever is due.
                 if print == block.newest_print {
                     continue;
@@ -190,6 +191,7 @@ impl Auditor {
                     let print = media
                         .visible(Place::Volume(volume), lba)
                         .map_or(Print::ZERO, |stored| stored.content.print);
+                    let print = self.as_written(site, volume, lba, print);
                     assert!(
                         block.numbers_of(print).any(|has| has >= number),
                         "site {site} reports #{applied} applied, but volume {volume} block {lba} has {}, not #{number}",

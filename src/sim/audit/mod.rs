@@ -290,6 +290,8 @@ pub struct Auditor {
     replacements: u64,
     /// Updates that went to the secondary with what they overwrote.
     pub sent_by_value: u64,
+    /// Volume blocks of which a bit has flipped: site, volume, block, what it held and what it holds, until something is written there.
+    rotten: Vec<(usize, u16, u64, Print, Print)>,
     /// A read of a site's disks has failed in its present incarnation.
     unread: [bool; 2],
     /// `SoloBegin` and `SoloEnd` in the stream: number, and whether it begins.
@@ -338,6 +340,7 @@ impl Auditor {
             changes_told: 0,
             replacements: 0,
             sent_by_value: 0,
+            rotten: Vec::new(),
             unread: [false; 2],
             solo: Vec::new(),
             alive: [true; 2],
@@ -355,6 +358,36 @@ impl Auditor {
             now: 0,
             config,
         }
+    }
+
+    /// A bit flips on a site's disk: from here on this is not what was written there, and nobody may see it.
+    pub fn rots(&mut self, site: usize, volume: u16, lba: u64, was: Print, now: Print) {
+        assert!(
+            self.blocks[usize::from(volume)][lba as usize].numbers_of(now).next().is_none(),
+            "one bit differs"
+        );
+        self.rotten.push((site, volume, lba, was, now));
+        self.reads_fail(site);
+    }
+
+    /// What the site had written where its disk now holds `print`.
+    fn as_written(&self, site: usize, volume: u16, lba: u64, print: Print) -> Print {
+        let same = |rot: &&(usize, u16, u64, Print, Print)| {
+            (rot.0, rot.1, rot.2, rot.4) == (site, volume, lba, print)
+        };
+        self.rotten.iter().find(same).map_or(print, |rot| rot.3)
+    }
+
+    /// Whether the block is still, or again after a loss of power, what the bit made of it.
+    pub fn is_rotten(&self, site: usize, volume: u16, lba: u64, media: &dyn Media) -> bool {
+        let durable = media.durable(Place::Volume(volume), lba);
+        durable.is_some_and(|stored| {
+            self.as_written(site, volume, lba, stored.content.print) != stored.content.print
+        })
+    }
+
+    pub fn is_installing(&self, site: usize) -> bool {
+        self.installing[site].is_some()
     }
 
     pub fn wait_ns_max(&self) -> u64 {

@@ -50,6 +50,7 @@ impl Auditor {
                 let print = media
                     .durable(Place::Volume(volume), lba)
                     .map_or(Print::ZERO, |stored| stored.content.print);
+                let print = self.as_written(site, volume, lba, print);
                 let due = block.latest_at(upto);
                 assert!(
                     block.numbers_of(print).any(|number| number == due),

@@ -1,0 +1,113 @@
+//! Bits that flip on the disks of volumes. A block that has gone bad is never served, and as long as the other site has what it held it is
+//! whole again once somebody reads it.
+//!
+//! While faults strike, only in seeds in which both sites always hold the same: those that may not go on alone, take over or keep old
+//! blocks could not tell what is lost from what is not repaired. When all is calm, in all seeds with a peer: then every operation must
+//! succeed, and every block that has gone bad must be whole before the sites stop.
+
+use crate::base::{Lba, VolumeId};
+use crate::core::config::OnPeerLoss;
+use crate::core::messages::IoTarget;
+use crate::sim::plan::Plan;
+use crate::sim::rng::Rng;
+use crate::sim::world::{Stage, World};
+
+#[derive(Clone, Copy, Debug)]
+pub struct RotPlan {
+    /// Bits that flip while faults strike, one in so many visits of a host; and when all is calm.
+    pub working: u32,
+    pub visits: u64,
+    pub calm: u32,
+}
+
+/// A bit that has flipped.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rotten {
+    pub site: usize,
+    pub volume: u16,
+    pub lba: u64,
+}
+
+/// Tells the generator of rot from the others of its seed.
+const FORK: u64 = 0x0072_6f74;
+
+pub fn generator(seed: u64) -> Rng {
+    Rng::new(seed ^ FORK)
+}
+
+impl RotPlan {
+    pub fn new(rng: &mut Rng, plan: &Plan) -> RotPlan {
+        let suspends =
+            plan.configs[0].peer.as_ref().is_some_and(|peer| peer.on_peer_loss == OnPeerLoss::Suspend);
+        let same = suspends && plan.takeover.is_none() && plan.snapshots.is_none();
+        RotPlan {
+            working: if same { rng.below(12) as u32 } else { 0 },
+            visits: rng.pick(&[3, 20]),
+            calm: if plan.has_peer() { rng.below(6) as u32 } else { 0 },
+        }
+    }
+}
+
+impl World {
+    /// A host is at work: perhaps a bit flips meanwhile.
+    pub(super) fn perhaps_rot(&mut self) {
+        let left = match self.stage {
+            Stage::Working => &mut self.rot.working,
+            Stage::Calm { .. } => &mut self.rot.calm,
+            _ => return,
+        };
+        if *left == 0 || (self.stage == Stage::Working && !self.rot_rng.once_in(self.rot.visits)) {
+            return;
+        }
+        *left -= 1;
+        let site = self.rot_rng.below(2) as usize;
+        let volume = self.rot_rng.below(self.plan.configs[0].volumes.len() as u64) as u16;
+        let blocks = self.plan.configs[0].volumes[usize::from(volume)].blocks;
+        let near = self.rot_rng.once_in(2);
+        let lba = self.rot_rng.below(if near { self.plan.hot_blocks.min(blocks) } else { blocks });
+        self.rot(Rotten { site, volume, lba });
+    }
+
+    fn rot(&mut self, rotten: Rotten) {
+        let Rotten { site, volume, lba } = rotten;
+        let taken = self.rotten.iter().any(|other| other.volume == volume && other.lba == lba);
+        let (at, lba_at) = (VolumeId(volume), Lba(lba));
+        // Nobody would read what is in memory.
+        let cached = self.sites[site].group.as_ref().is_none_or(|group| group.has_in_memory(at, lba_at));
+        if taken || cached || self.audit.is_installing(site) {
+            return;
+        }
+        let Some((was, now)) = self.sites[site].disk.rot(IoTarget::Volume(at), lba, &mut self.rot_rng) else {
+            return;
+        };
+        self.trace.note(self.now, || format!("site {site}: a bit of {at:?} {lba_at:?} flips"));
+        self.audit.rots(site, volume, lba, was, now);
+        self.rotten.push(rotten);
+        self.outcome.rotten_blocks += 1;
+    }
+
+    /// Whether the block went bad on either site's disk, so that events may name it.
+    pub(super) fn was_rotten(rotten: &[Rotten], volume: VolumeId, lba: Lba) -> bool {
+        rotten.iter().any(|rotten| rotten.volume == volume.0 && rotten.lba == lba.0)
+    }
+
+    /// Blocks of this site that have gone bad and are not whole again.
+    fn bad(&self, site: usize) -> impl Iterator<Item = &Rotten> {
+        let bad = move |rotten: &&Rotten| {
+            let Rotten { volume, lba, .. } = **rotten;
+            rotten.site == site && self.audit.is_rotten(site, volume, lba, &self.sites[site].disk)
+        };
+        self.rotten.iter().filter(bad)
+    }
+
+    /// One of them that a read would find: what is in memory is on its way to the disk.
+    pub(super) fn next_rotten(&self, site: usize) -> Option<(u16, u64)> {
+        let group = self.sites[site].group.as_ref()?;
+        let found = self.bad(site).find(|bad| !group.has_in_memory(VolumeId(bad.volume), Lba(bad.lba)));
+        found.map(|bad| (bad.volume, bad.lba))
+    }
+
+    pub(super) fn is_whole(&self) -> bool {
+        self.members().all(|site| self.bad(site).next().is_none())
+    }
+}

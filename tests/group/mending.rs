@@ -1,0 +1,183 @@
+//! Volume blocks that have gone bad, and the peer's that take their place.
+
+use super::*;
+
+/// Blocks with data, each with a content of its own.
+const BLOCKS: u64 = 64;
+
+fn due(lba: u64) -> u8 {
+    if lba < BLOCKS { lba as u8 + 1 } else { 0 }
+}
+
+/// Both volumes have everything, and `cold` has nothing in memory.
+fn rested(cold: &[usize]) -> Pair {
+    let mut pair = pair();
+    for lba in 0..BLOCKS {
+        let now = pair.now;
+        pair.sites[0].write(now, lba as u32, lba, due(lba), false);
+        assert_eq!(pair.reply(0, lba as u32), Ok(()));
+    }
+    pair.run_until("checkpoints of everything", |pair| {
+        pair.sites.iter().all(|site| {
+            let status = site.group.status(pair.now);
+            status.checkpoint == status.last && status.last > UpdateNumber(BLOCKS)
+        })
+    });
+    for (connection, &site) in cold.iter().enumerate() {
+        let config = pair.sites[site].config.clone();
+        let disks = std::mem::take(&mut pair.sites[site].disks);
+        pair.sites[site] = Site::started(config, disks);
+        let now = pair.now;
+        let lost = FromLink::Disconnected { connection: connection as u32 + 1 };
+        pair.sites[1 - site].with(now, |group, turn| group.on_link(turn, lost));
+        pair.sites[site].with(now, |group, turn| group.start(turn));
+        pair.sites[site].with(now, |group, turn| group.end_turn(turn));
+        assert!(pair.sites[site].drain(now).is_empty());
+        pair.connect(connection as u32 + 2);
+        in_sync(&mut pair);
+    }
+    pair.sites.iter_mut().for_each(|site| site.may_refuse = true);
+    pair
+}
+
+fn in_sync(pair: &mut Pair) {
+    pair.run_until("in sync again", |pair| {
+        pair.sites.iter().all(|site| {
+            let status = site.group.status(pair.now);
+            status.peer == PeerState::InSync && status.state == GroupState::Serving
+        })
+    });
+}
+
+fn key(lba: u64) -> (IoTarget, u64) {
+    (IoTarget::Volume(VolumeId(0)), lba)
+}
+
+fn flip(pair: &mut Pair, site: usize, lba: u64) {
+    let block = pair.sites[site].disks.entry(key(lba)).or_insert_with(|| Box::new([0; BLOCK_BYTES]));
+    block[lba as usize % BLOCK_BYTES] ^= 0x10;
+}
+
+fn on_disk(pair: &Pair, site: usize, lba: u64, fill: u8) -> bool {
+    pair.sites[site].disks[&key(lba)].iter().all(|byte| *byte == fill)
+}
+
+/// What a read of some blocks comes to, and the first byte of each.
+fn try_read(pair: &mut Pair, site: usize, lba: u64, count: u32) -> (Result<(), HostError>, Vec<u8>) {
+    let now = pair.now;
+    let pages: Vec<PageId> =
+        (0..count).map(|_| pair.sites[site].front_pages.pop().expect("granted")).collect();
+    for (index, page) in pages.iter().enumerate() {
+        pair.sites[site].tables.fronts[0].set(SlotId(901), index, *page, BlockSum::ZEROS);
+    }
+    pair.sites[site].request(now, 901, HostOp::Read { lba: Lba(lba), count });
+    let result = pair.reply(site, 901);
+    let bytes = pages.iter().map(|page| pair.sites[site].memory.bytes(*page)[0]).collect();
+    pair.sites[site].front_pages.extend(pages);
+    (result, bytes)
+}
+
+#[test]
+fn a_bad_block_is_read_from_the_peer_and_whole_on_the_disk_again() {
+    for site in [0, 1] {
+        let mut pair = rested(&[site]);
+        // The last one reads as zeros.
+        for lba in [3, 4, 40, 200] {
+            flip(&mut pair, site, lba);
+            assert_eq!(pair.read(site, lba), due(lba), "site {site} block {lba}");
+            pair.run_until("it is on the disk", |pair| on_disk(pair, site, lba, due(lba)));
+        }
+        pair.quiet();
+        let counters = pair.sites[site].group.status(pair.now).counters;
+        assert_eq!((counters.repaired_blocks, counters.unrepaired_blocks), (4, 0));
+        assert_eq!(pair.sites[site].group.status(pair.now).repairing_blocks, 0);
+    }
+}
+
+#[test]
+fn more_bad_blocks_than_are_repaired_at_once_are_all_read() {
+    let mut pair = rested(&[0]);
+    let count = UPDATE_BLOCKS_MAX as u64;
+    assert!(count > REPAIRS_MAX as u64);
+    (0..count).for_each(|lba| flip(&mut pair, 0, lba));
+    let (result, bytes) = try_read(&mut pair, 0, 0, count as u32);
+    assert_eq!(result, Ok(()));
+    assert_eq!(bytes, (0..count).map(due).collect::<Vec<_>>());
+    pair.run_until("all of them are on the disk", |pair| {
+        (0..count).all(|lba| on_disk(pair, 0, lba, due(lba)))
+    });
+}
+
+#[test]
+fn a_block_that_is_bad_at_both_sites_is_refused_at_both_until_it_is_written_anew() {
+    let mut pair = rested(&[0, 1]);
+    [0, 1].iter().for_each(|&site| flip(&mut pair, site, 9));
+    for site in [0, 1] {
+        assert_eq!(try_read(&mut pair, site, 9, 1).0, Err(HostError::Io), "site {site}");
+        assert_eq!(pair.read(site, 10), due(10));
+        assert!(pair.sites[site].group.status(pair.now).counters.unrepaired_blocks > 0);
+    }
+    let now = pair.now;
+    pair.sites[0].write(now, 0, 9, 77, true);
+    assert_eq!(pair.reply(0, 0), Ok(()));
+    pair.quiet();
+    assert_eq!([0, 1].map(|site| pair.read(site, 9)), [77; 2]);
+}
+
+#[test]
+fn a_partial_write_over_a_bad_block_keeps_what_the_peer_has_of_it() {
+    let mut pair = rested(&[0]);
+    flip(&mut pair, 0, 7);
+    let now = pair.now;
+    let page = pair.sites[0].front_pages.pop().expect("granted");
+    pair.sites[0].memory.bytes_mut(page)[512..1024].fill(0xaa);
+    pair.sites[0].tables.fronts[0].set(SlotId(5), 0, page, BlockSum::ZEROS);
+    pair.sites[0].request(now, 5, HostOp::WritePartial { lba: Lba(7), offset: 512, length: 512, fua: true });
+    assert_eq!(pair.reply(0, 5), Ok(()));
+    let mut expected = [due(7); BLOCK_BYTES];
+    expected[512..1024].fill(0xaa);
+    for site in [0, 1] {
+        pair.run_until("both have it", |pair| {
+            pair.sites[site].disks.get(&key(7)).is_some_and(|block| **block == expected)
+        });
+    }
+}
+
+#[test]
+fn a_newer_block_is_never_written_over_by_an_older_one_that_is_repaired() {
+    for steps in 0..12 {
+        let mut pair = rested(&[0]);
+        flip(&mut pair, 0, 11);
+        let now = pair.now;
+        let page = pair.sites[0].front_pages.pop().expect("granted");
+        pair.sites[0].tables.fronts[0].set(SlotId(902), 0, page, BlockSum::ZEROS);
+        pair.sites[0].request(now, 902, HostOp::Read { lba: Lba(11), count: 1 });
+        (0..steps).for_each(|_| pair.step());
+        let now = pair.now;
+        pair.sites[0].write(now, 1, 11, 99, true);
+        pair.sites[0].group.want_sweep();
+        assert_eq!(pair.reply(0, 1), Ok(()));
+        assert_eq!(pair.reply(0, 902), Ok(()));
+        let read = pair.sites[0].memory.bytes(page)[0];
+        assert!(read == due(11) || read == 99, "{read}");
+        pair.run_until("it is on both disks", |pair| [0, 1].iter().all(|&site| on_disk(pair, site, 11, 99)));
+        pair.quiet();
+        assert!([0, 1].iter().all(|&site| on_disk(&pair, site, 11, 99)), "after {steps} steps");
+    }
+}
+
+#[test]
+fn without_a_peer_a_bad_block_is_refused_at_once_and_repaired_when_it_is_back() {
+    let mut pair = rested(&[1]);
+    flip(&mut pair, 1, 13);
+    for site in [0, 1] {
+        let now = pair.now;
+        let lost = FromLink::Disconnected { connection: 2 };
+        pair.sites[site].with(now, |group, turn| group.on_link(turn, lost));
+    }
+    assert_eq!(try_read(&mut pair, 1, 13, 1).0, Err(HostError::Io));
+    pair.connect(3);
+    in_sync(&mut pair);
+    assert_eq!(pair.read(1, 13), due(13));
+    pair.run_until("it is on the disk", |pair| on_disk(pair, 1, 13, due(13)));
+}
