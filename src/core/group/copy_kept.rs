@@ -79,7 +79,7 @@ impl Group {
             let page = self.pages.take().expect("counted above");
             turn.tables.volume_io.set(slot, index, page, BlockSum::ZEROS);
         }
-        self.resync.reading += 1;
+        self.resync.begin_read(count);
         let read = SlotsRead { first: Slot(first.0), count, moves: self.resync.moves };
         let request =
             IoRequest { slot, target: IoTarget::Differential, op: IoOp::Read, block: first.0, count };
@@ -95,8 +95,8 @@ impl Group {
         read: SlotsRead,
         succeeded: bool,
     ) {
-        self.resync.reading -= 1;
         let SlotsRead { first, count, moves } = read;
+        self.resync.end_read(count);
         let goes_on =
             self.peer.talk == Talk::Copying && matches!(self.resync.step, Step::Copying | Step::Kept { .. });
         // One that was read before the floor moved may come behind what was read after.
@@ -163,7 +163,7 @@ impl Group {
         turn.tables.metadata_io.set(slot, 0, answer, BlockSum::ZEROS);
         let row = self.catch_up.take_row(1).expect("checked above");
         turn.tables.catch_up.set(SlotId(row), 0, answer, BlockSum::ZEROS);
-        self.resync.reading += 1;
+        self.resync.begin_read(1);
         self.resync.step = Step::Kept { at, tables: Pages::Asked };
         let io = MetadataIo::CopyTables { row, page, moves: self.resync.moves };
         self.submit_metadata(turn, slot, io, MetadataOp::Lend { page, applied: at });
@@ -172,7 +172,7 @@ impl Group {
 
     /// A page of tables was read into the row.
     pub(super) fn tables_read(&mut self, turn: &mut Turn<impl Memory>, row: u32, page: u32, moves: u64) {
-        self.resync.reading -= 1;
+        self.resync.end_read(1);
         let place = turn.tables.catch_up.page(SlotId(row), 0);
         let header = header_of(turn.memory.bytes(place)).expect("this site's own page of tables");
         turn.memory.seal(place);
@@ -200,7 +200,7 @@ impl Group {
 
     /// They are damaged, so nobody can be given them.
     pub(super) fn cannot_copy_tables(&mut self, turn: &mut Turn<impl Memory>, row: u32) {
-        self.resync.reading -= 1;
+        self.resync.end_read(1);
         self.catch_up_consumed(turn, row);
         turn.event(Event::TablesDamaged);
         if self.peer.talk == Talk::Copying {

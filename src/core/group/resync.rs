@@ -70,6 +70,7 @@ struct Piece {
     at: u64,
     blocks: Option<(VolumeId, Lba)>,
     count: u32,
+    payload_blocks: usize,
 }
 
 #[derive(Debug)]
@@ -88,8 +89,9 @@ pub(super) struct Resync {
     pub to_copy: Vec<Bitmap>,
     pub recent: Vec<Bitmap>,
     pub next: (u16, u64),
-    /// Reads of volumes, and of tables, under way.
-    pub reading: usize,
+    /// Reads of volumes, and of tables, under way, and the blocks that they bring.
+    reading: usize,
+    reading_blocks: usize,
     /// How often `floor` has moved.
     pub moves: u64,
     on_their_way: FixedQueue<Piece>,
@@ -115,6 +117,7 @@ impl Resync {
             recent: volume_blocks.map(Bitmap::new).collect(),
             next: (0, 0),
             reading: 0,
+            reading_blocks: 0,
             moves: 0,
             on_their_way: FixedQueue::new(PIECES_MAX),
             sent: 0,
@@ -145,13 +148,24 @@ impl Resync {
         }
     }
 
+    pub fn begin_read(&mut self, blocks: u32) {
+        self.reading += 1;
+        self.reading_blocks += blocks as usize;
+    }
+
+    pub fn end_read(&mut self, blocks: u32) {
+        self.reading -= 1;
+        self.reading_blocks -= blocks as usize;
+    }
+
     fn under_way(&self) -> usize {
         self.on_their_way.len() + self.reading
     }
 
     /// Whether one more piece may be on its way.
     pub fn has_pace(&self) -> bool {
-        self.pace.allows(self.under_way())
+        let sent: usize = self.on_their_way.iter().map(|piece| piece.payload_blocks).sum();
+        self.pace.allows(self.under_way(), sent + self.reading_blocks)
     }
 
     /// What was read or is on its way has not arrived.
@@ -504,7 +518,7 @@ impl Group {
             Kind::OnDisk => {
                 let slot = self.volume_slots.pop().expect("room was checked");
                 self.take_fetch_row(turn, slot, volume, lba, count);
-                self.resync.reading += 1;
+                self.resync.begin_read(count);
                 let target = IoTarget::Volume(volume);
                 let request = IoRequest { slot, target, op: IoOp::Read, block: lba.0, count };
                 self.submit_volume(turn, slot, VolumeIo::Copy { volume, lba, count }, request);
@@ -531,7 +545,7 @@ impl Group {
         (volume, lba, count): (VolumeId, Lba, u32),
         read: bool,
     ) {
-        self.resync.reading -= 1;
+        self.resync.end_read(count);
         let goes_on = self.peer.talk == Talk::Copying && self.resync.step == Step::Copying;
         let row = if goes_on && turn.out.to_link.room() > LINK_SPARE {
             self.catch_up.take_row(count as usize)
@@ -619,7 +633,8 @@ impl Group {
             with_old: false,
         });
         self.resync.sent += 1;
-        self.resync.on_their_way.push(Piece { at: self.resync.sent, blocks, count: what.count });
+        let (at, payload_blocks) = (self.resync.sent, what.payload_blocks());
+        self.resync.on_their_way.push(Piece { at, blocks, count: what.count, payload_blocks });
     }
 
     // ------------------------------------------------------------------------------------------------------ the ending
