@@ -32,14 +32,7 @@ pub(super) struct Pace {
 
 impl Pace {
     pub fn new() -> Pace {
-        Pace {
-            blocks: BLOCKS_BEGIN,
-            looked_at: Nanos(0),
-            writes: 0,
-            late: 0,
-            paused: false,
-            innocent: 0,
-        }
+        Pace { blocks: BLOCKS_BEGIN, looked_at: Nanos(0), writes: 0, late: 0, paused: false, innocent: 0 }
     }
 
     /// A host's write was answered, perhaps later than it may be.
