@@ -71,8 +71,8 @@ pub const NAME_BYTES_MAX: usize = 64;
 /// reclaimed; hourly ones for ten days are fewer.
 pub const SNAPSHOTS_MAX: usize = 256;
 
-/// Blocks (16 MiB) that one look for changes covers: each may take two searches of the management information, whose thread has
-/// commits to carry out besides.
+/// Blocks (16 MiB) that one look for changes covers: 64 searches of the management information, each of which may read a row for every
+/// snapshot, and whose thread has commits to carry out besides.
 pub const CHANGES_BLOCKS_MAX: usize = 4096;
 
 /// Old blocks numbered for a snapshot and not yet in the differential volume: as many at least as updates in the window, so that

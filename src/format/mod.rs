@@ -7,6 +7,7 @@ pub mod history;
 pub mod journal;
 pub mod metadata;
 pub mod nbd;
+pub mod runs;
 pub mod snapshot;
 pub mod superblock;
 pub mod tables;

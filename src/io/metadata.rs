@@ -2,7 +2,9 @@
 //! keep. Only plain threads come here.
 
 mod backend;
+mod captured;
 mod executor;
+mod lend;
 mod marks;
 mod space;
 mod store;
@@ -12,6 +14,7 @@ use backend::Backend;
 pub use executor::{MetadataEdges, MetadataExecutor};
 pub use marks::ChangedSet;
 pub use space::{SharedSpace, Space};
+use store::StoreError;
 pub use store::{RequestPages, Store};
 
 use std::fmt;
@@ -27,7 +30,7 @@ use crate::format::metadata::Captured;
 use crate::format::snapshot::SnapshotRecord;
 
 /// Version of everything below; a site formatted by another one is refused.
-pub const METADATA_VERSION: u64 = 2;
+pub const METADATA_VERSION: u64 = 3;
 
 const NUMBERS: TableDefinition<&str, u64> = TableDefinition::new("numbers");
 const NAMES: TableDefinition<&str, &str> = TableDefinition::new("names");
@@ -182,7 +185,10 @@ impl Metadata {
         entries: &[Captured],
     ) -> Result<(), MetadataError> {
         let filled = fill(&self.database, applied, snapshots, entries);
-        filled.map_err(|error| Metadata::failed(&self.path, error))
+        filled.map_err(|error| match error {
+            StoreError::Database(error) => Metadata::failed(&self.path, *error),
+            error => MetadataError::Damaged { what: format!("{}: {error}", self.path.display()) },
+        })
     }
 
     pub fn record(&self) -> Result<SiteRecord, MetadataError> {
@@ -237,7 +243,7 @@ fn fill(
     applied: UpdateNumber,
     snapshots: &[SnapshotRecord],
     entries: &[Captured],
-) -> Result<(), redb::Error> {
+) -> Result<(), StoreError> {
     let transaction = begin_write(database)?;
     {
         transaction.open_table(NUMBERS)?.insert(store::APPLIED, applied.0)?;
@@ -245,10 +251,12 @@ fn fill(
         for record in snapshots {
             store::insert_record(&mut records, record)?;
         }
-        let mut captured = transaction.open_table(store::CAPTURED)?;
+        let mut captured = transaction.open_table(captured::CAPTURED)?;
+        let mut rows = captured::Rows::default();
         for entry in entries {
-            captured.insert(store::key_of(entry), &entry.value())?;
+            rows.put(&mut captured, entry)?;
         }
+        rows.write(&mut captured)?;
     }
     transaction.commit()?;
     Ok(())
@@ -258,7 +266,7 @@ fn fill(
 fn make_tables(transaction: &WriteTransaction) -> Result<(), redb::Error> {
     transaction.open_table(NUMBERS)?;
     transaction.open_table(store::SNAPSHOTS)?;
-    transaction.open_table(store::CAPTURED)?;
+    transaction.open_table(captured::CAPTURED)?;
     Ok(())
 }
 
@@ -374,6 +382,25 @@ mod tests {
         transaction.open_table(NUMBERS).expect("opened").insert("version", 9).expect("inserted");
         transaction.commit().expect("committed");
         assert!(matches!(newer.record(), Err(MetadataError::Version { found: 9, .. })));
+    }
+
+    #[test]
+    fn a_site_of_an_older_version_is_refused_as_that() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("metadata.redb");
+        let older = Metadata::create(&path, &record()).expect("created");
+        let transaction = older.database.begin_write().expect("begun");
+        transaction.open_table(NUMBERS).expect("opened").insert("version", 2).expect("inserted");
+        // As version 2 had it: an entry a row.
+        transaction.delete_table(captured::CAPTURED).expect("deleted");
+        let table: TableDefinition<captured::Key, &[u8; 16]> = TableDefinition::new("captured");
+        transaction.open_table(table).expect("opened").insert((0, 5, 3), &[7; 16]).expect("inserted");
+        transaction.commit().expect("committed");
+        drop(older);
+        assert!(matches!(
+            Metadata::open_sound(&path, &TableNames::default()),
+            Err(MetadataError::Version { found: 2, .. })
+        ));
     }
 
     /// Everything that a file says.

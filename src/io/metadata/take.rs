@@ -2,7 +2,8 @@
 
 use redb::WriteTransaction;
 
-use super::store::{APPLIED, CAPTURED, SNAPSHOTS, Store, StoreError, insert_record, key_of};
+use super::captured::{CAPTURED, Rows};
+use super::store::{APPLIED, SNAPSHOTS, Store, StoreError, insert_record};
 use super::{NUMBERS, begin_write};
 use crate::base::*;
 use crate::core::messages::MetadataAnswer;
@@ -11,6 +12,8 @@ use crate::format::tables::{TablesKind, entry_at, header_of, record_at};
 /// The transaction that they are put into, and the page that comes next.
 pub(super) struct Taking {
     transaction: WriteTransaction,
+    /// Of the run that came last: a page may end within it.
+    rows: Rows,
     next: u32,
 }
 
@@ -31,7 +34,7 @@ impl Store {
                 let transaction = begin_write(&self.database)?;
                 transaction.delete_table(SNAPSHOTS)?;
                 transaction.delete_table(CAPTURED)?;
-                Taking { transaction, next: 0 }
+                Taking { transaction, rows: Rows::default(), next: 0 }
             }
         };
         if header.index != taking.next {
@@ -47,10 +50,12 @@ impl Store {
                         insert_record(&mut records, &record_at(page, row)?)?;
                     }
                     TablesKind::Entries => {
-                        let entry = entry_at(page, row)?;
-                        captured.insert(key_of(&entry), &entry.value())?;
+                        taking.rows.put(&mut captured, &entry_at(page, row)?)?;
                     }
                 }
+            }
+            if header.last {
+                taking.rows.write(&mut captured)?;
             }
         }
         if header.last {

@@ -1,5 +1,7 @@
 use super::*;
 use crate::format::snapshot::SnapshotName;
+use crate::format::tables::TABLE_ENTRIES_MAX;
+use crate::io::metadata::captured::Found;
 use proptest::prelude::*;
 
 /// Pages of a request here: a creation takes two, and each commit has some.
@@ -20,7 +22,7 @@ fn record(number: u64) -> SnapshotRecord {
     SnapshotRecord {
         number: UpdateNumber(number),
         taken_at_ns: 0,
-        volumes: VolumeSet(1),
+        volumes: VolumeSet(3),
         protected: false,
         name: SnapshotName::new("a"),
     }
@@ -32,7 +34,7 @@ fn captured(lba: u64, snapshot: u64, slot: u64) -> Change {
 }
 
 pub struct Site {
-    store: Store,
+    pub store: Store,
     pub row: Row,
 }
 
@@ -59,7 +61,7 @@ impl Site {
     }
 
     /// Commits and returns which captures were redundant.
-    fn commit(&mut self, applied: u64, changes: &[Change]) -> Vec<bool> {
+    pub fn commit(&mut self, applied: u64, changes: &[Change]) -> Vec<bool> {
         let (mut page, mut at) = (1, 0);
         for change in changes {
             put_change(&mut self.row.0[page], at, change);
@@ -82,10 +84,16 @@ impl Site {
         kept_at(&self.row.0[0], 0).map(|kept| (kept.snapshot.0, kept.slot.0))
     }
 
-    fn entries(&self) -> Vec<Key> {
+    /// What the table has, in the order in which entries are lent.
+    pub fn entries(&self) -> Vec<Captured> {
         let transaction = self.store.database.begin_read().expect("begun");
-        let table = transaction.open_table(CAPTURED).expect("opened");
-        table.iter().expect("read").map(|entry| entry.expect("read").0.value()).collect()
+        let mut entries = Vec::new();
+        for found in transaction.open_table(CAPTURED).expect("opened").iter().expect("read") {
+            let found = Found::of(found).expect("read");
+            entries.extend(found.row().expect("a row").entries().map(|entry| entry.expect("an entry")));
+        }
+        entries.sort_by_key(|entry| (entry.volume, entry.lba, entry.snapshot));
+        entries
     }
 
     fn reclaim(&mut self) -> Vec<u64> {
@@ -200,22 +208,27 @@ proptest! {
 fn a_flipped_bit_is_found() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut site = Site::new(&folder);
-    site.commit(9, &[Change::Created(UpdateNumber(3)), captured(5, 3, 70)]);
-    let transaction = site.store.database.begin_write().expect("begun");
-    {
-        let mut table = transaction.open_table(CAPTURED).expect("opened");
-        let mut value = *table.get((0, 5, 3)).expect("read").expect("there").value();
-        value[0] ^= 1;
-        table.insert((0, 5, 3), &value).expect("written");
-    }
-    transaction.commit().expect("committed");
-    let op = MetadataOp::LoadSnapshots { first: 0 };
-    let error = site.store.perform(&op, &mut site.row).expect_err("damaged");
-    assert_eq!(error.fault(), MetadataFault::Corrupt);
-    assert_eq!(site.store.check().map_err(|error| error.to_string()), Err(error.to_string()));
-    let said = site.store.describe(&error);
-    let named = ["metadata.redb: table captured", "volume data block 5", "snapshot a (#3)"];
-    assert!(named.iter().all(|name| said.contains(name)), "{said}");
+    site.commit(9, &[Change::Created(UpdateNumber(3)), captured(69, 3, 70)]);
+    let mut damaged = |at: usize, named: &str| {
+        let transaction = site.store.database.begin_write().expect("begun");
+        {
+            let mut table = transaction.open_table(CAPTURED).expect("opened");
+            let mut value = table.get((0, 1, 3)).expect("read").expect("there").value().to_vec();
+            value[at] ^= 1;
+            table.insert((0, 1, 3), value.as_slice()).expect("written");
+        }
+        transaction.commit().expect("committed");
+        let op = MetadataOp::LoadSnapshots { first: 0 };
+        let error = site.store.perform(&op, &mut site.row).expect_err("damaged");
+        assert_eq!(error.fault(), MetadataFault::Corrupt);
+        assert_eq!(site.store.check().map_err(|error| error.to_string()), Err(error.to_string()));
+        let said = site.store.describe(&error);
+        let named = ["metadata.redb: table captured", named, "snapshot a (#3)"];
+        assert!(named.iter().all(|name| said.contains(name)), "{said}");
+    };
+    let of_its_entry = 12;
+    damaged(of_its_entry, "entry of volume data block 69");
+    damaged(0, "row of volume data blocks 64 to 127");
 }
 
 #[test]
