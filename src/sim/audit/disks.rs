@@ -159,10 +159,9 @@ impl Auditor {
         self.sites[site].receives(number, generation);
         self.found(site, number, generation);
         self.deposed[site] &= Auditor::opener(generation) == site;
-        // The primary takes up again what it had lost and its peer kept.
+        // The primary takes up again what it had lost and its peer kept; and its peer what was still under way when it died.
         let last = self.stream.last().map_or(0, |entry| entry.seen.generation);
-        if site == self.leader
-            && number == self.stream.len() as u64 + 1
+        if number == self.stream.len() as u64 + 1
             && generation >= last
             && let Some(entry) = self.replaced.remove(&(generation, number))
         {
