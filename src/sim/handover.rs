@@ -19,7 +19,7 @@ pub struct HandoverPlan {
 }
 
 /// A switchover is over after so long, whether it was given up or not: until then hosts may be refused.
-const SWITCHOVER_NS_MAX: u64 = 200_000_000;
+pub(super) const SWITCHOVER_NS_MAX: u64 = 200_000_000;
 
 /// Tells the generator of planned changes from the others of its seed.
 const FORK: u64 = 0x6861_6e64_6f76_6572;

@@ -9,6 +9,11 @@ use crate::sim::content::{Content, Print};
 use crate::sim::memory::SimMemory;
 use crate::sim::plan::Plan;
 use crate::sim::rng::Rng;
+use crate::sim::site::Site;
+use crate::sim::split::Part;
+use crate::sim::world::{Stage, World};
+
+const MS: u64 = 1_000_000;
 
 /// Reads that are questions for changes instead, where there are snapshots.
 const CHANGES_ONE_IN: u64 = 6;
@@ -278,6 +283,104 @@ impl Front {
         let lba = if rng.once_in(8) { rng.between(0, room) } else { rng.below(plan.hot_blocks).min(room) };
         let zeros = matches!(kind, OpKind::Write { .. }) && rng.percent(mix.zeros);
         OpSpec { volume, lba, count, kind, zeros, snapshot: 0 }
+    }
+}
+
+impl World {
+    /// Replies that are there are taken, and operations are sent as the stage has it.
+    pub(super) fn front_turn(&mut self, index: usize, number: usize) {
+        let now = self.now;
+        let plan = &self.plan;
+        let lacked = self.slots_lacked();
+        let (asked, host) = (self.is_asked(index), self.is_host(index));
+        let wanted = match self.stage {
+            Stage::Settling { .. } => self.next_rotten(index),
+            _ => None,
+        };
+        // A secondary that lacks slots may be lost even then, and its peer's blocks with it.
+        let calm = matches!(self.stage, Stage::Calm { .. } | Stage::Settling { .. });
+        let bad = calm && !self.rotten.is_empty() && !self.in_lockstep();
+        let (rng, changes) = (&mut self.rng, &mut self.changes_rng);
+        let Site { fronts, memory, tables, .. } = &mut self.sites[index];
+        let front = &mut fronts[number];
+        while front.replies.front().is_some_and(|(ready, _)| *ready <= now) {
+            let (_, reply) = front.replies.pop_front().expect("looked at it");
+            if reply.result.is_err() {
+                // Hosts that got an error pause before they try again.
+                front.next_at = front.next_at.max(now + rng.below(4 * MS));
+                if calm
+                    && front.expects_success(&reply)
+                    && !(bad && reply.result == Err(HostError::Io))
+                    && !reply
+                        .result
+                        .is_err_and(|error| World::snapshots_excuse(&plan.snapshots, error, lacked))
+                {
+                    panic!("in lockstep and undisturbed, but an operation failed: {reply:?}");
+                }
+            }
+            front.take_reply(reply);
+        }
+        let more = match self.stage {
+            _ if !asked => false,
+            Stage::Working => true,
+            Stage::Parted { part: Part::Apart, .. } => true,
+            Stage::Parted { part: Part::Joining, .. } => self.counts.submitted < self.joining_operations,
+            Stage::Calm { operations, .. } => self.counts.submitted < operations,
+            Stage::Settling { .. } => wanted.is_some(),
+            _ => false,
+        };
+        let mut next = front.replies.front().map(|(ready, _)| *ready);
+        if !asked {
+            // Its role may change without anybody telling its fronts.
+            next = Some(next.map_or(now + MS, |at| at.min(now + MS)));
+        }
+        let mut submitted = false;
+        if more && now < front.next_at {
+            next = Some(next.map_or(front.next_at, |at| at.min(front.next_at)));
+        } else if more {
+            let table = &tables.fronts[number];
+            let depth = if wanted.is_some() { 1 } else { rng.between(1, plan.depth as u64) };
+            for _ in 0..depth {
+                let sent = front.submit(
+                    now,
+                    plan,
+                    host,
+                    rng,
+                    changes,
+                    wanted,
+                    memory,
+                    table,
+                    self.audit.of(index),
+                    &mut self.counts,
+                );
+                let Some((op, HostRequest { volume, op: request, .. })) = sent else { break };
+                self.trace.note(now, || {
+                    format!("site {index} front {number}: op {op:?} {request:?} of volume {}", volume.0)
+                });
+                submitted = true;
+                if op.is_some() {
+                    self.audit.pass_by(index);
+                }
+            }
+            if submitted {
+                // The reader at the secondary looks in now and then.
+                let at_work = host && wanted.is_none();
+                front.next_at = now + rng.latency(if at_work { plan.think_ns } else { MS });
+                next = Some(next.map_or(front.next_at, |at| at.min(front.next_at)));
+            }
+        }
+        if let Some((ready, _)) = front.ring.front() {
+            let ready = *ready;
+            self.wake_group(index, ready);
+        }
+        if let Some(at) = next {
+            self.wake_front(index, number, at.max(now + 1));
+        }
+        if submitted && host {
+            self.perhaps_administer();
+            self.perhaps_switch_over();
+            self.perhaps_rot();
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Floor 4, feature `sim`: both sites of a pair in one thread, in virtual nanoseconds, from one seed; see
 //! `docs/SIMULATOR.md`.
 
+mod aimed;
 pub mod audit;
 pub mod content;
 mod coverage;

@@ -5,6 +5,7 @@ use crate::base::*;
 use crate::core::config::*;
 use crate::core::group::PAGES_MIN;
 use crate::core::journal::journal_blocks_min;
+use crate::sim::aimed::AimedPlan;
 use crate::sim::resync::ResyncPlan;
 use crate::sim::rng::Rng;
 use crate::sim::snapshots::SnapshotPlan;
@@ -132,6 +133,7 @@ pub struct Plan {
     pub takeover: Option<TakeoverPlan>,
     pub resync: Option<ResyncPlan>,
     pub split: Option<SplitPlan>,
+    pub aimed: Option<AimedPlan>,
 }
 
 impl Plan {
@@ -221,6 +223,7 @@ impl Plan {
             takeover: None,
             resync: None,
             split: None,
+            aimed: None,
         }
     }
 

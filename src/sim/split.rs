@@ -234,7 +234,10 @@ impl World {
             }
             Part::Joining => {
                 if !self.audit.are_two() && self.armed.is_empty() && self.in_lockstep() {
-                    self.stage = Stage::Settling { until: self.now + PARTED_NS_MAX };
+                    self.end_faults();
+                    if self.undisturbed() {
+                        self.stage = Stage::Settling { until: self.now + PARTED_NS_MAX };
+                    }
                 }
             }
         }

@@ -56,7 +56,7 @@ impl World {
     }
 
     /// Whether the last faults are over in their effects too.
-    fn undisturbed(&self) -> bool {
+    pub(super) fn undisturbed(&self) -> bool {
         let under_way = self.members().any(|site| {
             let Site { disturbed_io_until, journal_done, volume_done, .. } = &self.sites[site];
             self.now <= *disturbed_io_until || !journal_done.is_empty() || !volume_done.is_empty()

@@ -115,6 +115,7 @@ impl World {
         self.home = site;
         self.home_generation = self.status(site).map_or(Generation::NONE, |status| status.generation);
         (0..self.sites[site].fronts.len()).for_each(|front| self.wake_front(site, front, self.now));
+        self.perhaps_quieten();
         if let Some(plan) = self.plan.takeover.filter(|plan| plan.crash_events > 0) {
             let events = self.takeover_rng.below(plan.crash_events);
             self.crash_soon(site, events);

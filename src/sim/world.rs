@@ -8,6 +8,7 @@ use crate::core::group::Turn;
 use crate::core::messages::*;
 use crate::core::outbox::Event as GroupEvent;
 use crate::format::wire::RefusalCode;
+use crate::sim::aimed::{self, Aim, AimedPlan};
 use crate::sim::audit::{AuditConfig, Auditor, Level, PRIMARY, SECONDARY};
 use crate::sim::content::Content;
 use crate::sim::coverage::Coverage;
@@ -172,7 +173,7 @@ pub struct World {
     /// Snapshots' own, so that seeds without them are not changed by them.
     pub(super) snapshot_rng: Rng,
     /// That of hosts who ask what was changed.
-    changes_rng: Rng,
+    pub(super) changes_rng: Rng,
     /// Takeovers' own, for the same reason.
     pub(super) takeover_rng: Rng,
     pub(super) handover_rng: Rng,
@@ -184,6 +185,7 @@ pub struct World {
     pub(super) rot_rng: Rng,
     pub(super) rot: RotPlan,
     pub(super) rotten: Vec<Rotten>,
+    pub(super) aim: Aim,
     /// Writes that each side had acknowledged when they parted.
     pub(super) apart_from: [u64; 2],
     /// And operations submitted.
@@ -233,6 +235,8 @@ impl World {
         plan.split = SplitPlan::new(&mut split_rng, &plan);
         let mut rot_rng = rot::generator(seed);
         let rot = RotPlan::new(&mut rot_rng, &plan);
+        let mut aimed_rng = aimed::generator(seed);
+        plan.aimed = AimedPlan::new(&mut aimed_rng, &plan);
         let mut trace = Trace::new(print);
         trace.note(0, || format!("{plan:#?}"));
         let config = &plan.configs[0];
@@ -265,6 +269,7 @@ impl World {
             rot_rng,
             rot,
             rotten: Vec::new(),
+            aim: Aim::new(aimed_rng),
             apart_from: [0; 2],
             apart_since: 0,
             joining_operations: 0,
@@ -496,6 +501,7 @@ impl World {
         self.drain(index);
         self.note_slots(index);
         self.note_home(index);
+        self.perhaps_strike_again(index);
         if let Some(status) = self.status(index).filter(|_| disconnected) {
             self.audit.of(index).disconnected(index, status.last.0, status.generation.0);
         }
@@ -603,6 +609,8 @@ impl World {
         while out.stamps.pop().is_some() {}
         let mut failed = false;
         let mut catches_up = false;
+        let mut dropped = false;
+        let mut opened = None;
         let mut resyncs = false;
         while let Some(event) = out.events.pop() {
             self.trace.note(now, || format!("site {index}: {event:?}"));
@@ -614,7 +622,11 @@ impl World {
                     self.outcome.catch_ups += 1;
                     catches_up = true;
                 }
-                GroupEvent::TailCut { .. } => self.outcome.cuts += 1,
+                GroupEvent::TailCut { .. } => {
+                    self.outcome.cuts += 1;
+                    dropped = true;
+                }
+                GroupEvent::GenerationOpened { generation, .. } => opened = Some(generation),
                 GroupEvent::LogFound { .. } => self.outcome.logs_found += 1,
                 GroupEvent::StagingFailed { .. } => self.staging_failed = true,
                 GroupEvent::Refused { refusal: Some(refusal), .. }
@@ -672,6 +684,13 @@ impl World {
         }
         if catches_up {
             self.perhaps_crash_at_catch_up();
+            self.perhaps_undo_opening(index);
+        }
+        if dropped {
+            self.perhaps_return(index);
+        }
+        if let Some(generation) = opened {
+            self.perhaps_slow_opening(index, generation);
         }
         if self.sites[index].group.as_ref().is_some_and(|group| group.starts_anew()) {
             self.start_anew(index);
@@ -699,101 +718,6 @@ impl World {
         }
         if let Some(at) = next {
             self.wake_link(index, at.max(self.now + TURN_GAP_NS));
-        }
-    }
-
-    fn front_turn(&mut self, index: usize, number: usize) {
-        let now = self.now;
-        let plan = &self.plan;
-        let lacked = self.slots_lacked();
-        let (asked, host) = (self.is_asked(index), self.is_host(index));
-        let wanted = match self.stage {
-            Stage::Settling { .. } => self.next_rotten(index),
-            _ => None,
-        };
-        // A secondary that lacks slots may be lost even then, and its peer's blocks with it.
-        let calm = matches!(self.stage, Stage::Calm { .. } | Stage::Settling { .. });
-        let bad = calm && !self.rotten.is_empty() && !self.in_lockstep();
-        let (rng, changes) = (&mut self.rng, &mut self.changes_rng);
-        let Site { fronts, memory, tables, .. } = &mut self.sites[index];
-        let front = &mut fronts[number];
-        while front.replies.front().is_some_and(|(ready, _)| *ready <= now) {
-            let (_, reply) = front.replies.pop_front().expect("looked at it");
-            if reply.result.is_err() {
-                // Hosts that got an error pause before they try again.
-                front.next_at = front.next_at.max(now + rng.below(4 * MS));
-                if calm
-                    && front.expects_success(&reply)
-                    && !(bad && reply.result == Err(HostError::Io))
-                    && !reply
-                        .result
-                        .is_err_and(|error| World::snapshots_excuse(&plan.snapshots, error, lacked))
-                {
-                    panic!("in lockstep and undisturbed, but an operation failed: {reply:?}");
-                }
-            }
-            front.take_reply(reply);
-        }
-        let more = match self.stage {
-            _ if !asked => false,
-            Stage::Working => true,
-            Stage::Parted { part: Part::Apart, .. } => true,
-            Stage::Parted { part: Part::Joining, .. } => self.counts.submitted < self.joining_operations,
-            Stage::Calm { operations, .. } => self.counts.submitted < operations,
-            Stage::Settling { .. } => wanted.is_some(),
-            _ => false,
-        };
-        let mut next = front.replies.front().map(|(ready, _)| *ready);
-        if !asked {
-            // Its role may change without anybody telling its fronts.
-            next = Some(next.map_or(now + MS, |at| at.min(now + MS)));
-        }
-        let mut submitted = false;
-        if more && now < front.next_at {
-            next = Some(next.map_or(front.next_at, |at| at.min(front.next_at)));
-        } else if more {
-            let table = &tables.fronts[number];
-            let depth = if wanted.is_some() { 1 } else { rng.between(1, plan.depth as u64) };
-            for _ in 0..depth {
-                let sent = front.submit(
-                    now,
-                    plan,
-                    host,
-                    rng,
-                    changes,
-                    wanted,
-                    memory,
-                    table,
-                    self.audit.of(index),
-                    &mut self.counts,
-                );
-                let Some((op, HostRequest { volume, op: request, .. })) = sent else { break };
-                self.trace.note(now, || {
-                    format!("site {index} front {number}: op {op:?} {request:?} of volume {}", volume.0)
-                });
-                submitted = true;
-                if op.is_some() {
-                    self.audit.pass_by(index);
-                }
-            }
-            if submitted {
-                // The reader at the secondary looks in now and then.
-                let at_work = host && wanted.is_none();
-                front.next_at = now + rng.latency(if at_work { plan.think_ns } else { MS });
-                next = Some(next.map_or(front.next_at, |at| at.min(front.next_at)));
-            }
-        }
-        if let Some((ready, _)) = front.ring.front() {
-            let ready = *ready;
-            self.wake_group(index, ready);
-        }
-        if let Some(at) = next {
-            self.wake_front(index, number, at.max(now + 1));
-        }
-        if submitted && host {
-            self.perhaps_administer();
-            self.perhaps_switch_over();
-            self.perhaps_rot();
         }
     }
 }
