@@ -612,6 +612,49 @@ fn the_documents_link_to_files_that_exist() {
     fail_on(&violations);
 }
 
+/// What of the planted mistakes, by name and by what they break, a document's table does not say as it is: each is in the row of what
+/// it breaks, and nothing else is; and each invariant of `due` has one.
+fn check_mistakes(mistakes: &[(String, String)], document: &str, due: &[u32]) -> Vec<String> {
+    let rows = document.lines().filter_map(|line| line.strip_prefix("| ")?.split_once(" | `"));
+    let listed: Vec<(&str, &str)> = rows
+        .flat_map(|(breaks, names)| {
+            names
+                .split('`')
+                .filter(|name| name.starts_with(char::is_alphabetic))
+                .map(move |name| (name, breaks))
+        })
+        .collect();
+    let known = |name: &str, breaks: &str| mistakes.iter().any(|(of, what)| of == name && what == breaks);
+    let missing = mistakes
+        .iter()
+        .filter(|(name, breaks)| !listed.contains(&(name.as_str(), breaks.as_str())))
+        .map(|(name, breaks)| format!("{name} is not in the row of {breaks}"));
+    let unknown = listed.iter().filter(|(name, breaks)| !known(name, breaks));
+    let unknown = unknown.map(|(name, breaks)| format!("no mistake of {breaks} is {name}"));
+    let bare =
+        due.iter().filter(|number| !mistakes.iter().any(|(_, breaks)| *breaks == format!("INV-{number}")));
+    missing.chain(unknown).chain(bare.map(|number| format!("nothing breaks INV-{number}"))).collect()
+}
+
+#[test]
+fn every_invariant_has_its_planted_mistakes() {
+    let mut files = Vec::new();
+    files_below(&root().join("tests/mutations.d"), "patch", &mut files);
+    let mistakes: Vec<(String, String)> = files
+        .iter()
+        .map(|file| {
+            let patch = read_in_root(Path::new(file)).expect("a file that was just listed");
+            let breaks = patch.lines().find_map(|line| line.strip_prefix("Breaks: "));
+            let name = Path::new(file).file_stem().expect("it ends in .patch").to_string_lossy();
+            (name.into_owned(), breaks.unwrap_or_else(|| panic!("{file} breaks nothing")).to_owned())
+        })
+        .collect();
+    let document = read_in_root(Path::new("docs/INVARIANTS.md")).expect("there is one");
+    let table = document.split_once("## Planted mistakes").expect("it has the section").1;
+    let wrong = check_mistakes(&mistakes, table, &[1, 2, 3, 4, 5, 7, 8, 9, 10]);
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
 #[test]
 fn one_command_runs_every_check() {
     let read = |file: &str| read_in_root(Path::new(file)).unwrap_or_else(|| panic!("there is no {file}"));

@@ -1,6 +1,6 @@
 //! Every rule on text that breaks it, and on the nearest text that does not.
 
-use super::{Rule, check_document, check_rust, without_tests};
+use super::{Rule, check_document, check_mistakes, check_rust, without_tests};
 use std::path::{Path, PathBuf};
 
 fn rules(file: &str, source: &str) -> Vec<Rule> {
@@ -173,4 +173,23 @@ fn links_resolve() {
     ] {
         assert_eq!(count(fine), 0, "{fine}");
     }
+}
+
+#[test]
+fn mistakes_are_where_they_belong() {
+    let mistake = |name: &str, breaks: &str| (name.to_owned(), breaks.to_owned());
+    let mistakes = [mistake("a-flush", "INV-2"), mistake("chain", "recovery")];
+    let table = "| breaks | mistakes |\n|---|---|\n| INV-2 | `a-flush` |\n| recovery | `chain` |\n";
+    let wrong = |table: &str, due: &[u32]| check_mistakes(&mistakes, table, due);
+    assert!(wrong(table, &[2]).is_empty());
+    assert_eq!(wrong(table, &[2, 3]), ["nothing breaks INV-3"]);
+    let elsewhere = table.replace("| INV-2 |", "| INV-4 |");
+    assert_eq!(
+        wrong(&elsewhere, &[2]),
+        ["a-flush is not in the row of INV-2", "no mistake of INV-4 is a-flush"]
+    );
+    assert_eq!(
+        wrong(&table.replace("`chain`", "`chain`, `other`"), &[2]),
+        ["no mistake of recovery is other"]
+    );
 }
