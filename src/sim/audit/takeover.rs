@@ -137,3 +137,117 @@ impl Auditor {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::*;
+    use crate::core::config::Role;
+    use crate::core::messages::IoTarget;
+    use crate::format::superblock::Superblock;
+    use crate::sim::audit::journal::{BatchSeen, KIND_WRITE};
+    use crate::sim::audit::{AuditConfig, OpKind, OpSpec, PRIMARY, Place, SECONDARY};
+    use crate::sim::content::Print;
+    use crate::sim::disk::{Disk, IoId};
+
+    const JOURNAL_BLOCKS: u64 = 64;
+
+    /// Two sites with one volume. What they journal is there, until they die: their disks stay as they were formatted.
+    struct Pair {
+        audit: Auditor,
+        disk: Disk,
+        batches: u64,
+    }
+
+    impl Pair {
+        fn new() -> Pair {
+            let audit = Auditor::new(AuditConfig {
+                volumes: vec![8],
+                level: Level::Received,
+                peer: true,
+                journal_blocks: [JOURNAL_BLOCKS; 2],
+                journal_volatile: [false; 2],
+                by_value: false,
+                wait_ns_max: 1,
+            });
+            let mut disk = Disk::new(JOURNAL_BLOCKS, false, 0, 1, &[8]);
+            let (group, site, role) = (GroupId(1), SiteId(1), Role::Primary);
+            let formatted = Superblock::formatted(group, site, role, 0, JOURNAL_BLOCKS, &[8]);
+            let mut block = [0; BLOCK_BYTES];
+            formatted.encode(&mut block);
+            disk.put(IoTarget::Journal, formatted.slot(), &block);
+            Pair { audit, disk, batches: 0 }
+        }
+
+        fn op(&mut self, site: usize) -> u64 {
+            let kind = OpKind::Write { fua: false };
+            self.audit.submitted(
+                site,
+                true,
+                OpSpec { volume: 0, lba: 0, count: 1, kind, zeros: false, snapshot: 0 },
+            )
+        }
+
+        /// The site numbers an update, which its peer is sent: an operation's, or one of another kind.
+        fn update(&mut self, generation: u64, kind: u8, op: Option<u64>) -> Seen {
+            let (number, count) = (self.audit.last() + 1, u32::from(op.is_some()));
+            let seen = Seen { number, generation, kind, volume: 0, lba: 0, count, slot: 0 };
+            let blocks: Vec<_> =
+                op.iter().map(|id| Content { print: Print::of_write(0, 0, *id), bytes: None }).collect();
+            self.audit.sends(Auditor::opener(generation), seen, &blocks);
+            seen
+        }
+
+        fn journal(&mut self, site: usize, updates: &[Seen]) {
+            self.batches += 1;
+            let io = IoId(self.batches);
+            let prints = vec![Print::ZERO; 1 + updates.iter().map(Seen::payload).sum::<usize>()];
+            let (sequence, updates) = (self.batches, updates.to_vec());
+            let batch = BatchSeen { sequence, previous: 0, digest: 0, known_durable: 0, settled: 0, updates };
+            self.audit.sites[site].submits_batch(io, 2 + 4 * self.batches, prints, &batch).expect("a batch");
+            self.audit.written_io(site, io, Place::Journal);
+        }
+
+        fn crash(&mut self, site: usize) {
+            self.audit.crashed(site, &self.disk);
+        }
+    }
+
+    /// Simulator seed 453814.
+    #[test]
+    fn what_was_under_way_when_its_primary_died_is_in_the_stream_once_it_arrives() {
+        let mut pair = Pair::new();
+        let first = 1 << 16 | 1;
+        let opening = pair.update(first, KIND_GENERATION_OPEN, None);
+        let op = pair.op(PRIMARY);
+        let write = pair.update(first, KIND_WRITE, Some(op));
+        pair.audit.receives(SECONDARY, opening.number, first);
+        pair.crash(PRIMARY);
+        assert_eq!(pair.audit.last(), opening.number);
+        pair.audit.receives(SECONDARY, write.number, first);
+        assert_eq!((pair.audit.last(), pair.audit.received(SECONDARY)), (write.number, write.number));
+    }
+
+    /// Simulator seed 441250.
+    #[test]
+    fn a_takeover_undone_leaves_the_successor_of_a_handover_in_force() {
+        let mut pair = Pair::new();
+        let (first, second, third) = (1 << 16 | 1, 2 << 16 | 2, 3 << 16 | 1);
+        for kind in [KIND_GENERATION_OPEN, KIND_HAND_OVER] {
+            let update = pair.update(first, kind, None);
+            [PRIMARY, SECONDARY].into_iter().for_each(|site| pair.journal(site, &[update]));
+        }
+        pair.audit.receives(SECONDARY, 2, first);
+        let op = pair.op(SECONDARY);
+        let opening = pair.update(second, KIND_GENERATION_OPEN, None);
+        let write = pair.update(second, KIND_WRITE, Some(op));
+        pair.journal(SECONDARY, &[opening, write]);
+        assert_eq!(pair.audit.leader, SECONDARY);
+        pair.audit.ordered_to_take_over(PRIMARY);
+        pair.audit.sends(PRIMARY, Seen { generation: third, ..opening }, &[]);
+        assert_eq!((pair.audit.leader, pair.audit.last()), (PRIMARY, opening.number));
+        pair.crash(PRIMARY);
+        assert_eq!((pair.audit.leader, pair.audit.last()), (SECONDARY, write.number));
+        assert_eq!(pair.audit.ops[op as usize].number, Some(write.number));
+    }
+}
