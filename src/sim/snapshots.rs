@@ -78,9 +78,10 @@ impl SnapshotPlan {
 }
 
 impl World {
-    /// After a turn of a group in the calm stage.
+    /// After a turn of a group in a stage in which nothing is to fail.
     pub(super) fn note_slots(&mut self, index: usize) {
-        if self.plan.snapshots.is_none() || !matches!(self.stage, Stage::Calm { .. }) {
+        let calm = matches!(self.stage, Stage::Calm { .. } | Stage::Settling { .. });
+        if self.plan.snapshots.is_none() || !calm {
             return;
         }
         let lacks = self.status(index).is_some_and(|status| {
