@@ -123,6 +123,21 @@ impl Disk {
         Disk { targets, in_flight: Vec::new(), next_io: 1, metadata: Metadata::default() }
     }
 
+    /// One with a superblock, as its formatting leaves it.
+    #[cfg(test)]
+    pub fn formatted(journal_blocks: u64, volumes: &[u64]) -> Disk {
+        use crate::base::{GroupId, SiteId};
+        use crate::core::config::Role;
+        use crate::format::superblock::Superblock;
+        let mut disk = Disk::new(journal_blocks, false, 0, 1, volumes);
+        let (group, site, role) = (GroupId(1), SiteId(1), Role::Primary);
+        let formatted = Superblock::formatted(group, site, role, 0, journal_blocks, volumes);
+        let mut block = [0; BLOCK_BYTES];
+        formatted.encode(&mut block);
+        disk.put(IoTarget::Journal, formatted.slot(), &block);
+        disk
+    }
+
     fn begin(&mut self, target: IoTarget, doing: impl FnOnce(IoId) -> Doing) -> IoId {
         let io = IoId(self.next_io);
         self.next_io += 1;

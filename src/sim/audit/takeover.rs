@@ -141,10 +141,6 @@ impl Auditor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::*;
-    use crate::core::config::Role;
-    use crate::core::messages::IoTarget;
-    use crate::format::superblock::Superblock;
     use crate::sim::audit::journal::{BatchSeen, KIND_WRITE};
     use crate::sim::audit::{AuditConfig, OpKind, OpSpec, PRIMARY, Place, SECONDARY};
     use crate::sim::content::Print;
@@ -170,12 +166,7 @@ mod tests {
                 by_value: false,
                 wait_ns_max: 1,
             });
-            let mut disk = Disk::new(JOURNAL_BLOCKS, false, 0, 1, &[8]);
-            let (group, site, role) = (GroupId(1), SiteId(1), Role::Primary);
-            let formatted = Superblock::formatted(group, site, role, 0, JOURNAL_BLOCKS, &[8]);
-            let mut block = [0; BLOCK_BYTES];
-            formatted.encode(&mut block);
-            disk.put(IoTarget::Journal, formatted.slot(), &block);
+            let disk = Disk::formatted(JOURNAL_BLOCKS, &[8]);
             Pair { audit, disk, batches: 0 }
         }
 
