@@ -91,5 +91,8 @@ pub const METADATA_IO_SLOTS: usize = 32;
 /// others come as these get done.
 pub const REPAIRS_MAX: usize = 16;
 
+/// Places that a scrub names of those it could not have repaired; the log names all.
+pub const SCRUB_NAMED_MAX: usize = 16;
+
 /// Administrators' requests inside the group.
 pub const ADMIN_REQUESTS_MAX: usize = 16;

@@ -6,6 +6,7 @@ mod load;
 mod log;
 mod observe;
 mod role;
+mod scrub;
 mod site;
 mod snapshot;
 
@@ -82,6 +83,8 @@ enum Command {
     Demote(role::Demote),
     /// Discard what one of two sites has that both went on alone: it follows the other one; at the site to be discarded
     Resolve(role::Resolve),
+    /// Read all volumes of a running site from their disks, and repair what has gone bad from the other site
+    Scrub(scrub::Scrub),
     /// Let a running site drain, checkpoint and end
     Stop(ConfigArgument),
 }
@@ -157,6 +160,7 @@ fn perform(command: Command) -> anyhow::Result<()> {
         Command::Switchover(arguments) => arguments.run()?,
         Command::Demote(arguments) => arguments.run()?,
         Command::Resolve(arguments) => arguments.run()?,
+        Command::Scrub(arguments) => arguments.run()?,
         Command::Stop(argument) => observe::stop(&argument)?,
     }
     Ok(())

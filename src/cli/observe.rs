@@ -87,6 +87,17 @@ fn shown(status: &Status) -> String {
         status.operations,
         status.operations_waiting
     ));
+    if let Some(scrub) = status.scrub.as_ref().filter(|scrub| scrub.active || scrub.unrepaired_blocks > 0) {
+        lines.push(format!(
+            "scrub {}: {} of {} read, {} bad blocks, {} repaired, {} not",
+            if scrub.active { "under way" } else { "ended" },
+            bytes(scrub.read_bytes as f64),
+            bytes(scrub.total_bytes as f64),
+            scrub.bad_blocks,
+            scrub.repaired_blocks,
+            scrub.unrepaired_blocks
+        ));
+    }
     let rates = &status.rates;
     lines.push(format!(
         "per second: {:.0} reads, {:.0} writes, {} written, {} journaled, {} destaged",

@@ -170,6 +170,11 @@ impl Cache {
         entry.newest == entry.settled && !self.dirty[volume.0 as usize].contains(lba.0)
     }
 
+    /// Whether a write of the block to its volume is in flight.
+    pub fn is_being_written(&self, volume: VolumeId, lba: Lba) -> bool {
+        self.find(volume, lba).is_some_and(|at| self.entries[at as usize].writing)
+    }
+
     /// The newest settled value: what a secondary's readers see.
     pub fn settled(&mut self, volume: VolumeId, lba: Lba) -> Option<Value> {
         let at = self.find(volume, lba)?;

@@ -352,6 +352,10 @@ pub enum AdminOp {
     /// What this site has that the other one has not is to go: they both went on alone, and the other one is kept. It follows that, and
     /// keeps what it has until it has been copied what is to be there instead.
     GiveWay,
+    /// Read all volumes from their disks, so much a second at most, and repair what has gone bad. 0: end that.
+    Scrub {
+        blocks_per_second: u64,
+    },
     /// No host is connected any more that could write: what a site that leaves its role waits for, but not for long.
     HostsGone,
 }

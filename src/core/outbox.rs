@@ -137,11 +137,18 @@ pub enum Event {
         volume: VolumeId,
         lba: Lba,
     },
-    /// Such a block is whole again: from the peer, or because newer data was written over it.
+    /// Such a block is whole again.
     BlockRepaired {
         volume: VolumeId,
         lba: Lba,
-        overwritten: bool,
+        by: RepairedBy,
+    },
+    /// A scrub has ended, at its end or before.
+    Scrubbed {
+        complete: bool,
+        blocks: u64,
+        bad: u64,
+        unrepaired: u64,
     },
     BlockNotRepaired {
         volume: VolumeId,
@@ -236,6 +243,17 @@ pub enum Event {
         blocks: u64,
     },
     Stopped,
+}
+
+/// What has made a bad block of a volume whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RepairedBy {
+    /// The peer's block.
+    Peer,
+    /// The cache had it, as a scrub found.
+    Memory,
+    /// Newer data was written over it.
+    NewerData,
 }
 
 /// Why a bad block of a volume stays so.

@@ -3,7 +3,7 @@
 use crate::base::{BLOCK_BYTES, SiteId, VolumeId, VolumeSet};
 use crate::core::config::{OnDifferentialFull, Role};
 use crate::core::messages::{IoFault, IoTarget, MetadataFault};
-use crate::core::outbox::{Event, LossReason, NotRepaired};
+use crate::core::outbox::{Event, LossReason, NotRepaired, RepairedBy};
 use crate::format::snapshot::SnapshotRecord;
 use crate::node::config::Config;
 
@@ -188,16 +188,26 @@ impl Names {
                     lba.0
                 ),
             ),
-            Event::BlockRepaired { volume, lba, overwritten } => {
-                let how = match overwritten {
-                    true => "newer data was written over it".to_owned(),
-                    false => format!("the block of {peer} was written there"),
+            Event::BlockRepaired { volume, lba, by } => {
+                let how = match by {
+                    RepairedBy::Peer => format!("the block of {peer} was written there"),
+                    RepairedBy::Memory => "it was written again from the cache".to_owned(),
+                    RepairedBy::NewerData => "newer data was written over it".to_owned(),
                 };
                 let target = self.target(IoTarget::Volume(volume));
                 (Level::Warn, format!("{target} block {} is repaired: {how}. Check that drive", lba.0))
             }
+            Event::Scrubbed { complete, blocks, bad, unrepaired } => {
+                let ended = if complete { "the volumes were scrubbed" } else { "a scrub was ended" };
+                let level = if unrepaired > 0 { Level::Error } else { Level::Info };
+                (
+                    level,
+                    format!("{ended}: {blocks} blocks read, {bad} bad, {unrepaired} of them not repaired"),
+                )
+            }
             Event::BlockNotRepaired { volume, lba, why } => {
-                let again = "then any read of it repairs it";
+                let again =
+                    format!("then `lockstep scrub --config {}`, or any read of it, repairs it", self.file);
                 let why = match why {
                     NotRepaired::NoPeer => {
                         "there is no other site. Write it anew, or restore it from a backup".to_owned()
@@ -510,8 +520,12 @@ mod tests {
         let (_, rot) = names().sentence(&rot);
         assert!(rot.contains("volume data (/v/data) block 5"), "{rot}");
         let (volume, lba) = (VolumeId(0), Lba(5));
-        for (overwritten, how) in [(true, "newer data"), (false, "block of right")] {
-            let (_, said) = names().sentence(&Event::BlockRepaired { volume, lba, overwritten });
+        for (by, how) in [
+            (RepairedBy::Peer, "block of right"),
+            (RepairedBy::Memory, "from the cache"),
+            (RepairedBy::NewerData, "newer data"),
+        ] {
+            let (_, said) = names().sentence(&Event::BlockRepaired { volume, lba, by });
             assert!(
                 said.contains("volume data (/v/data) block 5 is repaired") && said.contains(how),
                 "{said}"

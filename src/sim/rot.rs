@@ -7,7 +7,7 @@
 
 use crate::base::{Lba, VolumeId};
 use crate::core::config::OnPeerLoss;
-use crate::core::messages::IoTarget;
+use crate::core::messages::{AdminOp, IoTarget};
 use crate::sim::plan::Plan;
 use crate::sim::rng::Rng;
 use crate::sim::world::{Stage, World};
@@ -18,7 +18,12 @@ pub struct RotPlan {
     pub working: u32,
     pub visits: u64,
     pub calm: u32,
+    /// In the end a scrub finds what is bad, also where nobody would read it, and not readers.
+    pub scrubs: bool,
 }
+
+/// Some hundred blocks are read in some milliseconds.
+const SCRUB_BLOCKS_PER_SECOND: u64 = 100_000;
 
 /// A bit that has flipped.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +49,7 @@ impl RotPlan {
             working: if same { rng.below(12) as u32 } else { 0 },
             visits: rng.pick(&[3, 20]),
             calm: if plan.has_peer() { rng.below(6) as u32 } else { 0 },
+            scrubs: rng.once_in(2),
         }
     }
 }
@@ -72,8 +78,9 @@ impl World {
         let Rotten { site, volume, lba } = rotten;
         let taken = self.rotten.iter().any(|other| other.volume == volume && other.lba == lba);
         let (at, lba_at) = (VolumeId(volume), Lba(lba));
-        // Nobody would read what is in memory.
-        let cached = self.sites[site].group.as_ref().is_none_or(|group| group.has_in_memory(at, lba_at));
+        // Nobody would read what is in memory, but a scrub.
+        let cached = !self.rot.scrubs
+            && self.sites[site].group.as_ref().is_none_or(|group| group.has_in_memory(at, lba_at));
         if taken || cached || self.audit.is_installing(site) {
             return;
         }
@@ -102,9 +109,20 @@ impl World {
 
     /// One of them that a read would find: what is in memory is on its way to the disk.
     pub(super) fn next_rotten(&self, site: usize) -> Option<(u16, u64)> {
-        let group = self.sites[site].group.as_ref()?;
+        let group = self.sites[site].group.as_ref().filter(|_| !self.rot.scrubs)?;
         let found = self.bad(site).find(|bad| !group.has_in_memory(VolumeId(bad.volume), Lba(bad.lba)));
         found.map(|bad| (bad.volume, bad.lba))
+    }
+
+    /// Everything is settled and something is bad: an operator has it looked for.
+    pub(super) fn scrub_when_due(&mut self) {
+        for site in self.members() {
+            let asked = !self.sites[site].admin.is_empty();
+            let active = asked || self.status(site).is_some_and(|status| status.scrub.active);
+            if self.rot.scrubs && !active && self.bad(site).next().is_some() {
+                self.administer(site, AdminOp::Scrub { blocks_per_second: SCRUB_BLOCKS_PER_SECOND });
+            }
+        }
     }
 
     pub(super) fn is_whole(&self) -> bool {

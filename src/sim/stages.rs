@@ -129,8 +129,11 @@ impl World {
                     self.status(PRIMARY),
                     self.status(SECONDARY)
                 );
-                if !self.settled() || !self.is_whole() {
+                if !self.settled() {
                     return;
+                }
+                if !self.is_whole() {
+                    return self.scrub_when_due();
                 }
                 if !self.perhaps_part() {
                     self.trace.note(self.now, || "settled; stopping".into());

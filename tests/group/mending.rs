@@ -1,6 +1,7 @@
 //! Volume blocks that have gone bad, and the peer's that take their place.
 
 use super::*;
+use lockstep::core::group::status::ScrubStatus;
 
 /// Blocks with data, each with a content of its own.
 const BLOCKS: u64 = 64;
@@ -180,4 +181,67 @@ fn without_a_peer_a_bad_block_is_refused_at_once_and_repaired_when_it_is_back() 
     in_sync(&mut pair);
     assert_eq!(pair.read(1, 13), due(13));
     pair.run_until("it is on the disk", |pair| on_disk(pair, 1, 13, due(13)));
+}
+
+fn scrub(pair: &mut Pair, site: usize) -> ScrubStatus {
+    let op = AdminOp::Scrub { blocks_per_second: 1_000_000 };
+    let now = pair.now;
+    pair.sites[site].with(now, |group, turn| group.on_admin(turn, AdminRequest { id: 7, op }));
+    let reply = pair.sites[site].out.to_admin.pop();
+    assert_eq!(reply, Some(AdminReply { id: 7, result: Ok(UpdateNumber::NONE) }));
+    pair.run_until("the scrub is over", |pair| !pair.sites[site].group.status(pair.now).scrub.active);
+    let status = pair.sites[site].group.status(pair.now).scrub;
+    assert!(status.complete);
+    assert_eq!((status.blocks_read, status.blocks_total), (VOLUME_BLOCKS, VOLUME_BLOCKS));
+    status
+}
+
+#[test]
+fn a_scrub_finds_what_nobody_reads_and_repairs_it() {
+    for site in [0, 1] {
+        // Everything is in memory, so that no read would find it.
+        let mut pair = rested(&[]);
+        let bad = [0, 1, 40, 63, 200, VOLUME_BLOCKS - 1];
+        bad.iter().for_each(|&lba| flip(&mut pair, site, lba));
+        let status = scrub(&mut pair, site);
+        assert_eq!((status.bad, status.repaired, status.unrepaired), (6, 6, 0));
+        assert!(bad.iter().all(|&lba| on_disk(&pair, site, lba, due(lba))));
+        let status = scrub(&mut pair, site);
+        assert_eq!((status.bad, status.repaired, status.unrepaired), (0, 0, 0));
+    }
+}
+
+#[test]
+fn a_scrub_names_what_is_bad_at_both_sites_and_goes_on() {
+    let mut pair = rested(&[0, 1]);
+    for site in [0, 1] {
+        (100..140).chain([9, 300]).for_each(|lba| flip(&mut pair, site, lba));
+    }
+    flip(&mut pair, 0, 400);
+    let status = scrub(&mut pair, 0);
+    assert_eq!((status.bad, status.repaired, status.unrepaired), (43, 1, 42));
+    let named = status.named.iter().filter(|(_, lba)| *lba == Lba(9) || (100..140).contains(&lba.0));
+    assert_eq!(named.count(), SCRUB_NAMED_MAX);
+    assert!(on_disk(&pair, 0, 400, 0));
+}
+
+#[test]
+fn a_scrub_ends_where_it_is_told_to_and_hosts_are_served_meanwhile() {
+    let mut pair = rested(&[0]);
+    let slow = AdminOp::Scrub { blocks_per_second: 100 };
+    let now = pair.now;
+    pair.sites[0].with(now, |group, turn| group.on_admin(turn, AdminRequest { id: 1, op: slow }));
+    for round in 0..20 {
+        let now = pair.now;
+        pair.sites[0].write(now, 1, round, 0xb0, true);
+        assert_eq!(pair.reply(0, 1), Ok(()));
+    }
+    let status = pair.sites[0].group.status(pair.now).scrub;
+    assert!(status.active && status.blocks_read < VOLUME_BLOCKS, "{status:?}");
+    let end = AdminOp::Scrub { blocks_per_second: 0 };
+    let now = pair.now;
+    pair.sites[0].with(now, |group, turn| group.on_admin(turn, AdminRequest { id: 2, op: end }));
+    pair.quiet();
+    let status = pair.sites[0].group.status(pair.now).scrub;
+    assert!(!status.active && !status.complete, "{status:?}");
 }

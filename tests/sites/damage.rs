@@ -327,6 +327,19 @@ fn flipped_bits_in_a_volume_are_named_and_repaired_from_the_peer() {
         site.until("it is counted", |site| site.status()["totals"]["repaired_blocks"] == bad.len());
     }
 
+    // What nobody reads is found by a scrub, also where memory has the block.
+    for site in [&mut sites.left, &mut sites.right] {
+        assert_eq!(read(&mut site.connect("data"), 9).as_deref(), Ok(&old(9)[..]));
+        let unread = [9, 10, 11_111, (LARGE_MIB * MIB) as usize / BLOCK - 1];
+        unread.iter().for_each(|&block| flip_in_volume(site, block));
+        let scrub = ["scrub", "--config", path(&site.config), "--rate", "1GiB", "--json"];
+        let said: Value = serde_json::from_str(&succeeds(lockstep(&scrub))).expect("an object");
+        assert_eq!(said["read_bytes"], LARGE_MIB * MIB, "{said}");
+        assert_eq!(said["total_bytes"], said["read_bytes"], "{said}");
+        assert_eq!((&said["bad_blocks"], &said["repaired_blocks"]), (&4.into(), &4.into()), "{said}");
+        assert!(unread.iter().all(|&block| on_disk(site, block) == due(block)), "{} is whole", site.name);
+    }
+
     // The same block at both: there is nothing to repair it from, and it is not served.
     for site in [&mut sites.left, &mut sites.right] {
         assert!(site.stop().success());
@@ -341,6 +354,8 @@ fn flipped_bits_in_a_volume_are_named_and_repaired_from_the_peer() {
         let lost = "block 7 cannot be repaired, reading it fails: the block of";
         site.until("the log says so", |site| site.log_text().contains(lost));
     }
+    let said = fails(lockstep(&["scrub", "--config", path(&sites.right.config), "--rate", "1GiB"]));
+    assert!(said.contains("1 blocks are damaged"), "{said}");
     let mut client = sites.left.connect("data");
     client.write((7 * BLOCK) as u64, &[0x77; BLOCK], true).expect("written");
     sites.wait("--settled");

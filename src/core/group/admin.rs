@@ -19,6 +19,9 @@ pub(super) struct Waiting {
 
 impl Group {
     pub fn on_admin(&mut self, turn: &mut Turn<impl Memory>, request: AdminRequest) {
+        if let AdminOp::Scrub { blocks_per_second } = request.op {
+            return self.on_scrub(turn, request, blocks_per_second);
+        }
         if matches!(request.op, AdminOp::Switchover | AdminOp::Demote | AdminOp::GiveWay | AdminOp::HostsGone)
         {
             return self.on_leave(turn, request);
@@ -77,7 +80,8 @@ impl Group {
             | AdminOp::Switchover
             | AdminOp::Demote
             | AdminOp::GiveWay
-            | AdminOp::HostsGone => unreachable!("judged elsewhere"),
+            | AdminOp::HostsGone
+            | AdminOp::Scrub { .. } => unreachable!("judged elsewhere"),
         }
     }
 
@@ -174,7 +178,11 @@ impl Group {
                 self.append_naming(turn, kind, self.generation, Lba(snapshot.0))
             }
             AdminOp::Promote { .. } => self.promote(turn),
-            AdminOp::Switchover | AdminOp::Demote | AdminOp::GiveWay | AdminOp::HostsGone => {
+            AdminOp::Switchover
+            | AdminOp::Demote
+            | AdminOp::GiveWay
+            | AdminOp::HostsGone
+            | AdminOp::Scrub { .. } => {
                 unreachable!("never queued")
             }
         }

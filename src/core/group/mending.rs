@@ -10,7 +10,7 @@ use crate::base::*;
 use crate::core::cache::Value;
 use crate::core::captures::Source;
 use crate::core::messages::*;
-use crate::core::outbox::{Event, LossReason, NotRepaired};
+use crate::core::outbox::{Event, LossReason, NotRepaired, RepairedBy};
 
 /// A peer that does not answer is waited for no longer: hosts wait for the block, and a sweep may.
 const ANSWER_MAX: Nanos = Nanos::from_millis(1_000);
@@ -53,14 +53,17 @@ struct Mend {
     lba: Lba,
     sum: BlockSum,
     step: Step,
-    /// Where the peer is asked for it.
+    /// Where the peer is asked for it, if the cache does not have it.
     place: BlockPlace,
+    by: RepairedBy,
     /// What it holds, from when that is known on.
     page: PageId,
     /// The capture that a sweep wants it for, and what it read instead.
     capture: Option<(usize, PageId)>,
     /// The peer lacks it, too.
     copies: bool,
+    /// A scrub found it, and counts what becomes of it.
+    scrubbed: bool,
 }
 
 #[derive(Debug)]
@@ -114,7 +117,7 @@ impl Mending {
 }
 
 /// Whether a page holds what the sum is of.
-fn holds(memory: &impl Memory, page: PageId, sum: BlockSum) -> bool {
+pub(super) fn holds(memory: &impl Memory, page: PageId, sum: BlockSum) -> bool {
     match sum {
         BlockSum::ZEROS => memory.is_zeros(page),
         sum => memory.sum(page) == sum,
@@ -177,22 +180,36 @@ impl Group {
         if self.mending.len() == REPAIRS_MAX {
             // One that only its volume lacks gives way: it will be found again.
             let known = self.mending.mends.iter().position(|mend| mend.step == Step::Known);
-            self.end_mend(turn, known.expect("it is not busy"));
+            self.end_mend(turn, known.expect("it is not busy"), false);
         }
-        let (step, page) = match cached {
-            Some(value) => (Step::Known, value.page),
-            None => (Step::Wanted, PageId::NONE),
+        let (step, page, by) = match cached {
+            Some(value) => (Step::Known, value.page, RepairedBy::Memory),
+            None => (Step::Wanted, PageId::NONE, RepairedBy::Peer),
         };
         if step == Step::Known {
             self.pages.share(page);
         }
         let place = BlockPlace::Volume(volume, lba);
-        self.mending.mends.push(Mend { volume, lba, sum, step, place, page, capture: None, copies: false });
+        self.mending.mends.push(Mend {
+            volume,
+            lba,
+            sum,
+            step,
+            place,
+            by,
+            page,
+            capture: None,
+            copies: false,
+            scrubbed: false,
+        });
         Outlook::UnderWay
     }
 
-    fn end_mend(&mut self, turn: &mut Turn<impl Memory>, at: usize) {
+    fn end_mend(&mut self, turn: &mut Turn<impl Memory>, at: usize, repaired: bool) {
         let mend = self.mending.mends.remove(at);
+        if mend.scrubbed {
+            self.scrub.note(mend.volume, mend.lba, repaired);
+        }
         if mend.page != PageId::NONE {
             self.pages.release(mend.page, turn.memory);
         }
@@ -232,6 +249,22 @@ impl Group {
         };
         self.captures.set_read(index, Some(page));
         self.destage.write_done();
+    }
+
+    /// A scrub found the block, which is being repaired. False if it had found it before.
+    pub(super) fn note_scrubbed(&mut self, volume: VolumeId, lba: Lba) -> bool {
+        let at = self.mending.find(volume, lba).expect("it is being repaired");
+        !std::mem::replace(&mut self.mending.mends[at].scrubbed, true)
+    }
+
+    /// Whether what a scrub has found is being repaired.
+    pub(super) fn mends_scrubbed(&self) -> bool {
+        self.mending.mends.iter().any(|mend| mend.scrubbed)
+    }
+
+    /// Another pass begins: what the last one had found is not of it.
+    pub(super) fn forget_scrubbed(&mut self) {
+        self.mending.mends.iter_mut().for_each(|mend| mend.scrubbed = false);
     }
 
     /// A block that the peer lacks is bad. Returns whether it may be copied later.
@@ -383,7 +416,7 @@ impl Group {
     fn not_mended(&mut self, turn: &mut Turn<impl Memory>, at: usize, why: NotRepaired) {
         self.end_capture(turn, at, None);
         let Mend { volume, lba, copies, .. } = self.mending.mends[at];
-        self.end_mend(turn, at);
+        self.end_mend(turn, at, false);
         self.counters.unrepaired_blocks += 1;
         turn.event(Event::BlockNotRepaired { volume, lba, why });
         self.wake_mending(turn, Some((volume, lba)));
@@ -398,12 +431,12 @@ impl Group {
         let Mend { volume, lba, sum, page, .. } = self.mending.mends[at];
         if self.sums[volume.0 as usize].get(lba) != sum {
             self.counters.repaired_blocks += 1;
-            turn.event(Event::BlockRepaired { volume, lba, overwritten: true });
-            self.end_mend(turn, at);
+            turn.event(Event::BlockRepaired { volume, lba, by: RepairedBy::NewerData });
+            self.end_mend(turn, at, true);
             return true;
         }
         if self.stopping && self.mending.mends[at].capture.is_none() && !self.cache.may_bridge(volume, lba) {
-            self.end_mend(turn, at);
+            self.end_mend(turn, at, false);
             return true;
         }
         self.enter_mended(turn, volume, lba, page, sum);
@@ -443,8 +476,9 @@ impl Group {
             return false;
         }
         self.counters.repaired_blocks += 1;
-        turn.event(Event::BlockRepaired { volume, lba, overwritten: false });
-        self.end_mend(turn, at);
+        let by = self.mending.mends[at].by;
+        turn.event(Event::BlockRepaired { volume, lba, by });
+        self.end_mend(turn, at, true);
         true
     }
 

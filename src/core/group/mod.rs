@@ -1,7 +1,7 @@
 //! A consistency group: one owner of the cache index, numbering, write-pending indicators, journal positions, destage and
 //! peer state. The rooms: `host` (operations), `stream` (numbering and watermarks), `storage` (completions), `destage`,
 //! `handshake`, `peering` (streaming, loss, solo), `catch_up` (the journal read back), `cut` (a tail dropped), `recovery`, `warm_up`,
-//! `status`; and of snapshots: `capture` (what an update's blocks held before), `old_blocks` (sending that, by value), `differential`
+//! `scrub`, `status`; and of snapshots: `capture` (what an update's blocks held before), `old_blocks` (sending that, by value), `differential`
 //! (making that durable), `admin` (creating, deleting), `snapshot_reads`, `repair` and `tables` (what has gone bad, here or at the
 //! peer; of volumes: `mending`). `takeover` changes what a site is to its peer, `handover` by agreement; `split` says what keeps two apart, and `resolve`
 //! lets one of them give way; `resync` copies to one what the journal has no more, `copy_kept` what snapshots keep, `staging` keeps that
@@ -29,6 +29,7 @@ mod recovery;
 mod repair;
 mod resolve;
 mod resync;
+mod scrub;
 mod snapshot_reads;
 pub mod split;
 mod staging;
@@ -191,6 +192,7 @@ pub struct Group {
     reclaim: differential::Reclaim,
     repair: repair::Repair,
     mending: mending::Mending,
+    scrub: scrub::Scrub,
     lending: tables::Lending,
     changed: Changed,
     resync: resync::Resync,
@@ -302,6 +304,7 @@ impl Group {
             reclaim: differential::Reclaim::default(),
             repair: repair::Repair::default(),
             mending: mending::Mending::new(),
+            scrub: scrub::Scrub::new(),
             lending: tables::Lending::default(),
             changed: Changed::new(blocks.clone()),
             resync: resync::Resync::new(blocks),
@@ -399,6 +402,7 @@ impl Group {
         self.destage_turn(turn);
         self.reclaim_turn(turn);
         self.warm_up_turn(turn);
+        self.scrub_turn(turn);
         self.tell_of_filling(turn);
         self.retire(turn);
         let (pages, entries) = self.eviction_goal();
@@ -433,6 +437,7 @@ impl Group {
             self.leave_deadline(),
             self.warm_up_deadline(),
             self.mend_deadline(),
+            self.scrub_deadline(),
         ];
         [flush, scan, stop, evict].into_iter().chain(others).flatten().min()
     }
@@ -508,6 +513,7 @@ impl Group {
             && self.destage_idle()
             && self.metadata_slots.room() == 0
             && self.mending.is_empty()
+            && !self.scrub.is_reading()
             && !self.repairing(turn.now);
         if drained {
             self.answer_administrators(turn);

@@ -2,6 +2,7 @@
 
 use super::peering::Talk;
 pub use super::resync::ResyncStatus;
+pub use super::scrub::ScrubStatus;
 use super::split::SplitBrain;
 use super::{Alone, Group, Phase};
 use crate::base::*;
@@ -138,6 +139,7 @@ pub struct GroupStatus {
     pub applied: UpdateNumber,
     /// Blocks of volumes that are being repaired.
     pub repairing_blocks: u64,
+    pub scrub: ScrubStatus,
     pub operations: u64,
     pub operations_waiting: u64,
     pub resync: ResyncStatus,
@@ -188,6 +190,7 @@ impl Group {
             captures: self.captures.len() as u64,
             applied: self.applied,
             repairing_blocks: self.mending.len() as u64,
+            scrub: self.scrub_status(now),
             operations: self.ops_live as u64,
             operations_waiting: (self.queued.len() + self.stalled.len()) as u64,
             resync: self.resync_status(now),

@@ -89,6 +89,12 @@ pub(super) enum VolumeIo {
         lba: Lba,
         sum: BlockSum,
     },
+    /// Blocks read to see whether they are sound, with the sums they should have in the row.
+    Scrub {
+        volume: VolumeId,
+        lba: Lba,
+        count: u32,
+    },
     /// A block that had gone bad on its way to its volume, and then the flush behind it.
     Mend {
         volume: VolumeId,
@@ -223,6 +229,9 @@ impl Group {
             (VolumeIo::Lend { .. }, result) => self.lend_read(turn, slot, io, result),
             (VolumeIo::LendBlock { volume, lba, sum }, result) => {
                 self.block_read_to_lend(turn, slot, (volume, lba, sum), result);
+            }
+            (VolumeIo::Scrub { volume, lba, count }, result) => {
+                self.scrubbed(turn, slot, (volume, lba, count), result);
             }
             (VolumeIo::Mend { volume, lba }, Err(fault)) => {
                 return self.fail_on_disk(turn, IoTarget::Volume(volume), fault, lba.0);

@@ -54,6 +54,8 @@ pub mod limits {
     pub const HEARTBEAT_INTERVAL_NS: u64 = 50_000_000;
     /// Some times what a write takes on disks and a network that are not slow.
     pub const RESYNC_P99_BUDGET_NS: u64 = 5_000_000;
+    /// Never: how long a scrub takes, and when it may, only the operator knows.
+    pub const SCRUB_EVERY_NS: u64 = 0;
     pub const FLUSH_INTERVAL_NS: u64 = 5_000_000;
     pub const FLUSH_BYTES: u64 = 4 << 20;
     pub const DESTAGE_DEPTH: i64 = 64;
@@ -107,6 +109,8 @@ pub struct Site {
     pub control: PathBuf,
     /// A program and its arguments, run when the role has changed; empty for none.
     pub on_role_change: Vec<String>,
+    /// How often all volumes are read and what has gone bad is repaired; 0 for never.
+    pub scrub_every: Nanos,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

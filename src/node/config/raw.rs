@@ -35,6 +35,7 @@ pub(super) struct Site {
     pub directory: Text,
     pub control: Text,
     pub on_role_change: Option<Spanned<Vec<String>>>,
+    pub scrub_every: Text,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -122,14 +122,20 @@ impl Reader<'_> {
             let message = "it names no program; write a list of a program and its arguments, or []";
             self.problems.add("site.on_role_change", hook_at, message);
         }
-        let site = name.zip(id).zip(role).zip(control).map(|(((name, id), role), control)| Site {
-            name,
-            id,
-            role,
-            directory: directory.clone(),
-            control,
-            on_role_change,
-        });
+        let year = 365 * 24 * 3600 * 1_000_000_000;
+        let scrub_every =
+            self.duration("site.scrub_every", keys.scrub_every, limits::SCRUB_EVERY_NS, 0..=year);
+        let site = name.zip(id).zip(role).zip(control).zip(scrub_every).map(
+            |((((name, id), role), control), scrub_every)| Site {
+                name,
+                id,
+                role,
+                directory: directory.clone(),
+                control,
+                on_role_change,
+                scrub_every,
+            },
+        );
         (site, directory)
     }
 

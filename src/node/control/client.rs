@@ -184,6 +184,11 @@ impl Client {
         self.done(Request::Resolve { discard: discard.to_owned() }, AGREEMENT_MAX)
     }
 
+    /// Answered when it has begun, or with 0 bytes a second has ended; the status says the rest.
+    pub fn scrub(&self, bytes_per_second: u64) -> Result<(), ClientError> {
+        self.done(Request::Scrub { bytes_per_second }, AGREEMENT_MAX)
+    }
+
     pub fn stop(&self) -> Result<(), ClientError> {
         self.done(Request::Stop, REPLY_MAX)
     }

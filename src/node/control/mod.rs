@@ -7,6 +7,7 @@ mod protocol;
 mod role;
 mod rollback;
 mod schedule;
+mod scrub;
 mod server;
 mod snapshots;
 mod status;
@@ -15,6 +16,7 @@ pub use client::{Client, ClientError};
 pub use line::{AdminLine, GroupLine, Line, LineError, Lines};
 pub use protocol::{DifferentialShown, Goal, Request, Response, SnapshotList, SnapshotShown};
 pub use role::RoleSeen;
+pub use scrub::{BlockShown, ScrubShown};
 pub use server::{Control, ControlError};
 pub use status::{
     BranchShown, PeerStatus, Pending, Rates, Sample, Sampler, SplitShown, StageLoad, Status, Watermarks,

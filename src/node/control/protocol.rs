@@ -56,6 +56,11 @@ pub enum Request {
     Resolve {
         discard: String,
     },
+    /// Read all volumes from their disks, so much a second at most, and repair what has gone bad; 0 ends that. Answered at once: the
+    /// status says how far it is.
+    Scrub {
+        bytes_per_second: u64,
+    },
     /// Drain, checkpoint, and end the process; answered at once.
     Stop,
 }

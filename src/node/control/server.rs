@@ -195,6 +195,7 @@ impl Control {
             Request::Switchover => self.switch_over(),
             Request::Demote => self.demote(),
             Request::Resolve { discard } => self.resolve(&discard),
+            Request::Scrub { bytes_per_second } => self.scrub(bytes_per_second),
             Request::Stop => {
                 self.port.request_stop();
                 Ok(Response::Done)

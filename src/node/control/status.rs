@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use serde::{Deserialize, Serialize};
 
+use super::ScrubShown;
 use crate::base::{BLOCK_BYTES, Nanos, UpdateNumber};
 use crate::core::config::Role;
 use crate::core::group::split::{Branch, SplitBrain};
@@ -47,6 +48,9 @@ pub struct Status {
     pub cache_free_bytes: u64,
     /// Whether the cache still reads the volumes that it holds.
     pub warming_up: bool,
+    /// Blocks that are being repaired; and the last scrub, or the one under way.
+    pub repairing_blocks: u64,
+    pub scrub: Option<ScrubShown>,
     /// Operations of hosts inside the group, and those of them that wait for room.
     pub operations: u64,
     pub operations_waiting: u64,
@@ -344,6 +348,8 @@ impl Status {
             cache_bytes: status.pages_total * block,
             cache_free_bytes: status.pages_free * block,
             warming_up: status.warming_up,
+            repairing_blocks: status.repairing_blocks,
+            scrub: ScrubShown::new(config, &status.scrub),
             operations: status.operations,
             operations_waiting: status.operations_waiting,
             totals: Totals {

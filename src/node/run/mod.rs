@@ -165,8 +165,9 @@ impl Site {
         let control = Control::new(config.clone(), line, link, port.clone(), space, role);
         let served = control.serve().map_err(RunError::from);
         let followed = served.and_then(|()| control.follow_role().map_err(RunError::ControlThread));
-        if let Err(error) =
-            followed.and_then(|()| control.follow_schedules().map_err(RunError::ControlThread))
+        if let Err(error) = followed
+            .and_then(|()| control.follow_schedules().map_err(RunError::ControlThread))
+            .and_then(|()| control.scrub_now_and_then().map_err(RunError::ControlThread))
         {
             port.request_stop();
             threads.join(STOP_MAX);
