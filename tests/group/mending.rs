@@ -183,6 +183,51 @@ fn without_a_peer_a_bad_block_is_refused_at_once_and_repaired_when_it_is_back() 
     pair.run_until("it is on the disk", |pair| on_disk(pair, 1, 13, due(13)));
 }
 
+/// What a read of a bad block comes to if the peer answers so many questions with that it is busy, how many it was asked, and for how long.
+fn read_from_busy_peer(busy: u32) -> (Result<(), HostError>, u32, Nanos) {
+    let mut pair = rested(&[0]);
+    flip(&mut pair, 0, 5);
+    let (began, mut asked) = (pair.now, 0);
+    let page = pair.sites[0].front_pages.pop().expect("granted");
+    pair.sites[0].tables.fronts[0].set(SlotId(903), 0, page, BlockSum::ZEROS);
+    pair.sites[0].request(began, 903, HostOp::Read { lba: Lba(5), count: 1 });
+    let is = |reply: &HostReply| reply.ticket == SlotId(903);
+    while !pair.sites[0].replies.iter().any(is) {
+        pair.now = pair.now.plus(Nanos::from_micros(200));
+        let (now, [site, peer]) = (pair.now, &mut pair.sites);
+        site.with(now, |group, turn| group.end_turn(turn));
+        for message in site.drain(now) {
+            if let ToLink::Control(Control::BlockWanted { place, .. }) = message {
+                asked += 1;
+                if asked <= busy {
+                    let lacking = Control::BlockLacking { place, why: Lacking::Busy };
+                    site.with(now, |group, turn| group.on_link(turn, FromLink::Control(lacking)));
+                    continue;
+                }
+            }
+            peer.receive(now, site, message);
+        }
+        peer.with(now, |group, turn| group.end_turn(turn));
+        for message in peer.drain(now) {
+            site.receive(now, peer, message);
+        }
+    }
+    let at = pair.sites[0].replies.iter().position(is).expect("awaited");
+    let result = pair.sites[0].replies[at].result;
+    assert!(result.is_err() || pair.sites[0].memory.bytes(page)[0] == due(5));
+    (result, asked, pair.now.since(began))
+}
+
+/// Simulator seed 9244: a sweep kept a bad block for a snapshot because the peer was sending it another.
+#[test]
+fn a_busy_peer_is_asked_again_but_not_for_ever() {
+    let (result, asked, _) = read_from_busy_peer(3);
+    assert_eq!((result, asked), (Ok(()), 4));
+    let (result, asked, took) = read_from_busy_peer(u32::MAX);
+    assert_eq!(result, Err(HostError::Io));
+    assert!(asked > 100 && took < Nanos::from_millis(1_100), "{asked} questions in {took:?}");
+}
+
 fn scrub(pair: &mut Pair, site: usize) -> ScrubStatus {
     let op = AdminOp::Scrub { blocks_per_second: 1_000_000 };
     let now = pair.now;

@@ -12,10 +12,10 @@ use crate::core::captures::Source;
 use crate::core::messages::*;
 use crate::core::outbox::{Event, LossReason, NotRepaired, RepairedBy};
 
-/// A peer that does not answer is waited for no longer: hosts wait for the block, and a sweep may.
+/// A peer that does not answer, or always has other things to do, is asked for no longer: hosts wait for the block, and a sweep may.
 const ANSWER_MAX: Nanos = Nanos::from_millis(1_000);
 
-/// When the ring to the link is looked at again that had no place for a question.
+/// When a peer that was busy is asked again, and when the ring to the link is looked at again that had no place for a question.
 const ASK_AGAIN_AFTER: Nanos = Nanos::from_millis(1);
 
 /// What becomes of a bad block.
@@ -30,12 +30,11 @@ pub(super) enum Outlook {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    /// The peer is to be asked.
-    Wanted,
-    /// It was asked then.
-    Asked {
-        at: Nanos,
+    /// The peer is to be asked, not before this.
+    Wanted {
+        from: Nanos,
     },
+    Asked,
     /// What the block holds is known, and the volume is to have it.
     Known,
     /// The volume gets it, as the version of this update.
@@ -53,6 +52,7 @@ struct Mend {
     lba: Lba,
     sum: BlockSum,
     step: Step,
+    found_at: Nanos,
     /// Where the peer is asked for it, if the cache does not have it.
     place: BlockPlace,
     by: RepairedBy,
@@ -105,7 +105,7 @@ impl Mending {
     /// Whether what a block holds is awaited.
     pub fn awaits(&self, volume: VolumeId, lba: Lba) -> bool {
         self.find(volume, lba)
-            .is_some_and(|at| matches!(self.mends[at].step, Step::Wanted | Step::Asked { .. }))
+            .is_some_and(|at| matches!(self.mends[at].step, Step::Wanted { .. } | Step::Asked))
     }
 
     /// What a bad block holds, if that is known.
@@ -184,7 +184,7 @@ impl Group {
         }
         let (step, page, by) = match cached {
             Some(value) => (Step::Known, value.page, RepairedBy::Memory),
-            None => (Step::Wanted, PageId::NONE, RepairedBy::Peer),
+            None => (Step::Wanted { from: turn.now }, PageId::NONE, RepairedBy::Peer),
         };
         if step == Step::Known {
             self.pages.share(page);
@@ -195,6 +195,7 @@ impl Group {
             lba,
             sum,
             step,
+            found_at: turn.now,
             place,
             by,
             page,
@@ -304,24 +305,25 @@ impl Group {
     /// The peer is gone, and with it the answers that were awaited.
     pub(super) fn forget_mending(&mut self) {
         for mend in &mut self.mending.mends {
-            if let Step::Wanted | Step::Asked { .. } = mend.step {
+            if let Step::Wanted { .. } | Step::Asked = mend.step {
                 mend.step = Step::Failed(NotRepaired::Away);
             }
         }
     }
 
-    /// The peer has no such block.
-    pub(super) fn mend_lacks(&mut self, place: BlockPlace, why: Lacking) {
+    /// The peer has no such block, or cannot look for it now.
+    pub(super) fn mend_lacks(&mut self, now: Nanos, place: BlockPlace, why: Lacking) {
         for mend in &mut self.mending.mends {
-            if let Step::Asked { .. } = mend.step
-                && mend.place == place
-            {
+            if mend.step == Step::Asked && mend.place == place {
                 let mut captures = self.captures.of_block(mend.volume, mend.lba);
                 mend.step = match captures.find(|capture| capture.sum == mend.sum) {
+                    _ if why == Lacking::Busy && now.since(mend.found_at) < ANSWER_MAX => {
+                        Step::Wanted { from: now.plus(ASK_AGAIN_AFTER) }
+                    }
                     // It may have overwritten the block already: then it keeps what that held, in the same slot.
                     Some(capture) if mend.place != BlockPlace::Slot(capture.slot) => {
                         mend.place = BlockPlace::Slot(capture.slot);
-                        Step::Wanted
+                        Step::Wanted { from: now }
                     }
                     _ => Step::Failed(match why {
                         Lacking::Other => NotRepaired::OtherContent,
@@ -342,7 +344,7 @@ impl Group {
         for at in 0..self.mending.len() {
             let Mend { volume, lba, sum, step, .. } = self.mending.mends[at];
             // Destage may have written something newer meanwhile, and then nothing is bad any more: `write_mended` finds that out.
-            if !matches!(step, Step::Asked { .. }) || !holds(turn.memory, received, sum) {
+            if !matches!(step, Step::Asked) || !holds(turn.memory, received, sum) {
                 continue;
             }
             let page = if sum == BlockSum::ZEROS { PageId::ZERO } else { received };
@@ -389,18 +391,18 @@ impl Group {
 
     /// Returns whether this one has ended.
     fn go_on_mending(&mut self, turn: &mut Turn<impl Memory>, at: usize) -> bool {
-        let Mend { place, sum, step, .. } = self.mending.mends[at];
+        let Mend { place, sum, step, found_at, .. } = self.mending.mends[at];
         match step {
-            Step::Wanted if !self.engaged() => {
+            Step::Wanted { .. } if !self.engaged() => {
                 self.mending.mends[at].step = Step::Failed(NotRepaired::Away);
                 false
             }
-            Step::Wanted if turn.out.to_link.room() > LINK_SPARE => {
+            Step::Wanted { from } if turn.now >= from && turn.out.to_link.room() > LINK_SPARE => {
                 turn.out.to_link.push(ToLink::Control(Control::BlockWanted { place, sum }));
-                self.mending.mends[at].step = Step::Asked { at: turn.now };
+                self.mending.mends[at].step = Step::Asked;
                 false
             }
-            Step::Asked { at: asked_at } if turn.now.since(asked_at) >= ANSWER_MAX => {
+            Step::Asked if turn.now.since(found_at) >= ANSWER_MAX => {
                 self.mending.mends[at].step = Step::Failed(NotRepaired::NoAnswer);
                 false
             }
@@ -509,8 +511,8 @@ impl Group {
 
     pub(super) fn mend_deadline(&self) -> Option<Nanos> {
         let asked = self.mending.mends.iter().filter_map(|mend| match mend.step {
-            Step::Asked { at } => Some(at.plus(ANSWER_MAX)),
-            Step::Wanted => Some(self.turned_at.plus(ASK_AGAIN_AFTER)),
+            Step::Asked => Some(mend.found_at.plus(ANSWER_MAX)),
+            Step::Wanted { from } => Some(from.max(self.turned_at.plus(ASK_AGAIN_AFTER))),
             _ => None,
         });
         asked.min()

@@ -344,8 +344,6 @@ impl Group {
                     return self
                         .lose_peer(turn, LossReason::Protocol("a fetch before the last one was answered"));
                 }
-                // What an earlier fetch had sent and consumed says nothing of these.
-                (self.peer.sent, self.peer.consumed) = (from.previous(), from.previous());
                 (self.peer.next_to_send, self.peer.send_to) = (from, to);
                 // Numbers go back: what the link has read is counted from here, or the window would let go of it too early.
                 (self.peer.sent, self.peer.consumed) = (from.previous(), from.previous());
@@ -361,7 +359,7 @@ impl Group {
                 if let BlockPlace::Slot(slot) = place {
                     self.repair_lacks(turn, slot);
                 }
-                self.mend_lacks(place, why);
+                self.mend_lacks(turn.now, place, why);
             }
             Control::SwitchoverWanted if primary => self.on_switchover_wanted(turn),
             Control::SwitchoverRefused { code } if !primary => self.on_switchover_refused(turn, code),
