@@ -687,6 +687,53 @@ fn the_other_site_takes_over_with_every_acknowledged_write_and_the_old_one_follo
     }
 }
 
+/// Simulator seed 13003: its successor took the old primary's newest update for its own, and had it settled.
+#[test]
+fn a_primary_that_goes_on_between_two_hellos_greets_again_before_it_follows() {
+    let mut pair = pair();
+    exercise(&mut pair, &mut HashMap::new(), 20, 1);
+    pair.sites.iter_mut().for_each(|site| site.may_refuse = true);
+    let now = pair.now;
+    for site in &mut pair.sites {
+        site.with(now, |group, turn| group.on_link(turn, FromLink::Disconnected { connection: 1 }));
+    }
+    let promote = AdminRequest { id: 1, op: AdminOp::Promote { fenced: true } };
+    pair.sites[1].with(now, |group, turn| group.on_admin(turn, promote));
+    pair.run_until("taken over, durably", |pair| {
+        let status = pair.sites[1].group.status(pair.now);
+        status.role == Role::Primary && status.durable == status.last
+    });
+    pair.connect(2);
+    let (now, [old, new]) = (pair.now, &mut pair.sites);
+    let greets = |message: &ToLink| matches!(message, ToLink::Page { frame: PageFrame::Hello, .. });
+    old.with(now, |group, turn| group.end_turn(turn));
+    let said = old.drain(now);
+    assert!(said.iter().any(greets));
+    // It still serves its hosts, and numbers what they write.
+    old.write(now, 0, 7, 0xee, false);
+    old.with(now, |group, turn| group.end_turn(turn));
+    assert!(old.drain(now).is_empty());
+    said.into_iter().for_each(|message| new.receive(now, old, message));
+    new.with(now, |group, turn| group.end_turn(turn));
+    let answers = new.drain(now);
+    let (hello, stream): (Vec<_>, Vec<_>) = answers.into_iter().partition(greets);
+    hello.into_iter().for_each(|message| old.receive(now, new, message));
+    old.with(now, |group, turn| group.end_turn(turn));
+    assert_eq!(old.drain(now), [ToLink::Close]);
+    stream.into_iter().for_each(|message| old.receive(now, new, message));
+    for site in &mut pair.sites {
+        site.with(now, |group, turn| group.on_link(turn, FromLink::Disconnected { connection: 2 }));
+        site.drain(now);
+    }
+    pair.connect(3);
+    pair.run_until("in sync again", |pair| {
+        pair.sites.iter().all(|site| site.group.status(pair.now).peer == PeerState::InSync)
+    });
+    pair.settled();
+    let due = pair.read(1, 7);
+    assert!(due != 0xee && pair.read(0, 7) == due);
+}
+
 #[test]
 fn a_switchover_moves_the_primary_there_and_back_on_one_connection() {
     let mut pair = pair();

@@ -113,6 +113,10 @@ impl Group {
             group.refuse(turn, refusal(code, text));
         };
         let lead = leader(&said, hello);
+        // Who leads goes by what was said: what this site has numbered since would be neither cut nor told from the leader's own.
+        if lead == Lead::Theirs && self.window.last() > said.last {
+            return self.lose_peer(turn, LossReason::Protocol("this site went on meanwhile"));
+        }
         self.note_split(&said, hello, lead == Lead::SplitBrain);
         match lead {
             Lead::Ours if self.role == Role::Primary => self.lead(turn, hello),
