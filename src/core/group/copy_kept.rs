@@ -74,16 +74,9 @@ impl Group {
         let end = self.config.differential_blocks.min(first.0 + UPDATE_BLOCKS_MAX as u64);
         let count = (first.0..end).take_while(|&slot| to_copy.remove(slot)).count() as u32;
         self.resync.next = (volume.0, first.0 + u64::from(count));
-        let slot = self.volume_slots.pop().expect("room was checked");
-        for index in 0..count as usize {
-            let page = self.pages.take().expect("counted above");
-            turn.tables.volume_io.set(slot, index, page, BlockSum::ZEROS);
-        }
         self.resync.begin_read(count);
         let read = SlotsRead { first: Slot(first.0), count, moves: self.resync.moves };
-        let request =
-            IoRequest { slot, target: IoTarget::Differential, op: IoOp::Read, block: first.0, count };
-        self.submit_volume(turn, slot, VolumeIo::CopySlots(read), request);
+        self.read_blocks(turn, IoTarget::Differential, first.0, count, VolumeIo::CopySlots(read));
         true
     }
 

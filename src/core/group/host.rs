@@ -313,36 +313,30 @@ impl Group {
         count: u32,
         first: u32,
     ) {
-        let slot = self.volume_slots.pop().expect("room was checked");
-        self.take_fetch_row(turn, slot, volume, lba, count);
         let serial = self.op(at).serial;
-        self.volume_io[slot.0 as usize] =
-            VolumeIo::Fetch { front: at.0, ticket: at.1, serial, volume, lba, count, first };
-        turn.out.to_volumes.push(IoRequest {
-            slot,
-            target: IoTarget::Volume(volume),
-            op: IoOp::Read,
-            block: lba.0,
-            count,
-        });
+        let io = VolumeIo::Fetch { front: at.0, ticket: at.1, serial, volume, lba, count, first };
+        self.fetch_blocks(turn, volume, lba, count, io);
         self.counters.volume_reads += 1;
     }
 
-    /// Entries and pages for blocks that are read from their volume.
-    pub(super) fn take_fetch_row(
+    /// Reads blocks for the cache; the caller has seen to it that there is room.
+    pub(super) fn fetch_blocks(
         &mut self,
         turn: &mut Turn<impl Memory>,
-        slot: SlotId,
         volume: VolumeId,
         lba: Lba,
         count: u32,
+        io: VolumeIo,
     ) {
+        let slot = self.volume_slots.pop().expect("room was checked");
         for index in 0..count {
             let began = self.cache.fetch_begin(volume, lba.plus(u64::from(index)));
             assert!(began, "room was checked");
             let page = self.pages.take().expect("room was checked");
             turn.tables.volume_io.set(slot, index as usize, page, BlockSum::ZEROS);
         }
+        let target = IoTarget::Volume(volume);
+        self.submit_volume(turn, slot, io, IoRequest { slot, target, op: IoOp::Read, block: lba.0, count });
     }
 
     /// One of them enters the cache, if it was read and is what was written. Returns whether it may be once it is repaired.

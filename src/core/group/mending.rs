@@ -557,12 +557,9 @@ impl Group {
         if !able {
             return self.lack(turn, place, Lacking::Busy);
         }
-        let (slot, page) = (self.volume_slots.pop().expect("checked"), self.pages.take().expect("checked"));
-        turn.tables.volume_io.set(slot, 0, page, sum);
         self.mending.lending += 1;
-        let request =
-            IoRequest { slot, target: IoTarget::Volume(volume), op: IoOp::Read, block: lba.0, count: 1 };
-        self.submit_volume(turn, slot, VolumeIo::LendBlock { volume, lba, sum }, request);
+        let io = VolumeIo::LendBlock { volume, lba, sum };
+        self.read_blocks(turn, IoTarget::Volume(volume), lba.0, 1, io);
     }
 
     /// It was read; its page goes to the link and comes back from there.

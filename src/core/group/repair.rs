@@ -131,12 +131,8 @@ impl Group {
         if !able {
             return self.lack(turn, BlockPlace::Slot(wanted), Lacking::Busy);
         }
-        let (slot, page) = (self.volume_slots.pop().expect("checked"), self.pages.take().expect("checked"));
-        turn.tables.volume_io.set(slot, 0, page, sum);
         self.repair.lending = true;
-        let (target, block) = (IoTarget::Differential, wanted.0);
-        let request = IoRequest { slot, target, op: IoOp::Read, block, count: 1 };
-        self.submit_volume(turn, slot, VolumeIo::Lend { slot: wanted, sum }, request);
+        self.read_blocks(turn, IoTarget::Differential, wanted.0, 1, VolumeIo::Lend { slot: wanted, sum });
     }
 
     /// It was read; its page goes to the link and comes back from there.

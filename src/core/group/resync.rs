@@ -516,12 +516,8 @@ impl Group {
                 self.send_piece(turn, volume, lba, count, Some(row));
             }
             Kind::OnDisk => {
-                let slot = self.volume_slots.pop().expect("room was checked");
-                self.take_fetch_row(turn, slot, volume, lba, count);
                 self.resync.begin_read(count);
-                let target = IoTarget::Volume(volume);
-                let request = IoRequest { slot, target, op: IoOp::Read, block: lba.0, count };
-                self.submit_volume(turn, slot, VolumeIo::Copy { volume, lba, count }, request);
+                self.fetch_blocks(turn, volume, lba, count, VolumeIo::Copy { volume, lba, count });
             }
         }
         true

@@ -48,18 +48,6 @@ impl ScrubStatus {
         named: [(VolumeId(0), Lba(0)); SCRUB_NAMED_MAX],
         for_ns: 0,
     };
-
-    /// A block that it had found is whole, or cannot be repaired now.
-    pub fn note(&mut self, volume: VolumeId, lba: Lba, repaired: bool) {
-        if repaired {
-            self.repaired += 1;
-            return;
-        }
-        if let Some(named) = self.named.get_mut(self.unrepaired as usize) {
-            *named = (volume, lba);
-        }
-        self.unrepaired += 1;
-    }
 }
 
 #[derive(Debug)]
@@ -90,8 +78,17 @@ impl Scrub {
         self.reading_since.is_some()
     }
 
+    /// A block that it had found is whole, or cannot be repaired now.
     pub fn note(&mut self, volume: VolumeId, lba: Lba, repaired: bool) {
-        self.status.note(volume, lba, repaired);
+        let status = &mut self.status;
+        if repaired {
+            status.repaired += 1;
+            return;
+        }
+        if let Some(named) = status.named.get_mut(status.unrepaired as usize) {
+            *named = (volume, lba);
+        }
+        status.unrepaired += 1;
     }
 }
 

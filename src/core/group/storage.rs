@@ -245,6 +245,23 @@ impl Group {
         self.volume_slots.push(slot);
     }
 
+    /// Reads blocks into pages that nobody else knows; the caller has seen to it that there are enough, and a slot.
+    pub(super) fn read_blocks(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        target: IoTarget,
+        block: u64,
+        count: u32,
+        io: VolumeIo,
+    ) {
+        let slot = self.volume_slots.pop().expect("room was checked");
+        for index in 0..count as usize {
+            let page = self.pages.take().expect("room was checked");
+            turn.tables.volume_io.set(slot, index, page, BlockSum::ZEROS);
+        }
+        self.submit_volume(turn, slot, io, IoRequest { slot, target, op: IoOp::Read, block, count });
+    }
+
     /// Submits a volume I/O whose row is filled.
     pub(super) fn submit_volume(
         &mut self,

@@ -5,7 +5,6 @@ use super::host::DESTAGE_SLOTS;
 use super::storage::VolumeIo;
 use super::{Group, Phase, Turn};
 use crate::base::*;
-use crate::core::messages::*;
 
 /// Pause between two reads while operations are inside: 128 KiB each, they take the disk less than a tenth of the time.
 const PAUSE: Nanos = Nanos::from_millis(2);
@@ -86,7 +85,8 @@ impl Group {
                 continue;
             }
             if self.room_to_warm(count) {
-                self.warm(turn, VolumeId(volume), Lba(lba), count as u32);
+                let io = VolumeIo::WarmUp { volume: VolumeId(volume), lba: Lba(lba), count: count as u32 };
+                self.fetch_blocks(turn, VolumeId(volume), Lba(lba), count as u32, io);
                 let lba = lba + count as u64;
                 self.warm_up = WarmUp::At { volume, lba, reading: true, due_at: turn.now };
             } else {
@@ -102,14 +102,6 @@ impl Group {
         self.pages.free() >= pages + blocks
             && self.cache.free_entries() >= entries + blocks
             && self.volume_slots.len() > DESTAGE_SLOTS
-    }
-
-    fn warm(&mut self, turn: &mut Turn<impl Memory>, volume: VolumeId, lba: Lba, count: u32) {
-        let slot = self.volume_slots.pop().expect("room was checked");
-        self.take_fetch_row(turn, slot, volume, lba, count);
-        let target = IoTarget::Volume(volume);
-        let request = IoRequest { slot, target, op: IoOp::Read, block: lba.0, count };
-        self.submit_volume(turn, slot, VolumeIo::WarmUp { volume, lba, count }, request);
     }
 
     /// A read ended. What could not be read stays out of the cache: who wants it will hear why.

@@ -229,6 +229,30 @@ impl Before {
     }
 }
 
+/// Gives `each` the rows of snapshots from `since` on, with those of the blocks that no row before it has; until it returns false, or each
+/// block of the run had its first.
+fn first_rows(
+    table: &impl ReadableTable<Key, &'static [u8]>,
+    (volume, lba, count): (VolumeId, Lba, u32),
+    since: UpdateNumber,
+    mut each: impl FnMut(&Row, u64) -> Result<bool, StoreError>,
+) -> Result<(), StoreError> {
+    for (run, mut wanted) in runs(volume, lba, u64::from(count)) {
+        let mut rows = table.range(rows_from(run, since))?;
+        while wanted != 0
+            && let Some(found) = rows.next()
+        {
+            let found = Found::of(found)?;
+            let row = found.row()?;
+            if !each(&row, row.blocks() & wanted)? {
+                break;
+            }
+            wanted &= !row.blocks();
+        }
+    }
+    Ok(())
+}
+
 impl Store {
     pub(super) fn load_captured(
         &self,
@@ -329,21 +353,14 @@ impl Store {
         (0..count as usize).for_each(|index| put_kept(page, index, None));
         let transaction = self.database.begin_read()?;
         let table = transaction.open_table(CAPTURED)?;
-        for (run, mut wanted) in runs(volume, lba, u64::from(count)) {
-            let mut rows = table.range(rows_from(run, snapshot))?;
-            while wanted != 0
-                && let Some(found) = rows.next()
-            {
-                let found = Found::of(found)?;
-                let row = found.row()?;
-                for bit in bits(row.blocks() & wanted) {
-                    let entry = row.entry(bit).expect("it is one of the row's")?;
-                    let Captured { snapshot, slot, sum, .. } = entry;
-                    put_kept(page, (entry.lba.0 - lba.0) as usize, Some(Kept { snapshot, slot, sum }));
-                }
-                wanted &= !row.blocks();
+        first_rows(&table, (volume, lba, count), snapshot, |row, blocks| {
+            for bit in bits(blocks) {
+                let entry = row.entry(bit).expect("it is one of the row's")?;
+                let Captured { snapshot, slot, sum, .. } = entry;
+                put_kept(page, (entry.lba.0 - lba.0) as usize, Some(Kept { snapshot, slot, sum }));
             }
-        }
+            Ok(true)
+        })?;
         Ok(MetadataAnswer::Found)
     }
 
@@ -358,20 +375,13 @@ impl Store {
         page.fill(0);
         let transaction = self.database.begin_read()?;
         let table = transaction.open_table(CAPTURED)?;
-        for (run, mut wanted) in runs(volume, lba, u64::from(count)) {
-            let mut rows = table.range(rows_from(run, since))?;
-            while wanted != 0
-                && let Some(found) = rows.next()
-            {
-                let found = Found::of(found)?;
-                let row = found.row()?;
-                if row.snapshot() >= before {
-                    break;
-                }
-                bits(row.blocks() & wanted).for_each(|bit| set_bit(page, run.block(bit).0 - lba.0));
-                wanted &= !row.blocks();
+        first_rows(&table, (volume, lba, count), since, |row, blocks| {
+            let is_before = row.snapshot() < before;
+            if is_before {
+                bits(blocks).for_each(|bit| set_bit(page, row.run().block(bit).0 - lba.0));
             }
-        }
+            Ok(is_before)
+        })?;
         Ok(MetadataAnswer::Bits)
     }
 }
