@@ -3,12 +3,13 @@
 use crate::base::*;
 use crate::core::group::{Group, Turn};
 use crate::core::outbox::Outbox;
-use crate::sim::audit::{PRIMARY, SECONDARY};
+use crate::sim::audit::{PRIMARY, SECONDARY, peer_of};
 use crate::sim::coverage::Struck;
 use crate::sim::hosts::Front;
 use crate::sim::link::Link;
+use crate::sim::network::{End, PAIR};
 use crate::sim::plan::{CRASHES_MAX, CRASHES_MIN, Crash, Fault};
-use crate::sim::site::{Alarm, Site};
+use crate::sim::site::{Alarm, Leg, Site};
 use crate::sim::world::{Event, Stage, World};
 
 /// A crash that found no site alive is tried again after this many events.
@@ -48,7 +49,7 @@ impl World {
     pub(super) fn strike(&mut self, fault: Fault) {
         match fault {
             Fault::Crash { site, crash } => {
-                let other = 1 - site;
+                let other = peer_of(site);
                 if !self.alive(site) && !self.alive(other) && self.outcome.crashes < CRASHES_MIN as u64 {
                     // Nobody is there to crash, and the seed is to have its crashes.
                     return self.armed.push((CRASH_AGAIN_EVENTS, fault));
@@ -70,20 +71,20 @@ impl World {
             }
             Fault::Break => {
                 self.cover_both(Struck::Break);
-                self.break_connection();
+                self.break_connection(PAIR);
             }
             Fault::Garble { site } => {
                 self.cover_both(Struck::Garble);
-                self.network.garble(site);
+                self.network.garble(End { path: PAIR, side: site });
             }
             Fault::Partition { ns } => {
                 self.cover_both(Struck::Partition);
-                self.partition(ns);
+                self.partition(PAIR, ns);
                 self.perhaps_promote(false);
             }
             Fault::Gray { delay_ns, ns } => {
                 self.cover_both(Struck::Gray);
-                self.network.gray(delay_ns, self.now + ns);
+                self.network.gray(PAIR, delay_ns, self.now + ns);
             }
         }
     }
@@ -130,9 +131,12 @@ impl World {
         let disk = &site.disk;
         self.audit.perhaps_adopt(index, disk);
         self.audit.of(index).crashed(index, disk);
-        let link = std::mem::replace(&mut site.link, Link::new(1));
-        if let Some(connection) = link.connection() {
-            self.abandon(index, connection);
+        for leg in 0..self.sites[index].legs.len() {
+            let Leg { end, link, .. } = &mut self.sites[index].legs[leg];
+            let (end, link) = (*end, std::mem::replace(link, Link::new(1)));
+            if let Some(connection) = link.connection() {
+                self.abandon(end, connection);
+            }
         }
     }
 
@@ -155,7 +159,7 @@ impl World {
         let site = &mut self.sites[index];
         site.memory.restart();
         let ring = if self.plan.turn_messages == 1 { 1 } else { LINK_INBOUND_SLOTS };
-        site.link = Link::new(ring);
+        site.legs.iter_mut().for_each(|leg| leg.link = Link::new(ring));
         site.fronts = (0..site.fronts.len()).map(|_| Front::new(index, self.plan.depth)).collect();
         site.journal_done.clear();
         site.volume_done.clear();
@@ -165,7 +169,10 @@ impl World {
         site.submitted_at = [self.now; 2];
         site.errors = [None; 2];
         site.batch_at = 0;
-        for alarm in [&mut site.alarm, &mut site.link_alarm].into_iter().chain(&mut site.front_alarms) {
+        for alarm in std::iter::once(&mut site.alarm)
+            .chain(site.legs.iter_mut().map(|leg| &mut leg.alarm))
+            .chain(&mut site.front_alarms)
+        {
             *alarm = Alarm { at: None, token: alarm.token + 1 };
         }
         let mut group = Box::new(Group::new(self.plan.configs[index].clone()));

@@ -1,4 +1,4 @@
-//! Floor 4, feature `sim`: both sites of a pair in one thread, in virtual nanoseconds, from one seed; see
+//! Floor 4, feature `sim`: all sites in one thread, in virtual nanoseconds, from one seed; see
 //! `docs/SIMULATOR.md`.
 
 mod aimed;
@@ -11,6 +11,7 @@ mod handover;
 mod hosts;
 mod io;
 mod link;
+mod links;
 pub mod memory;
 pub mod metadata;
 mod network;

@@ -1,12 +1,30 @@
-//! The network between the two sites: one connection at a time, ordered bytes, and everything that can happen to them.
+//! The network between the sites: a path for each pair of them that talk, on it one connection at a time, ordered bytes, and
+//! everything that can happen to them.
 
 use std::collections::VecDeque;
 
 use crate::sim::audit::{PRIMARY, SECONDARY};
 use crate::sim::link::Said;
+use crate::sim::plan::Plan;
 use crate::sim::world::{Event, World};
 
 const MS: u64 = 1_000_000;
+
+/// The path between the two sites that are in lockstep.
+pub const PAIR: usize = 0;
+
+/// One end of a path; side 0 dials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct End {
+    pub path: usize,
+    pub side: usize,
+}
+
+impl End {
+    fn other(self) -> End {
+        End { side: 1 - self.side, ..self }
+    }
+}
 
 /// A connection as the network sees it.
 struct Connection {
@@ -23,60 +41,24 @@ struct Connection {
     doomed: bool,
 }
 
-pub struct Network {
-    delay_ns: u64,
-    notice_ns: u64,
+/// What lies between two sites.
+struct Path {
+    /// The site at each end, and which of its legs this is.
+    ends: [(usize, usize); 2],
     connection: Option<Connection>,
     connections: u64,
     /// Nothing arrives before this.
     partitioned_until: u64,
     gray_ns: u64,
     gray_until: u64,
-    /// The next bytes to this site have a flipped bit.
+    /// The next bytes to this side have a flipped bit.
     garble: [bool; 2],
     dialing: bool,
 }
 
-impl Network {
-    pub fn new(delay_ns: u64, notice_ns: u64) -> Network {
-        Network {
-            delay_ns,
-            notice_ns,
-            connection: None,
-            connections: 0,
-            partitioned_until: 0,
-            gray_ns: 0,
-            gray_until: 0,
-            garble: [false; 2],
-            dialing: true,
-        }
-    }
-
-    pub fn garble(&mut self, site: usize) {
-        self.garble[site] = true;
-    }
-
-    pub fn gray(&mut self, delay_ns: u64, until: u64) {
-        self.gray_ns = delay_ns;
-        self.gray_until = until;
-    }
-
-    /// Faults are over.
-    pub fn calm(&mut self) {
-        self.gray_until = 0;
-        self.garble = [false; 2];
-    }
-
-    /// Whether nothing that a fault did is still to be felt.
-    pub fn is_whole(&self, now: u64) -> bool {
-        now >= self.partitioned_until
-            && self.connection.as_ref().is_some_and(|connection| {
-                !connection.doomed && connection.arrives.iter().all(|at| *at <= now + 10 * self.delay_ns)
-            })
-    }
-
-    pub fn is_partitioned(&self, now: u64) -> bool {
-        now < self.partitioned_until
+impl Path {
+    fn current(&mut self) -> &mut Connection {
+        self.connection.as_mut().expect("the caller looked")
     }
 
     fn doom(&mut self) {
@@ -84,22 +66,108 @@ impl Network {
     }
 }
 
+pub struct Network {
+    delay_ns: u64,
+    notice_ns: u64,
+    paths: Vec<Path>,
+}
+
+/// The sites at both ends of each path, those that dial first.
+fn sites_of_paths(_plan: &Plan) -> impl Iterator<Item = [usize; 2]> + use<> {
+    [[PRIMARY, SECONDARY]].into_iter()
+}
+
+/// The ends of paths at a site, in the order of its legs.
+pub fn ends_of(plan: &Plan, site: usize) -> impl Iterator<Item = End> + use<> {
+    let paths = sites_of_paths(plan).enumerate();
+    paths.filter_map(move |(path, sites)| {
+        sites.iter().position(|at| *at == site).map(|side| End { path, side })
+    })
+}
+
+impl Network {
+    pub fn new(plan: &Plan) -> Network {
+        let leg = |site: usize, path: usize| {
+            ends_of(plan, site).position(|end| end.path == path).expect("it is an end of this path")
+        };
+        let path = |(path, sites): (usize, [usize; 2])| Path {
+            ends: sites.map(|site| (site, leg(site, path))),
+            connection: None,
+            connections: 0,
+            partitioned_until: 0,
+            gray_ns: 0,
+            gray_until: 0,
+            garble: [false; 2],
+            dialing: true,
+        };
+        Network {
+            delay_ns: plan.network_ns,
+            notice_ns: plan.notice_ns,
+            paths: sites_of_paths(plan).enumerate().map(path).collect(),
+        }
+    }
+
+    pub fn paths(&self) -> usize {
+        self.paths.len()
+    }
+
+    pub fn garble(&mut self, end: End) {
+        self.paths[end.path].garble[end.side] = true;
+    }
+
+    pub fn gray(&mut self, path: usize, delay_ns: u64, until: u64) {
+        (self.paths[path].gray_ns, self.paths[path].gray_until) = (delay_ns, until);
+    }
+
+    /// Faults of the path are over.
+    pub fn calm(&mut self, path: usize) {
+        self.paths[path].gray_until = 0;
+        self.paths[path].garble = [false; 2];
+    }
+
+    /// Whether nothing that a fault did to the path is still to be felt.
+    pub fn is_whole(&self, path: usize, now: u64) -> bool {
+        let path = &self.paths[path];
+        now >= path.partitioned_until
+            && path.connection.as_ref().is_some_and(|connection| {
+                !connection.doomed && connection.arrives.iter().all(|at| *at <= now + 10 * self.delay_ns)
+            })
+    }
+
+    pub fn is_partitioned(&self, path: usize, now: u64) -> bool {
+        now < self.paths[path].partitioned_until
+    }
+
+    fn is_current(&self, path: usize, number: u64) -> bool {
+        self.paths[path].connection.as_ref().is_some_and(|connection| connection.number == number)
+    }
+}
+
 impl World {
-    /// The primary dials whenever it has no connection; both ends of a new one get to know of it in any order.
-    pub(super) fn dial(&mut self) {
-        self.network.dialing = false;
-        if self.sites[PRIMARY].link.connection().is_some() {
+    /// The connection that the site at this end knows of.
+    fn connection_at(&self, end: End) -> Option<u64> {
+        let (site, leg) = self.network.paths[end.path].ends[end.side];
+        self.sites[site].legs[leg].link.connection()
+    }
+
+    /// The dialling side dials whenever it has no connection; both ends of a new one get to know of it in any order.
+    pub(super) fn dial(&mut self, path: usize) {
+        self.network.paths[path].dialing = false;
+        let sides = [0, 1].map(|side| End { path, side });
+        if self.connection_at(sides[0]).is_some() {
             return;
         }
-        if !self.alive(PRIMARY) || !self.alive(SECONDARY) || self.now < self.network.partitioned_until {
-            return self.dial_later();
+        let alive = self.network.paths[path].ends.iter().all(|(site, _)| self.alive(*site));
+        if !alive || self.now < self.network.paths[path].partitioned_until {
+            return self.dial_later(path);
         }
-        self.network.connections += 1;
-        let number = self.network.connections;
         let delay = self.network.delay_ns;
         let ready = [0, 1].map(|_| self.now + 2 * delay + self.rng.latency(2 * delay));
+        let at = &mut self.network.paths[path];
+        at.connections += 1;
+        let number = at.connections;
         let never = u64::MAX;
-        self.network.connection = Some(Connection {
+        at.connection = Some(Connection {
             number,
             ready,
             arrives: ready,
@@ -107,40 +175,36 @@ impl World {
             pieces: Default::default(),
             doomed: false,
         });
-        for site in [PRIMARY, SECONDARY] {
-            self.schedule(ready[site], Event::Established { site, connection: number });
+        for end in sides {
+            self.schedule(ready[end.side], Event::Established { end, connection: number });
         }
         // If an end dies before it knows, somebody must dial again.
-        self.dial_later();
+        self.dial_later(path);
     }
 
-    fn dial_later(&mut self) {
-        if !self.network.dialing {
-            self.network.dialing = true;
+    fn dial_later(&mut self, path: usize) {
+        if !std::mem::replace(&mut self.network.paths[path].dialing, true) {
             let at = self.now + self.rng.latency(4 * MS);
-            self.schedule(at, Event::Dial);
+            self.schedule(at, Event::Dial { path });
         }
     }
 
-    fn is_current(&self, number: u64) -> bool {
-        self.network.connection.as_ref().is_some_and(|connection| connection.number == number)
-    }
-
-    pub(super) fn established(&mut self, site: usize, connection: u64) {
-        if !self.is_current(connection) {
+    pub(super) fn established(&mut self, end: End, connection: u64) {
+        if !self.network.is_current(end.path, connection) {
             return;
         }
+        let (site, leg) = self.network.paths[end.path].ends[end.side];
         if !self.alive(site) {
-            return self.abandon(site, connection);
+            return self.abandon(end, connection);
         }
-        self.sites[site].link.connected(connection);
-        self.wake_link(site, self.now);
+        self.sites[site].legs[leg].link.connected(connection);
+        self.wake_link(site, leg, self.now);
     }
 
-    pub(super) fn transmit(&mut self, from: usize, said: Said) {
-        let to = 1 - from;
+    pub(super) fn transmit(&mut self, from: End, said: Said) {
+        let (path, to) = (from.path, from.other());
         let Said { connection: number, bytes, close } = said;
-        if !self.is_current(number) {
+        if !self.network.is_current(path, number) {
             return;
         }
         // Pieces of any size, in order.
@@ -155,136 +219,138 @@ impl World {
             let piece = std::mem::replace(&mut rest, tail);
             if !piece.is_empty() {
                 let at = self.arrival(to);
-                let connection = self.network.connection.as_mut().expect("it is current");
-                connection.pieces[to].push_back(piece);
-                self.schedule(at, Event::Arrive { site: to, connection: number });
+                self.network.paths[path].current().pieces[to.side].push_back(piece);
+                self.schedule(at, Event::Arrive { end: to, connection: number });
             }
         }
         if close {
             let at = self.arrival(to);
-            self.schedule(at, Event::Lost { site: to, connection: number });
-            self.network.doom();
+            self.schedule(at, Event::Lost { end: to, connection: number });
+            self.network.paths[path].doom();
             self.after_loss(from);
         }
     }
 
-    fn arrival(&mut self, to: usize) -> u64 {
-        let gray = if self.now < self.network.gray_until { self.network.gray_ns } else { 0 };
+    fn arrival(&mut self, to: End) -> u64 {
+        let path = &mut self.network.paths[to.path];
+        let gray = if self.now < path.gray_until { path.gray_ns } else { 0 };
         let at = self.now + self.rng.latency(self.network.delay_ns) + gray;
-        let connection = self.network.connection.as_mut().expect("the caller looked");
-        connection.arrives[to] = at.max(connection.arrives[to]).max(connection.ready[to]);
-        connection.arrives[to]
+        let connection = path.current();
+        connection.arrives[to.side] = at.max(connection.arrives[to.side]).max(connection.ready[to.side]);
+        connection.arrives[to.side]
     }
 
-    pub(super) fn arrive(&mut self, site: usize, connection: u64) {
-        if !self.is_current(connection) {
+    pub(super) fn arrive(&mut self, end: End, connection: u64) {
+        if !self.network.is_current(end.path, connection) {
             return;
         }
-        if self.now < self.network.partitioned_until {
+        let path = &mut self.network.paths[end.path];
+        if self.now < path.partitioned_until {
             // Sent again once the network is whole.
-            return self.schedule(self.network.partitioned_until, Event::Arrive { site, connection });
+            let at = path.partitioned_until;
+            return self.schedule(at, Event::Arrive { end, connection });
         }
-        let current = self.network.connection.as_mut().expect("it is current");
-        let mut bytes = current.pieces[site].pop_front().expect("an arrival for each piece");
-        if !self.alive(site)
-            || self.now > self.network.connection.as_ref().map_or(0, |current| current.cut[site])
-        {
+        let (site, leg) = path.ends[end.side];
+        let current = path.current();
+        let mut bytes = current.pieces[end.side].pop_front().expect("an arrival for each piece");
+        let lost = self.now > current.cut[end.side];
+        if lost || !self.alive(site) {
             return;
         }
-        if std::mem::take(&mut self.network.garble[site]) {
+        if std::mem::take(&mut self.network.paths[end.path].garble[end.side]) {
             let bit = self.rng.below(8 * bytes.len() as u64);
             bytes[bit as usize / 8] ^= 1 << (bit % 8);
         }
-        self.sites[site].link.arrive(connection, bytes);
-        self.wake_link(site, self.now);
+        self.sites[site].legs[leg].link.arrive(connection, bytes);
+        self.wake_link(site, leg, self.now);
     }
 
     /// A side notices that its connection is over.
-    pub(super) fn lost(&mut self, site: usize, connection: u64) {
-        if self.alive(site) && self.sites[site].link.connection() == Some(connection) {
-            self.sites[site].link.disconnected();
-            self.wake_link(site, self.now);
+    pub(super) fn lost(&mut self, end: End, connection: u64) {
+        let (site, leg) = self.network.paths[end.path].ends[end.side];
+        if self.alive(site) && self.connection_at(end) == Some(connection) {
+            self.sites[site].legs[leg].link.disconnected();
+            self.wake_link(site, leg, self.now);
         }
-        if site == PRIMARY {
-            self.after_loss(site);
-        }
+        self.after_loss(end);
     }
 
-    fn after_loss(&mut self, site: usize) {
-        if site == PRIMARY && self.plan.has_peer() {
-            self.dial_later();
+    fn after_loss(&mut self, end: End) {
+        if end.side == 0 && self.plan.has_peer() {
+            self.dial_later(end.path);
         }
     }
 
     /// One end died: what it sent may still arrive; the other end notices some time.
-    pub(super) fn abandon(&mut self, site: usize, connection: u64) {
-        if self.is_current(connection) {
-            let other = 1 - site;
+    pub(super) fn abandon(&mut self, end: End, connection: u64) {
+        if self.network.is_current(end.path, connection) {
+            let other = end.other();
             let notice = self.now + self.rng.latency(self.network.notice_ns);
             let cut = self.now + if self.rng.once_in(2) { self.rng.below(MS) } else { 0 };
-            if let Some(current) = &mut self.network.connection {
-                current.cut[other] = current.cut[other].min(cut);
-            }
-            self.schedule(notice, Event::Lost { site: other, connection });
-            self.network.doom();
+            let current = self.network.paths[end.path].current();
+            current.cut[other.side] = current.cut[other.side].min(cut);
+            self.schedule(notice, Event::Lost { end: other, connection });
+            self.network.paths[end.path].doom();
         }
-        self.after_loss(PRIMARY);
+        self.after_loss(End { side: 0, ..end });
     }
 
-    pub(super) fn break_connection(&mut self) {
-        let Some(number) = self.network.connection.as_ref().map(|connection| connection.number) else {
+    pub(super) fn break_connection(&mut self, path: usize) {
+        let Some(number) = self.network.paths[path].connection.as_ref().map(|connection| connection.number)
+        else {
             return;
         };
-        for site in [PRIMARY, SECONDARY] {
+        for side in 0..2 {
             let cut = self.now + self.rng.below(MS / 4);
             let notice = cut + self.rng.latency(self.network.notice_ns);
-            if let Some(current) = &mut self.network.connection {
-                current.cut[site] = current.cut[site].min(cut);
-            }
-            self.schedule(notice, Event::Lost { site, connection: number });
-            self.network.doom();
+            let current = self.network.paths[path].current();
+            current.cut[side] = current.cut[side].min(cut);
+            self.schedule(notice, Event::Lost { end: End { path, side }, connection: number });
         }
+        self.network.paths[path].doom();
     }
 
-    pub(super) fn partition(&mut self, ns: u64) {
-        self.network.partitioned_until = self.network.partitioned_until.max(self.now + ns);
-        self.schedule(self.network.partitioned_until, Event::Healed);
+    pub(super) fn partition(&mut self, path: usize, ns: u64) {
+        let at = &mut self.network.paths[path];
+        at.partitioned_until = at.partitioned_until.max(self.now + ns);
+        let until = at.partitioned_until;
+        let number = at.connection.as_ref().map(|connection| connection.number);
+        self.schedule(until, Event::Healed { path });
         // A side whose peer is silent for the idle timeout gives the connection up, each for itself.
-        let Some(number) = self.network.connection.as_ref().map(|connection| connection.number) else {
-            return;
-        };
-        for site in [PRIMARY, SECONDARY] {
+        let Some(number) = number else { return };
+        for side in 0..2 {
             let idle = 10 * MS + self.rng.latency(20 * self.network.notice_ns);
             if idle < ns {
-                self.schedule(self.now + idle, Event::Lost { site, connection: number });
-                self.network.doom();
+                self.schedule(self.now + idle, Event::Lost { end: End { path, side }, connection: number });
+                self.network.paths[path].doom();
             }
         }
     }
 
-    pub(super) fn end_partition(&mut self) {
-        self.network.partitioned_until = self.now;
-        self.healed();
+    pub(super) fn end_partition(&mut self, path: usize) {
+        self.network.paths[path].partitioned_until = self.now;
+        self.healed(path);
     }
 
-    pub(super) fn healed(&mut self) {
+    pub(super) fn healed(&mut self, path: usize) {
         // A side that gave up leaves its peer with a dead connection, which the peer notices now.
-        let Some(number) = self.network.connection.as_ref().map(|connection| connection.number) else {
+        let Some((number, ready)) = self.network.paths[path]
+            .connection
+            .as_ref()
+            .map(|connection| (connection.number, connection.ready))
+        else {
             return;
         };
-        let ends = [0, 1].map(|site: usize| self.sites[site].link.connection() == Some(number));
-        for site in [PRIMARY, SECONDARY] {
-            if ends[site]
-                && !ends[1 - site]
-                && self.now >= self.network.connection.as_ref().expect("seen").ready[1 - site]
-            {
+        let ends = [0, 1].map(|side| self.connection_at(End { path, side }) == Some(number));
+        for side in 0..2 {
+            if ends[side] && !ends[1 - side] && self.now >= ready[1 - side] {
                 let at = self.now + self.rng.latency(self.network.notice_ns);
-                self.schedule(at, Event::Lost { site, connection: number });
-                self.network.doom();
+                self.schedule(at, Event::Lost { end: End { path, side }, connection: number });
+                self.network.paths[path].doom();
             }
         }
         if self.plan.has_peer() {
-            self.dial_later();
+            self.dial_later(path);
         }
     }
 }

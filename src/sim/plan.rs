@@ -6,6 +6,7 @@ use crate::core::config::*;
 use crate::core::group::PAGES_MIN;
 use crate::core::journal::journal_blocks_min;
 use crate::sim::aimed::AimedPlan;
+use crate::sim::audit::{PRIMARY, SECONDARY};
 use crate::sim::resync::ResyncPlan;
 use crate::sim::rng::Rng;
 use crate::sim::snapshots::SnapshotPlan;
@@ -99,7 +100,8 @@ pub struct Mix {
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub seed: u64,
-    pub configs: [GroupConfig; 2],
+    /// One of each site; without a peer the second is never started.
+    pub configs: Vec<GroupConfig>,
     pub operations: u64,
     /// Operations each front has outstanding at most.
     pub depth: usize,
@@ -156,7 +158,7 @@ impl Plan {
         let flush_interval = Nanos(rng.pick(&[200 * US, 2 * MS, 5 * MS]));
         let flush_blocks = rng.pick(&[16, 256, 1024]);
         let fronts = rng.between(1, 2) as usize;
-        let configs = [0, 1].map(|site| GroupConfig {
+        let mut config = |site: usize| GroupConfig {
             group: GroupId(0x5eed),
             site: SiteId(site as u16 + 1),
             role: if site == 0 { Role::Primary } else { Role::Secondary },
@@ -182,7 +184,8 @@ impl Plan {
             destage_depth_max: rng.pick(&[1, 4, 32]) as usize,
             warm_up: seed % 4 == 3,
             fronts: if site == 0 { fronts } else { 1 },
-        });
+        };
+        let configs = vec![config(PRIMARY), config(SECONDARY)];
         let operations = HOST_OPERATIONS_MIN + rng.below(200);
         Plan {
             seed,

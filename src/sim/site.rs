@@ -15,6 +15,7 @@ use crate::sim::hosts::Front;
 use crate::sim::link::Link;
 use crate::sim::memory::{SimMemory, Sums};
 use crate::sim::metadata::Metadata;
+use crate::sim::network::{self, End};
 use crate::sim::plan::Plan;
 use crate::sim::stock;
 
@@ -33,13 +34,27 @@ pub(super) struct Done {
     pub(super) write: Option<(IoTarget, IoId)>,
 }
 
+/// What a site has of a path to another site.
+pub(super) struct Leg {
+    pub(super) end: End,
+    pub(super) link: Link,
+    pub(super) alarm: Alarm,
+}
+
+impl Leg {
+    fn new(end: End) -> Leg {
+        Leg { end, link: Link::new(1), alarm: Alarm::default() }
+    }
+}
+
 pub(super) struct Site {
     pub(super) group: Option<Box<Group>>,
     pub(super) memory: SimMemory,
     pub(super) tables: Tables,
     pub(super) out: Outbox,
     pub(super) disk: Disk,
-    pub(super) link: Link,
+    /// Its link with the other of the pair first.
+    pub(super) legs: Vec<Leg>,
     pub(super) fronts: Vec<Front>,
     pub(super) journal_done: VecDeque<Done>,
     pub(super) volume_done: VecDeque<Done>,
@@ -48,7 +63,6 @@ pub(super) struct Site {
     pub(super) admin: VecDeque<(u64, AdminRequest)>,
     pub(super) incarnation: u32,
     pub(super) alarm: Alarm,
-    pub(super) link_alarm: Alarm,
     pub(super) front_alarms: Vec<Alarm>,
     /// When each executor's ring is drained of what was pushed so far.
     pub(super) submitted_at: [u64; 2],
@@ -91,7 +105,7 @@ impl Site {
             tables: stock::take(config.fronts),
             out: Outbox::new(config.fronts),
             disk,
-            link: Link::new(1),
+            legs: network::ends_of(plan, index).map(Leg::new).collect(),
             fronts: (0..config.fronts).map(|_| Front::new(index, plan.depth)).collect(),
             journal_done: VecDeque::new(),
             volume_done: VecDeque::new(),
@@ -99,7 +113,6 @@ impl Site {
             admin: VecDeque::new(),
             incarnation: 0,
             alarm: Alarm::default(),
-            link_alarm: Alarm::default(),
             front_alarms: vec![Alarm::default(); config.fronts],
             submitted_at: [0; 2],
             batch_at: 0,

@@ -4,7 +4,7 @@ use crate::base::*;
 use crate::core::config::{DifferentialBy, OnDifferentialFull};
 use crate::core::messages::*;
 use crate::format::snapshot::SnapshotName;
-use crate::sim::audit::{Media, Place};
+use crate::sim::audit::{Media, Place, peer_of};
 use crate::sim::content::{Content, Print};
 use crate::sim::disk::Stored;
 use crate::sim::metadata::Metadata;
@@ -152,7 +152,7 @@ impl World {
     /// Perhaps a site that is to start finds its tables damaged. Then it takes its peer's, if they have what its own had, and the old
     /// blocks that it has not: what a repair does while the site does not run.
     pub(super) fn perhaps_repair_tables(&mut self, index: usize) {
-        let other = 1 - index;
+        let other = peer_of(index);
         let incarnation = u64::from(self.sites[index].incarnation);
         let mut damage = Rng::new(self.plan.seed ^ DAMAGE_FORK);
         let seldom =
@@ -170,8 +170,7 @@ impl World {
             self.sites[index].disk.metadata = Metadata::new(step);
             return;
         }
-        let (left, right) = self.sites.split_at_mut(1);
-        let (site, peer) = if index == 0 { (&mut left[0], &right[0]) } else { (&mut right[0], &left[0]) };
+        let [site, peer] = self.sites.get_disjoint_mut([index, other]).expect("two sites");
         if peer.disk.metadata.applied < site.disk.metadata.applied {
             return;
         }

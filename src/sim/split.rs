@@ -5,8 +5,9 @@ use std::ops::{Deref, DerefMut};
 
 use crate::core::config::{OnPeerLoss, Role};
 use crate::core::messages::AdminOp;
-use crate::sim::audit::{Auditor, Media, Place};
+use crate::sim::audit::{Auditor, Media, PRIMARY, Place, SECONDARY, peer_of};
 use crate::sim::disk::Stored;
+use crate::sim::network::PAIR;
 use crate::sim::plan::{Crash, Fault, Plan};
 use crate::sim::rng::Rng;
 use crate::sim::world::{Stage, World};
@@ -170,10 +171,10 @@ impl World {
             return false;
         }
         self.outcome.splits += 1;
-        let other = 1 - self.home;
+        let other = peer_of(self.home);
         self.audit.part(other);
         self.audit.of(other).ordered_to_take_over(other);
-        self.partition(PARTED_NS_MAX);
+        self.partition(PAIR, PARTED_NS_MAX);
         self.part_goes_on(Part::Promoting);
         self.administer(other, AdminOp::Promote { fenced: true });
         true
@@ -181,14 +182,14 @@ impl World {
 
     pub(super) fn go_on_parted(&mut self, part: Part) {
         let Some(plan) = self.plan.split else { return };
-        let gone = if plan.keeps_home { 1 - self.home } else { self.home };
+        let gone = if plan.keeps_home { peer_of(self.home) } else { self.home };
         let serves = |world: &World, site: usize| {
             world.status(site).is_some_and(|status| status.role == Role::Primary && status.solo)
         };
         match part {
             Part::Promoting => {
-                if serves(self, 0) && serves(self, 1) {
-                    let writes = [0, 1].map(|site| self.audit.of(site).acknowledged_writes);
+                if serves(self, PRIMARY) && serves(self, SECONDARY) {
+                    let writes = [PRIMARY, SECONDARY].map(|site| self.audit.of(site).acknowledged_writes);
                     self.apart_from = writes;
                     self.apart_since = self.counts.submitted;
                     self.part_goes_on(Part::Apart);
@@ -200,9 +201,9 @@ impl World {
                 };
                 // Writes may all fail where snapshots keep too much.
                 let tired = self.counts.submitted >= self.apart_since + APART_OPERATIONS_MAX;
-                if (enough(self, 0) && enough(self, 1)) || tired {
+                if (enough(self, PRIMARY) && enough(self, SECONDARY)) || tired {
                     self.audit.gone = gone;
-                    self.end_partition();
+                    self.end_partition(PAIR);
                     self.part_goes_on(Part::Meeting);
                 }
             }
@@ -210,8 +211,8 @@ impl World {
                 let idle =
                     self.sites.iter().flat_map(|site| &site.fronts).all(|front| front.outstanding() == 0);
                 let met = |site| self.status(site).is_some_and(|status| status.split.is_some());
-                if idle && met(0) && met(1) {
-                    self.home = 1 - gone;
+                if idle && met(PRIMARY) && met(SECONDARY) {
+                    self.home = peer_of(gone);
                     for _ in 0..plan.crashes {
                         let events = self.split_rng.below(plan.crash_events);
                         let crash = if self.split_rng.once_in(2) { Crash::Power } else { Crash::Process };

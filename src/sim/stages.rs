@@ -4,8 +4,9 @@ use crate::base::*;
 use crate::core::config::Role;
 use crate::core::group::Turn;
 use crate::core::group::status::{GroupState, GroupStatus, PeerState};
-use crate::sim::audit::{PRIMARY, SECONDARY};
+use crate::sim::audit::peer_of;
 use crate::sim::hosts::Front;
+use crate::sim::network::PAIR;
 use crate::sim::site::Site;
 use crate::sim::stock;
 use crate::sim::world::{Outcome, Stage, World};
@@ -27,18 +28,22 @@ impl World {
     }
 
     pub(super) fn stopped(&self, site: usize) -> bool {
-        let Site { group, disk, link, journal_done, volume_done, metadata_done, .. } = &self.sites[site];
+        let Site { group, disk, legs, journal_done, volume_done, metadata_done, .. } = &self.sites[site];
         group.as_ref().is_some_and(|group| group.stopped())
             && disk.in_flight() == 0
             && journal_done.is_empty()
             && volume_done.is_empty()
             && metadata_done.is_empty()
             && disk.metadata.is_idle()
-            && link.idle()
+            && legs.iter().all(|leg| leg.link.idle())
     }
 
     pub(super) fn status(&self, site: usize) -> Option<GroupStatus> {
         self.sites[site].group.as_ref().map(|group| group.status(Nanos(self.now)))
+    }
+
+    fn all_status(&self) -> Vec<Option<GroupStatus>> {
+        self.members().map(|site| self.status(site)).collect()
     }
 
     pub(super) fn in_lockstep(&self) -> bool {
@@ -50,7 +55,7 @@ impl World {
         serving
             && primary.peer == PeerState::InSync
             && !primary.solo
-            && self.status(1 - self.home).is_some_and(|secondary| {
+            && self.status(peer_of(self.home)).is_some_and(|secondary| {
                 (secondary.role, secondary.peer) == (Role::Secondary, PeerState::InSync)
             })
     }
@@ -63,7 +68,7 @@ impl World {
         });
         !under_way
             && self.now > self.operator_until
-            && (!self.plan.has_peer() || self.network.is_whole(self.now))
+            && (!self.plan.has_peer() || self.network.is_whole(PAIR, self.now))
     }
 
     fn wake_fronts(&mut self) {
@@ -100,9 +105,8 @@ impl World {
             Stage::Healing { until } => {
                 assert!(
                     !late(until),
-                    "liveness: not in lockstep {HEAL_NS_MAX} ns after the last fault: {:#?} {:#?}",
-                    self.status(PRIMARY),
-                    self.status(SECONDARY)
+                    "liveness: not in lockstep {HEAL_NS_MAX} ns after the last fault: {:#?}",
+                    self.all_status()
                 );
                 let idle =
                     self.sites.iter().flat_map(|site| &site.fronts).all(|front| front.outstanding() == 0);
@@ -124,10 +128,9 @@ impl World {
             Stage::Settling { until } => {
                 assert!(
                     !late(until),
-                    "liveness: not settled {HEAL_NS_MAX} ns after the last operation, last is #{}: {:#?} {:#?}",
+                    "liveness: not settled {HEAL_NS_MAX} ns after the last operation, last is #{}: {:#?}",
                     self.audit.last(),
-                    self.status(PRIMARY),
-                    self.status(SECONDARY)
+                    self.all_status()
                 );
                 if !self.settled() {
                     return;
@@ -149,18 +152,16 @@ impl World {
             Stage::Parted { part, until } => {
                 assert!(
                     !late(until),
-                    "liveness: a split brain is not over, {part:?}: {:#?} {:#?}",
-                    self.status(PRIMARY),
-                    self.status(SECONDARY)
+                    "liveness: a split brain is not over, {part:?}: {:#?}",
+                    self.all_status()
                 );
                 self.go_on_parted(part);
             }
             Stage::Stopping { until } => {
                 assert!(
                     !late(until),
-                    "liveness: not stopped after {HEAL_NS_MAX} ns: {:#?} {:#?}",
-                    self.status(PRIMARY),
-                    self.status(SECONDARY)
+                    "liveness: not stopped after {HEAL_NS_MAX} ns: {:#?}",
+                    self.all_status()
                 );
             }
         }
@@ -171,17 +172,20 @@ impl World {
             site.slow_until = 0;
             site.errors = [None; 2];
         });
-        self.network.calm();
-        self.healed();
+        for path in 0..self.network.paths() {
+            self.network.calm(path);
+            self.healed(path);
+        }
     }
 
     pub(super) fn check_end(mut self) -> Outcome {
         for site in self.members() {
             self.audit.check_volumes(site, &self.sites[site].disk);
             self.audit.check_snapshots(site, u64::MAX, &self.sites[site].disk);
-            let Site { group, memory, fronts, link, .. } = &self.sites[site];
+            let Site { group, memory, fronts, legs, .. } = &self.sites[site];
             let (free, used) = group.as_ref().expect("stopped, not dead").pages();
-            let held = fronts.iter().map(Front::pages_held).sum::<usize>() + link.pages_held();
+            let of_links = legs.iter().map(|leg| leg.link.pages_held()).sum::<usize>();
+            let held = fronts.iter().map(Front::pages_held).sum::<usize>() + of_links;
             let status = self.status(site).expect("stopped, not dead");
             self.outcome.repaired_blocks += status.counters.repaired_blocks;
             self.outcome.captured_blocks += status.counters.captured_blocks;

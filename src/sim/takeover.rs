@@ -5,7 +5,9 @@ use crate::base::Generation;
 use crate::core::config::{OnPeerLoss, Role};
 use crate::core::group::status::{GroupState, GroupStatus};
 use crate::core::messages::AdminOp;
+use crate::sim::audit::peer_of;
 use crate::sim::handover::HandoverPlan;
+use crate::sim::network::PAIR;
 use crate::sim::plan::Plan;
 use crate::sim::rng::Rng;
 use crate::sim::world::{Event, Stage, World};
@@ -87,20 +89,20 @@ impl World {
         let percent = if dead { plan.after_crash_percent } else { plan.after_partition_percent };
         if self.stage == Stage::Working && self.takeover_rng.percent(percent) {
             let at = self.now + self.takeover_rng.latency(plan.delay_ns);
-            self.schedule(at, Event::Promote { site: 1 - self.home });
+            self.schedule(at, Event::Promote { site: peer_of(self.home) });
         }
     }
 
     /// The operator's word that the other site is fenced is true: it is dead, or cut off from its peer and from now on from its
     /// hosts. One that has acknowledged alone is not taken over from.
     pub(super) fn promote(&mut self, site: usize) {
-        let old = 1 - site;
+        let old = peer_of(site);
         let follows = self
             .status(site)
             .is_some_and(|status| (status.role, status.state) == (Role::Secondary, GroupState::Serving));
         let alone = self.status(old).is_some_and(|status| status.solo);
-        let cut =
-            self.plan.takeover.is_some_and(|plan| plan.suspends) && self.network.is_partitioned(self.now);
+        let cut = self.plan.takeover.is_some_and(|plan| plan.suspends)
+            && self.network.is_partitioned(PAIR, self.now);
         let gone = !self.alive(old) || (cut && !alone);
         let may = self.stage == Stage::Working && old == self.home && follows && gone;
         // What waits in it for room is nothing that it has.
@@ -128,7 +130,7 @@ impl World {
             return;
         }
         let Some(status) = self.status(site).filter(serves) else { return };
-        let other = self.status(1 - site).filter(serves);
+        let other = self.status(peer_of(site)).filter(serves);
         if let Some(other) = other {
             assert!(
                 other.generation != status.generation,

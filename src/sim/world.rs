@@ -1,4 +1,4 @@
-//! The event loop: two sites, their disks, the network between them, and time.
+//! The event loop: the sites, their disks, the network between them, and time.
 
 use std::rc::Rc;
 
@@ -9,19 +9,18 @@ use crate::core::messages::*;
 use crate::core::outbox::Event as GroupEvent;
 use crate::format::wire::RefusalCode;
 use crate::sim::aimed::{self, Aim, AimedPlan};
-use crate::sim::audit::{AuditConfig, Auditor, Level, PRIMARY, SECONDARY};
-use crate::sim::content::Content;
+use crate::sim::audit::{AuditConfig, Auditor, JournalSeen, Level, PRIMARY, SECONDARY};
 use crate::sim::coverage::Coverage;
 use crate::sim::disk::IoId;
 use crate::sim::handover;
 use crate::sim::hosts::HostCounts;
-use crate::sim::network::Network;
+use crate::sim::network::{End, Network, PAIR};
 use crate::sim::plan::{Crash, Fault, Plan};
 use crate::sim::queue::Queue;
 use crate::sim::resync::{self, ResyncPlan};
 use crate::sim::rng::Rng;
 use crate::sim::rot::{self, RotPlan, Rotten};
-use crate::sim::site::{Alarm, Done, Site, seen};
+use crate::sim::site::{Alarm, Done, Site};
 use crate::sim::snapshots::{self, SnapshotPlan};
 use crate::sim::split::{self, Audits, Part, SplitPlan};
 use crate::sim::takeover;
@@ -38,6 +37,7 @@ pub(super) enum Event {
     },
     Link {
         site: usize,
+        leg: usize,
         token: u64,
     },
     Front {
@@ -67,20 +67,24 @@ pub(super) enum Event {
     Restart {
         site: usize,
     },
-    Dial,
+    Dial {
+        path: usize,
+    },
     Established {
-        site: usize,
+        end: End,
         connection: u64,
     },
     Arrive {
-        site: usize,
+        end: End,
         connection: u64,
     },
     Lost {
-        site: usize,
+        end: End,
         connection: u64,
     },
-    Healed,
+    Healed {
+        path: usize,
+    },
     /// An operator's command reaches a site.
     Promote {
         site: usize,
@@ -163,7 +167,7 @@ const EVENTS_MAX: u64 = 4_000_000;
 /// Events of one instant; beyond, those who wake each other keep time from going on.
 const INSTANT_EVENTS_MAX: u64 = 10_000;
 /// A group that asks to be called again at once gets its turn after this.
-const TURN_GAP_NS: u64 = 300;
+pub(super) const TURN_GAP_NS: u64 = 300;
 /// What turns, rings and the deadline scan may add to a host's deadline.
 const SLACK_NS: u64 = 5 * MS;
 
@@ -207,7 +211,7 @@ pub struct World {
     pub(super) administered: u64,
     pub(super) now: u64,
     queue: Queue<Event>,
-    pub(super) sites: [Site; 2],
+    pub(super) sites: Vec<Site>,
     pub(super) network: Network,
     pub(super) audit: Audits,
     pub(super) trace: Trace,
@@ -251,13 +255,19 @@ impl World {
             volumes: volumes.clone(),
             level,
             peer: plan.has_peer(),
-            journal_blocks: [0, 1].map(|site| plan.configs[site].journal_blocks),
-            journal_volatile: [0, 1].map(|site| plan.configs[site].journal_volatile),
+            journals: plan
+                .configs
+                .iter()
+                .map(|config| JournalSeen {
+                    blocks: config.journal_blocks,
+                    volatile: config.journal_volatile,
+                })
+                .collect(),
             by_value: config.differential == DifferentialBy::Value,
             wait_ns_max: config.host_deadline.0 + config.host_deadline.0 / 8 + SLACK_NS,
         });
         let sums = Rc::default();
-        let sites = [0, 1].map(|index| Site::new(&plan, index, &volumes, &sums));
+        let sites = (0..plan.configs.len()).map(|index| Site::new(&plan, index, &volumes, &sums)).collect();
         let mut world = World {
             rng,
             snapshot_rng,
@@ -283,7 +293,7 @@ impl World {
             now: 0,
             queue: Queue::new(),
             sites,
-            network: Network::new(plan.network_ns, plan.notice_ns),
+            network: Network::new(&plan),
             audit: Audits::new(audit),
             trace,
             stage: Stage::Working,
@@ -297,7 +307,7 @@ impl World {
         if world.plan.has_peer() {
             let at = world.rng.below(MS);
             world.schedule(at, Event::Restart { site: SECONDARY });
-            world.schedule(MS, Event::Dial);
+            world.schedule(MS, Event::Dial { path: PAIR });
         }
         world
     }
@@ -342,13 +352,13 @@ impl World {
         }
     }
 
-    pub(super) fn wake_link(&mut self, site: usize, at: u64) {
+    pub(super) fn wake_link(&mut self, site: usize, leg: usize, at: u64) {
         let at = at.max(self.now);
-        let alarm = &mut self.sites[site].link_alarm;
+        let alarm = &mut self.sites[site].legs[leg].alarm;
         if alarm.at.is_none_or(|set| at < set) {
             *alarm = Alarm { at: Some(at), token: alarm.token + 1 };
             let token = alarm.token;
-            self.schedule(at, Event::Link { site, token });
+            self.schedule(at, Event::Link { site, leg, token });
         }
     }
 
@@ -374,10 +384,10 @@ impl World {
                     self.group_turn(site);
                 }
             }
-            Event::Link { site, token } => {
-                if self.alive(site) && self.sites[site].link_alarm.token == token {
-                    self.sites[site].link_alarm.at = None;
-                    self.link_turn(site);
+            Event::Link { site, leg, token } => {
+                if self.alive(site) && self.sites[site].legs[leg].alarm.token == token {
+                    self.sites[site].legs[leg].alarm.at = None;
+                    self.link_turn(site, leg);
                 }
             }
             Event::Front { site, front, token } => {
@@ -402,11 +412,11 @@ impl World {
                 }
             }
             Event::Restart { site } => self.restart(site),
-            Event::Dial => self.dial(),
-            Event::Established { site, connection } => self.established(site, connection),
-            Event::Arrive { site, connection } => self.arrive(site, connection),
-            Event::Lost { site, connection } => self.lost(site, connection),
-            Event::Healed => self.healed(),
+            Event::Dial { path } => self.dial(path),
+            Event::Established { end, connection } => self.established(end, connection),
+            Event::Arrive { end, connection } => self.arrive(end, connection),
+            Event::Lost { end, connection } => self.lost(end, connection),
+            Event::Healed { path } => self.healed(path),
             Event::Promote { site } => self.promote(site),
             Event::Administer { site, op } => self.administer(site, op),
         }
@@ -423,7 +433,7 @@ impl World {
             memory,
             tables,
             out,
-            link,
+            legs,
             fronts,
             journal_done,
             volume_done,
@@ -443,7 +453,8 @@ impl World {
             group.on_admin(&mut turn, request);
         }
         let mut disconnected = false;
-        let first_front = 3;
+        let first_leg = 2;
+        let first_front = first_leg + legs.len();
         let edges = first_front + fronts.len();
         let start = rng.below(edges as u64) as usize;
         let backwards = rng.once_in(2);
@@ -465,11 +476,9 @@ impl World {
                         }
                         group.on_io(&mut turn, executor, done);
                     }
-                    2 => {
-                        if group.link_room() == 0 || link.ring.front().is_none_or(|(ready, _)| *ready > now) {
-                            break;
-                        }
-                        let (_, message) = link.ring.pop_front().expect("looked at it");
+                    _ if edge < first_front => {
+                        let leg = &mut legs[edge - first_leg];
+                        let Some(message) = leg.take_for(group, now) else { break };
                         match message {
                             FromLink::Update { .. } if group.stages() => (),
                             FromLink::Update { update, .. } => {
@@ -482,7 +491,7 @@ impl World {
                             _ => (),
                         }
                         self.trace.note(now, || format!("site {index} takes {message:?}"));
-                        group.on_link(&mut turn, message);
+                        leg.hand_over(group, &mut turn, message);
                     }
                     _ => {
                         let front = edge - first_front;
@@ -497,7 +506,8 @@ impl World {
         }
         group.end_turn(&mut turn);
         let deadline = group.next_deadline();
-        let (stopped, takes) = (group.stopped(), group.link_room() > 0);
+        let stopped = group.stopped();
+        let links = legs.iter().filter_map(|leg| leg.due(group)).min();
         self.drain(index);
         self.note_slots(index);
         self.note_home(index);
@@ -509,7 +519,7 @@ impl World {
         let rings = [
             site.journal_done.front().map(|done| done.ready),
             site.volume_done.front().map(|done| done.ready),
-            site.link.ring.front().filter(|_| takes).map(|(ready, _)| *ready),
+            links,
             site.metadata_done.front().map(|(ready, _)| *ready),
             site.admin.front().map(|(ready, _)| *ready),
         ];
@@ -519,8 +529,8 @@ impl World {
         if let Some(at) = next.into_iter().chain(due).min() {
             self.wake_group(index, at);
         }
-        // The ring from the link may have places again.
-        self.wake_link(index, now);
+        // The rings from the links may have places again.
+        (0..self.sites[index].legs.len()).for_each(|leg| self.wake_link(index, leg, now));
     }
 
     /// Takes the group's effects onto the rings.
@@ -530,7 +540,7 @@ impl World {
         // What a site that was taken over from says does not reach its hosts.
         let parted = self.is_parted();
         let heard = self.plan.takeover.is_none() || index == self.home || parted;
-        let Site { out, memory, tables, link, fronts, disk, .. } = &mut self.sites[index];
+        let Site { out, memory, fronts, .. } = &mut self.sites[index];
         let mut woken = [false; FRONTS_MAX];
         for (number, front) in fronts.iter_mut().enumerate() {
             while let Some(page) = out.front_pages[number].pop() {
@@ -550,62 +560,8 @@ impl World {
                 woken[number] = true;
             }
         }
-        while let Some(page) = out.link_pages.pop() {
-            memory.lend(page);
-            link.grant(page);
-        }
-        let mut after = now;
-        while let Some(message) = out.to_link.pop() {
-            after = after.max(now + self.rng.below(ring_ns + 1));
-            self.trace.note(now, || format!("site {index} says {message:?}"));
-            let mut pages = Vec::new();
-            match message {
-                ToLink::Update { update, slot, source, with_old, .. } => {
-                    let table = match source {
-                        UpdateSource::Window => &tables.window,
-                        UpdateSource::CatchUp | UpdateSource::Copy => &tables.catch_up,
-                    };
-                    let mut blocks = Vec::with_capacity(update.payload_blocks());
-                    for block in 0..update.payload_blocks() {
-                        let page = table.page(SlotId(slot), block);
-                        memory.pin_for_reading(page);
-                        pages.push(page);
-                        blocks.push(memory.content(page));
-                    }
-                    if source == UpdateSource::Copy {
-                        if update.payload_blocks() == 0 {
-                            blocks.resize(update.count as usize, Content::ZERO);
-                        }
-                        if update.touches_blocks() {
-                            self.audit.of(index).copies(update.volume.0, update.lba.0, &blocks);
-                        }
-                        link.push(after, message, pages);
-                        continue;
-                    }
-                    let seen = seen(&update);
-                    self.audit.of(index).sends(index, seen, &blocks);
-                    let row = SlotId((update.number.0 % OLD_BLOCK_SLOTS as u64) as u32);
-                    let olds = if with_old { update.count as usize } else { 0 };
-                    let mut old = Vec::with_capacity(olds);
-                    for page in (0..olds).map(|block| tables.old_blocks.page(row, block)) {
-                        memory.pin_for_reading(page);
-                        pages.push(page);
-                        old.push(memory.print(page));
-                    }
-                    let live = source == UpdateSource::Window;
-                    self.audit.of(index).sends_old(index, &seen, with_old.then_some(&old), live, disk);
-                }
-                ToLink::Page { page, .. } => {
-                    memory.pin_for_reading(page);
-                    pages.push(page);
-                }
-                ToLink::Control(Control::Ack { journaled, durable, applied, .. }) => {
-                    self.audit.of(index).acknowledges(index, journaled.0, durable.0, applied.0, disk);
-                }
-                ToLink::Begin { .. } | ToLink::Control(_) | ToLink::Close => (),
-            }
-            link.push(after, message, pages);
-        }
+        (0..self.sites[index].legs.len()).for_each(|leg| self.drain_to_link(index, leg));
+        let out = &mut self.sites[index].out;
         while out.stamps.pop().is_some() {}
         let mut failed = false;
         let mut catches_up = false;
@@ -701,23 +657,6 @@ impl World {
             self.trace.note(now, || format!("site {index} has failed"));
             self.sites[index].errors = [None; 2];
             self.armed.push((self.rng.below(300), Fault::Crash { site: index, crash: Crash::Process }));
-        }
-    }
-
-    fn link_turn(&mut self, index: usize) {
-        let Site { group, link, memory, tables, .. } = &mut self.sites[index];
-        let takes = group.as_ref().is_some_and(|group| group.link_room() > 0);
-        let messages = self.rng.between(1, self.plan.turn_messages.max(8));
-        let (said, next) = link.turn(self.now, messages, self.plan.ring_ns, &mut self.rng, memory, tables);
-        // A group that cannot take what there is looks again when its own work has made room.
-        if let Some(at) = link.ring.front().filter(|_| takes).map(|(ready, _)| *ready) {
-            self.wake_group(index, at);
-        }
-        if let Some(said) = said {
-            self.transmit(index, said);
-        }
-        if let Some(at) = next {
-            self.wake_link(index, at.max(self.now + TURN_GAP_NS));
         }
     }
 }

@@ -235,7 +235,7 @@ impl Auditor {
 mod tests {
     use super::*;
     use crate::sim::audit::journal::{BatchSeen, KIND_GENERATION_OPEN, KIND_WRITE, KIND_ZERO};
-    use crate::sim::audit::{AuditConfig, Level, PRIMARY, Place};
+    use crate::sim::audit::{AuditConfig, JournalSeen, Level, PRIMARY, Place};
     use crate::sim::content::Block;
     use crate::sim::disk::IoId;
 
@@ -258,8 +258,7 @@ mod tests {
                 volumes: vec![8],
                 level: Level::Journaled,
                 peer: false,
-                journal_blocks: [64; 2],
-                journal_volatile: [false; 2],
+                journals: vec![JournalSeen { blocks: 64, volatile: false }; 2],
                 by_value: false,
                 wait_ns_max: 1,
             });

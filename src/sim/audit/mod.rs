@@ -23,8 +23,14 @@ use crate::sim::audit::site::Site;
 use crate::sim::content::{Content, Print};
 use crate::sim::disk::Stored;
 
+/// The two sites that are in lockstep, by the roles they were formatted with.
 pub const PRIMARY: usize = 0;
 pub const SECONDARY: usize = 1;
+
+/// The other one of the two.
+pub const fn peer_of(site: usize) -> usize {
+    1 - site
+}
 
 /// A file of a site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,14 +72,21 @@ pub enum Level {
     Applied,
 }
 
+/// What a site's journal is.
+#[derive(Clone, Copy, Debug)]
+pub struct JournalSeen {
+    pub blocks: u64,
+    pub volatile: bool,
+}
+
 #[derive(Clone, Debug)]
 pub struct AuditConfig {
     /// Sizes in blocks.
     pub volumes: Vec<u64>,
     pub level: Level,
     pub peer: bool,
-    pub journal_blocks: [u64; 2],
-    pub journal_volatile: [bool; 2],
+    /// One of each site.
+    pub journals: Vec<JournalSeen>,
     /// The primary sends what its updates overwrite, if a snapshot needs it.
     pub by_value: bool,
     /// Longest a host may wait for a reply while its site runs: the deadline and what the simulator adds.
@@ -263,7 +276,7 @@ impl fmt::Display for Lack {
 #[derive(Clone, Debug)]
 pub struct Auditor {
     config: AuditConfig,
-    sites: [Site; 2],
+    sites: Vec<Site>,
     /// Whose the newest generation of the stream is.
     leader: usize,
     /// The stream in force; update n is at n - 1.
@@ -320,10 +333,13 @@ pub struct Auditor {
 
 impl Auditor {
     pub fn new(config: AuditConfig) -> Auditor {
-        let site = |site: usize| Site::new(config.journal_blocks[site], config.journal_volatile[site]);
         let histories = |blocks: &u64| (0..*blocks).map(|_| BlockHistory::NONE).collect();
         Auditor {
-            sites: [site(PRIMARY), site(SECONDARY)],
+            sites: config
+                .journals
+                .iter()
+                .map(|journal| Site::new(journal.blocks, journal.volatile))
+                .collect(),
             leader: PRIMARY,
             stream: Vec::new(),
             replaced: BTreeMap::new(),
@@ -457,7 +473,7 @@ impl Auditor {
         } else {
             at("journaled", local, self.written(local))?;
         }
-        let other = 1 - local;
+        let other = peer_of(local);
         let [received, written, durable, applied] = self.has(other);
         let [received_before, written_before, durable_before, applied_before] = self.before_death[other];
         let peer = match level {
@@ -484,7 +500,7 @@ impl Auditor {
         let last = self.stream.len() as u64;
         let held = (self.acknowledged + 1..=last).rev().find(|&number| self.held(site, number).is_ok());
         self.acknowledged = held.unwrap_or(self.acknowledged);
-        self.before_death[1 - site] = [0; 4];
+        self.before_death[peer_of(site)] = [0; 4];
     }
 
     /// Whether `number` is durable on every site of the synchronous set.
@@ -493,7 +509,7 @@ impl Auditor {
             let has = self.durable(site);
             if has >= number { Ok(()) } else { Err(Lack { site, has, what: "durable", number }) }
         };
-        let both = at(self.leader).and_then(|()| at(1 - self.leader));
+        let both = at(self.leader).and_then(|()| at(peer_of(self.leader)));
         both.or_else(|why| {
             // Whoever numbered it may have been alone, though another site has taken over since.
             let numbered = self.stream.get((number as usize).wrapping_sub(1));

@@ -1,7 +1,7 @@
 //! The auditor and resyncs: what is copied, what its target's volumes are until all of it is there, and what they are then.
 
 use crate::sim::audit::journal::{SuperblockSeen, superblock};
-use crate::sim::audit::{Auditor, Media, Place};
+use crate::sim::audit::{Auditor, Media, Place, peer_of};
 use crate::sim::content::{Content, Print};
 
 impl Auditor {
@@ -74,7 +74,7 @@ impl Auditor {
         if site != self.leader || !self.config.peer {
             return;
         }
-        let peer_has = self.durable(1 - site);
+        let peer_has = self.durable(peer_of(site));
         let kept_from = self.sites[site].first_from(seen.position_sequence).unwrap_or(seen.checkpoint + 1);
         for entry in self.stream.iter().take(kept_from as usize - 1).skip(peer_has as usize) {
             let seen = entry.seen;

@@ -1,7 +1,7 @@
 //! The auditor and takeovers: what the new primary may go on without, and what the old one does before it knows.
 
 use crate::sim::audit::journal::{KIND_GENERATION_OPEN, KIND_HAND_OVER, Seen};
-use crate::sim::audit::{Auditor, Entry, Level};
+use crate::sim::audit::{Auditor, Entry, Level, peer_of};
 use crate::sim::content::Content;
 
 impl Auditor {
@@ -13,7 +13,7 @@ impl Auditor {
     /// Whether an operator may let the other site, which took updates up to `other_took`, take over from `site`, which is dead or
     /// cut from its hosts. Not if it acknowledged anything alone that the other has not, or would go on alone when it starts again.
     pub fn may_be_taken_over(&self, site: usize, other_took: u64) -> bool {
-        let (written, other_has) = (self.written(site), self.received(1 - site).min(other_took));
+        let (written, other_has) = (self.written(site), self.received(peer_of(site)).min(other_took));
         let own = |has: u64| self.solo.iter().rev().find(|(number, _)| *number <= has);
         let ended = |last: Option<&(u64, bool)>| last.is_none_or(|(at, begins)| !begins && *at <= other_has);
         // Power may take from it yet what it has not flushed, an end among that.
@@ -81,7 +81,7 @@ impl Auditor {
         }
         self.replace_from(common + 1);
         self.leader = site;
-        (self.deposed[site], self.deposed[1 - site]) = (false, true);
+        (self.deposed[site], self.deposed[peer_of(site)]) = (false, true);
         self.take_up_own(first - 1);
         self.newest_generation = self.stream.last().map_or(0, |entry| entry.seen.generation);
         self.takeovers += 1;
@@ -100,10 +100,10 @@ impl Auditor {
     /// A crash may have undone the opening of the newest generation: then the one before is in force, and all that its primary has.
     pub(super) fn takeover_undone(&mut self) {
         let leader = match self.stream.last() {
-            _ if self.succeeds(1 - self.leader) => 1 - self.leader,
+            _ if self.succeeds(peer_of(self.leader)) => peer_of(self.leader),
             Some(newest) => Auditor::opener(newest.seen.generation),
             // There was nothing before it.
-            None if self.deposed[1 - self.leader] => 1 - self.leader,
+            None if self.deposed[peer_of(self.leader)] => peer_of(self.leader),
             None => self.leader,
         };
         if leader != self.leader {
@@ -142,7 +142,7 @@ impl Auditor {
 mod tests {
     use super::*;
     use crate::sim::audit::journal::{BatchSeen, KIND_WRITE};
-    use crate::sim::audit::{AuditConfig, OpKind, OpSpec, PRIMARY, Place, SECONDARY};
+    use crate::sim::audit::{AuditConfig, JournalSeen, OpKind, OpSpec, PRIMARY, Place, SECONDARY};
     use crate::sim::content::Print;
     use crate::sim::disk::{Disk, IoId};
 
@@ -161,8 +161,7 @@ mod tests {
                 volumes: vec![8],
                 level: Level::Received,
                 peer: true,
-                journal_blocks: [JOURNAL_BLOCKS; 2],
-                journal_volatile: [false; 2],
+                journals: vec![JournalSeen { blocks: JOURNAL_BLOCKS, volatile: false }; 2],
                 by_value: false,
                 wait_ns_max: 1,
             });
