@@ -92,7 +92,7 @@ impl World {
         if self.plan.aimed.is_none_or(|plan| plan.reconciling == 0) {
             return;
         }
-        let state = self.status(site).map(|status| (status.role, status.peer));
+        let state = self.standing(site).map(|status| (status.role, status.peer));
         let state = state.filter(|(role, peer)| match peer {
             PeerState::Reconciling => true,
             PeerState::CatchingUp | PeerState::Resyncing => *role == Role::Secondary,

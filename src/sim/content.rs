@@ -17,7 +17,7 @@ const WORDS: usize = BLOCK_BYTES / 8;
 
 const MARK: u64 = 0b101_0101 << 57;
 const MARK_MASK: u64 = 0x7f << 57;
-const INDEX_SHIFT: u32 = 48;
+pub const INDEX_SHIFT: u32 = 48;
 
 impl Print {
     pub const ZERO: Print = Print(0);

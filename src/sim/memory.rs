@@ -6,9 +6,10 @@
 use std::cell::{Cell, OnceCell};
 use std::ops::Range;
 use std::rc::Rc;
+use std::sync::LazyLock;
 
 use crate::base::{BLOCK_BYTES, BlockSum, Memory, PageId, sum_of_block};
-use crate::sim::content::{Block, Content, Print, fresh, recycle};
+use crate::sim::content::{Block, Content, INDEX_SHIFT, Print, fresh, recycle};
 
 /// What a page holds between its uses: no host writes it, no checksum matches it.
 const POISON: u8 = 0xdb;
@@ -18,7 +19,37 @@ const SUMS: usize = 1024;
 
 type KnownSum = Option<(Print, BlockSum)>;
 
-/// Checksums by content, since a block is summed again at every station of its way.
+/// What each byte of a name adds to the checksum of a host's block, and the checksum of one without a name: every word of such a
+/// block is its name and its index, and crc32c is linear.
+struct NameSums {
+    unnamed: u32,
+    bytes: [[u32; 256]; 8],
+}
+
+static NAME_SUMS: LazyLock<NameSums> = LazyLock::new(|| {
+    let sum = |word: &dyn Fn(u64) -> u64| {
+        let mut block = [0; BLOCK_BYTES];
+        for (index, bytes) in (0..).zip(block.as_chunks_mut::<8>().0) {
+            *bytes = word(index).to_le_bytes();
+        }
+        crc32c::crc32c(&block)
+    };
+    let zeros = sum(&|_| 0);
+    let byte = |at: usize| std::array::from_fn(|value| sum(&|_| (value as u64) << (8 * at)) ^ zeros);
+    NameSums { unnamed: sum(&|index| index << INDEX_SHIFT), bytes: std::array::from_fn(byte) }
+});
+
+/// The checksum of a host's block.
+fn sum_of_named(print: Print) -> BlockSum {
+    let NameSums { unnamed, bytes } = &*NAME_SUMS;
+    let named = bytes.iter().zip(print.0.to_le_bytes());
+    match named.fold(*unnamed, |sum, (added, byte)| sum ^ added[usize::from(byte)]) {
+        0 => BlockSum(u32::MAX),
+        sum => BlockSum(sum),
+    }
+}
+
+/// Checksums of other blocks by content, since a block is summed again at every station of its way.
 #[derive(Debug)]
 pub struct Sums(Box<[Cell<KnownSum>]>);
 
@@ -51,8 +82,8 @@ struct State {
     pins: u16,
 }
 
-/// At least one of the two is there.
-#[derive(Debug)]
+/// With neither of the two it holds poison.
+#[derive(Debug, Default)]
 struct Page {
     print: OnceCell<Print>,
     bytes: OnceCell<Rc<Block>>,
@@ -64,14 +95,17 @@ impl Page {
     }
 
     fn print(&self) -> Print {
-        *self.print.get_or_init(|| Print::of(self.bytes.get().expect("a page without a name has bytes")))
+        *self.print.get_or_init(|| Print::of(self.bytes()))
     }
 
     fn bytes(&self) -> &Rc<Block> {
         self.bytes.get_or_init(|| {
             let mut block = fresh();
-            let print = self.print.get().expect("a page without bytes has a name");
-            print.fill(&mut Rc::get_mut(&mut block).expect("nobody else refers to it")[..]);
+            let bytes = Rc::get_mut(&mut block).expect("nobody else refers to it");
+            match self.print.get() {
+                Some(print) => print.fill(&mut bytes[..]),
+                None => bytes.fill(POISON),
+            }
             block
         })
     }
@@ -92,7 +126,6 @@ impl From<Content> for Page {
 pub struct SimMemory {
     pages: Vec<Page>,
     states: Vec<State>,
-    poison: Rc<Block>,
     sums: Rc<Sums>,
 }
 
@@ -101,7 +134,6 @@ impl SimMemory {
         let mut memory = SimMemory {
             pages: (0..pages).map(|_| Page::named(Print::ZERO)).collect(),
             states: vec![State::default(); pages as usize],
-            poison: Rc::new([POISON; BLOCK_BYTES]),
             sums: sums.clone(),
         };
         memory.restart();
@@ -127,8 +159,7 @@ impl SimMemory {
 
     /// The page holds poison.
     fn forget(&mut self, page: PageId) {
-        let poison = Page { print: OnceCell::new(), bytes: OnceCell::from(self.poison.clone()) };
-        self.put(page, poison);
+        self.put(page, Page::default());
     }
 
     /// Bytes of the page's own, still those it had.
@@ -310,6 +341,9 @@ impl Memory for SimMemory {
 
     fn sum(&self, page: PageId) -> BlockSum {
         let page = self.page(page);
+        if page.print().op().is_some() {
+            return sum_of_named(page.print());
+        }
         self.sums.get(page.print(), || match page.bytes.get() {
             Some(bytes) => sum_of_block(bytes),
             None => {

@@ -184,7 +184,7 @@ impl World {
         let Some(plan) = self.plan.split else { return };
         let gone = if plan.keeps_home { peer_of(self.home) } else { self.home };
         let serves = |world: &World, site: usize| {
-            world.status(site).is_some_and(|status| status.role == Role::Primary && status.solo)
+            world.standing(site).is_some_and(|status| status.role == Role::Primary && status.solo)
         };
         match part {
             Part::Promoting => {

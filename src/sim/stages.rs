@@ -3,7 +3,7 @@
 use crate::base::*;
 use crate::core::config::Role;
 use crate::core::group::Turn;
-use crate::core::group::status::{GroupState, GroupStatus, PeerState};
+use crate::core::group::status::{GroupState, GroupStatus, PeerState, Standing};
 use crate::sim::audit::peer_of;
 use crate::sim::hosts::Front;
 use crate::sim::network::PAIR;
@@ -42,12 +42,17 @@ impl World {
         self.sites[site].group.as_ref().map(|group| group.status(Nanos(self.now)))
     }
 
+    /// What of that is asked after every event.
+    pub(super) fn standing(&self, site: usize) -> Option<Standing> {
+        self.sites[site].group.as_ref().map(|group| group.standing())
+    }
+
     fn all_status(&self) -> Vec<Option<GroupStatus>> {
         self.members().map(|site| self.status(site)).collect()
     }
 
     pub(super) fn in_lockstep(&self) -> bool {
-        let Some(primary) = self.status(self.home) else { return false };
+        let Some(primary) = self.standing(self.home) else { return false };
         let serving = (primary.role, primary.state) == (Role::Primary, GroupState::Serving);
         if !self.plan.has_peer() {
             return serving && self.members().all(|site| self.alive(site));
@@ -55,7 +60,7 @@ impl World {
         serving
             && primary.peer == PeerState::InSync
             && !primary.solo
-            && self.status(peer_of(self.home)).is_some_and(|secondary| {
+            && self.standing(peer_of(self.home)).is_some_and(|secondary| {
                 (secondary.role, secondary.peer) == (Role::Secondary, PeerState::InSync)
             })
     }
@@ -84,7 +89,7 @@ impl World {
         self.members().all(|site| {
             let fronts = &self.sites[site].fronts;
             fronts.iter().all(|front| front.outstanding() == 0)
-                && self.status(site).is_some_and(|status| {
+                && self.standing(site).is_some_and(|status| {
                     status.settled.0 == self.audit.last() && status.checkpoint == status.settled
                 })
         })

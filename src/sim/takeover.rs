@@ -3,7 +3,7 @@
 
 use crate::base::Generation;
 use crate::core::config::{OnPeerLoss, Role};
-use crate::core::group::status::{GroupState, GroupStatus};
+use crate::core::group::status::{GroupState, Standing};
 use crate::core::messages::AdminOp;
 use crate::sim::audit::peer_of;
 use crate::sim::handover::HandoverPlan;
@@ -60,7 +60,7 @@ impl TakeoverPlan {
     }
 }
 
-fn serves(status: &GroupStatus) -> bool {
+fn serves(status: &Standing) -> bool {
     (status.role, status.state) == (Role::Primary, GroupState::Serving)
 }
 
@@ -71,16 +71,16 @@ impl World {
         self.plan.takeover.is_none()
             || self.is_parted()
             || site == self.home
-            || self.status(site).is_some_and(|status| status.role == Role::Secondary)
+            || self.standing(site).is_some_and(|status| status.role == Role::Secondary)
     }
 
     /// Whether those who ask this site are hosts. Where they are going to be, and what follows yet, is as good as any reader's.
     pub(super) fn is_host(&self, site: usize) -> bool {
-        let primary = |status: GroupStatus| status.role == Role::Primary;
+        let primary = |status: Standing| status.role == Role::Primary;
         if self.is_parted() {
-            return self.status(site).is_some_and(primary);
+            return self.standing(site).is_some_and(primary);
         }
-        site == self.home && (self.plan.takeover.is_none() || self.status(site).is_some_and(primary))
+        site == self.home && (self.plan.takeover.is_none() || self.standing(site).is_some_and(primary))
     }
 
     /// The site is dead, or partitioned; perhaps an operator lets the other take over.
@@ -98,15 +98,15 @@ impl World {
     pub(super) fn promote(&mut self, site: usize) {
         let old = peer_of(site);
         let follows = self
-            .status(site)
+            .standing(site)
             .is_some_and(|status| (status.role, status.state) == (Role::Secondary, GroupState::Serving));
-        let alone = self.status(old).is_some_and(|status| status.solo);
+        let alone = self.standing(old).is_some_and(|status| status.solo);
         let cut = self.plan.takeover.is_some_and(|plan| plan.suspends)
             && self.network.is_partitioned(PAIR, self.now);
         let gone = !self.alive(old) || (cut && !alone);
         let may = self.stage == Stage::Working && old == self.home && follows && gone;
         // What waits in it for room is nothing that it has.
-        let has = self.status(site).map_or(0, |status| status.last.0);
+        let has = self.standing(site).map_or(0, |status| status.last.0);
         if !may || !self.audit.may_be_taken_over(old, has) {
             return;
         }
@@ -115,7 +115,7 @@ impl World {
         self.audit.ordered_to_take_over(site);
         // Hosts of the old primary are cut off at once, and come to the new one when it serves.
         self.home = site;
-        self.home_generation = self.status(site).map_or(Generation::NONE, |status| status.generation);
+        self.home_generation = self.standing(site).map_or(Generation::NONE, |status| status.generation);
         (0..self.sites[site].fronts.len()).for_each(|front| self.wake_front(site, front, self.now));
         self.perhaps_quieten();
         if let Some(plan) = self.plan.takeover.filter(|plan| plan.crash_events > 0) {
@@ -129,8 +129,8 @@ impl World {
         if self.plan.takeover.is_none() || self.is_parted() {
             return;
         }
-        let Some(status) = self.status(site).filter(serves) else { return };
-        let other = self.status(peer_of(site)).filter(serves);
+        let Some(status) = self.standing(site).filter(serves) else { return };
+        let other = self.standing(peer_of(site)).filter(serves);
         if let Some(other) = other {
             assert!(
                 other.generation != status.generation,
@@ -152,7 +152,7 @@ impl World {
     /// Whether the site where hosts are going may yet serve them, or may have: only one that runs and follows does not.
     fn is_promoting(&self) -> bool {
         let follows =
-            |status: GroupStatus| (status.role, status.state) == (Role::Secondary, GroupState::Serving);
-        !self.status(self.home).is_some_and(follows) || !self.sites[self.home].admin.is_empty()
+            |status: Standing| (status.role, status.state) == (Role::Secondary, GroupState::Serving);
+        !self.standing(self.home).is_some_and(follows) || !self.sites[self.home].admin.is_empty()
     }
 }

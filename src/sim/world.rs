@@ -512,7 +512,7 @@ impl World {
         self.note_slots(index);
         self.note_home(index);
         self.perhaps_strike_again(index);
-        if let Some(status) = self.status(index).filter(|_| disconnected) {
+        if let Some(status) = self.standing(index).filter(|_| disconnected) {
             self.audit.of(index).disconnected(index, status.last.0, status.generation.0);
         }
         let site = &self.sites[index];

@@ -93,6 +93,19 @@ pub struct PendingWork {
     pub oldest_ns: u64,
 }
 
+/// Where a group stands: the part of its status that costs nothing to tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    pub role: Role,
+    pub state: GroupState,
+    pub peer: PeerState,
+    pub solo: bool,
+    pub generation: Generation,
+    pub last: UpdateNumber,
+    pub settled: UpdateNumber,
+    pub checkpoint: UpdateNumber,
+}
+
 #[derive(Clone, Copy, Debug)]
 pub struct GroupStatus {
     pub role: Role,
@@ -147,7 +160,7 @@ pub struct GroupStatus {
 }
 
 impl Group {
-    pub fn status(&self, now: Nanos) -> GroupStatus {
+    pub fn standing(&self) -> Standing {
         let state = match self.phase {
             Phase::Recovering(_) => GroupState::Recovering,
             Phase::Running if self.is_leaving() => GroupState::Leaving,
@@ -156,21 +169,35 @@ impl Group {
             Phase::Failed => GroupState::Failed,
             Phase::Stopped => GroupState::Stopped,
         };
-        GroupStatus {
+        Standing {
             role: self.role,
             state,
             peer: self.peer_state(),
             solo: self.alone == Alone::Yes,
+            generation: self.generation,
+            last: self.window.last(),
+            settled: self.settled,
+            checkpoint: self.checkpoint,
+        }
+    }
+
+    pub fn status(&self, now: Nanos) -> GroupStatus {
+        let Standing { role, state, peer, solo, generation, last, settled, checkpoint } = self.standing();
+        GroupStatus {
+            role,
+            state,
+            peer,
+            solo,
             vacant: self.is_vacant(),
             gives_way: self.has_given_way(),
             split: self.split,
-            generation: self.generation,
-            last: self.window.last(),
+            generation,
+            last,
             journaled: self.journal.journaled(),
             durable: self.journal.durable(),
             acknowledged: self.visible(),
-            settled: self.settled,
-            checkpoint: self.checkpoint,
+            settled,
+            checkpoint,
             destage: self.destage.state(),
             peer_received: self.peer.received,
             peer_journaled: self.peer.journaled,
