@@ -9,6 +9,7 @@ mod features;
 mod files;
 mod operations;
 mod setup;
+mod slice;
 mod submit;
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,4 @@
-//! What of io_uring is in use: probed at start, shown on one line.
+//! What of io_uring and the scheduler is in use: probed at start, shown on one line.
 
 use std::fmt;
 
@@ -21,6 +21,8 @@ pub struct Features {
     pub multishot_poll: bool,
     /// Parking does not count as waiting for a disk in the system's statistics (6.15).
     pub no_iowait: bool,
+    /// The thread preempts at once whoever runs in its place when it has something to do (6.12).
+    pub short_slices: bool,
 }
 
 impl Features {
@@ -37,11 +39,12 @@ impl Features {
             multishot_accept: on,
             multishot_poll: on,
             no_iowait: on,
+            short_slices: on,
         }
     }
 }
 
-/// `io_uring: +deferred_task_run +registered_files -registered_buffers ...`
+/// `io_uring: +deferred_task_run +registered_files -registered_buffers ...; scheduler: +short_slices`
 impl fmt::Display for Features {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let named = [
@@ -54,7 +57,9 @@ impl fmt::Display for Features {
             ("multishot_poll", self.multishot_poll),
             ("no_iowait", self.no_iowait),
         ];
+        let sign = |on| if on { '+' } else { '-' };
         f.write_str("io_uring:")?;
-        named.iter().try_for_each(|(name, on)| write!(f, " {}{name}", if *on { '+' } else { '-' }))
+        named.iter().try_for_each(|(name, on)| write!(f, " {}{name}", sign(*on)))?;
+        write!(f, "; scheduler: {}short_slices", sign(self.short_slices))
     }
 }

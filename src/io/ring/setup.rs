@@ -8,7 +8,7 @@ use io_uring::{IoUring, Probe, opcode};
 
 use crate::io::ring::files::Files;
 use crate::io::ring::operations::Operations;
-use crate::io::ring::{Features, Registered, Ring, RingConfig};
+use crate::io::ring::{Features, Registered, Ring, RingConfig, slice};
 use crate::reactor::{Clock, Port};
 
 /// Entries of the completion queue for each operation: multishot operations complete more than once.
@@ -43,6 +43,11 @@ impl Ring {
             return Err(RingError::TooOld);
         }
         probe(&uring, &config, &mut features);
+        features.short_slices = features.short_slices
+            && slice::shorten().unwrap_or_else(|error| {
+                tracing::warn!("what shares a reactor's CPU may hold it up for milliseconds: its slices could not be shortened: {error}");
+                false
+            });
 
         let mut arenas = Vec::with_capacity(config.arenas.len());
         let mut buffers = Vec::new();
