@@ -103,6 +103,8 @@ fn config(role: Role) -> GroupConfig {
             heartbeat_interval: Nanos::from_millis(100),
             resync: ResyncConfig::NONE,
         }),
+        third: None,
+        sources: Vec::new(),
         volumes: vec![VolumeSpec { name: "a".into(), blocks: VOLUME_BLOCKS }],
         journal_blocks: journal_blocks_min() + 600,
         differential_blocks: 0,
@@ -402,7 +404,7 @@ impl Site {
 
     fn refused_with(&self) -> Option<RefusalCode> {
         self.events.iter().rev().find_map(|event| match event {
-            Event::Refused { by_us: true, refusal } => refusal.map(|refusal| refusal.code),
+            Event::Refused { by_us: true, refusal, .. } => refusal.map(|refusal| refusal.code),
             _ => None,
         })
     }

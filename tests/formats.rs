@@ -257,6 +257,13 @@ fn controls() -> Vec<u8> {
         Control::Staged { updates: 0x9192_9394 },
         Control::Install { upto: UpdateNumber(0x0102_0310) },
         Control::MarksEnd { pages: 0x9192_9395 },
+        Control::Pull {
+            after: UpdateNumber(0x0102_0312),
+            generation: Generation(0x0102_0002),
+            durable: UpdateNumber(0x0102_0311),
+            upto: UpdateNumber(0x0102_1312),
+        },
+        Control::Lapsed { oldest: UpdateNumber(0x0102_0300) },
     ] {
         let length = encode_control(&control, &mut out);
         stream.extend_from_slice(&out[..length]);
@@ -422,7 +429,7 @@ fn fixed_inputs_reach_what_they_are_for() {
         input = &input[reader.payload_left()..];
         reader.take_payload(reader.payload_left());
     }
-    assert_eq!((count, reader.at_boundary()), (34, true));
+    assert_eq!((count, reader.at_boundary()), (36, true));
     // All but CACHE, BLOCK_STATUS, DISC, the unknown one, and where buffers are small the unfragmented read.
     for (choice, acts) in [(0, 0), (0xff, 0), (0xff, LATE | BACKWARDS), (0xfe, LATE | UNREAD)] {
         assert!(exercise::nbd_session(&nbd_client(choice, acts)) >= 6, "choice {choice}, {acts}");
@@ -502,7 +509,7 @@ fn tables_of_offsets(markdown: &str) -> Vec<(String, Vec<(usize, usize)>)> {
 fn tables_of_offsets_have_no_gaps() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/FORMATS.md");
     let tables = tables_of_offsets(&std::fs::read_to_string(file).expect("the document is there"));
-    assert_eq!(tables.len(), 29);
+    assert_eq!(tables.len(), 31);
     for (title, rows) in tables {
         let mut end = 0;
         for (offset, bytes) in rows {

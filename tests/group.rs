@@ -21,6 +21,9 @@ mod mending;
 /// Split brains, and how they end.
 #[path = "group/resolve.rs"]
 mod resolve;
+/// A third site.
+#[path = "group/third.rs"]
+mod third;
 
 type Block = Box<[u8; BLOCK_BYTES]>;
 
@@ -56,6 +59,7 @@ struct Site {
     may_refuse: bool,
     front_pages: Vec<PageId>,
     link_pages: Vec<PageId>,
+    remote_pages: Vec<Vec<PageId>>,
     replies: Vec<HostReply>,
     inbound_row: u32,
 }
@@ -75,6 +79,8 @@ fn config(role: Role, peer: bool) -> GroupConfig {
             heartbeat_interval: Nanos::from_millis(100),
             resync: ResyncConfig::NONE,
         }),
+        third: None,
+        sources: Vec::new(),
         volumes: vec![VolumeSpec { name: "a".into(), blocks: VOLUME_BLOCKS }],
         journal_blocks: journal_blocks_min() + 600,
         differential_blocks: 0,
@@ -116,13 +122,14 @@ impl Site {
         Site {
             group: Group::new(config.clone()),
             memory: Pages((0..config.pages).map(|_| Box::new([0; BLOCK_BYTES])).collect()),
-            tables: Tables::new(1),
-            out: Outbox::new(1),
+            tables: Tables::of(&config),
+            out: Outbox::of(&config),
             disks,
             marks: Marked::default(),
             may_refuse: false,
             front_pages: Vec::new(),
             link_pages: Vec::new(),
+            remote_pages: vec![Vec::new(); config.remotes()],
             replies: Vec::new(),
             inbound_row: 0,
             config,
@@ -149,6 +156,9 @@ impl Site {
         }
         while let Some(page) = self.out.link_pages.pop() {
             self.link_pages.push(page);
+        }
+        for (granted, remote) in self.remote_pages.iter_mut().zip(&mut self.out.remotes) {
+            granted.extend(std::iter::from_fn(|| remote.pages.pop()));
         }
         while let Some(reply) = self.out.to_front[0].pop() {
             self.replies.push(reply);

@@ -75,6 +75,8 @@ fn config(differential_blocks: u64, on_differential_full: OnDifferentialFull) ->
         site: SiteId(1),
         role: Role::Primary,
         peer: None,
+        third: None,
+        sources: Vec::new(),
         volumes: vec![VolumeSpec { name: "a".into(), blocks: VOLUME_BLOCKS }],
         journal_blocks: journal_blocks_min() + 6000,
         differential_blocks,

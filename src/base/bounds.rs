@@ -43,6 +43,13 @@ pub const FRONTS_MAX: usize = 4;
 /// Updates decoded by the link and not yet taken by the group.
 pub const LINK_INBOUND_SLOTS: usize = 256;
 
+/// Sites that a third may pull from: the first and the second.
+pub const SOURCES_MAX: usize = 2;
+
+/// Updates that a third asks for ahead of what it has taken. Of blocks of 4 KiB they are as much as the link's window (16 MiB),
+/// so that it is the path which bounds them, not this.
+pub const PULL_AHEAD: u64 = 4096;
+
 /// Updates read back from the journal for a peer that is catching up, not yet consumed by the link.
 pub const CATCH_UP_SLOTS: usize = 256;
 

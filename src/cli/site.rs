@@ -19,6 +19,7 @@ pub fn check(config: &Config) {
     let role = match config.site.role {
         Role::Primary => "primary",
         Role::Secondary => "secondary",
+        Role::Third => "third",
     };
     println!("{}: correct", config.file.display());
     println!("site {} (id {}), {role} of group {}", config.site.name, config.site.id.0, config.group.name);

@@ -38,8 +38,12 @@ pub struct GroupConfig {
     pub site: SiteId,
     /// What a newly formatted site starts as; afterwards what its disk says counts.
     pub role: Role,
-    /// Whether a secondary is configured at all; without one the group acknowledges alone.
+    /// Whether a secondary is configured at all; without one the group acknowledges alone. A third has none.
     pub peer: Option<PeerConfig>,
+    /// The third site that pulls from this one, if there is one.
+    pub third: Option<ThirdConfig>,
+    /// Of a third: the sites that it pulls from, in its order of preference. Empty at every other site.
+    pub sources: Vec<SourceConfig>,
     pub volumes: Vec<VolumeSpec>,
     pub journal_blocks: u64,
     /// Slots for old blocks that snapshots keep; both sites have the same. Zero if the group takes no snapshots.
@@ -70,6 +74,34 @@ impl GroupConfig {
     pub fn staging_blocks(&self) -> u64 {
         self.peer.as_ref().map_or(0, |peer| peer.resync.staging_blocks)
     }
+
+    /// Links beside the peer's: to the third, or of a third to its sources. They are numbered from 0, in that order.
+    pub fn remotes(&self) -> usize {
+        usize::from(self.third.is_some()) + self.sources.len()
+    }
+
+    /// Fronts and links that have a pool of pages to receive blocks into, at most; a third sends none.
+    pub fn receivers(&self) -> usize {
+        self.fronts + self.sources.len().max(1)
+    }
+}
+
+/// A site outside the synchronous set. It pulls what is settled, and nobody ever waits for it.
+#[derive(Clone, Debug)]
+pub struct ThirdConfig {
+    pub site: SiteId,
+    /// It is told this often what is settled, and tells its position in return.
+    pub heartbeat_interval: Nanos,
+    /// A connection on which it does not answer for this long is closed.
+    pub silence_max: Nanos,
+}
+
+/// A site that a third pulls from.
+#[derive(Clone, Debug)]
+pub struct SourceConfig {
+    pub site: SiteId,
+    /// A connection on which it says nothing for this long is closed.
+    pub silence_max: Nanos,
 }
 
 #[derive(Clone, Debug)]

@@ -178,6 +178,12 @@ impl Journal {
         self.batches.get(self.partition(number.next())).map_or(0, |batch| self.cost - batch.cost_before)
     }
 
+    /// Ring blocks that stay in use if what is before the updates after `number` is let go of.
+    pub fn used_after(&self, number: UpdateNumber) -> u64 {
+        let before = self.batches.iter().take_while(|batch| batch.last <= number);
+        self.used - before.map(|batch| u64::from(batch.span)).sum::<u64>()
+    }
+
     /// Where a batch of `blocks` goes and how much of the ring that takes; `None` if the ring has no room.
     fn place(&self, blocks: u64) -> Option<(u64, u64)> {
         let to_end = self.ring_end - self.head.block;

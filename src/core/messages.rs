@@ -370,8 +370,12 @@ pub struct AdminRequest {
 /// Why an administrator's request was not carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AdminError {
-    #[error("this site is a secondary; ask the primary")]
+    #[error("this site is not the primary, and only follows; ask the primary")]
     ReadOnly,
+    #[error(
+        "this site is a third: it holds what the two others have settled, and this version does not make it primary; promote one of those"
+    )]
+    Third,
     #[error("the site does not serve its hosts")]
     NotServing,
     #[error("the site has no differential volume, so it takes no snapshots")]

@@ -2,6 +2,7 @@
 //! its event queue. Every queue is as large as the credits of its edge, so pushing cannot fail.
 
 use crate::base::*;
+use crate::core::config::GroupConfig;
 use crate::core::messages::*;
 use crate::format::snapshot::{SnapshotName, SnapshotRecord};
 use crate::format::wire::{Refusal, Role};
@@ -22,9 +23,42 @@ pub struct Tables {
     pub volume_io: PageTable,
     /// The answer's page, then the commit's.
     pub metadata_io: PageTable,
+    /// By the number of the link: [`GroupConfig::remotes`].
+    pub remotes: Vec<RemoteTables>,
+}
+
+/// What a link to a site outside the synchronous set, or of a third to one inside, has rows of its own for.
+#[derive(Debug)]
+pub struct RemoteTables {
+    /// Updates that the link has received.
+    pub inbound: PageTable,
+    /// Updates on their way to a third.
+    pub catch_up: PageTable,
+}
+
+impl RemoteTables {
+    fn new() -> RemoteTables {
+        RemoteTables {
+            inbound: PageTable::new(2 * LINK_INBOUND_SLOTS, 2 * UPDATE_BLOCKS_MAX),
+            catch_up: PageTable::new(CATCH_UP_SLOTS, UPDATE_BLOCKS_MAX),
+        }
+    }
+
+    /// Bytes of one link's.
+    pub fn bytes() -> usize {
+        PageTable::bytes(2 * LINK_INBOUND_SLOTS, 2 * UPDATE_BLOCKS_MAX)
+            + PageTable::bytes(CATCH_UP_SLOTS, UPDATE_BLOCKS_MAX)
+    }
 }
 
 impl Tables {
+    /// Of a group of this configuration.
+    pub fn of(config: &GroupConfig) -> Tables {
+        let remotes = (0..config.remotes()).map(|_| RemoteTables::new()).collect();
+        Tables { remotes, ..Tables::new(config.fronts) }
+    }
+
+    /// Of a group without a third.
     pub fn new(fronts: usize) -> Tables {
         assert!(fronts <= FRONTS_MAX);
         Tables {
@@ -37,6 +71,7 @@ impl Tables {
             journal_io: PageTable::new(JOURNAL_IO_SLOTS, BATCH_BLOCKS_MAX),
             volume_io: PageTable::new(VOLUME_IO_SLOTS, VOLUME_IO_BLOCKS_MAX),
             metadata_io: PageTable::new(METADATA_IO_SLOTS, 1 + METADATA_PAGES_MAX),
+            remotes: Vec::new(),
         }
     }
 }
@@ -44,9 +79,22 @@ impl Tables {
 impl Tables {
     /// As new, for another group.
     pub fn clear(&mut self) {
-        let Tables { fronts, inbound, window, catch_up, old_blocks, journal_io, volume_io, metadata_io } =
-            self;
+        let Tables {
+            fronts,
+            inbound,
+            window,
+            catch_up,
+            old_blocks,
+            journal_io,
+            volume_io,
+            metadata_io,
+            remotes,
+        } = self;
         fronts.iter_mut().for_each(PageTable::clear);
+        for RemoteTables { inbound, catch_up } in remotes {
+            inbound.clear();
+            catch_up.clear();
+        }
         [inbound, window, catch_up, old_blocks, journal_io, volume_io, metadata_io]
             .into_iter()
             .for_each(PageTable::clear);
@@ -123,8 +171,9 @@ pub enum Event {
         keep: UpdateNumber,
         dropped: u64,
     },
-    /// The peer refused us or we it. None if the peer's refusal could not be read.
+    /// That site refused us or we it. None if its refusal could not be read.
     Refused {
+        site: SiteId,
         by_us: bool,
         refusal: Option<Refusal>,
     },
@@ -210,6 +259,33 @@ pub enum Event {
     HostDeadline {
         oldest_ns: u64,
     },
+    /// A third site is sent what is settled, from this update on.
+    ThirdFed {
+        from: UpdateNumber,
+    },
+    ThirdLost {
+        reason: LossReason,
+    },
+    /// The journal no longer has what the third lacks, which has everything up to `position`.
+    ThirdLapsed {
+        position: UpdateNumber,
+        oldest: UpdateNumber,
+    },
+    /// This third pulls from that site, from this update on.
+    SourceFollowed {
+        site: SiteId,
+        from: UpdateNumber,
+    },
+    SourceLost {
+        site: SiteId,
+        reason: LossReason,
+    },
+    /// That site no longer has what this third lacks.
+    SourceLapsed {
+        site: SiteId,
+        position: UpdateNumber,
+        oldest: UpdateNumber,
+    },
     /// The peer lacks more than the journal holds: so many blocks are to be copied.
     ResyncBegan {
         blocks: u64,
@@ -285,6 +361,8 @@ pub struct Outbox {
     pub front_pages: Vec<FixedQueue<PageId>>,
     pub link_pages: FixedQueue<PageId>,
     pub to_link: FixedQueue<ToLink>,
+    /// By the number of the link: [`GroupConfig::remotes`].
+    pub remotes: Vec<RemoteOutbox>,
     pub to_journal: FixedQueue<IoRequest>,
     pub to_volumes: FixedQueue<IoRequest>,
     pub to_metadata: FixedQueue<MetadataRequest>,
@@ -294,6 +372,23 @@ pub struct Outbox {
     pub events: FixedQueue<Event>,
 }
 
+/// For a link to a site outside the synchronous set, or of a third to one inside.
+#[derive(Debug)]
+pub struct RemoteOutbox {
+    pub to_link: FixedQueue<ToLink>,
+    /// Pages granted to it.
+    pub pages: FixedQueue<PageId>,
+}
+
+impl RemoteOutbox {
+    fn new() -> RemoteOutbox {
+        RemoteOutbox {
+            to_link: FixedQueue::new(CATCH_UP_SLOTS + LINK_CONTROL_MAX),
+            pages: FixedQueue::new(STAGING_PAGES),
+        }
+    }
+}
+
 /// Stamps and events one turn may leave.
 pub const SAMPLES_A_TURN_MAX: usize = 4096;
 pub const EVENTS_A_TURN_MAX: usize = 256;
@@ -301,6 +396,13 @@ pub const EVENTS_A_TURN_MAX: usize = 256;
 pub const LINK_CONTROL_MAX: usize = 64;
 
 impl Outbox {
+    /// Of a group of this configuration.
+    pub fn of(config: &GroupConfig) -> Outbox {
+        let remotes = (0..config.remotes()).map(|_| RemoteOutbox::new()).collect();
+        Outbox { remotes, ..Outbox::new(config.fronts) }
+    }
+
+    /// Of a group without a third.
     pub fn new(fronts: usize) -> Outbox {
         let each = |capacity: usize| (0..fronts).map(move |_| capacity);
         Outbox {
@@ -308,6 +410,7 @@ impl Outbox {
             front_pages: each(STAGING_PAGES).map(FixedQueue::new).collect(),
             link_pages: FixedQueue::new(STAGING_PAGES),
             to_link: FixedQueue::new(WINDOW_UPDATES_MAX + CATCH_UP_SLOTS + LINK_CONTROL_MAX),
+            remotes: Vec::new(),
             to_journal: FixedQueue::new(JOURNAL_IO_SLOTS),
             to_volumes: FixedQueue::new(VOLUME_IO_SLOTS),
             to_metadata: FixedQueue::new(METADATA_IO_SLOTS),

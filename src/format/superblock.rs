@@ -87,7 +87,7 @@ pub enum SlotError {
     Crc { expected: u32, found: u32 },
     #[error("superblock's solo flag is {found}, expected 0 or 1")]
     Solo { found: u8 },
-    #[error("superblock's role is {found}, expected 1 or 2")]
+    #[error("superblock's role is {found}, expected 1, 2 or 3")]
     Role { found: u8 },
     #[error("superblock says that its generation was left in way {found}, expected 0 to 3")]
     Left { found: u8 },
@@ -262,11 +262,7 @@ impl Superblock {
             1 => true,
             found => return Err(SlotError::Solo { found }),
         };
-        let role = match bytes[ROLE] {
-            1 => Role::Primary,
-            2 => Role::Secondary,
-            found => return Err(SlotError::Role { found }),
-        };
+        let role = Role::from_code(bytes[ROLE]).ok_or(SlotError::Role { found: bytes[ROLE] })?;
         let gave_way_to = u64_at(bytes, GAVE_WAY_TO);
         let left = match bytes[LEFT] {
             0 => None,

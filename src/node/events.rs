@@ -18,6 +18,10 @@ pub struct Names {
     pub staging: String,
     pub metadata: String,
     pub on_differential_full: OnDifferentialFull,
+    /// The other sites, the peer among them.
+    pub others: Vec<(SiteId, String)>,
+    /// The one among them that pulls from this one, if there is one.
+    pub third: Option<SiteId>,
     /// The configuration's own file, for commands to give next.
     pub file: String,
     /// Name and path of each volume, and the path of its checksums.
@@ -28,6 +32,7 @@ fn role_name(role: Role) -> &'static str {
     match role {
         Role::Primary => "primary",
         Role::Secondary => "secondary",
+        Role::Third => "third",
     }
 }
 
@@ -56,9 +61,22 @@ impl Names {
             staging: config.staging.display().to_string(),
             metadata: config.metadata.display().to_string(),
             on_differential_full: config.group.on_differential_full,
+            others: config.replication.iter().map(|pair| (pair.peer.id, pair.peer.name.clone())).collect(),
+            third: None,
             file: config.file.display().to_string(),
             volumes: volumes.collect(),
         }
+    }
+
+    /// Another site by its name.
+    fn other(&self, site: SiteId) -> String {
+        let named = self.others.iter().find(|(id, _)| *id == site);
+        named.map_or_else(|| format!("site {}", site.0), |(_, name)| name.clone())
+    }
+
+    /// The third site, seen from those that feed it.
+    fn third(&self) -> String {
+        self.third.map_or_else(|| "the third site".to_owned(), |site| self.other(site))
     }
 
     fn target(&self, target: IoTarget) -> String {
@@ -93,7 +111,9 @@ impl Names {
     /// What an operator is to do about a differential volume that fills.
     fn make_room(&self, role: Role) -> String {
         let otherwise = match (role, self.on_differential_full) {
-            (Role::Secondary, _) => "at the primary; what happens when it is full is decided there",
+            (Role::Secondary | Role::Third, _) => {
+                "at the primary; what happens when it is full is decided there"
+            }
             (_, OnDifferentialFull::DeleteOldest) => {
                 "or the oldest one that is not protected is deleted when it is full"
             }
@@ -138,7 +158,7 @@ impl Names {
             Event::RoleChanged { role: Role::Primary } => {
                 (Level::Warn, "this site is the primary now; hosts can write here".to_owned())
             }
-            Event::RoleChanged { role: Role::Secondary } => (
+            Event::RoleChanged { role: Role::Secondary | Role::Third } => (
                 Level::Warn,
                 format!(
                     "this site is a secondary now, and takes no writes; where {peer} is primary, hosts write there"
@@ -148,7 +168,7 @@ impl Names {
             Event::PeerCatchingUp { from, to } => {
                 (Level::Info, format!("{peer} catches up from the journal, {from} to {to}"))
             }
-            Event::PeerLost { reason } => (Level::Warn, self.loss(reason)),
+            Event::PeerLost { reason } => (Level::Warn, self.loss(peer, reason)),
             Event::SoloBegan { at } => (
                 Level::Warn,
                 format!("solo from {at}: writes are acknowledged by this site alone until {peer} is back"),
@@ -162,9 +182,10 @@ impl Names {
                     "{dropped} updates after {keep} were dropped: {peer} never had them, nor any host an answer"
                 ),
             ),
-            Event::Refused { by_us, refusal } => {
+            Event::Refused { site, by_us, refusal } => {
+                let other = self.other(site);
                 let who =
-                    if by_us { format!("{peer} was refused") } else { format!("{peer} refuses this site") };
+                    if by_us { format!("{other} was refused") } else { format!("{other} refuses this site") };
                 match refusal {
                     Some(refusal) => (Level::Error, format!("{who}: {} ({:?})", refusal.text, refusal.code)),
                     None => (Level::Error, format!("{who} without a reason that this version understands")),
@@ -329,6 +350,29 @@ impl Names {
                     self.repair_tables()
                 ),
             ),
+            Event::ThirdFed { from } => {
+                (Level::Info, format!("{} is sent what is settled, from {from} on", self.third()))
+            }
+            Event::ThirdLost { reason } => (Level::Warn, self.loss(&self.third(), reason)),
+            Event::ThirdLapsed { position, oldest } => (
+                Level::Error,
+                format!(
+                    "{} has lapsed: it has everything up to {position}, and the journal begins with {oldest}, since hosts are not made to wait for \
+                     a third; what it lacks can no longer be pulled, and this version does not copy volumes to a third",
+                    self.third()
+                ),
+            ),
+            Event::SourceFollowed { site, from } => {
+                (Level::Info, format!("this site pulls from {}, from {from} on", self.other(site)))
+            }
+            Event::SourceLost { site, reason } => (Level::Warn, self.loss(&self.other(site), reason)),
+            Event::SourceLapsed { site, position, oldest } => (
+                Level::Error,
+                format!(
+                    "{} does not have what this site lacks: this site has everything up to {position}, and the journal there begins with {oldest}",
+                    self.other(site)
+                ),
+            ),
             Event::HostDeadline { oldest_ns } => (
                 Level::Warn,
                 format!(
@@ -397,8 +441,7 @@ impl Names {
         }
     }
 
-    fn loss(&self, reason: LossReason) -> String {
-        let peer = &self.peer;
+    fn loss(&self, peer: &str, reason: LossReason) -> String {
         match reason {
             LossReason::Disconnected => format!("{peer} is lost: the connection is gone"),
             LossReason::LatencyBudget { unanswered_ns } => format!(
@@ -463,6 +506,8 @@ mod tests {
             staging: "/staging".to_owned(),
             metadata: "/m".to_owned(),
             on_differential_full: OnDifferentialFull::DeleteOldest,
+            others: vec![(SiteId(2), "right".to_owned()), (SiteId(3), "far".to_owned())],
+            third: Some(SiteId(3)),
             file: "/etc/left.toml".to_owned(),
             volumes: ["data", "log", "undo"]
                 .map(|name| (name.to_owned(), format!("/v/{name}"), format!("/s/{name}")))
@@ -565,7 +610,7 @@ mod tests {
             Event::PeerInSync,
             Event::PeerLost { reason: LossReason::LatencyBudget { unanswered_ns: 60_000_000 } },
             Event::SoloBegan { at: UpdateNumber(1) },
-            Event::Refused { by_us: true, refusal: None },
+            Event::Refused { site: SiteId(2), by_us: true, refusal: None },
         ] {
             let (_, sentence) = names().sentence(&event);
             assert!(sentence.contains("right"), "{sentence}");

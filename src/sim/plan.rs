@@ -169,6 +169,8 @@ impl Plan {
                 heartbeat_interval: Nanos(latency_budget.0 / 8),
                 resync: ResyncConfig { staging_blocks: STAGING_BLOCKS, p99_budget: latency_budget },
             }),
+            third: None,
+            sources: Vec::new(),
             volumes: volumes.clone(),
             journal_blocks: journal_blocks_min() + rng.pick(&[0, 40, 300, 1500]),
             differential_blocks: snapshots.map_or(0, |plan| plan.differential_blocks),

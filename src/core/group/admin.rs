@@ -49,7 +49,7 @@ impl Group {
         if !self.serving() || self.stopping {
             return Err(AdminError::NotServing);
         }
-        if self.role == Role::Secondary {
+        if self.role != Role::Primary {
             return Err(AdminError::ReadOnly);
         }
         if self.config.differential_blocks == 0 {

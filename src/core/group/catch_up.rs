@@ -1,9 +1,10 @@
-//! The journal read back: for a peer that was away, for a primary that asks for what it lacks, and for replay.
+//! The journal read back: for a peer that was away, for a primary that asks for what it lacks, for a third, and for replay.
 
 use super::{Group, RESERVED_PAGES, Turn};
 use crate::base::*;
 use crate::core::journal::Batch;
 use crate::core::messages::*;
+use crate::core::pages::Pages;
 use crate::format::journal::decode_batch;
 use crate::format::update::{Update, UpdateKind};
 
@@ -34,6 +35,14 @@ enum State {
         next: usize,
         page: usize,
     },
+}
+
+/// Who reads the journal back: each has a reader of its own, and is in nobody's way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ReadFor {
+    /// The peer, or replay before there is one.
+    Peer,
+    Third,
 }
 
 /// What asking for an update of the journal brings.
@@ -82,16 +91,60 @@ impl CatchUp {
     pub fn has_row(&self) -> bool {
         !self.free_rows.is_empty()
     }
+
+    /// The link has read the row's pages: they are released. Returns how many.
+    pub fn give_row_back(
+        &mut self,
+        table: &PageTable,
+        row: u32,
+        pages: &mut Pages,
+        memory: &mut impl Memory,
+    ) -> usize {
+        let blocks = self.row_blocks[row as usize] as usize;
+        for index in 0..blocks {
+            pages.release(table.page(SlotId(row), index), memory);
+        }
+        self.free_rows.push(row);
+        blocks
+    }
 }
 
 impl Group {
+    fn reader(&self, whose: ReadFor) -> &CatchUp {
+        match whose {
+            ReadFor::Peer => &self.catch_up,
+            ReadFor::Third => &self.feed.as_ref().expect("a third is configured").reader,
+        }
+    }
+
+    fn reader_mut(&mut self, whose: ReadFor) -> &mut CatchUp {
+        match whose {
+            ReadFor::Peer => &mut self.catch_up,
+            ReadFor::Third => &mut self.feed.as_mut().expect("a third is configured").reader,
+        }
+    }
+
+    /// Whose read this is, if it is one of these.
+    pub(super) fn read_back_by(&self, slot: SlotId) -> Option<ReadFor> {
+        let third = self.feed.as_ref().is_some_and(|feed| feed.reader.is_read(slot));
+        match self.catch_up.is_read(slot) {
+            true => Some(ReadFor::Peer),
+            false => third.then_some(ReadFor::Third),
+        }
+    }
+
     /// The update `number` of the journal, which must be journaled. Ask in ascending order.
-    pub(super) fn read_back(&mut self, turn: &mut Turn<impl Memory>, number: UpdateNumber) -> Found {
+    pub(super) fn read_back(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        whose: ReadFor,
+        number: UpdateNumber,
+    ) -> Found {
         loop {
-            match self.catch_up.state {
+            match self.reader(whose).state {
                 State::Reading { .. } => return Found::Later,
                 State::Loaded { slot, batch, count, next, page } => {
-                    let update = self.catch_up.descriptors[next.min(count - 1)];
+                    let update = self.reader(whose).descriptors[next.min(count - 1)];
                     if next < count
                         && update.kind != UpdateKind::Cut
                         && update.number == number
@@ -100,10 +153,10 @@ impl Group {
                         return Found::Update { update, slot, page };
                     }
                     if next >= count || update.number > number || number > batch.last {
-                        self.read_back_end(turn);
+                        self.read_back_end(turn, whose);
                         continue;
                     }
-                    self.read_back_next(update.payload_blocks());
+                    self.read_back_next(whose, update.payload_blocks());
                 }
                 State::Empty => {
                     let Some(batch) = self.journal.find(number).filter(|batch| batch.first <= number) else {
@@ -127,7 +180,7 @@ impl Group {
                         let page = self.pages.take().expect("counted above");
                         turn.tables.journal_io.set(slot, index, page, BlockSum::ZEROS);
                     }
-                    self.catch_up.state = State::Reading { slot, batch, dropped: false };
+                    self.reader_mut(whose).state = State::Reading { slot, batch, dropped: false };
                     turn.out.to_journal.push(IoRequest {
                         slot,
                         target: IoTarget::Journal,
@@ -141,33 +194,33 @@ impl Group {
         }
     }
 
-    fn read_back_next(&mut self, payload_blocks: usize) {
-        if let State::Loaded { next, page, .. } = &mut self.catch_up.state {
+    fn read_back_next(&mut self, whose: ReadFor, payload_blocks: usize) {
+        if let State::Loaded { next, page, .. } = &mut self.reader_mut(whose).state {
             *next += 1;
             *page += payload_blocks;
         }
     }
 
     /// The update that `read_back` found is taken: its pages belong to the caller, who has moved them out of the row.
-    pub(super) fn read_back_taken(&mut self, turn: &mut Turn<impl Memory>, update: &Update) {
-        let State::Loaded { slot, page, .. } = self.catch_up.state else {
+    pub(super) fn read_back_taken(&mut self, turn: &mut Turn<impl Memory>, whose: ReadFor, update: &Update) {
+        let State::Loaded { slot, page, .. } = self.reader(whose).state else {
             unreachable!("an update was found in a loaded batch")
         };
         for index in 0..update.payload_blocks() {
             turn.tables.journal_io.set(slot, page + index, PageId::NONE, BlockSum::ZEROS);
         }
-        self.read_back_next(update.payload_blocks());
+        self.read_back_next(whose, update.payload_blocks());
     }
 
     /// Lets go of the loaded batch.
-    pub(super) fn read_back_end(&mut self, turn: &mut Turn<impl Memory>) {
-        match &mut self.catch_up.state {
+    pub(super) fn read_back_end(&mut self, turn: &mut Turn<impl Memory>, whose: ReadFor) {
+        match &mut self.reader_mut(whose).state {
             State::Empty => {}
             State::Reading { dropped, .. } => *dropped = true,
             State::Loaded { slot, batch, .. } => {
                 let (slot, blocks) = (*slot, batch.blocks);
                 self.release_row(turn, slot, blocks);
-                self.catch_up.state = State::Empty;
+                self.reader_mut(whose).state = State::Empty;
             }
         }
     }
@@ -182,36 +235,43 @@ impl Group {
         self.journal.return_slot(slot);
     }
 
-    pub(super) fn catch_up_read_done(&mut self, turn: &mut Turn<impl Memory>) {
-        let State::Reading { slot, batch, dropped } = self.catch_up.state else {
+    pub(super) fn read_back_done(&mut self, turn: &mut Turn<impl Memory>, whose: ReadFor) {
+        let State::Reading { slot, batch, dropped } = self.reader(whose).state else {
             unreachable!("is_read matched")
         };
         if dropped {
             self.release_row(turn, slot, batch.blocks);
-            self.catch_up.state = State::Empty;
+            self.reader_mut(whose).state = State::Empty;
             return;
         }
         let header = turn.tables.journal_io.page(slot, 0);
-        let decoded = decode_batch(turn.memory.bytes(header), &mut self.catch_up.descriptors);
+        let decoded = decode_batch(turn.memory.bytes(header), &mut self.reader_mut(whose).descriptors);
         let good = decoded.is_ok_and(|header| {
             header.sequence == batch.position.sequence
                 && header.previous == batch.position.previous
                 && u32::from(header.payload_blocks) + 1 == batch.blocks
-                && self.payload_is_whole(turn, slot, header.count as usize)
+                && self.payload_is_whole(turn, whose, slot, header.count as usize)
         });
+        if !good && whose == ReadFor::Third {
+            // This site has these updates in its volumes, or in memory: it goes on, and the third cannot.
+            self.release_row(turn, slot, batch.blocks);
+            self.reader_mut(whose).state = State::Empty;
+            return self.lapse(turn, batch.last.next());
+        }
         if !good {
             // Below known-durable this is rot: served to nobody, and not ours to cut.
             return self.fail_on_disk(turn, IoTarget::Journal, IoFault::Corrupt, batch.position.block);
         }
         let count = decoded.expect("checked above").count as usize;
-        self.catch_up.state = State::Loaded { slot, batch, count, next: 0, page: 1 };
+        self.reader_mut(whose).state = State::Loaded { slot, batch, count, next: 0, page: 1 };
     }
 
     /// Whether each update's payload has the sum its descriptor names; the row gets the block sums.
-    fn payload_is_whole(&self, turn: &Turn<impl Memory>, slot: SlotId, count: usize) -> bool {
+    fn payload_is_whole(&self, turn: &Turn<impl Memory>, whose: ReadFor, slot: SlotId, count: usize) -> bool {
         let table = &turn.tables.journal_io;
         let mut row = 1;
-        self.catch_up.descriptors[..count].iter().filter(|update| update.payload_blocks() > 0).all(|update| {
+        let updates = &self.reader(whose).descriptors[..count];
+        updates.iter().filter(|update| update.payload_blocks() > 0).all(|update| {
             let first = row;
             row += update.payload_blocks();
             for index in first..row {
@@ -224,10 +284,6 @@ impl Group {
 
     /// The link has read the row's pages.
     pub(super) fn catch_up_consumed(&mut self, turn: &mut Turn<impl Memory>, row: u32) {
-        for index in 0..self.catch_up.row_blocks[row as usize] as usize {
-            let page = turn.tables.catch_up.page(SlotId(row), index);
-            self.pages.release(page, turn.memory);
-        }
-        self.catch_up.free_rows.push(row);
+        self.catch_up.give_row_back(&turn.tables.catch_up, row, &mut self.pages, turn.memory);
     }
 }

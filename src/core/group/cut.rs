@@ -60,6 +60,7 @@ impl Group {
             }
         }
         self.replayed = self.replayed.min(keep);
+        self.note_cut_for_third(turn);
         self.uncapture(turn, keep);
         self.history.truncate_after(keep);
         self.left = self.left.filter(|(at, _)| *at <= keep);

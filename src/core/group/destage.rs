@@ -208,8 +208,7 @@ impl Group {
     fn pressure_percent(&self) -> u64 {
         let journal = self.journal.used_blocks() * 100 / Journal::usable_blocks(self.journal.ring_blocks());
         let usable = (self.pages.total() - RESERVED_PAGES) as u64;
-        let staged = (self.front_pages.iter().sum::<usize>() + self.link_pages) as u64;
-        let dirty = (self.held_pages() + staged) * 100 / usable;
+        let dirty = (self.held_pages() + self.staged_pages()) * 100 / usable;
         let entries =
             (self.cache.dirty_blocks() + self.window.len() as u64) * 100 / self.cache.capacity() as u64;
         let captures = self.captures.len() as u64 * 100 / self.captures.capacity() as u64;
@@ -513,6 +512,7 @@ impl Group {
         let slot = self.journal.take_slot().expect("checked above");
         let page = self.pages.take().expect("checked above");
         let floor = self.retention_floor().min(self.destage.target);
+        let floor = self.held_for_third(turn, floor);
         let position = self.journal.position_after(floor);
         self.destage.superblock_sequence += 1;
         let superblock = self.superblock(position);

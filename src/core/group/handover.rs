@@ -115,6 +115,7 @@ impl Group {
         let of_peer = self.generation.opener() != self.config.site;
         match self.role {
             Role::Secondary => of_peer && (self.left.is_some() || self.released().is_some_and(|it| it.whole)),
+            Role::Third => false,
             Role::Primary => self.leaving.succeeds,
         }
     }

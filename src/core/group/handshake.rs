@@ -2,7 +2,7 @@
 
 use super::old_blocks::update_pages;
 use super::peering::{Talk, refusal};
-use super::{Alone, Group, Phase, RESERVED_PAGES, Turn};
+use super::{Alone, Group, Phase, RESERVED_PAGES, Turn, third_pages};
 use crate::base::*;
 use crate::core::config::Role;
 use crate::core::history::common_point;
@@ -21,17 +21,30 @@ impl Group {
         frame: PageFrame,
         encode: impl FnOnce(&mut [u8; BLOCK_BYTES]) -> usize,
     ) -> bool {
-        let Some(page) = self.pages.take() else { return false };
+        let message = self.page_with(turn, frame, encode);
+        message.map(|message| turn.out.to_link.push(message)).is_some()
+    }
+
+    /// A message with a page of its own; none without a free page.
+    pub(super) fn page_with(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        frame: PageFrame,
+        encode: impl FnOnce(&mut [u8; BLOCK_BYTES]) -> usize,
+    ) -> Option<ToLink> {
+        let page = self.pages.take()?;
         let length = encode(turn.memory.bytes_mut(page)) as u16;
         turn.memory.seal(page);
-        turn.out.to_link.push(ToLink::Page { frame, page, length });
-        true
+        Some(ToLink::Page { frame, page, length })
     }
 
     /// Payload blocks of unsettled updates that leave pages for every receiver's pool and the update being received.
     fn window_blocks(&self) -> u64 {
-        let receivers = self.config.fronts + 1;
-        let taken = RESERVED_PAGES + receivers * self.staging_target + update_pages(&self.config);
+        let receivers = self.config.receivers();
+        let taken = RESERVED_PAGES
+            + third_pages(&self.config)
+            + receivers * self.staging_target
+            + update_pages(&self.config);
         self.pages.total().saturating_sub(taken) as u64
     }
 
@@ -83,7 +96,8 @@ impl Group {
 
     pub(super) fn refuse(&mut self, turn: &mut Turn<impl Memory>, refusal: Refusal) {
         self.send_page(turn, PageFrame::Refusal, |out| refusal.encode(out));
-        turn.event(Event::Refused { by_us: true, refusal: Some(refusal) });
+        let site = self.peer_config().site;
+        turn.event(Event::Refused { site, by_us: true, refusal: Some(refusal) });
         self.lose_peer(turn, LossReason::Protocol("refused by us"));
     }
 
@@ -115,7 +129,7 @@ impl Group {
     }
 
     fn on_hello(&mut self, turn: &mut Turn<impl Memory>, hello: &Hello) {
-        if let Some(objection) = self.objection(hello) {
+        if let Some(objection) = self.objection_to_peer(hello) {
             return self.refuse(turn, objection);
         }
         self.meet(turn, hello);
@@ -178,8 +192,34 @@ impl Group {
         }
     }
 
+    /// What both sites of the synchronous set must have alike beside the stream.
+    fn objection_to_peer(&self, hello: &Hello) -> Option<Refusal> {
+        let object = |code, text: std::fmt::Arguments| Some(refusal(code, text));
+        self.objection(hello, self.peer_config().site).or_else(|| {
+            if hello.role == Role::Third {
+                let theirs = hello.site.0;
+                return object(
+                    RefusalCode::Role,
+                    format_args!("site {theirs} is this site's peer, and a third there"),
+                );
+            }
+            if hello.ack != self.config.ack {
+                let (ours, theirs) = (self.config.ack, hello.ack);
+                return object(RefusalCode::AckLevel, format_args!("ack is {ours} here and {theirs} there"));
+            }
+            if hello.differential != self.config.differential {
+                let (ours, theirs) = (self.config.differential, hello.differential);
+                return object(
+                    RefusalCode::Differential,
+                    format_args!("differential data is by {ours} here and by {theirs} there"),
+                );
+            }
+            None
+        })
+    }
+
     /// Both sites must mean the same thing by the same numbers.
-    fn objection(&self, hello: &Hello) -> Option<Refusal> {
+    pub(super) fn objection(&self, hello: &Hello, expected: SiteId) -> Option<Refusal> {
         let object = |code, text: std::fmt::Arguments| Some(refusal(code, text));
         if hello.protocol_min > PROTOCOL_MAX || hello.protocol_max < PROTOCOL_MIN {
             return object(
@@ -197,16 +237,11 @@ impl Group {
                 format_args!("this site is of group {ours}, yours of {theirs}"),
             );
         }
-        let peer = self.peer_config().site;
-        if hello.site != peer {
+        if hello.site != expected {
             return object(
                 RefusalCode::Group,
-                format_args!("this site's peer is site {}, yours is site {}", peer.0, hello.site.0),
+                format_args!("this site expects site {}, yours is site {}", expected.0, hello.site.0),
             );
-        }
-        if hello.ack != self.config.ack {
-            let (ours, theirs) = (self.config.ack, hello.ack);
-            return object(RefusalCode::AckLevel, format_args!("ack is {ours} here and {theirs} there"));
         }
         if hello.block_bytes != BLOCK_BYTES as u32 {
             let theirs = hello.block_bytes;
@@ -224,13 +259,6 @@ impl Group {
             return object(
                 RefusalCode::Volumes,
                 format_args!("the differential volume has {ours} blocks here and {theirs} there"),
-            );
-        }
-        if hello.differential != self.config.differential {
-            let (ours, theirs) = (self.config.differential, hello.differential);
-            return object(
-                RefusalCode::Differential,
-                format_args!("differential data is by {ours} here and by {theirs} there"),
             );
         }
         for (ours, theirs) in self.config.volumes.iter().zip(hello.volumes()) {

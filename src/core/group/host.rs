@@ -118,7 +118,7 @@ impl Group {
         if matches!(self.phase, Phase::Failed | Phase::Stopped) || self.stopping {
             return Err(HostError::NotServing);
         }
-        if self.role == Role::Secondary && request.of_primary {
+        if self.role != Role::Primary && request.of_primary {
             return Err(HostError::NotServing);
         }
         if self.role == Role::Primary && self.left.is_some() {
@@ -148,7 +148,7 @@ impl Group {
         if request.snapshot != UpdateNumber::NONE && !reads {
             return Err(HostError::ReadOnly);
         }
-        if self.role == Role::Secondary && !reads {
+        if self.role != Role::Primary && !reads {
             return Err(HostError::ReadOnly);
         }
         Ok(())
@@ -218,7 +218,7 @@ impl Group {
     fn readable(&mut self, volume: VolumeId, lba: Lba) -> Option<Value> {
         match self.role {
             Role::Primary => self.cache.newest(volume, lba),
-            Role::Secondary => self.cache.settled(volume, lba),
+            Role::Secondary | Role::Third => self.cache.settled(volume, lba),
         }
     }
 
@@ -424,7 +424,7 @@ impl Group {
     }
 
     fn finish_read(&mut self, turn: &mut Turn<impl Memory>, at: (u8, Ticket), visible_at: UpdateNumber) {
-        if self.role == Role::Secondary || visible_at <= self.acknowledged {
+        if self.role != Role::Primary || visible_at <= self.acknowledged {
             return self.answer(turn, at, Ok(()));
         }
         let op = self.op_mut(at);
@@ -437,7 +437,7 @@ impl Group {
         // Whatever is before this generation may have been acknowledged by the last one.
         let inherited = self.history.last().map_or(UpdateNumber::NONE, |(_, first)| first);
         let number = self.acknowledged.max(inherited);
-        if self.role == Role::Secondary || number <= self.settled {
+        if self.role != Role::Primary || number <= self.settled {
             return self.answer(turn, at, Ok(()));
         }
         self.flush_wanted = self.flush_wanted.max(number);

@@ -5,7 +5,7 @@
 //! (making that durable), `admin` (creating, deleting), `snapshot_reads`, `repair` and `tables` (what has gone bad, here or at the
 //! peer; of volumes: `mending`). `takeover` changes what a site is to its peer, `handover` by agreement; `split` says what keeps two apart, and `resolve`
 //! lets one of them give way; `resync` copies to one what the journal has no more, `copy_kept` what snapshots keep, `staging` keeps that
-//! apart, `install` brings it to the volumes.
+//! apart, `install` brings it to the volumes. `feeding` serves a third site, and `pulling` is that site's own part.
 
 mod admin;
 mod capture;
@@ -14,6 +14,7 @@ mod copy_kept;
 mod cut;
 mod destage;
 mod differential;
+mod feeding;
 mod handover;
 mod handshake;
 mod host;
@@ -25,6 +26,7 @@ mod mending;
 mod old_blocks;
 mod pace;
 mod peering;
+mod pulling;
 mod recovery;
 mod repair;
 mod resolve;
@@ -67,6 +69,10 @@ pub const RESERVED_PAGES: usize = 2 * BATCH_BLOCKS_MAX + BATCHES_IN_FLIGHT_MAX +
 
 /// The smallest arena that works: the reserve twice over, so that staging and dirty blocks have as much again.
 pub const PAGES_MIN: u32 = 2 * RESERVED_PAGES as u32;
+
+/// Pages that feeding a third may hold: a batch of the journal read back, updates that its link has yet to read, and a few for what
+/// that receives. They are kept from everybody else, so that no write waits for a third that takes nothing.
+pub const THIRD_PAGES: usize = BATCH_BLOCKS_MAX + 255;
 
 /// Index entries beyond one a page: blocks of a `Zero` need an entry but no page.
 const ENTRIES_WITHOUT_PAGE: usize = 8 * ZERO_BLOCKS_MAX;
@@ -161,6 +167,10 @@ pub struct Group {
     /// Old blocks that the link reads.
     lent: old_blocks::Lent,
     catch_up: catch_up::CatchUp,
+    /// A third site that this one feeds, if one is configured.
+    feed: Option<Box<feeding::Feed>>,
+    /// At a third: the sites that it pulls from, in its order of preference.
+    sources: Vec<pulling::Source>,
 
     ops: Vec<Box<[host::Op]>>,
     ops_live: usize,
@@ -209,6 +219,8 @@ pub struct Group {
 
     front_pages: Vec<usize>,
     link_pages: usize,
+    /// By the number of the link.
+    remote_pages: Vec<usize>,
     staging_target: usize,
     /// Pages that updates may hold from their number to their volume: neither reserved nor for staging.
     holdable_pages: usize,
@@ -230,13 +242,31 @@ fn captures_max(pages: u32) -> usize {
     CAPTURES_MIN.max(pages as usize)
 }
 
+/// Pages kept for a third.
+fn third_pages(config: &GroupConfig) -> usize {
+    if config.third.is_some() { THIRD_PAGES } else { 0 }
+}
+
+/// The smallest arena of a group that has a third to feed, or not.
+pub const fn pages_min(feeds: bool) -> u32 {
+    PAGES_MIN + if feeds { THIRD_PAGES as u32 } else { 0 }
+}
+
 impl Group {
     /// Panics if the configuration is not one that `node::config` would pass.
     pub fn new(config: GroupConfig) -> Group {
-        assert!(config.pages >= PAGES_MIN, "{} pages are fewer than {PAGES_MIN}", config.pages);
+        let fewest = pages_min(config.third.is_some());
+        assert!(config.pages >= fewest, "{} pages are fewer than {fewest}", config.pages);
         assert!(!config.volumes.is_empty() && config.volumes.len() <= VOLUMES_MAX);
         assert!(config.fronts <= FRONTS_MAX);
-        assert!(config.role == Role::Primary || config.peer.is_some(), "a secondary has a peer");
+        assert!(config.role != Role::Secondary || config.peer.is_some(), "a secondary has a peer");
+        let third = config.role == Role::Third;
+        assert!(third != config.sources.is_empty(), "a third has sources, and nobody else has");
+        assert!(
+            !third || (config.peer.is_none() && config.third.is_none()),
+            "a third has nothing but sources"
+        );
+        assert!(config.sources.len() <= SOURCES_MAX);
         let entries = config.pages as usize + ENTRIES_WITHOUT_PAGE;
         let tickets = config.fronts * FRONT_TICKETS_MAX;
         let mut volume_slots = FixedQueue::new(VOLUME_IO_SLOTS);
@@ -244,8 +274,8 @@ impl Group {
         let mut metadata_slots = FixedQueue::new(METADATA_IO_SLOTS);
         (0..METADATA_IO_SLOTS as u32).for_each(|slot| metadata_slots.push(SlotId(slot)));
         let keeps = config.differential_blocks > 0;
-        let consumers = config.fronts + usize::from(config.peer.is_some());
-        let spare = config.pages as usize - RESERVED_PAGES;
+        let consumers = config.fronts + usize::from(config.peer.is_some()) + config.sources.len();
+        let spare = config.pages as usize - RESERVED_PAGES - third_pages(&config);
         let resyncs = config.staging_blocks() > 0;
         let sizes = config.volumes.iter().map(|v| v.blocks).chain([config.differential_blocks]);
         let blocks = sizes.map(|blocks| if resyncs { blocks } else { 0 });
@@ -279,6 +309,8 @@ impl Group {
             peer: peering::Peer::new(),
             lent: old_blocks::Lent::new(),
             catch_up: catch_up::CatchUp::new(),
+            feed: config.third.as_ref().map(|_| Box::new(feeding::Feed::new())),
+            sources: config.sources.iter().map(pulling::Source::new).collect(),
             ops: (0..config.fronts)
                 .map(|_| vec![host::Op::FREE; FRONT_TICKETS_MAX].into_boxed_slice())
                 .collect(),
@@ -318,6 +350,7 @@ impl Group {
             admin: FixedQueue::new(ADMIN_REQUESTS_MAX),
             front_pages: vec![0; config.fronts],
             link_pages: 0,
+            remote_pages: vec![0; config.remotes()],
             staging_target,
             holdable_pages: spare - consumers * staging_target,
             counters: status::Counters::default(),
@@ -370,6 +403,19 @@ impl Group {
         self.peer.inbound.room()
     }
 
+    /// The same for the link of that number beside the peer's.
+    pub fn remote_room(&self, index: usize) -> usize {
+        self.sources.get(index).map_or(usize::MAX, pulling::Source::room)
+    }
+
+    /// From the link of that number beside the peer's ([`GroupConfig::remotes`]).
+    pub fn on_remote(&mut self, turn: &mut Turn<impl Memory>, index: usize, message: FromLink) {
+        match self.feed {
+            Some(_) => self.on_feed(turn, message),
+            None => self.on_source(turn, index, message),
+        }
+    }
+
     /// Submits, acknowledges, destages, grants pages; once after each slice of messages.
     pub fn end_turn(&mut self, turn: &mut Turn<impl Memory>) {
         match self.phase {
@@ -390,6 +436,7 @@ impl Group {
             self.mend_turn(turn);
             self.retry_waiting(turn);
             self.peer_turn(turn);
+            self.pull_turn(turn);
             self.lend_tables(turn);
             self.staging_turn(turn);
         }
@@ -398,6 +445,7 @@ impl Group {
         }
         self.append_batches(turn);
         self.advance(turn);
+        self.feed_turn(turn);
         self.flush_if_due(turn);
         self.destage_turn(turn);
         self.reclaim_turn(turn);
@@ -438,6 +486,8 @@ impl Group {
             self.warm_up_deadline(),
             self.mend_deadline(),
             self.scrub_deadline(),
+            self.feed_deadline(),
+            self.pull_deadline(),
         ];
         [flush, scan, stop, evict].into_iter().chain(others).flatten().min()
     }
@@ -461,9 +511,10 @@ impl Group {
         if matches!(self.phase, Phase::Recovering(_)) {
             self.phase = Phase::Stopped;
             turn.event(Event::Stopped);
-        } else if self.role == Role::Secondary {
+        } else if self.role != Role::Primary {
             // A stream that goes on would never be drained.
             self.leave_peer(turn);
+            self.leave_sources(turn);
         }
     }
 
@@ -478,7 +529,7 @@ impl Group {
     /// Whether a primary answers its hosts, or a secondary its readers.
     pub fn serving(&self) -> bool {
         let hosts = self.serving && !self.leaving.holds_hosts();
-        matches!(self.phase, Phase::Running) && (hosts || self.role == Role::Secondary)
+        matches!(self.phase, Phase::Running) && (hosts || self.role != Role::Primary)
     }
 
     /// No operation is inside and everything numbered is settled: what a block holds is certain.
@@ -531,6 +582,7 @@ impl Group {
         if self.peer.connection.is_some() {
             turn.out.to_link.push(ToLink::Close);
         }
+        self.close_remotes(turn);
     }
 
     fn fail_on_disk(&mut self, turn: &mut Turn<impl Memory>, target: IoTarget, fault: IoFault, block: u64) {
@@ -559,6 +611,32 @@ impl Group {
             let page = self.pages.take().expect("counted above");
             turn.out.link_pages.push(page);
             self.link_pages += 1;
+        }
+        // What a third sends has no blocks.
+        let target = if self.feed.is_some() { feeding::LINK_PAGES } else { self.staging_target };
+        for (held, remote) in self.remote_pages.iter_mut().zip(&mut turn.out.remotes) {
+            while *held < target && self.pages.free() > reserved && remote.pages.room() > 0 {
+                let page = self.pages.take().expect("counted above");
+                remote.pages.push(page);
+                *held += 1;
+            }
+        }
+    }
+
+    /// Pages that fronts and links hold to receive into.
+    fn staged_pages(&self) -> u64 {
+        let pools = self.front_pages.iter().chain(&self.remote_pages);
+        (pools.sum::<usize>() + self.link_pages) as u64
+    }
+
+    /// Ends what there is on the links beside the peer's: this site leaves the group.
+    fn close_remotes(&mut self, turn: &mut Turn<impl Memory>) {
+        let fed = self.feed.iter().map(|feed| feed.connection);
+        let connections = fed.chain(self.sources.iter().map(|source| source.connection));
+        for (connection, remote) in connections.zip(&mut turn.out.remotes) {
+            if connection.is_some() {
+                remote.to_link.push(ToLink::Close);
+            }
         }
     }
 

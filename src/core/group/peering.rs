@@ -4,7 +4,7 @@
 use std::fmt::Write;
 
 use super::capture::Room;
-use super::catch_up::Found;
+use super::catch_up::{Found, ReadFor};
 use super::inbound::Inbound;
 use super::{Alone, Group, Phase, Turn};
 use crate::base::*;
@@ -221,22 +221,11 @@ impl Group {
     pub(super) fn ingest_inbound(&mut self, turn: &mut Turn<impl Memory>) {
         while let Some(inbound) = self.peer.inbound.front() {
             let update = inbound.update;
-            let page = inbound.pages[0].0;
-            let with_old = inbound.old.is_some();
-            let judged = self
-                .judge_update(&update)
-                .and_then(|()| self.judge_snapshots(turn.memory, &update, page))
-                .and_then(|()| self.judge_old_blocks(with_old));
-            if let Err(why) = judged {
-                return self.lose_peer(turn, LossReason::Protocol(why));
-            }
-            match self.room_to_follow(&update) {
-                Room::Enough => {}
-                Room::Later => return,
-                Room::Never => return self.lose_peer(turn, LossReason::Protocol("slots that are not free")),
-            }
-            if !self.room_to_take(turn, &update) {
-                return;
+            let (page, with_old) = (inbound.pages[0].0, inbound.old.is_some());
+            match self.may_take(turn, &update, page, with_old) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(why) => return self.lose_peer(turn, LossReason::Protocol(why)),
             }
             let inbound = self.peer.inbound.pop().expect("looked at it");
             if let Some(old) = &inbound.old
@@ -257,6 +246,24 @@ impl Group {
                     self.begin_streaming(turn, to.next());
                 }
             }
+        }
+    }
+
+    /// Whether a received update, whose payload begins with `page`, is the next one, and whether there is room for it now.
+    pub(super) fn may_take(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        update: &Update,
+        page: PageId,
+        with_old: bool,
+    ) -> Result<bool, &'static str> {
+        self.judge_update(update)?;
+        self.judge_snapshots(turn.memory, update, page)?;
+        self.judge_old_blocks(with_old)?;
+        match self.room_to_follow(update) {
+            Room::Enough => Ok(self.room_to_take(turn, update)),
+            Room::Later => Ok(false),
+            Room::Never => Err("slots that are not free"),
         }
     }
 
@@ -387,7 +394,8 @@ impl Group {
             },
             PageFrame::Refusal => {
                 let refusal = Refusal::decode(body).ok();
-                turn.event(Event::Refused { by_us: false, refusal });
+                let site = self.peer_config().site;
+                turn.event(Event::Refused { site, by_us: false, refusal });
                 self.lose_peer(turn, LossReason::Protocol("refused by the peer"));
             }
             PageFrame::Block => {
@@ -428,7 +436,7 @@ impl Group {
         while let Some(inbound) = self.peer.inbound.pop() {
             self.drop_inbound(turn, &inbound);
         }
-        self.read_back_end(turn);
+        self.read_back_end(turn, ReadFor::Peer);
         if !matches!(self.phase, Phase::Running) {
             return;
         }
@@ -516,6 +524,7 @@ impl Group {
                     }
                 }
             }
+            Role::Third => unreachable!("a third has no peer"),
             Role::Secondary => {
                 self.cut_if_pending(turn);
                 if self.engaged() {
@@ -568,7 +577,7 @@ impl Group {
             self.peer.next_to_send = number.next();
         }
         if self.window.contains(self.peer.next_to_send) || self.peer.next_to_send > self.window.last() {
-            self.read_back_end(turn);
+            self.read_back_end(turn, ReadFor::Peer);
         }
     }
 
@@ -587,7 +596,7 @@ impl Group {
         if !self.catch_up.has_row() {
             return false;
         }
-        let (update, slot, page) = match self.read_back(turn, number) {
+        let (update, slot, page) = match self.read_back(turn, ReadFor::Peer, number) {
             Found::Update { update, slot, page } => (update, slot, page),
             Found::Later => return false,
             Found::Gone => {
@@ -606,7 +615,7 @@ impl Group {
             turn.memory.seal(from);
             turn.tables.catch_up.set(SlotId(row), index, from, sum);
         }
-        self.read_back_taken(turn, &update);
+        self.read_back_taken(turn, ReadFor::Peer, &update);
         turn.out.to_link.push(ToLink::Update {
             update,
             settled: self.settled,

@@ -2,7 +2,7 @@
 //! and cache as live ones, so that destage makes room while it goes.
 
 use super::capture::Room;
-use super::catch_up::Found;
+use super::catch_up::{Found, ReadFor};
 use super::differential::MetadataIo;
 use super::install::Install;
 use super::storage::VolumeIo;
@@ -236,7 +236,8 @@ impl Group {
                 .iter()
                 .zip(&self.config.volumes)
                 .all(|(have, want)| *have == want.blocks);
-        let ours = superblock.group == self.config.group && superblock.site == self.config.site;
+        let third = (superblock.role == Role::Third) == (self.config.role == Role::Third);
+        let ours = superblock.group == self.config.group && superblock.site == self.config.site && third;
         if !ours || !sizes || superblock.journal_blocks != self.config.journal_blocks {
             return self.fail_on_disk(turn, IoTarget::Journal, IoFault::Foreign, 0);
         }
@@ -482,6 +483,7 @@ impl Group {
         count: u32,
     ) -> Option<u32> {
         let group = self.config.group;
+        let follower = self.follower();
         let Phase::Recovering(recovery) = &mut self.phase else { return None };
         let page = |index: u32| turn.tables.journal_io.page(slot, index as usize);
         let bytes = turn.memory.bytes(page(offset));
@@ -506,15 +508,15 @@ impl Group {
                     // Who takes over is not alone because the one before was.
                     recovery.solo &= update.generation.opener() == self.generation.opener();
                     let opened_here = update.generation.opener() == self.config.site;
-                    self.role = if opened_here { Role::Primary } else { Role::Secondary };
+                    self.role = if opened_here { Role::Primary } else { follower };
                     recovery.gave_way = false;
                     self.generation = update.generation;
                     self.history.push(update.generation, update.number);
                 }
                 // Who hands over leads its peer until that has opened the next generation.
-                UpdateKind::StepDown if newest => self.role = Role::Secondary,
+                UpdateKind::StepDown if newest => self.role = follower,
                 UpdateKind::GiveWay if newest => {
-                    self.role = Role::Secondary;
+                    self.role = follower;
                     let own = update.generation.opener() == self.config.site;
                     (recovery.solo, recovery.gave_way) = (false, own);
                 }
@@ -527,7 +529,7 @@ impl Group {
                     recovery.known_durable = recovery.known_durable.min(update.number);
                     self.history.truncate_after(update.number);
                     // Only who follows drops anything.
-                    self.role = Role::Secondary;
+                    self.role = follower;
                     self.generation =
                         self.history.last().map_or(Generation::NONE, |(generation, _)| generation);
                 }
@@ -643,7 +645,7 @@ impl Group {
             if !self.replay_has_room(turn) {
                 break;
             }
-            let (update, slot, page) = match self.read_back(turn, next) {
+            let (update, slot, page) = match self.read_back(turn, ReadFor::Peer, next) {
                 Found::Update { update, slot, page } => (update, slot, page),
                 Found::Later => break,
                 Found::Gone => return self.rot(turn),
@@ -663,7 +665,7 @@ impl Group {
             self.append(turn, update, None, WriteStamps::default(), block, None);
             // It came from the journal, so it is not appended again.
             self.unappended_blocks = 0;
-            self.read_back_taken(turn, &update);
+            self.read_back_taken(turn, ReadFor::Peer, &update);
             self.recovery().replayed += 1;
             next = next.next();
         }
@@ -685,7 +687,7 @@ impl Group {
     }
 
     fn replay_done(&mut self, turn: &mut Turn<impl Memory>) {
-        self.read_back_end(turn);
+        self.read_back_end(turn, ReadFor::Peer);
         let recovery = self.recovery();
         let (checkpoint, replayed, solo, solo_ended, settled) = (
             recovery.checkpoint,
@@ -712,7 +714,8 @@ impl Group {
         self.peer.told_settled = settled;
         self.peer.consumed = last;
         self.peer.sent = last;
-        if self.role == Role::Secondary {
+        self.begin_feeding(last);
+        if self.role != Role::Primary {
             self.refuse_hosts_of_primary(turn);
         }
         turn.event(Event::Recovered { checkpoint, last, replayed, role: self.role });

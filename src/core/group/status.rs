@@ -1,6 +1,8 @@
 //! What a group tells of itself.
 
+pub use super::feeding::{Delta, NoDelta, ThirdState, ThirdStatus};
 use super::peering::Talk;
+pub use super::pulling::{SourceState, SourceStatus};
 pub use super::resync::ResyncStatus;
 pub use super::scrub::ScrubStatus;
 use super::split::SplitBrain;
@@ -37,6 +39,10 @@ pub struct Counters {
     pub reclaimed_blocks: u64,
     /// Updates sent to the peer from the journal instead of memory.
     pub catch_up_updates: u64,
+    /// Updates sent to a third, of these from the journal, and pulled by one.
+    pub fed_updates: u64,
+    pub fed_from_journal: u64,
+    pub pulled_updates: u64,
     /// Blocks that the peer was copied because its position was no longer in the journal.
     pub resync_blocks: u64,
     /// Bad blocks that are whole again, and those found that could not be repaired then.
@@ -156,6 +162,10 @@ pub struct GroupStatus {
     pub operations: u64,
     pub operations_waiting: u64,
     pub resync: ResyncStatus,
+    /// How a third site does that pulls from this one, if there is one.
+    pub third: Option<ThirdStatus>,
+    /// At a third: the sites that it pulls from, in its order of preference.
+    pub sources: [Option<SourceStatus>; SOURCES_MAX],
     pub counters: Counters,
 }
 
@@ -208,7 +218,7 @@ impl Group {
             pages_total: self.pages.total() as u64,
             pages_free: self.pages.free() as u64,
             warming_up: self.warming_up(),
-            pages_staged: (self.front_pages.iter().sum::<usize>() + self.link_pages) as u64,
+            pages_staged: self.staged_pages(),
             journal_blocks: self.journal.ring_blocks(),
             journal_used_blocks: self.journal.used_blocks(),
             snapshots: self.snapshots.living().count() as u64,
@@ -221,6 +231,8 @@ impl Group {
             operations: self.ops_live as u64,
             operations_waiting: (self.queued.len() + self.stalled.len()) as u64,
             resync: self.resync_status(now),
+            third: self.third_status(),
+            sources: self.source_status(),
             counters: self.counters,
         }
     }
@@ -229,7 +241,7 @@ impl Group {
     pub(super) fn visible(&self) -> UpdateNumber {
         match self.role {
             Role::Primary => self.acknowledged,
-            Role::Secondary => self.settled,
+            Role::Secondary | Role::Third => self.settled,
         }
     }
 
@@ -265,7 +277,7 @@ impl Group {
     }
 
     fn remote_pending(&self, now: Nanos) -> PendingWork {
-        if self.role == Role::Secondary || self.config.peer.is_none() {
+        if self.role != Role::Primary || self.config.peer.is_none() {
             return PendingWork::default();
         }
         let level = self.peer_level().min(self.window.last());

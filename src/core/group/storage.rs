@@ -143,8 +143,8 @@ impl Group {
             self.journal.flush_done(turn.now);
         } else if self.destage.is_superblock(slot) {
             self.superblock_done(turn, slot);
-        } else if self.catch_up.is_read(slot) {
-            self.catch_up_read_done(turn);
+        } else if let Some(whose) = self.read_back_by(slot) {
+            self.read_back_done(turn, whose);
         } else {
             self.recovery_journal_done(turn, slot);
         }

@@ -212,6 +212,8 @@ impl Group {
     fn may_settle(&self) -> UpdateNumber {
         let bound = match self.role {
             Role::Secondary => self.peer.told_settled,
+            // It is given nothing else (INV-4).
+            Role::Third => UpdateNumber(u64::MAX),
             Role::Primary if matches!(self.phase, Phase::Recovering(_)) => self.peer.told_settled,
             Role::Primary if self.in_set() => self.peer.durable.max(self.joint_from.previous()),
             Role::Primary => UpdateNumber(u64::MAX),

@@ -66,6 +66,7 @@ impl Group {
                 }
                 self.note_retention();
             }
+            Role::Third => unreachable!("a third has no peer"),
             Role::Secondary => {
                 self.peer.told_settled = self.peer.told_settled.max(settled);
                 self.peer.flush_requested = self.peer.flush_requested.max(settled);

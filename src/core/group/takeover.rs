@@ -25,7 +25,13 @@ impl Group {
             role if self.role_at <= self.journal.durable() => role,
             Role::Primary => Role::Secondary,
             Role::Secondary => Role::Primary,
+            Role::Third => Role::Third,
         }
+    }
+
+    /// What this site is while it is not primary.
+    pub(super) fn follower(&self) -> Role {
+        if self.config.role == Role::Third { Role::Third } else { Role::Secondary }
     }
 
     /// Up to where this site may have acknowledged alone: `SoloEnd` is numbered before the peer has everything.
@@ -39,6 +45,9 @@ impl Group {
     // ----------------------------------------------------------------------------------------------------- taking over
 
     pub(super) fn judge_promotion(&self, fenced: bool) -> Result<(), AdminError> {
+        if self.role == Role::Third {
+            return Err(AdminError::Third);
+        }
         match self.phase {
             Phase::Recovering(_) => return Err(AdminError::Recovering),
             Phase::Failed | Phase::Stopped => return Err(AdminError::NotServing),

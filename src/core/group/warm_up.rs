@@ -40,7 +40,7 @@ impl Group {
     pub(super) fn cache_holds_volumes(&self) -> bool {
         let blocks: u64 = self.config.volumes.iter().map(|volume| volume.blocks).sum();
         let (kept_free, _) = self.eviction_goal();
-        let staged = self.staging_target * (self.config.fronts + 1);
+        let staged = self.staging_target * self.config.receivers();
         blocks + (kept_free + staged) as u64 <= self.pages.total() as u64
     }
 

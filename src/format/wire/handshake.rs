@@ -157,10 +157,8 @@ impl Hello {
         if bytes.len() != expected {
             return Err(WireError::Length { frame: "Hello", expected, found: bytes.len() });
         }
-        let role = match bytes[ROLE] {
-            1 => Role::Primary,
-            2 => Role::Secondary,
-            found => return field("Hello's role", "1 or 2", u64::from(found)),
+        let Some(role) = Role::from_code(bytes[ROLE]) else {
+            return field("Hello's role", "1, 2 or 3", u64::from(bytes[ROLE]));
         };
         let ack = match bytes[ACK] {
             1 => AckLevel::Received,

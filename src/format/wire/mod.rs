@@ -22,8 +22,8 @@ use crate::format::update::{
 };
 
 /// Versions of the protocol that this build speaks; `Hello` carries them, and the highest common one is used.
-pub const PROTOCOL_MIN: u16 = 11;
-pub const PROTOCOL_MAX: u16 = 11;
+pub const PROTOCOL_MIN: u16 = 12;
+pub const PROTOCOL_MAX: u16 = 12;
 
 /// The first four bytes of a frame.
 pub const FRAME_MAGIC: [u8; 4] = *b"LSTP";
@@ -41,12 +41,20 @@ pub const FRAME_BODY_BYTES_MAX: usize = BLOCK_BYTES;
 /// Bytes of an encoded control frame at most.
 pub const CONTROL_FRAME_BYTES_MAX: usize = FRAME_HEADER_BYTES + ACK_BYTES;
 
-/// Which place in its pair a site has.
+/// Which place a site has: in its pair, or beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Role {
     Primary = 1,
     Secondary = 2,
+    /// Outside the synchronous set: it pulls what the two others have settled.
+    Third = 3,
+}
+
+impl Role {
+    pub fn from_code(code: u8) -> Option<Role> {
+        [Role::Primary, Role::Secondary, Role::Third].into_iter().find(|role| *role as u8 == code)
+    }
 }
 
 /// How far the peer must be before a host's write is acknowledged. Ordered: each level includes those before it.
@@ -183,6 +191,12 @@ pub enum Control {
     /// Secondary that gives way to primary, behind so many [`PageFrame::Marks`]: these are all the blocks that it has changed, and they
     /// are to be copied too.
     MarksEnd { pages: u64 },
+    /// Third to a site that it may pull from: I have everything up to `after`, which is of this generation, and everything up to
+    /// `durable` durably, so your journal need not keep that for me. Send me what follows `after` and is settled, but nothing beyond
+    /// `upto`; 0: I pull from another site, and only tell you where I am.
+    Pull { after: UpdateNumber, generation: Generation, durable: UpdateNumber, upto: UpdateNumber },
+    /// The answer if this site's journal begins with `oldest`, and what the third lacks was before that.
+    Lapsed { oldest: UpdateNumber },
 }
 
 /// A control frame too large for a message: its encoded body is in a page.
@@ -225,6 +239,8 @@ pub enum FrameType {
     Install = 19,
     Marks = 20,
     MarksEnd = 21,
+    Pull = 22,
+    Lapsed = 23,
 }
 
 const WITH_OLD_BLOCKS_BYTES: usize = DESCRIPTOR_BYTES + 8;
@@ -241,6 +257,8 @@ const COPY_OFFER_BYTES: usize = 24;
 const STAGED_BYTES: usize = 8;
 const INSTALL_BYTES: usize = 8;
 const MARKS_END_BYTES: usize = 8;
+const PULL_BYTES: usize = 32;
+const LAPSED_BYTES: usize = 8;
 
 impl FrameType {
     fn from_code(code: u8) -> Option<FrameType> {
@@ -266,6 +284,8 @@ impl FrameType {
             FrameType::Install,
             FrameType::Marks,
             FrameType::MarksEnd,
+            FrameType::Pull,
+            FrameType::Lapsed,
         ]
         .into_iter()
         .find(|frame| *frame as u8 == code)
@@ -290,6 +310,8 @@ impl FrameType {
             FrameType::Staged => (STAGED_BYTES, STAGED_BYTES),
             FrameType::Install => (INSTALL_BYTES, INSTALL_BYTES),
             FrameType::MarksEnd => (MARKS_END_BYTES, MARKS_END_BYTES),
+            FrameType::Pull => (PULL_BYTES, PULL_BYTES),
+            FrameType::Lapsed => (LAPSED_BYTES, LAPSED_BYTES),
             FrameType::Block | FrameType::Tables | FrameType::Marks => (BLOCK_BYTES, BLOCK_BYTES),
             FrameType::Hello | FrameType::Refusal => (0, FRAME_BODY_BYTES_MAX),
         }
@@ -351,7 +373,7 @@ pub enum WireError {
     Magic { found: [u8; 4] },
     #[error("frame version {found}, expected {FRAME_VERSION}")]
     Version { found: u8 },
-    #[error("frame type {found}, expected one from 1 to 21")]
+    #[error("frame type {found}, expected one from 1 to 23")]
     Type { found: u8 },
     #[error("{frame:?} frame with a body of {found} bytes, expected {min} to {max}")]
     BodyBytes { frame: FrameType, min: usize, max: usize, found: usize },
@@ -468,6 +490,8 @@ pub fn encode_control(control: &Control, out: &mut [u8]) -> usize {
         Control::Staged { .. } => (FrameType::Staged, UpdateNumber::NONE),
         Control::Install { .. } => (FrameType::Install, UpdateNumber::NONE),
         Control::MarksEnd { .. } => (FrameType::MarksEnd, UpdateNumber::NONE),
+        Control::Pull { .. } => (FrameType::Pull, UpdateNumber::NONE),
+        Control::Lapsed { .. } => (FrameType::Lapsed, UpdateNumber::NONE),
     };
     let (body_bytes, _) = frame.body_bounds();
     let out = &mut out[..FRAME_HEADER_BYTES + body_bytes];
@@ -516,6 +540,12 @@ pub fn encode_control(control: &Control, out: &mut [u8]) -> usize {
         Control::Staged { updates } => put(body, 0, &updates.to_le_bytes()),
         Control::Install { upto } => put(body, 0, &upto.0.to_le_bytes()),
         Control::MarksEnd { pages } => put(body, 0, &pages.to_le_bytes()),
+        Control::Pull { after, generation, durable, upto } => {
+            for (index, number) in [after.0, generation.0, durable.0, upto.0].iter().enumerate() {
+                put(body, 8 * index, &number.to_le_bytes());
+            }
+        }
+        Control::Lapsed { oldest } => put(body, 0, &oldest.0.to_le_bytes()),
     }
     seal(frame, 0, settled, out)
 }
@@ -685,6 +715,13 @@ pub fn decode_body<'a>(header: &FrameHeader, body: &'a [u8]) -> Result<Frame<'a>
         FrameType::Staged => Control::Staged { updates: u64_at(body, 0) },
         FrameType::Install => Control::Install { upto: number_at(0) },
         FrameType::MarksEnd => Control::MarksEnd { pages: u64_at(body, 0) },
+        FrameType::Pull => Control::Pull {
+            after: number_at(0),
+            generation: Generation(u64_at(body, 8)),
+            durable: number_at(16),
+            upto: number_at(24),
+        },
+        FrameType::Lapsed => Control::Lapsed { oldest: number_at(0) },
     };
     Ok(Frame::Control(control))
 }

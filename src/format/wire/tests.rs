@@ -50,13 +50,20 @@ fn any_control() -> impl Strategy<Value = Control> {
         any::<u64>().prop_map(|updates| Control::Staged { updates }),
         any::<u64>().prop_map(|upto| Control::Install { upto: UpdateNumber(upto) }),
         any::<u64>().prop_map(|pages| Control::MarksEnd { pages }),
+        any::<[u64; 4]>().prop_map(|[after, generation, durable, upto]| Control::Pull {
+            after: UpdateNumber(after),
+            generation: Generation(generation),
+            durable: UpdateNumber(durable),
+            upto: UpdateNumber(upto),
+        }),
+        any::<u64>().prop_map(|oldest| Control::Lapsed { oldest: UpdateNumber(oldest) }),
     ]
 }
 
 fn any_hello() -> impl Strategy<Value = Hello> {
     let volume = ("[a-z0-9é-]{1,32}", 1..=u64::MAX)
         .prop_map(|(name, blocks)| HelloVolume { name: Text::new(&name), blocks });
-    let role = prop_oneof![Just(Role::Primary), Just(Role::Secondary)];
+    let role = prop_oneof![Just(Role::Primary), Just(Role::Secondary), Just(Role::Third)];
     let ack = prop_oneof![
         Just(AckLevel::Received),
         Just(AckLevel::Journaled),
@@ -473,7 +480,7 @@ fn header_fields_are_checked_before_any_body_is_awaited() {
     let frame = update_frame(&update(), UpdateNumber(4));
     assert_eq!(refused(&frame, 0, b"HTTP"), WireError::Magic { found: *b"HTTP" });
     assert_eq!(refused(&frame, VERSION, &[2]), WireError::Version { found: 2 });
-    for found in [0, 22, 255] {
+    for found in [0, 24, 255] {
         assert_eq!(refused(&frame, TYPE, &[found]), WireError::Type { found });
     }
     for body in [0u16, 63, 65, u16::MAX] {
@@ -543,7 +550,7 @@ fn hello_fields_are_checked() {
         WireError::Order { lower_name, .. } => lower_name,
         other => panic!("{other}"),
     };
-    assert_eq!(field_name(refused(6, &[3])), "Hello's role");
+    assert_eq!(field_name(refused(6, &[4])), "Hello's role");
     assert_eq!(field_name(refused(7, &[0])), "Hello's acknowledgement level");
     assert_eq!(field_name(refused(12, &[2])), "Hello's solo flag");
     assert_eq!(field_name(refused(13, &[2])), "Hello's serving flag");

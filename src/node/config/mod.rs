@@ -285,6 +285,8 @@ impl Config {
                     p99_budget: self.group.resync_p99_budget,
                 },
             }),
+            third: None,
+            sources: Vec::new(),
             volumes: self
                 .volumes
                 .iter()

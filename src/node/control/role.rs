@@ -78,11 +78,7 @@ impl RoleSeen {
     }
 
     pub fn get(&self) -> Option<Role> {
-        match self.role.load(Acquire) {
-            role if role == Role::Primary as u8 => Some(Role::Primary),
-            role if role == Role::Secondary as u8 => Some(Role::Secondary),
-            _ => None,
-        }
+        Role::from_code(self.role.load(Acquire))
     }
 }
 
@@ -122,7 +118,7 @@ impl Control {
         // Asked for under the line's lock, so that the last one to tell the front tells it the last role.
         let Some(role) = self.role.get() else { return Ok(()) };
         let leaving = self.role.is_leaving();
-        let clients = line.read_only(leaving || role == Role::Secondary)?;
+        let clients = line.read_only(leaving || role != Role::Primary)?;
         if leaving {
             // Nobody waits for the answer: without it the group goes on a little later.
             line.administer(AdminOp::HostsGone)?;
@@ -141,6 +137,7 @@ impl Control {
         let name = match role {
             Role::Primary => "primary",
             Role::Secondary => "secondary",
+            Role::Third => "third",
         };
         let started = Command::new(program)
             .args(arguments)
@@ -190,6 +187,7 @@ impl Control {
         let becomes = self.role.get().map(|role| match role {
             Role::Primary => Role::Secondary,
             Role::Secondary => Role::Primary,
+            Role::Third => Role::Third,
         });
         self.change_role(AdminOp::Switchover, becomes)
     }

@@ -54,8 +54,8 @@ impl Control {
 
     fn roll_back(&self, name: &str, volumes: &[String], progress: Progress<'_>) -> Result<(), Wrong> {
         let refuse = |why: String| Err(Wrong::Refused(why));
-        if self.group_status()?.role == Role::Secondary {
-            return refuse("this site is a secondary; ask the primary".to_owned());
+        if self.group_status()?.role != Role::Primary {
+            return refuse("this site is not the primary; ask that one".to_owned());
         }
         let snapshots = self.snapshots()?;
         let Some(snapshot) = snapshots.into_iter().find(|snapshot| snapshot.name == name) else {

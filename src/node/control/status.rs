@@ -323,6 +323,7 @@ impl Status {
             role: match status.role {
                 Role::Primary => "primary".to_owned(),
                 Role::Secondary => "secondary".to_owned(),
+                Role::Third => "third".to_owned(),
             },
             state: state(status.state).to_owned(),
             solo: status.solo && config.replication.is_some(),

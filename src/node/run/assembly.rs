@@ -275,7 +275,7 @@ fn nbd(
         name: volume.name.clone(),
         volume: VolumeId(index),
         blocks: volume.blocks(),
-        read_only: role == Role::Secondary,
+        read_only: role != Role::Primary,
     });
     let front = FrontConfig {
         unix: Some(config.nbd.socket.clone()),

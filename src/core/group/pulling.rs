@@ -1,0 +1,409 @@
+//! What a third does: it meets the sites of the synchronous set, pulls from one of them what is settled there, and tells the others how far
+//! it is. What it takes goes the way of a secondary's updates, and is settled here once it is durable here: its sender had settled it.
+
+use super::handshake::GREETING_MAX;
+use super::inbound::Inbound;
+use super::peering::{LINK_SPARE, refusal};
+use super::{Group, Phase, Turn};
+use crate::base::*;
+use crate::core::config::{Role, SourceConfig};
+use crate::core::messages::*;
+use crate::core::outbox::{Event, LossReason, WriteStamps};
+use crate::format::update::Update;
+use crate::format::wire::{Hello, Refusal, RefusalCode};
+
+/// A position that moved is told this long after the last one, if nothing else calls for it: the source's journal keeps what is after it.
+const POSITION_NEWS_AFTER: Nanos = Nanos::from_millis(10);
+
+/// How this third stands to a site that it may pull from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stand {
+    Absent,
+    Greeting {
+        since: Nanos,
+        hello_sent: bool,
+    },
+    /// It is told where this site is, and sends nothing.
+    Standing,
+    Pulling,
+    /// Its journal begins with `oldest`, and this site lacks what was before that.
+    Lapsed {
+        oldest: UpdateNumber,
+    },
+}
+
+#[derive(Debug)]
+pub(super) struct Source {
+    config: SourceConfig,
+    pub connection: Option<u32>,
+    stand: Stand,
+    hello: Option<Box<Hello>>,
+    /// What it said is settled.
+    settled: UpdateNumber,
+    inbound: FixedQueue<Inbound>,
+    /// What it was told last: how far this site is durable, and what it may send.
+    told_durable: UpdateNumber,
+    told_upto: UpdateNumber,
+    told_at: Nanos,
+    /// It asked, or is to begin.
+    owed: bool,
+    heard_at: Nanos,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceState {
+    Disconnected,
+    Greeting,
+    /// It knows where this site is, which pulls from another one.
+    Standing,
+    Pulling,
+    /// Its journal no longer has what this site lacks.
+    Lapsed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceStatus {
+    pub site: SiteId,
+    pub state: SourceState,
+    /// What it said is settled, when it was last heard.
+    pub settled: UpdateNumber,
+}
+
+impl Source {
+    pub fn new(config: &SourceConfig) -> Source {
+        Source {
+            config: config.clone(),
+            connection: None,
+            stand: Stand::Absent,
+            hello: None,
+            settled: UpdateNumber::NONE,
+            inbound: FixedQueue::new(2 * LINK_INBOUND_SLOTS),
+            told_durable: UpdateNumber::NONE,
+            told_upto: UpdateNumber::NONE,
+            told_at: Nanos(0),
+            owed: false,
+            heard_at: Nanos(0),
+        }
+    }
+
+    pub fn room(&self) -> usize {
+        self.inbound.room()
+    }
+
+    fn is_met(&self) -> bool {
+        matches!(self.stand, Stand::Standing | Stand::Pulling | Stand::Lapsed { .. })
+    }
+}
+
+impl Group {
+    pub(super) fn on_source(&mut self, turn: &mut Turn<impl Memory>, index: usize, message: FromLink) {
+        if let FromLink::Update { .. } | FromLink::Control(_) | FromLink::Page { .. } = message {
+            self.sources[index].heard_at = turn.now;
+        }
+        match message {
+            FromLink::Connected { connection } => {
+                self.lose_source(turn, index, LossReason::Disconnected);
+                let source = &mut self.sources[index];
+                source.connection = Some(connection);
+                source.stand = Stand::Greeting { since: turn.now, hello_sent: false };
+                source.heard_at = turn.now;
+                turn.out.remotes[index].to_link.push(ToLink::Begin { connection });
+                if self.failed() {
+                    turn.out.remotes[index].to_link.push(ToLink::Close);
+                }
+            }
+            FromLink::Disconnected { connection } if self.sources[index].connection == Some(connection) => {
+                self.sources[index].connection = None;
+                self.lose_source(turn, index, LossReason::Disconnected);
+            }
+            FromLink::Disconnected { .. } => {}
+            FromLink::Update { update, settled, slot, with_old } => {
+                self.on_pulled(turn, index, update, settled, slot, with_old);
+            }
+            FromLink::Control(control) if self.sources[index].is_met() => {
+                self.on_source_control(turn, index, control);
+            }
+            // What was on its way when the connection was given up.
+            FromLink::Control(_) => {}
+            FromLink::Page { frame, page, length } => {
+                self.remote_pages[index] -= 1;
+                self.on_source_page(turn, index, frame, page, length);
+                self.pages.release(page, turn.memory);
+            }
+            FromLink::Consumed { .. } => unreachable!("a third sends no updates"),
+            FromLink::PageReturned { page } => self.pages.release(page, turn.memory),
+        }
+    }
+
+    fn on_pulled(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        index: usize,
+        update: Update,
+        settled: UpdateNumber,
+        slot: SlotId,
+        with_old: bool,
+    ) {
+        let inbound = Inbound::of_row(&turn.tables.remotes[index].inbound, slot, update, with_old);
+        self.remote_pages[index] -= inbound.all_pages().filter(|page| *page != PageId::ZERO).count();
+        if self.sources[index].stand != Stand::Pulling || !matches!(self.phase, Phase::Running) {
+            return self.drop_inbound(turn, &inbound);
+        }
+        if settled < update.number {
+            self.drop_inbound(turn, &inbound);
+            return self.lose_source(turn, index, LossReason::Protocol("an update that is not settled"));
+        }
+        let source = &mut self.sources[index];
+        source.settled = source.settled.max(settled);
+        source.inbound.push(inbound);
+    }
+
+    fn on_source_control(&mut self, turn: &mut Turn<impl Memory>, index: usize, control: Control) {
+        let position = self.window.last();
+        let source = &mut self.sources[index];
+        let site = source.config.site;
+        match control {
+            Control::Heartbeat { settled, .. } => {
+                source.settled = source.settled.max(settled);
+                source.owed = true;
+            }
+            Control::Lapsed { oldest } => {
+                source.stand = Stand::Lapsed { oldest };
+                self.drop_pulled(turn, index);
+                turn.event(Event::SourceLapsed { site, position, oldest });
+            }
+            _ => self.lose_source(turn, index, LossReason::Protocol("a frame that a source does not send")),
+        }
+    }
+
+    fn on_source_page(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        index: usize,
+        frame: PageFrame,
+        page: PageId,
+        length: u16,
+    ) {
+        if self.sources[index].stand == Stand::Absent {
+            return;
+        }
+        let body = &turn.memory.bytes(page)[..usize::from(length).min(BLOCK_BYTES)];
+        let lost = match frame {
+            PageFrame::Hello => match Hello::decode(body) {
+                Ok(hello) if matches!(self.sources[index].stand, Stand::Greeting { .. }) => {
+                    self.sources[index].hello = Some(Box::new(hello));
+                    return self.greet_source(turn, index);
+                }
+                Ok(_) => "a second hello",
+                Err(_) => "a hello that does not decode",
+            },
+            PageFrame::Refusal => {
+                let refusal = Refusal::decode(body).ok();
+                let site = self.sources[index].config.site;
+                turn.event(Event::Refused { site, by_us: false, refusal });
+                "refused by the source"
+            }
+            _ => "a page that a source does not send",
+        };
+        self.lose_source(turn, index, LossReason::Protocol(lost));
+    }
+
+    fn drop_pulled(&mut self, turn: &mut Turn<impl Memory>, index: usize) {
+        while let Some(inbound) = self.sources[index].inbound.pop() {
+            self.drop_inbound(turn, &inbound);
+        }
+    }
+
+    fn lose_source(&mut self, turn: &mut Turn<impl Memory>, index: usize, reason: LossReason) {
+        let source = &mut self.sources[index];
+        if std::mem::replace(&mut source.stand, Stand::Absent) == Stand::Absent {
+            return;
+        }
+        source.hello = None;
+        let site = source.config.site;
+        if reason != LossReason::Disconnected && source.connection.is_some() {
+            turn.out.remotes[index].to_link.push(ToLink::Close);
+        }
+        self.drop_pulled(turn, index);
+        turn.event(Event::SourceLost { site, reason });
+    }
+
+    /// Ends all conversations from this side, for good.
+    pub(super) fn leave_sources(&mut self, turn: &mut Turn<impl Memory>) {
+        for index in 0..self.sources.len() {
+            if self.sources[index].stand != Stand::Absent {
+                turn.out.remotes[index].to_link.push(ToLink::Close);
+                self.lose_source(turn, index, LossReason::Disconnected);
+            }
+        }
+    }
+
+    fn greet_source(&mut self, turn: &mut Turn<impl Memory>, index: usize) {
+        let Stand::Greeting { since, hello_sent } = self.sources[index].stand else { return };
+        if !matches!(self.phase, Phase::Running) || self.stopping {
+            return;
+        }
+        if !hello_sent {
+            let hello = self.our_hello();
+            let message = self.page_with(turn, PageFrame::Hello, |out| hello.encode(out));
+            self.sources[index].stand = Stand::Greeting { since, hello_sent: message.is_some() };
+            if let Some(message) = message {
+                turn.out.remotes[index].to_link.push(message);
+            }
+        }
+        if let Stand::Greeting { hello_sent: true, .. } = self.sources[index].stand
+            && let Some(hello) = self.sources[index].hello.take()
+        {
+            return self.meet_source(turn, index, &hello);
+        }
+        if turn.now.since(since) >= GREETING_MAX {
+            self.lose_source(turn, index, LossReason::Protocol("no hello in time"));
+        }
+    }
+
+    fn meet_source(&mut self, turn: &mut Turn<impl Memory>, index: usize, hello: &Hello) {
+        let site = self.sources[index].config.site;
+        let a_third = (hello.role == Role::Third).then(|| {
+            let text = format_args!("site {} is a source of this third, and a third itself", site.0);
+            refusal(RefusalCode::Role, text)
+        });
+        if let Some(objection) = self.objection(hello, site).or(a_third) {
+            if let Some(message) = self.page_with(turn, PageFrame::Refusal, |out| objection.encode(out)) {
+                turn.out.remotes[index].to_link.push(message);
+            }
+            turn.event(Event::Refused { site, by_us: true, refusal: Some(objection) });
+            return self.lose_source(turn, index, LossReason::Protocol("refused by us"));
+        }
+        let source = &mut self.sources[index];
+        source.stand = Stand::Standing;
+        source.settled = hello.settled;
+        (source.told_durable, source.told_upto) = (UpdateNumber::NONE, UpdateNumber::NONE);
+        source.owed = true;
+    }
+
+    pub(super) fn pull_turn(&mut self, turn: &mut Turn<impl Memory>) {
+        for index in 0..self.sources.len() {
+            self.greet_source(turn, index);
+            let source = &self.sources[index];
+            // What it says waits behind what this site has no room for yet.
+            let silent =
+                source.inbound.is_empty() && turn.now.since(source.heard_at) >= source.config.silence_max;
+            if source.is_met() && silent {
+                self.lose_source(turn, index, LossReason::Protocol("silent for too long"));
+            }
+        }
+        if self.sources.is_empty() || self.stopping {
+            return;
+        }
+        self.choose_source(turn);
+        self.take_pulled(turn);
+        for index in 0..self.sources.len() {
+            self.tell_source(turn, index);
+        }
+    }
+
+    fn pulled_from(&self) -> Option<usize> {
+        self.sources.iter().position(|source| source.stand == Stand::Pulling)
+    }
+
+    /// Stays with the site that it pulls from, unless that has nothing for it and another one has.
+    fn choose_source(&mut self, turn: &mut Turn<impl Memory>) {
+        let last = self.window.last();
+        for source in &mut self.sources {
+            if let Stand::Lapsed { oldest } = source.stand
+                && last.next() >= oldest
+            {
+                source.stand = Stand::Standing;
+            }
+        }
+        let standing = |source: &Source| source.stand == Stand::Standing;
+        if let Some(index) = self.pulled_from() {
+            let better = self.sources.iter().any(|source| standing(source) && source.settled > last);
+            if self.sources[index].settled >= last || !better {
+                return;
+            }
+            // It may have sent something already; what it sends after its next hello is sure to be of the next pull.
+            self.lose_source(turn, index, LossReason::Protocol("behind another source"));
+        }
+        let able = |source: &Source| standing(source) && source.settled >= last;
+        let next = self.sources.iter().position(able).or_else(|| self.sources.iter().position(standing));
+        if let Some(index) = next {
+            let source = &mut self.sources[index];
+            source.stand = Stand::Pulling;
+            source.owed = true;
+            let site = source.config.site;
+            turn.event(Event::SourceFollowed { site, from: last.next() });
+        }
+    }
+
+    /// Takes what was pulled into the stream while there is room.
+    fn take_pulled(&mut self, turn: &mut Turn<impl Memory>) {
+        let Some(index) = self.pulled_from() else { return };
+        while let Some(inbound) = self.sources[index].inbound.front() {
+            let update = inbound.update;
+            let (page, with_old) = (inbound.pages[0].0, inbound.old.is_some());
+            match self.may_take(turn, &update, page, with_old) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(why) => return self.lose_source(turn, index, LossReason::Protocol(why)),
+            }
+            self.sources[index].heard_at = turn.now;
+            let inbound = self.sources[index].inbound.pop().expect("looked at it");
+            self.follow_slots(&update);
+            let stamps = WriteStamps { numbered_at: turn.now, ..WriteStamps::default() };
+            self.append(turn, update, None, stamps, |index| inbound.pages[index], None);
+            self.counters.pulled_updates += 1;
+        }
+    }
+
+    /// Tells where this site is, and asks for more once half of what it asked for is here.
+    fn tell_source(&mut self, turn: &mut Turn<impl Memory>, index: usize) {
+        let (after, durable) = (self.window.last(), self.journal.durable());
+        let generation = self.generation;
+        let source = &mut self.sources[index];
+        if !source.is_met() || turn.out.remotes[index].to_link.room() <= LINK_SPARE {
+            return;
+        }
+        let pulls = source.stand == Stand::Pulling;
+        let short = pulls && after.0 + PULL_AHEAD / 2 >= source.told_upto.0;
+        let news = durable > source.told_durable && turn.now.since(source.told_at) >= POSITION_NEWS_AFTER;
+        if !(source.owed || short || news) {
+            return;
+        }
+        let upto = if pulls { UpdateNumber(after.0 + PULL_AHEAD) } else { UpdateNumber::NONE };
+        (source.told_durable, source.told_upto, source.told_at) = (durable, upto, turn.now);
+        source.owed = false;
+        let pull = Control::Pull { after, generation, durable, upto };
+        turn.out.remotes[index].to_link.push(ToLink::Control(pull));
+    }
+
+    pub(super) fn pull_deadline(&self) -> Option<Nanos> {
+        let durable = self.journal.durable();
+        let deadline = |source: &Source| match source.stand {
+            Stand::Absent => None,
+            Stand::Greeting { since, .. } => Some(since.plus(GREETING_MAX)),
+            Stand::Standing | Stand::Pulling | Stand::Lapsed { .. } => {
+                let heard = if source.inbound.is_empty() { source.heard_at } else { Nanos(u64::MAX / 2) };
+                let silence = heard.plus(source.config.silence_max);
+                let news = source.told_at.plus(POSITION_NEWS_AFTER);
+                Some(if durable > source.told_durable { silence.min(news) } else { silence })
+            }
+        };
+        self.sources.iter().filter_map(deadline).min()
+    }
+
+    pub(super) fn source_status(&self) -> [Option<SourceStatus>; SOURCES_MAX] {
+        let mut status = [None; SOURCES_MAX];
+        for (place, source) in status.iter_mut().zip(&self.sources) {
+            let state = match source.stand {
+                Stand::Absent => SourceState::Disconnected,
+                Stand::Greeting { .. } => SourceState::Greeting,
+                Stand::Standing => SourceState::Standing,
+                Stand::Pulling => SourceState::Pulling,
+                Stand::Lapsed { .. } => SourceState::Lapsed,
+            };
+            *place = Some(SourceStatus { site: source.config.site, state, settled: source.settled });
+        }
+        status
+    }
+}

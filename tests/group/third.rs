@@ -1,0 +1,624 @@
+//! A third site that pulls from a pair: what it is given and when, what its absence costs nobody, and from whom it goes on.
+
+use super::*;
+use lockstep::core::group::THIRD_PAGES;
+use lockstep::core::group::status::{Delta, GroupStatus, NoDelta, SourceState, ThirdState};
+use lockstep::format::wire::{Refusal, RefusalCode};
+
+const FIRST: usize = 0;
+const SECOND: usize = 1;
+const THIRD: usize = 2;
+
+/// Steps until a connection that was closed comes again.
+const RECONNECTS_AFTER: u64 = 25;
+
+/// An end of a link: the site, and the link's number beside the peer's if it is not that.
+type End = (usize, Option<usize>);
+
+struct Link {
+    ends: [End; 2],
+    /// Whether the network lets anything through.
+    up: bool,
+    connected: bool,
+    connection: u32,
+    again_at: u64,
+    /// What a site that is stuck has not taken.
+    held: Vec<(End, ToLink)>,
+}
+
+struct Trio {
+    now: Nanos,
+    steps: u64,
+    sites: Vec<Site>,
+    alive: [bool; 3],
+    links: Vec<Link>,
+    /// Refusals, and other news of the third's, as each site told them.
+    refused: Vec<(usize, Refusal)>,
+    lapsed: Vec<usize>,
+}
+
+fn configs() -> [GroupConfig; 3] {
+    let third = ThirdConfig {
+        site: SiteId(3),
+        heartbeat_interval: Nanos::from_millis(5),
+        silence_max: Nanos::from_millis(100),
+    };
+    let source = |site| SourceConfig { site: SiteId(site), silence_max: Nanos::from_millis(100) };
+    let served = |role| {
+        let config = config(role, true);
+        GroupConfig { third: Some(third.clone()), pages: config.pages + THIRD_PAGES as u32, ..config }
+    };
+    let puller = GroupConfig { sources: vec![source(1), source(2)], ..config(Role::Third, false) };
+    [served(Role::Primary), served(Role::Secondary), puller]
+}
+
+/// What the link between two ends delivers to one of them for what the other one sent.
+fn deliver(
+    now: Nanos,
+    [(from, from_leg), (to, to_leg)]: [(&mut Site, Option<usize>); 2],
+    connected: bool,
+    message: ToLink,
+) {
+    let give = |site: &mut Site, leg: Option<usize>, message: FromLink| {
+        site.with(now, |group, turn| match leg {
+            None => group.on_link(turn, message),
+            Some(index) => group.on_remote(turn, index, message),
+        });
+    };
+    let page_at = |to: &mut Site| {
+        let pool = match to_leg {
+            None => &mut to.link_pages,
+            Some(index) => &mut to.remote_pages[index],
+        };
+        pool.pop().expect("granted")
+    };
+    let delivered = match message {
+        ToLink::Begin { .. } | ToLink::Close => return,
+        ToLink::Control(control) => FromLink::Control(control),
+        ToLink::Page { frame, page, length } => {
+            let sent = *from.memory.bytes(page);
+            give(from, from_leg, FromLink::PageReturned { page });
+            if !connected {
+                return;
+            }
+            let page = page_at(to);
+            *to.memory.bytes_mut(page) = sent;
+            FromLink::Page { frame, page, length }
+        }
+        ToLink::Update { update, settled, slot, source, with_old } => {
+            assert!(!with_old);
+            to.inbound_row = (to.inbound_row + 1) % (2 * LINK_INBOUND_SLOTS as u32);
+            let row = SlotId(to.inbound_row);
+            for index in 0..update.payload_blocks() {
+                let table = match (from_leg, source) {
+                    (None, UpdateSource::Window) => &from.tables.window,
+                    (None, _) => &from.tables.catch_up,
+                    (Some(leg), source) => {
+                        assert_eq!(source, UpdateSource::CatchUp);
+                        &from.tables.remotes[leg].catch_up
+                    }
+                };
+                let bytes = *from.memory.bytes(table.page(SlotId(slot), index));
+                if connected {
+                    let page = page_at(to);
+                    *to.memory.bytes_mut(page) = bytes;
+                    let inbound = to_leg.map_or(&to.tables.inbound, |leg| &to.tables.remotes[leg].inbound);
+                    inbound.set(row, index, page, sum_of_block(&bytes));
+                }
+            }
+            let number = update.number;
+            give(from, from_leg, FromLink::Consumed { number, slot, source, popped_at: now, sent_at: now });
+            FromLink::Update { update, settled, slot: row, with_old: false }
+        }
+    };
+    if connected {
+        give(to, to_leg, delivered);
+    }
+}
+
+impl Trio {
+    fn formatted(configs: [GroupConfig; 3]) -> Trio {
+        let link =
+            |ends| Link { ends, up: true, connected: false, connection: 0, again_at: 0, held: Vec::new() };
+        let mut trio = Trio {
+            now: Nanos(0),
+            steps: 0,
+            sites: configs.into_iter().map(Site::formatted).collect(),
+            alive: [true; 3],
+            links: vec![
+                link([(FIRST, None), (SECOND, None)]),
+                link([(FIRST, Some(0)), (THIRD, Some(0))]),
+                link([(SECOND, Some(0)), (THIRD, Some(1))]),
+            ],
+            refused: Vec::new(),
+            lapsed: Vec::new(),
+        };
+        for site in &mut trio.sites {
+            site.may_refuse = true;
+            site.with(Nanos(0), |group, turn| group.start(turn));
+        }
+        trio
+    }
+
+    /// In lockstep, and pulled from.
+    fn new() -> Trio {
+        let mut trio = Trio::formatted(configs());
+        trio.until("the third pulls", |trio| {
+            trio.status(FIRST).peer == PeerState::InSync && trio.pulls_from() == Some(FIRST)
+        });
+        trio
+    }
+
+    fn status(&self, site: usize) -> GroupStatus {
+        self.sites[site].group.status(self.now)
+    }
+
+    fn pulls_from(&self) -> Option<usize> {
+        let sources = self.status(THIRD).sources;
+        sources.iter().position(|it| it.is_some_and(|it| it.state == SourceState::Pulling))
+    }
+
+    fn third_at(&self, site: usize) -> lockstep::core::group::status::ThirdStatus {
+        self.status(site).third.expect("it has a third")
+    }
+
+    fn disconnect(&mut self, link: usize) {
+        let held = std::mem::take(&mut self.links[link].held);
+        let Link { ends, connection, connected, again_at, .. } = &mut self.links[link];
+        if !std::mem::take(connected) {
+            return;
+        }
+        *again_at = self.steps + RECONNECTS_AFTER;
+        let message = FromLink::Disconnected { connection: *connection };
+        let ends = *ends;
+        for (site, leg) in ends {
+            if self.alive[site] {
+                self.sites[site].with(self.now, |group, turn| match leg {
+                    None => group.on_link(turn, message),
+                    Some(index) => group.on_remote(turn, index, message),
+                });
+            }
+        }
+        for (from, message) in held {
+            self.send(from, message);
+        }
+    }
+
+    /// Brings a message to the other end of its link, if that is connected.
+    fn send(&mut self, from: End, message: ToLink) {
+        let place = |link: &Link| link.ends.iter().position(|end| *end == from);
+        let (index, place) = self
+            .links
+            .iter()
+            .enumerate()
+            .find_map(|(index, link)| place(link).map(|place| (index, place)))
+            .expect("each leg has a link");
+        let Link { ends, connected, .. } = self.links[index];
+        let to = ends[1 - place];
+        if message == ToLink::Close {
+            return self.disconnect(index);
+        }
+        if connected && !self.alive[to.0] {
+            return self.links[index].held.push((from, message));
+        }
+        let [sender, receiver] = self.sites.get_disjoint_mut([from.0, to.0]).expect("two sites");
+        deliver(self.now, [(sender, from.1), (receiver, to.1)], connected, message);
+    }
+
+    fn connect(&mut self) {
+        for index in 0..self.links.len() {
+            let Link { ends, up, connected, connection, again_at, .. } = &mut self.links[index];
+            let due = *up && !*connected && self.steps >= *again_at;
+            let ready = |&(site, leg): &End| {
+                let site = &self.sites[site];
+                !leg.map_or(&site.link_pages, |index| &site.remote_pages[index]).is_empty()
+            };
+            if !due || !ends.iter().all(ready) || ends.iter().any(|(site, _)| !self.alive[*site]) {
+                continue;
+            }
+            *connected = true;
+            *connection += 1;
+            let message = FromLink::Connected { connection: *connection };
+            for (site, leg) in *ends {
+                self.sites[site].with(self.now, |group, turn| match leg {
+                    None => group.on_link(turn, message),
+                    Some(index) => group.on_remote(turn, index, message),
+                });
+            }
+        }
+    }
+
+    fn set_link(&mut self, link: usize, up: bool) {
+        self.links[link].up = up;
+        if !up {
+            self.disconnect(link);
+        }
+    }
+
+    fn step(&mut self) {
+        self.now = self.now.plus(Nanos::from_micros(200));
+        self.steps += 1;
+        self.connect();
+        for site in (0..3).filter(|site| self.alive[*site]).collect::<Vec<_>>() {
+            self.turn(site);
+        }
+        // INV-4 and INV-6, at every step.
+        let settled = [FIRST, SECOND].map(|site| self.status(site).settled).into_iter().max();
+        if self.alive[FIRST] && self.alive[SECOND] {
+            assert!(self.status(THIRD).last <= settled.expect("two of them"));
+        }
+    }
+
+    fn turn(&mut self, site: usize) {
+        let now = self.now;
+        self.sites[site].with(now, |group, turn| group.end_turn(turn));
+        for event in std::iter::from_fn(|| self.sites[site].out.events.pop()) {
+            match event {
+                Event::Refused { by_us: true, refusal: Some(refusal), .. } => {
+                    self.refused.push((site, refusal));
+                }
+                Event::ThirdLapsed { .. } | Event::SourceLapsed { .. } => self.lapsed.push(site),
+                Event::Failed { .. } | Event::ChecksumMismatch { .. } => panic!("site {site}: {event:?}"),
+                _ => {}
+            }
+        }
+        let mut sent: Vec<(Option<usize>, ToLink)> =
+            self.sites[site].drain(now).into_iter().map(|message| (None, message)).collect();
+        for (index, remote) in self.sites[site].out.remotes.iter_mut().enumerate() {
+            sent.extend(std::iter::from_fn(|| remote.to_link.pop()).map(|message| (Some(index), message)));
+        }
+        for (leg, message) in sent {
+            self.send((site, leg), message);
+        }
+    }
+
+    fn until(&mut self, what: &str, mut done: impl FnMut(&Trio) -> bool) {
+        for _ in 0..100_000 {
+            if done(self) {
+                return;
+            }
+            self.step();
+        }
+        let status: Vec<_> = (0..3).map(|site| self.status(site)).collect();
+        panic!("never: {what}: {status:#?} {:?}", self.refused);
+    }
+
+    fn steps(&mut self, steps: usize) {
+        (0..steps).for_each(|_| self.step());
+    }
+
+    fn kill(&mut self, site: usize) {
+        for link in 0..self.links.len() {
+            if self.links[link].ends.iter().any(|(end, _)| *end == site) {
+                self.disconnect(link);
+            }
+        }
+        self.alive[site] = false;
+    }
+
+    fn restart(&mut self, site: usize) {
+        let config = self.sites[site].config.clone();
+        let disks = std::mem::take(&mut self.sites[site].disks);
+        self.sites[site] = Site::started(config, disks);
+        self.sites[site].may_refuse = true;
+        self.alive[site] = true;
+        let now = self.now;
+        self.sites[site].with(now, |group, turn| group.start(turn));
+    }
+
+    fn begin_write(&mut self, site: usize, ticket: u32, lba: u64, fill: u8) {
+        let now = self.now;
+        self.sites[site].write(now, ticket, lba, fill, false);
+    }
+
+    fn reply(&mut self, site: usize, ticket: u32) -> Result<(), HostError> {
+        let is = move |reply: &HostReply| reply.ticket == SlotId(ticket);
+        self.until("a reply", |trio| trio.sites[site].replies.iter().any(is));
+        let at = self.sites[site].replies.iter().position(is).expect("it is there");
+        self.sites[site].replies.swap_remove(at).result
+    }
+
+    /// So many rounds of 16 writes at this site; what each block is to hold goes into `expected`. Returns the steps it took.
+    fn exercise(&mut self, site: usize, expected: &mut HashMap<u64, u8>, rounds: u64, salt: u64) -> u64 {
+        let before = self.steps;
+        for round in 0..rounds {
+            for ticket in 0..16 {
+                let lba = (round * 31 + ticket * 17 + salt) % VOLUME_BLOCKS;
+                let fill = ((round * 16 + ticket + salt) % 250 + 1) as u8;
+                self.begin_write(site, ticket as u32, lba, fill);
+                expected.insert(lba, fill);
+            }
+            for ticket in 0..16 {
+                assert_eq!(self.reply(site, ticket), Ok(()));
+            }
+        }
+        self.steps - before
+    }
+
+    fn read(&mut self, site: usize, lba: u64) -> u8 {
+        let now = self.now;
+        let page = self.sites[site].front_pages.pop().expect("granted");
+        self.sites[site].tables.fronts[0].set(SlotId(900), 0, page, BlockSum::ZEROS);
+        self.sites[site].request(now, 900, HostOp::Read { lba: Lba(lba), count: 1 });
+        assert_eq!(self.reply(site, 900), Ok(()), "reading {lba} on site {site}");
+        let bytes = *self.sites[site].memory.bytes(page);
+        self.sites[site].front_pages.push(page);
+        assert!(bytes.iter().all(|byte| *byte == bytes[0]), "block {lba} is torn");
+        bytes[0]
+    }
+
+    /// Waits until the third has all that this site has, and compares it block for block.
+    fn third_is_equal(&mut self, site: usize, expected: &HashMap<u64, u8>) {
+        self.until("the third has everything", |trio| {
+            let (status, third) = (trio.status(site), trio.status(THIRD));
+            status.settled == status.last && third.settled == status.last && third.last == status.last
+        });
+        for lba in 0..VOLUME_BLOCKS {
+            let want = expected.get(&lba).copied().unwrap_or(0);
+            assert_eq!(self.read(THIRD, lba), want, "block {lba} of the third");
+        }
+    }
+
+    fn promote(&mut self, site: usize) {
+        let now = self.now;
+        let request = AdminRequest { id: 1, op: AdminOp::Promote { fenced: true } };
+        self.sites[site].with(now, |group, turn| group.on_admin(turn, request));
+        self.until("it serves", |trio| {
+            trio.status(site).role == Role::Primary && trio.sites[site].group.serving()
+        });
+    }
+}
+
+#[test]
+fn a_third_follows_while_everybodys_ring_wraps() {
+    let mut trio = Trio::new();
+    let mut expected = HashMap::new();
+    trio.exercise(FIRST, &mut expected, 300, 0);
+    trio.third_is_equal(FIRST, &expected);
+    let (first, third) = (trio.status(FIRST), trio.status(THIRD));
+    assert!(third.counters.journal_blocks > 2 * third.journal_blocks, "the ring did not wrap: {third:#?}");
+    assert_eq!(first.counters.fed_updates, third.last.0);
+    assert_eq!(third.counters.pulled_updates, third.last.0);
+    assert_eq!(trio.status(SECOND).counters.fed_updates, 0);
+    assert!(third.checkpoint > UpdateNumber(2000) && trio.lapsed.is_empty());
+}
+
+#[test]
+fn a_third_is_not_written_to_and_not_promoted() {
+    let mut trio = Trio::new();
+    trio.begin_write(THIRD, 1, 0, 7);
+    assert_eq!(trio.reply(THIRD, 1), Err(HostError::ReadOnly));
+    let now = trio.now;
+    for op in [AdminOp::Promote { fenced: true }, AdminOp::Demote, AdminOp::Switchover, AdminOp::GiveWay] {
+        let request = AdminRequest { id: 1, op };
+        trio.sites[THIRD].with(now, |group, turn| group.on_admin(turn, request));
+        let reply = trio.sites[THIRD].out.to_admin.pop().expect("it is refused at once");
+        assert!(reply.result.is_err(), "{op:?}");
+    }
+    assert_eq!(trio.status(THIRD).role, Role::Third);
+}
+
+/// INV-4: what one site of the set may still lose is not given away.
+#[test]
+fn what_is_not_settled_is_not_pulled() {
+    let mut trio = Trio::new();
+    let mut expected = HashMap::new();
+    trio.exercise(FIRST, &mut expected, 3, 5);
+    trio.third_is_equal(FIRST, &expected);
+    let settled = trio.status(FIRST).settled;
+    trio.set_link(0, false);
+    for ticket in 0..8 {
+        trio.begin_write(FIRST, ticket, u64::from(ticket), 99);
+    }
+    trio.steps(500);
+    let first = trio.status(FIRST);
+    assert!(first.durable > settled && first.settled == settled, "{first:#?}");
+    assert_eq!(trio.status(THIRD).last, settled);
+    trio.set_link(0, true);
+    for ticket in 0..8 {
+        assert_eq!(trio.reply(FIRST, ticket), Ok(()));
+        expected.insert(u64::from(ticket), 99);
+    }
+    trio.third_is_equal(FIRST, &expected);
+}
+
+#[test]
+fn a_third_that_restarts_goes_on_from_its_position() {
+    let mut trio = Trio::new();
+    let mut expected = HashMap::new();
+    trio.exercise(FIRST, &mut expected, 4, 1);
+    trio.third_is_equal(FIRST, &expected);
+    trio.steps(100);
+    let (fed, kept) = (trio.status(FIRST).counters.fed_updates, trio.status(THIRD).last);
+    trio.kill(THIRD);
+    let missed = 16 * 10;
+    trio.exercise(FIRST, &mut expected, 10, 2);
+    trio.restart(THIRD);
+    trio.third_is_equal(FIRST, &expected);
+    // The delta, and nothing but the delta; most of it was in the journal alone.
+    assert_eq!(trio.status(THIRD).last.0, kept.0 + missed);
+    let counters = trio.status(FIRST).counters;
+    assert_eq!(counters.fed_updates, fed + missed);
+    assert!(counters.fed_from_journal >= missed - 32, "{counters:?}");
+    assert!(trio.lapsed.is_empty());
+}
+
+/// A third costs no host anything: with it, without it, or with one that is lost for good, the same operations take the same time.
+#[test]
+fn nobody_waits_for_a_third() {
+    let mut took = Vec::new();
+    for what in ["there", "gone", "stuck"] {
+        let mut trio = Trio::new();
+        let mut expected = HashMap::new();
+        match what {
+            "gone" => trio.kill(THIRD),
+            // It is connected and takes nothing any more.
+            "stuck" => trio.alive[THIRD] = false,
+            _ => {}
+        }
+        took.push(trio.exercise(FIRST, &mut expected, 250, 3));
+        assert_eq!(trio.status(FIRST).counters.expired, 0);
+        assert_eq!(trio.lapsed.contains(&FIRST), what != "there", "{what}");
+        if what == "gone" {
+            let third = trio.third_at(FIRST);
+            assert_eq!((third.state, third.delta), (ThirdState::Disconnected, Delta::No(NoDelta::Lapsed)));
+            // It comes back to hear that it is too late, and holds a consistent image all the same.
+            let kept = trio.status(THIRD).last;
+            trio.restart(THIRD);
+            trio.until("it is told", |trio| trio.third_at(FIRST).state == ThirdState::Lapsed);
+            trio.steps(2000);
+            assert_eq!(trio.status(THIRD).last, kept);
+        }
+    }
+    assert_eq!(took, [took[0]; 3]);
+}
+
+#[test]
+fn a_third_goes_on_from_the_second_by_the_delta() {
+    let mut trio = Trio::new();
+    let mut expected = HashMap::new();
+    trio.exercise(FIRST, &mut expected, 20, 1);
+    trio.third_is_equal(FIRST, &expected);
+    // It is behind when the first dies.
+    trio.set_link(1, false);
+    trio.set_link(2, false);
+    trio.exercise(FIRST, &mut expected, 6, 2);
+    trio.steps(200);
+    trio.kill(FIRST);
+    let behind = trio.status(THIRD).last;
+    assert!(behind < trio.status(SECOND).last);
+    trio.promote(SECOND);
+    // The second serves its hosts while the third reads what it lacks.
+    trio.set_link(2, true);
+    trio.exercise(SECOND, &mut expected, 10, 4);
+    trio.third_is_equal(SECOND, &expected);
+    assert_eq!(trio.pulls_from(), Some(SECOND));
+    assert_eq!(trio.status(SECOND).counters.fed_updates, trio.status(THIRD).last.0 - behind.0);
+    assert!(trio.refused.is_empty() && trio.lapsed.is_empty());
+    // The first returns as a secondary; the third stays with the second, and tells both where it is.
+    trio.set_link(1, true);
+    trio.restart(FIRST);
+    trio.until("the first follows", |trio| {
+        trio.status(FIRST).role == Role::Secondary && trio.status(SECOND).peer == PeerState::InSync
+    });
+    trio.exercise(SECOND, &mut expected, 5, 6);
+    trio.third_is_equal(SECOND, &expected);
+    trio.until("the first knows it", |trio| trio.third_at(FIRST).position == trio.status(THIRD).durable);
+    assert_eq!(trio.third_at(FIRST).state, ThirdState::Standing);
+    assert!(matches!(trio.third_at(FIRST).delta, Delta::Yes { .. }));
+}
+
+/// The readiness of both survivors of a loss, before any is lost (US 7,143,254).
+#[test]
+fn both_sources_say_whether_the_delta_is_there() {
+    let mut trio = Trio::new();
+    let mut expected = HashMap::new();
+    trio.exercise(FIRST, &mut expected, 5, 1);
+    trio.third_is_equal(FIRST, &expected);
+    trio.steps(100);
+    for site in [FIRST, SECOND] {
+        assert_eq!(trio.third_at(site).delta, Delta::Yes { updates: 0, blocks: 0 }, "site {site}");
+    }
+    trio.kill(THIRD);
+    trio.exercise(FIRST, &mut expected, 1, 2);
+    trio.steps(100);
+    for site in [FIRST, SECOND] {
+        let Delta::Yes { updates, blocks } = trio.third_at(site).delta else { panic!("site {site}") };
+        assert!(updates == 16 && blocks >= 32, "{updates} updates of {blocks} blocks at site {site}");
+    }
+    trio.kill(SECOND);
+    trio.restart(SECOND);
+    trio.until("in lockstep again", |trio| trio.status(FIRST).peer == PeerState::InSync);
+    assert_eq!(trio.third_at(SECOND).delta, Delta::No(NoDelta::Unheard));
+    trio.exercise(FIRST, &mut expected, 250, 3);
+    assert_eq!(trio.third_at(FIRST).delta, Delta::No(NoDelta::Lapsed));
+}
+
+/// A journal keeps what a third lacks up to half of its ring, at the second as at the first.
+#[test]
+fn both_journals_keep_what_a_third_lacks_for_a_while() {
+    let mut trio = Trio::new();
+    let mut expected = HashMap::new();
+    trio.exercise(FIRST, &mut expected, 100, 1);
+    trio.third_is_equal(FIRST, &expected);
+    trio.kill(THIRD);
+    // About a third of the ring, and a checkpoint of all of it.
+    trio.exercise(FIRST, &mut expected, 10, 2);
+    for site in [FIRST, SECOND] {
+        trio.sites[site].group.want_sweep();
+    }
+    trio.until("checkpoints", |trio| {
+        [FIRST, SECOND].iter().all(|site| trio.status(*site).checkpoint == trio.status(*site).last)
+    });
+    for site in [FIRST, SECOND] {
+        assert!(matches!(trio.third_at(site).delta, Delta::Yes { updates: 160, .. }), "site {site}");
+        assert!(trio.status(site).journal_used_blocks >= 160);
+    }
+    trio.kill(FIRST);
+    trio.promote(SECOND);
+    trio.restart(THIRD);
+    trio.third_is_equal(SECOND, &expected);
+    trio.steps(100);
+    trio.sites[SECOND].group.want_sweep();
+    trio.exercise(SECOND, &mut expected, 1, 2);
+    trio.until("the second lets go of it", |trio| trio.status(SECOND).journal_used_blocks < 160 * 2);
+}
+
+#[test]
+fn a_third_that_has_what_its_source_never_had_is_refused_with_both_values() {
+    let mut trio = Trio::new();
+    let mut expected = HashMap::new();
+    trio.exercise(FIRST, &mut expected, 5, 1);
+    trio.third_is_equal(FIRST, &expected);
+    trio.steps(100);
+    // Both go on alone: the third with the first, as long as that is reachable.
+    trio.set_link(0, false);
+    trio.set_link(2, false);
+    trio.promote(SECOND);
+    trio.exercise(SECOND, &mut HashMap::new(), 2, 9);
+    let now = trio.now;
+    let request = AdminRequest { id: 1, op: AdminOp::Promote { fenced: true } };
+    trio.kill(FIRST);
+    trio.restart(FIRST);
+    trio.until("the first is back", |trio| trio.status(FIRST).state != GroupState::Recovering);
+    trio.sites[FIRST].with(now, |group, turn| group.on_admin(turn, request));
+    trio.until("the first serves", |trio| trio.sites[FIRST].group.serving());
+    trio.exercise(FIRST, &mut expected, 2, 3);
+    trio.third_is_equal(FIRST, &expected);
+    trio.set_link(2, true);
+    trio.until("the second refuses", |trio| !trio.refused.is_empty());
+    let (site, refusal) = trio.refused[0];
+    assert_eq!((site, refusal.code), (SECOND, RefusalCode::SplitBrain));
+    let text = refusal.text.to_string();
+    for value in [trio.status(THIRD).last.to_string(), trio.status(SECOND).settled.to_string()] {
+        assert!(text.contains(&value), "{value} in {text}");
+    }
+    assert_eq!(trio.pulls_from(), Some(FIRST));
+}
+
+/// The journal is read back for the third alone, so what has gone bad there is no reason to leave hosts alone.
+#[test]
+fn a_batch_that_went_bad_costs_the_third_and_not_the_site() {
+    let mut trio = Trio::new();
+    let mut expected = HashMap::new();
+    trio.exercise(FIRST, &mut expected, 4, 1);
+    trio.third_is_equal(FIRST, &expected);
+    trio.kill(THIRD);
+    let before: Vec<_> = trio.sites[FIRST].disks.keys().copied().collect();
+    trio.exercise(FIRST, &mut expected, 8, 2);
+    trio.steps(100);
+    for (key, block) in &mut trio.sites[FIRST].disks {
+        if key.0 == IoTarget::Journal && key.1 >= SUPERBLOCK_SLOTS && !before.contains(key) {
+            block[100] ^= 1;
+        }
+    }
+    trio.set_link(2, false);
+    trio.restart(THIRD);
+    trio.until("it is told", |trio| trio.third_at(FIRST).state == ThirdState::Lapsed);
+    trio.exercise(FIRST, &mut expected, 4, 3);
+    assert!(trio.lapsed.contains(&FIRST) && trio.status(FIRST).state == GroupState::Serving);
+    // The second's journal is sound.
+    trio.set_link(2, true);
+    trio.third_is_equal(FIRST, &expected);
+    assert_eq!(trio.pulls_from(), Some(SECOND));
+}
