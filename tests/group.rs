@@ -218,6 +218,7 @@ impl Site {
                     self.marks = Marked::default();
                     MetadataAnswer::Saved
                 }
+                MetadataOp::Check => MetadataAnswer::Checked { entries: 0 },
                 op => panic!("nobody asks for {op:?} here"),
             };
             self.with(now, |group, turn| group.on_metadata(turn, MetadataDone { slot, result: Ok(answer) }));

@@ -1,4 +1,5 @@
-//! `lockstep scrub`: every block of a site's volumes is read and compared with its checksum; what has gone bad comes from the other site.
+//! `lockstep scrub`: everything that a site has on its disks is read and compared with its checksums; what has gone bad comes from the
+//! other site.
 
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::ConfigArgument;
 use super::load::size;
 use super::observe::{bytes, client};
-use crate::node::control::{Client, ScrubShown};
+use crate::node::control::{Client, PartShown, ScrubShown, TablesShown};
 
 /// Pause between two looks at how far it is.
 const LOOKS_EVERY: Duration = Duration::from_millis(200);
@@ -48,12 +49,20 @@ impl Scrub {
                 bytes(scrub.read_bytes as f64),
                 scrub.seconds
             );
-            scrub.unrepaired.iter().for_each(|at| println!("{} block {} is damaged", at.volume, at.block));
+            parts(&scrub).for_each(|(name, part)| {
+                let PartShown { bad_blocks, repaired_blocks, .. } = part;
+                let read = bytes(part.read_bytes as f64);
+                println!("  {name:<20} {read:>10}, {bad_blocks} bad, {repaired_blocks} repaired");
+            });
+            let TablesShown { entries, damaged } = scrub.tables;
+            let state = if damaged { "DAMAGED" } else { "sound" };
+            println!("  {:<20} {entries:>10} entries, {state}", "snapshot tables");
+            scrub.unrepaired.iter().for_each(|at| println!("{at} is damaged"));
         }
         if unrepaired_blocks > 0 {
             bail!(
-                "{unrepaired_blocks} blocks are damaged, and the other site did not replace them: reading them fails; this site's log \
-                 says why, and what to do"
+                "{unrepaired_blocks} blocks are damaged and could not be repaired: what is in them is not served; this site's log says \
+                 why, and what to do"
             );
         }
         if !complete {
@@ -65,6 +74,18 @@ impl Scrub {
         }
         Ok(())
     }
+}
+
+/// What was read by its blocks.
+fn parts(scrub: &ScrubShown) -> impl Iterator<Item = (&'static str, &PartShown)> {
+    let ScrubShown { volumes, checksums, differential, journal, .. } = scrub;
+    [
+        ("volumes", volumes),
+        ("checksum files", checksums),
+        ("differential volume", differential),
+        ("journal", journal),
+    ]
+    .into_iter()
 }
 
 /// Shows how far it is until it is over.

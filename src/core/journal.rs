@@ -399,6 +399,23 @@ impl Journal {
         self.batches.get(self.partition(number)).copied()
     }
 
+    /// The first batch of this sequence or a later one that is written.
+    pub fn written_from(&self, sequence: u64) -> Option<Batch> {
+        let written = self.batches.len() - self.writing.len();
+        let (mut low, mut high) = (0, written);
+        while low < high {
+            let middle = (low + high) / 2;
+            let batch = self.batches.get(middle).expect("between the bounds");
+            (low, high) = if batch.position.sequence < sequence { (middle + 1, high) } else { (low, middle) };
+        }
+        self.batches.get(low).filter(|_| low < written).copied()
+    }
+
+    /// Whether a start would read the batch of this sequence, which was written.
+    pub fn holds(&self, sequence: u64) -> bool {
+        self.batches.front().is_some_and(|batch| batch.position.sequence <= sequence)
+    }
+
     /// The oldest update from a position on, if any.
     pub fn oldest_from(&self, position: JournalPosition) -> Option<UpdateNumber> {
         let kept = self.batches.iter().filter(|batch| batch.position.sequence >= position.sequence);

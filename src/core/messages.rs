@@ -247,6 +247,11 @@ pub enum MetadataOp {
     Reclaim { volume: VolumeId, lba: Lba },
     /// For each of the blocks: the entry of the first snapshot from `snapshot` on that has one.
     LookUp { snapshot: UpdateNumber, volume: VolumeId, lba: Lba, count: u32 },
+    /// Entries in a page of [`crate::format::tables`], in the order of the table, which has a run of blocks and a snapshot a row: whole
+    /// rows from this one on, as many as fit.
+    Entries { from: EntriesFrom },
+    /// Finds whether everything that is durable is what was written there, as a start does. Nothing else is carried out meanwhile.
+    Check,
     /// Bits of the blocks from `lba` on: whether there is an entry for a snapshot from `since` on and before `before`.
     Changed { since: UpdateNumber, before: UpdateNumber, volume: VolumeId, lba: Lba, count: u32 },
     /// A page of [`crate::format::tables`], all of one moment: they have everything up to `applied` at least. The first page begins anew,
@@ -274,6 +279,14 @@ impl MetadataOp {
     }
 }
 
+/// A row of the entries: of a volume, the run of blocks that begins with this one, or has it, and a snapshot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EntriesFrom {
+    pub volume: VolumeId,
+    pub lba: Lba,
+    pub snapshot: UpdateNumber,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MetadataRequest {
     pub slot: SlotId,
@@ -297,6 +310,15 @@ pub enum MetadataAnswer {
         next: Option<(VolumeId, Lba)>,
     },
     Found,
+    /// So many entries in the page; the row behind them, if there is one.
+    Entries {
+        count: u32,
+        next: Option<EntriesFrom>,
+    },
+    /// So many entries are sound, and so is all else.
+    Checked {
+        entries: u64,
+    },
     Lent,
     /// Where the set begins, if there is one; and whether the page holds a page of it.
     Marks {
@@ -352,7 +374,7 @@ pub enum AdminOp {
     /// What this site has that the other one has not is to go: they both went on alone, and the other one is kept. It follows that, and
     /// keeps what it has until it has been copied what is to be there instead.
     GiveWay,
-    /// Read all volumes from their disks, so much a second at most, and repair what has gone bad. 0: end that.
+    /// Read everything that this site has on its disks, so much a second at most, and repair what has gone bad. 0: end that.
     Scrub {
         blocks_per_second: u64,
     },

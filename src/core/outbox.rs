@@ -182,6 +182,12 @@ pub enum Event {
         fault: IoFault,
         block: u64,
     },
+    /// What could not be read was not needed: the site goes on, and whoever wanted it got an error.
+    ReadFailed {
+        target: IoTarget,
+        fault: IoFault,
+        block: u64,
+    },
     ChecksumMismatch {
         volume: VolumeId,
         lba: Lba,
@@ -198,6 +204,31 @@ pub enum Event {
         blocks: u64,
         bad: u64,
         unrepaired: u64,
+    },
+    /// A block of a volume's checksum file is not what was written there; memory has what it is to be.
+    ChecksumsDamaged {
+        volume: VolumeId,
+        block: u64,
+    },
+    /// So many of them were written anew.
+    ChecksumsRewritten {
+        blocks: u64,
+    },
+    /// A batch of the journal, which begins there, is not what was written there.
+    BatchDamaged {
+        block: u64,
+        first: UpdateNumber,
+        last: UpdateNumber,
+    },
+    /// Nothing needs it any more.
+    BatchPassed {
+        block: u64,
+    },
+    BatchStays {
+        block: u64,
+        first: UpdateNumber,
+        last: UpdateNumber,
+        why: BatchStays,
     },
     BlockNotRepaired {
         volume: VolumeId,
@@ -245,17 +276,20 @@ pub enum Event {
         volume: VolumeId,
         lba: Lba,
     },
-    /// It is not: neither had the peer.
+    /// It is not.
     SnapshotNotRepaired {
         snapshot: SnapshotName,
         volume: VolumeId,
         lba: Lba,
+        why: NotRepaired,
     },
     MetadataFailed {
         fault: MetadataFault,
     },
     /// An entry of the snapshot tables is not what was written there; whoever needed it got an error, and the site goes on.
     TablesDamaged,
+    /// They could not be looked at; the site goes on.
+    TablesUnreadable,
     HostDeadline {
         oldest_ns: u64,
     },
@@ -332,7 +366,16 @@ pub enum RepairedBy {
     NewerData,
 }
 
-/// Why a bad block of a volume stays so.
+/// Why a bad batch of the journal is still needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BatchStays {
+    /// The peer is away, and has not all of its updates durably.
+    Unsettled,
+    /// It is held for the peer, which is away.
+    ForPeer,
+}
+
+/// Why a bad block stays so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotRepaired {
     NoPeer,

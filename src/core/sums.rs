@@ -53,6 +53,17 @@ impl Sums {
         }
     }
 
+    /// Whether that is what a block of the checksum file should hold.
+    pub fn is_stored(&self, file_block: u64, bytes: &[u8; BLOCK_BYTES]) -> bool {
+        let first = (file_block * SUMS_PER_BLOCK) as usize;
+        self.sums[first..].iter().zip(bytes.chunks_exact(4)).all(|(sum, raw)| raw == sum.0.to_le_bytes())
+    }
+
+    /// A block of the checksum file that has not changed is to be written all the same; false if it is to be anyway.
+    pub fn write_again(&mut self, file_block: u64) -> bool {
+        self.changed.insert(file_block)
+    }
+
     /// Takes the next changed block of the checksum file at or after `from`.
     pub fn take_changed(&mut self, from: u64) -> Option<u64> {
         let block = self.changed.next_from(from)?;

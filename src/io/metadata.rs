@@ -3,6 +3,7 @@
 
 mod backend;
 mod captured;
+mod check;
 mod executor;
 mod lend;
 mod marks;

@@ -3,7 +3,8 @@
 use crate::base::{BLOCK_BYTES, SiteId, VolumeId, VolumeSet};
 use crate::core::config::{OnDifferentialFull, Role};
 use crate::core::messages::{IoFault, IoTarget, MetadataFault};
-use crate::core::outbox::{Event, LossReason, NotRepaired, RepairedBy};
+use crate::core::outbox::{BatchStays, Event, LossReason, NotRepaired, RepairedBy};
+use crate::core::sums::SUMS_PER_BLOCK;
 use crate::format::snapshot::SnapshotRecord;
 use crate::node::config::Config;
 
@@ -201,6 +202,14 @@ impl Names {
                     ),
                 )
             }
+            Event::ReadFailed { target, fault, block } => (
+                Level::Error,
+                format!(
+                    "{} cannot be read at block {block}: {}. Whoever needed it got an error, and the site goes on; see to the disk",
+                    self.target(target),
+                    fault_words(fault).0
+                ),
+            ),
             Event::ChecksumMismatch { volume, lba } => (
                 Level::Error,
                 format!(
@@ -219,11 +228,62 @@ impl Names {
                 (Level::Warn, format!("{target} block {} is repaired: {how}. Check that drive", lba.0))
             }
             Event::Scrubbed { complete, blocks, bad, unrepaired } => {
-                let ended = if complete { "the volumes were scrubbed" } else { "a scrub was ended" };
+                let ended = if complete { "everything was scrubbed" } else { "a scrub was ended" };
                 let level = if unrepaired > 0 { Level::Error } else { Level::Info };
                 (
                     level,
                     format!("{ended}: {blocks} blocks read, {bad} bad, {unrepaired} of them not repaired"),
+                )
+            }
+            Event::ChecksumsDamaged { volume, block } => {
+                let blocks = block * SUMS_PER_BLOCK;
+                (
+                    Level::Error,
+                    format!(
+                        "{}, block {block} (of the volume's blocks {blocks} to {}) are not what was written there; memory has what they are to \
+                         be, and they are written anew with the next checkpoint. Check that drive",
+                        self.target(IoTarget::Checksums(volume)),
+                        blocks + SUMS_PER_BLOCK - 1
+                    ),
+                )
+            }
+            Event::ChecksumsRewritten { blocks } => {
+                (Level::Warn, format!("{blocks} damaged blocks of checksum files are written anew"))
+            }
+            Event::BatchDamaged { block, first, last } => (
+                Level::Error,
+                format!(
+                    "{} is not what was written there at block {block} ({first} to {last}). Nothing of it is lost: this site has these updates \
+                     in memory or in its volumes, and a checkpoint past them is asked for, after which nobody needs that part. Until the \
+                     log says so, do not restart this site. Check that drive",
+                    self.target(IoTarget::Journal)
+                ),
+            ),
+            Event::BatchPassed { block } => (
+                Level::Warn,
+                format!(
+                    "{} is not needed any more at block {block}, where it was damaged: a checkpoint is past it",
+                    self.target(IoTarget::Journal)
+                ),
+            ),
+            Event::BatchStays { block, first, last, why } => {
+                let why = match why {
+                    BatchStays::Unsettled => format!(
+                        "{peer} is not connected, and these updates are not settled without it. Bring it back"
+                    ),
+                    BatchStays::ForPeer => format!(
+                        "{peer} is not connected, and the journal is held for it. Bring it back; it cannot have these updates from there, so if \
+                         it lacks them this site leaves the group when it comes to them: then format {peer} anew"
+                    ),
+                };
+                (
+                    Level::Error,
+                    format!(
+                        "{} is damaged at block {block} ({first} to {last}) and still needed, and a restart of this site would be refused: \
+                         {why}. Then `lockstep scrub --config {}`",
+                        self.target(IoTarget::Journal),
+                        self.file
+                    ),
                 )
             }
             Event::BlockNotRepaired { volume, lba, why } => {
@@ -301,8 +361,8 @@ impl Names {
             Event::SnapshotMismatch { snapshot, volume, lba } => (
                 Level::Error,
                 format!(
-                    "{} block {} as of snapshot {snapshot} is not what was kept (checksum mismatch); the read was answered \
-                     with an error, and {peer} is asked for the block. Check the drive of the differential volume {}",
+                    "{} block {} as of snapshot {snapshot} is not what was kept (checksum mismatch), and is not served; {peer} is asked \
+                     for the block. Check the drive of the differential volume {}",
                     self.target(IoTarget::Volume(volume)),
                     lba.0,
                     self.differential
@@ -317,15 +377,29 @@ impl Names {
                     self.differential
                 ),
             ),
-            Event::SnapshotNotRepaired { snapshot, volume, lba } => (
-                Level::Error,
-                format!(
-                    "{} block {} as of snapshot {snapshot} cannot be repaired: {peer} has no such block either. Delete the \
-                     snapshot, or restore what it is needed for from a backup",
-                    self.target(IoTarget::Volume(volume)),
-                    lba.0
-                ),
-            ),
+            Event::SnapshotNotRepaired { snapshot, volume, lba, why } => {
+                let again =
+                    format!("then `lockstep scrub --config {}`, or any read of it, repairs it", self.file);
+                let why = match why {
+                    NotRepaired::NoPeer => "there is no other site".to_owned(),
+                    NotRepaired::Away => format!("{peer} is not connected. Bring it back: {again}"),
+                    NotRepaired::NoAnswer => {
+                        format!("{peer} did not answer in time. Look at its log: {again}")
+                    }
+                    NotRepaired::Busy => format!("{peer} cannot look now. Wait a moment: {again}"),
+                    NotRepaired::OtherContent | NotRepaired::DamagedToo => format!(
+                        "{peer} has no such block either. Delete the snapshot, or restore what it is needed for from a backup"
+                    ),
+                };
+                (
+                    Level::Error,
+                    format!(
+                        "{} block {} as of snapshot {snapshot} cannot be repaired: {why}",
+                        self.target(IoTarget::Volume(volume)),
+                        lba.0
+                    ),
+                )
+            }
             Event::MetadataFailed { fault } => (
                 Level::Error,
                 match fault {
@@ -371,6 +445,13 @@ impl Names {
                 format!(
                     "{} does not have what this site lacks: this site has everything up to {position}, and the journal there begins with {oldest}",
                     self.other(site)
+                ),
+            ),
+            Event::TablesUnreadable => (
+                Level::Error,
+                format!(
+                    "the snapshot tables {} could not be looked at; the log says why. The site goes on; see to their disk",
+                    self.metadata
                 ),
             ),
             Event::HostDeadline { oldest_ns } => (
@@ -545,7 +626,8 @@ mod tests {
         for event in [
             Event::SnapshotMismatch { snapshot, volume, lba },
             Event::SnapshotRepaired { snapshot, volume, lba },
-            Event::SnapshotNotRepaired { snapshot, volume, lba },
+            Event::SnapshotNotRepaired { snapshot, volume, lba, why: NotRepaired::DamagedToo },
+            Event::SnapshotNotRepaired { snapshot, volume, lba, why: NotRepaired::Away },
         ] {
             let said = say(event);
             let named = ["volume log", "block 5", "nightly", "right"];
@@ -593,6 +675,29 @@ mod tests {
         let (level, differ) = names().sentence(&differ);
         assert!(level == Level::Error && differ.contains("volume data (/v/data) block 5"), "{differ}");
         assert!(differ.contains("snapshot monday") && differ.contains("leaves the group"), "{differ}");
+    }
+
+    #[test]
+    fn what_a_scrub_finds_beside_the_volumes_is_named_and_what_becomes_of_it() {
+        let say = |event| names().sentence(&event).1;
+        let (block, first, last) = (70, UpdateNumber(5), UpdateNumber(9));
+        let damaged = say(Event::BatchDamaged { block, first, last });
+        assert!(damaged.contains("/j") && damaged.contains("block 70 (#5 to #9)"), "{damaged}");
+        assert!(damaged.contains("do not restart this site"), "{damaged}");
+        let passed = say(Event::BatchPassed { block });
+        assert!(passed.contains("/j is not needed any more at block 70"), "{passed}");
+        for why in [BatchStays::Unsettled, BatchStays::ForPeer] {
+            let (level, said) = names().sentence(&Event::BatchStays { block, first, last, why });
+            let named =
+                ["/j", "block 70", "right is not connected", "lockstep scrub --config /etc/left.toml"];
+            assert!(level == Level::Error && named.iter().all(|name| said.contains(name)), "{said}");
+        }
+        let sums = say(Event::ChecksumsDamaged { volume: VolumeId(1), block: 2 });
+        assert!(sums.contains("/s/log") && sums.contains("blocks 2048 to 3071"), "{sums}");
+        let fault = IoFault::Errno(libc::EIO);
+        let unread = say(Event::ReadFailed { target: IoTarget::Volume(VolumeId(0)), fault, block: 3 });
+        assert!(unread.contains("/v/data") && unread.contains("the site goes on"), "{unread}");
+        assert!(say(Event::TablesUnreadable).contains("/m"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::base::*;
 use crate::core::messages::*;
 use crate::core::outbox::Tables;
 use crate::format::metadata::*;
+use crate::format::runs::RUN_BLOCKS;
 use crate::format::snapshot::{SNAPSHOTS_PAGE_MAX, SnapshotRecord, decode_payload, encode_snapshots};
 use crate::format::tables::*;
 use crate::sim::memory::SimMemory;
@@ -163,6 +164,8 @@ impl Metadata {
                 }
                 MetadataAnswer::Bits
             }
+            MetadataOp::Entries { from } => self.entries(from, answer),
+            MetadataOp::Check => MetadataAnswer::Checked { entries: self.captured.len() as u64 },
             MetadataOp::Lend { page, applied } => {
                 if page == 0 {
                     self.begin_lending(applied);
@@ -196,21 +199,39 @@ impl Metadata {
         }
     }
 
+    /// A row is what a snapshot keeps of a run; few a page, so that tables take several.
+    fn entries(&self, from: EntriesFrom, answer: &mut [u8; BLOCK_BYTES]) -> MetadataAnswer {
+        let row_of = |&(volume, lba, snapshot): &Key| (volume, lba / RUN_BLOCKS, snapshot);
+        let from = (from.volume.0, from.lba.0 / RUN_BLOCKS, from.snapshot.0);
+        let mut keys: Vec<&Key> = self.captured.keys().filter(|key| row_of(key) >= from).collect();
+        keys.sort_by_key(|key| row_of(key));
+        let (mut count, mut next) = (0, None);
+        for row in keys.chunk_by(|one, other| row_of(one) == row_of(other)) {
+            let (volume, run, snapshot) = row_of(row[0]);
+            if count > 0 && count + row.len() > self.step.min(TABLE_ENTRIES_MAX) {
+                let (volume, lba) = (VolumeId(volume), Lba(run * RUN_BLOCKS));
+                next = Some(EntriesFrom { volume, lba, snapshot: UpdateNumber(snapshot) });
+                break;
+            }
+            for key in row {
+                put_entry(answer, count, &self.entry(key));
+                count += 1;
+            }
+        }
+        MetadataAnswer::Entries { count: count as u32, next }
+    }
+
+    fn entry(&self, key: &Key) -> Captured {
+        let (&(volume, lba, snapshot), &(slot, sum)) = (key, &self.captured[key]);
+        let (volume, lba, snapshot) = (VolumeId(volume), Lba(lba), UpdateNumber(snapshot));
+        Captured { volume, lba, snapshot, slot: Slot(slot), sum: BlockSum(sum) }
+    }
+
     /// Few rows a page, so that tables take several.
     fn begin_lending(&mut self, applied: UpdateNumber) {
         let applied = applied.max(UpdateNumber(self.applied));
         let records: Vec<_> = self.snapshots.values().copied().collect();
-        let entries: Vec<_> = self
-            .captured
-            .iter()
-            .map(|(&(volume, lba, snapshot), &(slot, sum))| Captured {
-                volume: VolumeId(volume),
-                lba: Lba(lba),
-                snapshot: UpdateNumber(snapshot),
-                slot: Slot(slot),
-                sum: BlockSum(sum),
-            })
-            .collect();
+        let entries: Vec<_> = self.captured.keys().map(|key| self.entry(key)).collect();
         self.lent.clear();
         let mut put = |kind, count, last, rows: &dyn Fn(&mut [u8; BLOCK_BYTES])| {
             let mut page = [0; BLOCK_BYTES];

@@ -4,10 +4,15 @@
 //! While faults strike, only in seeds in which both sites always hold the same: those that may not go on alone, take over or keep old
 //! blocks could not tell what is lost from what is not repaired. When all is calm, in all seeds with a peer: then every operation must
 //! succeed, and every block that has gone bad must be whole before the sites stop.
+//!
+//! When hosts have come to rest, and a scrub looks for what is bad, bits flip in checksum files and in slots that snapshots need, too.
 
 use crate::base::{Lba, VolumeId};
 use crate::core::config::OnPeerLoss;
 use crate::core::messages::{AdminOp, IoTarget};
+use crate::sim::audit::Media;
+use crate::sim::content::Print;
+use crate::sim::disk::place_of;
 use crate::sim::plan::Plan;
 use crate::sim::rng::Rng;
 use crate::sim::world::{Stage, World};
@@ -20,6 +25,8 @@ pub struct RotPlan {
     pub calm: u32,
     /// In the end a scrub finds what is bad, also where nobody would read it, and not readers.
     pub scrubs: bool,
+    /// Before it, bits flip where nobody but a scrub finds them.
+    pub aside: bool,
 }
 
 /// Some hundred blocks are read in some milliseconds.
@@ -31,6 +38,15 @@ pub(super) struct Rotten {
     pub site: usize,
     pub volume: u16,
     pub lba: u64,
+}
+
+/// A block beside the volumes in which a bit has flipped, and what it holds since.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RottenAside {
+    site: usize,
+    target: IoTarget,
+    block: u64,
+    now: Print,
 }
 
 /// Tells the generator of rot from the others of its seed.
@@ -45,12 +61,11 @@ impl RotPlan {
         let suspends =
             plan.configs[0].peer.as_ref().is_some_and(|peer| peer.on_peer_loss == OnPeerLoss::Suspend);
         let same = suspends && plan.takeover.is_none() && plan.snapshots.is_none();
-        RotPlan {
-            working: if same { rng.below(12) as u32 } else { 0 },
-            visits: rng.pick(&[3, 20]),
-            calm: if plan.has_peer() { rng.below(6) as u32 } else { 0 },
-            scrubs: rng.once_in(2),
-        }
+        let working = if same { rng.below(12) as u32 } else { 0 };
+        let visits = rng.pick(&[3, 20]);
+        let calm = if plan.has_peer() { rng.below(6) as u32 } else { 0 };
+        let scrubs = rng.once_in(2);
+        RotPlan { working, visits, calm, scrubs, aside: scrubs }
     }
 }
 
@@ -98,6 +113,56 @@ impl World {
         rotten.iter().any(|rotten| rotten.volume == volume.0 && rotten.lba == lba.0)
     }
 
+    /// Everything is settled: bits flip where a scrub alone finds them.
+    pub(super) fn perhaps_rot_aside(&mut self) {
+        if !std::mem::take(&mut self.rot.aside) {
+            return;
+        }
+        for site in self.members() {
+            for _ in 0..self.rot_rng.below(3) {
+                let volume = self.rot_rng.below(self.plan.configs[0].volumes.len() as u64) as u16;
+                self.rot_aside(site, IoTarget::Checksums(VolumeId(volume)), 0);
+            }
+            let named = self.sites[site].disk.metadata.captured.values();
+            let named: Vec<u64> = named.filter(|(_, sum)| *sum != 0).map(|(slot, _)| *slot).collect();
+            if !named.is_empty() && self.plan.has_peer() {
+                for _ in 0..self.rot_rng.below(4) {
+                    let slot = self.rot_rng.pick(&named);
+                    self.rot_aside(site, IoTarget::Differential, slot);
+                }
+            }
+        }
+    }
+
+    fn rot_aside(&mut self, site: usize, target: IoTarget, block: u64) {
+        // Of a slot, the other site's is what repairs it.
+        let taken = |other: &RottenAside| {
+            (other.target, other.block) == (target, block)
+                && (other.site == site || target == IoTarget::Differential)
+        };
+        if self.rotten_aside.iter().any(taken) {
+            return;
+        }
+        let Some((_, now)) = self.sites[site].disk.rot(target, block, &mut self.rot_rng) else { return };
+        self.trace.note(self.now, || format!("site {site}: a bit of {target:?} {block} flips"));
+        if target == IoTarget::Differential {
+            self.audit.slot_rots(site, block, now);
+        }
+        self.rotten_aside.push(RottenAside { site, target, block, now });
+        self.outcome.rotten_blocks += 1;
+    }
+
+    /// Whether something beside the volumes is bad and not whole again, nor unneeded.
+    fn is_bad_aside(&self, site: usize) -> bool {
+        self.rotten_aside.iter().filter(|rotten| rotten.site == site).any(|rotten| {
+            let RottenAside { target, block, now, .. } = *rotten;
+            let disk = &self.sites[site].disk;
+            let needed = target != IoTarget::Differential || disk.slot_is_named(block);
+            let durable = disk.durable(place_of(target), block);
+            needed && durable.is_some_and(|stored| stored.content.print == now)
+        })
+    }
+
     /// Blocks of this site that have gone bad and are not whole again.
     fn bad(&self, site: usize) -> impl Iterator<Item = &Rotten> {
         let bad = move |rotten: &&Rotten| {
@@ -119,13 +184,14 @@ impl World {
         for site in self.members() {
             let asked = !self.sites[site].admin.is_empty();
             let active = asked || self.status(site).is_some_and(|status| status.scrub.active);
-            if self.rot.scrubs && !active && self.bad(site).next().is_some() {
+            let bad = self.bad(site).next().is_some() || self.is_bad_aside(site);
+            if self.rot.scrubs && !active && bad {
                 self.administer(site, AdminOp::Scrub { blocks_per_second: SCRUB_BLOCKS_PER_SECOND });
             }
         }
     }
 
     pub(super) fn is_whole(&self) -> bool {
-        self.members().all(|site| self.bad(site).next().is_none())
+        self.members().all(|site| self.bad(site).next().is_none() && !self.is_bad_aside(site))
     }
 }

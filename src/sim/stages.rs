@@ -140,6 +140,7 @@ impl World {
                 if !self.settled() {
                     return;
                 }
+                self.perhaps_rot_aside();
                 if !self.is_whole() {
                     return self.scrub_when_due();
                 }

@@ -19,7 +19,7 @@ use crate::sim::plan::{Crash, Fault, Plan};
 use crate::sim::queue::Queue;
 use crate::sim::resync::{self, ResyncPlan};
 use crate::sim::rng::Rng;
-use crate::sim::rot::{self, RotPlan, Rotten};
+use crate::sim::rot::{self, RotPlan, Rotten, RottenAside};
 use crate::sim::site::{Alarm, Done, Site};
 use crate::sim::snapshots::{self, SnapshotPlan};
 use crate::sim::split::{self, Audits, Part, SplitPlan};
@@ -189,6 +189,7 @@ pub struct World {
     pub(super) rot_rng: Rng,
     pub(super) rot: RotPlan,
     pub(super) rotten: Vec<Rotten>,
+    pub(super) rotten_aside: Vec<RottenAside>,
     pub(super) aim: Aim,
     /// Writes that each side had acknowledged when they parted.
     pub(super) apart_from: [u64; 2],
@@ -279,6 +280,7 @@ impl World {
             rot_rng,
             rot,
             rotten: Vec::new(),
+            rotten_aside: Vec::new(),
             aim: Aim::new(aimed_rng),
             apart_from: [0; 2],
             apart_since: 0,
@@ -595,7 +597,7 @@ impl World {
                     }
                     panic!("INV-7, INV-9: sites of one pair refuse each other: {code:?}");
                 }
-                GroupEvent::SnapshotMismatch { snapshot, volume, lba } => {
+                GroupEvent::SnapshotMismatch { snapshot, volume, lba } if self.rotten_aside.is_empty() => {
                     panic!(
                         "site {index} reads other bytes than it kept for {snapshot:?}: {volume:?} {lba:?}"
                     );

@@ -1,7 +1,7 @@
 //! Volume blocks that have gone bad, and the peer's that take their place.
 
 use super::*;
-use lockstep::core::group::status::ScrubStatus;
+use lockstep::core::group::status::{BadPlace, Part, PartStatus, ScrubStatus};
 
 /// Blocks with data, each with a content of its own.
 const BLOCKS: u64 = 64;
@@ -228,17 +228,30 @@ fn a_busy_peer_is_asked_again_but_not_for_ever() {
     assert!(asked > 100 && took < Nanos::from_millis(1_100), "{asked} questions in {took:?}");
 }
 
-fn scrub(pair: &mut Pair, site: usize) -> ScrubStatus {
-    let op = AdminOp::Scrub { blocks_per_second: 1_000_000 };
+fn ask_to_scrub(pair: &mut Pair, site: usize, blocks_per_second: u64) {
+    let op = AdminOp::Scrub { blocks_per_second };
     let now = pair.now;
     pair.sites[site].with(now, |group, turn| group.on_admin(turn, AdminRequest { id: 7, op }));
     let reply = pair.sites[site].out.to_admin.pop();
     assert_eq!(reply, Some(AdminReply { id: 7, result: Ok(UpdateNumber::NONE) }));
+}
+
+fn scrub(pair: &mut Pair, site: usize) -> ScrubStatus {
+    ask_to_scrub(pair, site, 1_000_000);
     pair.run_until("the scrub is over", |pair| !pair.sites[site].group.status(pair.now).scrub.active);
     let status = pair.sites[site].group.status(pair.now).scrub;
     assert!(status.complete);
-    assert_eq!((status.blocks_read, status.blocks_total), (VOLUME_BLOCKS, VOLUME_BLOCKS));
+    let volumes = status.part(Part::Volumes);
+    assert_eq!((volumes.read, volumes.total), (VOLUME_BLOCKS, VOLUME_BLOCKS));
+    let sums = status.part(Part::Checksums);
+    assert_eq!((sums.read, sums.total), (1, 1));
     status
+}
+
+/// Bad, repaired and unrepaired.
+fn outcome(status: &ScrubStatus, part: Part) -> (u64, u64, u64) {
+    let PartStatus { bad, repaired, unrepaired, .. } = status.part(part);
+    (bad, repaired, unrepaired)
 }
 
 #[test]
@@ -249,10 +262,10 @@ fn a_scrub_finds_what_nobody_reads_and_repairs_it() {
         let bad = [0, 1, 40, 63, 200, VOLUME_BLOCKS - 1];
         bad.iter().for_each(|&lba| flip(&mut pair, site, lba));
         let status = scrub(&mut pair, site);
-        assert_eq!((status.bad, status.repaired, status.unrepaired), (6, 6, 0));
+        assert_eq!(outcome(&status, Part::Volumes), (6, 6, 0));
         assert!(bad.iter().all(|&lba| on_disk(&pair, site, lba, due(lba))));
         let status = scrub(&mut pair, site);
-        assert_eq!((status.bad, status.repaired, status.unrepaired), (0, 0, 0));
+        assert_eq!(status.sum().bad, 0);
     }
 }
 
@@ -264,29 +277,134 @@ fn a_scrub_names_what_is_bad_at_both_sites_and_goes_on() {
     }
     flip(&mut pair, 0, 400);
     let status = scrub(&mut pair, 0);
-    assert_eq!((status.bad, status.repaired, status.unrepaired), (43, 1, 42));
-    let named = status.named.iter().filter(|(_, lba)| *lba == Lba(9) || (100..140).contains(&lba.0));
-    assert_eq!(named.count(), SCRUB_NAMED_MAX);
+    assert_eq!(outcome(&status, Part::Volumes), (43, 1, 42));
+    let known = |place: &&BadPlace| matches!(place, BadPlace::Volume(_, lba) if *lba == Lba(9) || (100..140).contains(&lba.0));
+    assert_eq!(status.named().iter().filter(known).count(), SCRUB_NAMED_MAX);
     assert!(on_disk(&pair, 0, 400, 0));
 }
 
 #[test]
 fn a_scrub_ends_where_it_is_told_to_and_hosts_are_served_meanwhile() {
     let mut pair = rested(&[0]);
-    let slow = AdminOp::Scrub { blocks_per_second: 100 };
-    let now = pair.now;
-    pair.sites[0].with(now, |group, turn| group.on_admin(turn, AdminRequest { id: 1, op: slow }));
+    ask_to_scrub(&mut pair, 0, 100);
     for round in 0..20 {
         let now = pair.now;
         pair.sites[0].write(now, 1, round, 0xb0, true);
         assert_eq!(pair.reply(0, 1), Ok(()));
     }
     let status = pair.sites[0].group.status(pair.now).scrub;
-    assert!(status.active && status.blocks_read < VOLUME_BLOCKS, "{status:?}");
-    let end = AdminOp::Scrub { blocks_per_second: 0 };
-    let now = pair.now;
-    pair.sites[0].with(now, |group, turn| group.on_admin(turn, AdminRequest { id: 2, op: end }));
+    assert!(status.active && status.part(Part::Volumes).read < VOLUME_BLOCKS, "{status:?}");
+    ask_to_scrub(&mut pair, 0, 0);
     pair.quiet();
     let status = pair.sites[0].group.status(pair.now).scrub;
     assert!(!status.active && !status.complete, "{status:?}");
+}
+
+#[test]
+fn a_pass_that_begins_while_the_last_ones_read_is_under_way_reads_everything() {
+    let mut pair = rested(&[]);
+    ask_to_scrub(&mut pair, 0, 1_000_000);
+    (0..7).for_each(|_| pair.step());
+    // A read is submitted in the turn that ends here, and completes behind the next two requests.
+    let now = pair.now.plus(Nanos::from_micros(200));
+    pair.sites[0].with(now, |group, turn| group.end_turn(turn));
+    assert!(!pair.sites[0].out.to_volumes.is_empty());
+    ask_to_scrub(&mut pair, 0, 0);
+    scrub(&mut pair, 0);
+}
+
+#[test]
+fn a_checksum_file_that_has_gone_bad_is_written_anew_from_memory() {
+    for site in [0, 1] {
+        let mut pair = rested(&[]);
+        let key = (IoTarget::Checksums(VolumeId(0)), 0);
+        let was = pair.sites[site].disks[&key].clone();
+        pair.sites[site].disks.get_mut(&key).expect("it is there")[77] ^= 1;
+        let status = scrub(&mut pair, site);
+        assert_eq!(outcome(&status, Part::Checksums), (1, 1, 0));
+        assert_eq!(status.sum().bad, 1);
+        assert_eq!(pair.sites[site].disks[&key], was);
+        assert_eq!(scrub(&mut pair, site).sum().bad, 0);
+    }
+}
+
+#[test]
+fn a_checksum_file_that_is_written_while_a_scrub_reads_it_is_not_bad() {
+    let mut pair = rested(&[]);
+    for round in 1..40u8 {
+        ask_to_scrub(&mut pair, 0, 1_000_000);
+        for lba in 0..8 {
+            let now = pair.now;
+            pair.sites[0].write(now, 1, lba, round ^ lba as u8, true);
+            pair.sites[0].group.want_sweep();
+            assert_eq!(pair.reply(0, 1), Ok(()));
+        }
+        pair.run_until("the scrub is over", |pair| !pair.sites[0].group.status(pair.now).scrub.active);
+        assert_eq!(pair.sites[0].group.status(pair.now).scrub.sum().bad, 0, "round {round}");
+    }
+}
+
+/// Flips a bit of a block in the journal that holds nothing but this.
+fn flip_in_journal(pair: &mut Pair, site: usize, fill: u8) {
+    let is = |((target, _), block): &(&(IoTarget, u64), &mut Block)| {
+        *target == IoTarget::Journal && block.iter().all(|byte| *byte == fill)
+    };
+    let (_, block) = pair.sites[site].disks.iter_mut().find(is).expect("it is in the journal");
+    block[123] ^= 8;
+}
+
+#[test]
+fn a_journal_that_has_gone_bad_is_not_needed_behind_a_checkpoint() {
+    for site in [0, 1] {
+        let mut pair = rested(&[]);
+        for fill in [0xa1, 0xa2, 0xa3] {
+            let now = pair.now;
+            pair.sites[0].write(now, 1, 500, fill, true);
+            assert_eq!(pair.reply(0, 1), Ok(()));
+        }
+        pair.settled();
+        flip_in_journal(&mut pair, site, 0xa2);
+        let before = pair.sites[site].group.status(pair.now);
+        assert!(before.checkpoint < before.settled, "{before:?}");
+        let status = scrub(&mut pair, site);
+        assert_eq!(outcome(&status, Part::Journal), (1, 1, 0));
+        assert_eq!(status.sum().bad, 1);
+        let after = pair.sites[site].group.status(pair.now);
+        assert!(after.checkpoint >= before.settled && after.journal_used_blocks == 0, "{after:?}");
+        // A start finds nothing wrong.
+        let (config, now) = (pair.sites[site].config.clone(), pair.now);
+        let disks = std::mem::take(&mut pair.sites[site].disks);
+        pair.sites[site] = Site::started(config, disks);
+        pair.sites[site].with(now, |group, turn| group.start(turn));
+        pair.run_until("recovered", |pair| {
+            let state = pair.sites[site].group.status(pair.now).state;
+            assert_ne!(state, GroupState::Failed);
+            state != GroupState::Recovering
+        });
+    }
+}
+
+#[test]
+fn a_bad_part_of_the_journal_that_is_not_settled_is_named_and_passed_when_the_peer_is_back() {
+    let mut pair = rested(&[]);
+    let now = pair.now;
+    for site in &mut pair.sites {
+        site.with(now, |group, turn| group.on_link(turn, FromLink::Disconnected { connection: 1 }));
+    }
+    pair.sites[0].write(now, 1, 500, 0xa1, false);
+    (0..50).for_each(|_| pair.step());
+    flip_in_journal(&mut pair, 0, 0xa1);
+    let status = scrub(&mut pair, 0);
+    assert_eq!(outcome(&status, Part::Journal), (1, 0, 1));
+    assert!(matches!(status.named(), [BadPlace::Journal(_)]), "{:?}", status.named());
+    pair.connect(2);
+    in_sync(&mut pair);
+    pair.settled();
+    let status = scrub(&mut pair, 0);
+    let PartStatus { repaired, unrepaired, .. } = status.part(Part::Journal);
+    assert_eq!(unrepaired, 0, "{status:?}");
+    assert!(repaired <= 1);
+    pair.run_until("a checkpoint of it", |pair| {
+        pair.sites[0].group.status(pair.now).journal_used_blocks == 0
+    });
 }

@@ -260,6 +260,113 @@ fn damaged_snapshot_tables_are_named_and_repaired_from_the_peer() {
     refuses_to_start(&sites.right, &["table captured", "volume data block 3"]);
 }
 
+/// Flips a bit behind each place where a file that is in use has these bytes.
+fn flip_in_place(file: &Path, bytes: &[u8]) {
+    let content = fs::read(file).expect("the file");
+    let file = File::options().write(true).open(file).expect("the file");
+    let places = (0..content.len() - bytes.len()).filter(|&at| content[at..].starts_with(bytes));
+    let flipped = places.map(|at| at + bytes.len() / 2).inspect(|&at| {
+        file.write_all_at(&[content[at] ^ 0x04], at as u64).expect("written");
+    });
+    assert!(flipped.count() > 0, "it has them");
+    file.sync_all().expect("synced");
+}
+
+fn scrub(site: &Site) -> (Value, String) {
+    let output = lockstep(&["scrub", "--config", path(&site.config), "--rate", "1GiB", "--json"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    (serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("no object: {said}")), said)
+}
+
+/// Bad, repaired and unrepaired.
+fn outcome(part: &Value) -> [u64; 3] {
+    ["bad_blocks", "repaired_blocks", "unrepaired_blocks"].map(|key| part[key].as_u64().expect("a number"))
+}
+
+#[test]
+fn a_scrub_finds_flipped_bits_in_all_that_a_site_has_on_its_disks() {
+    let mut sites =
+        Sites::start(&Options { volumes: vec![("data", 4)], differential_mib: 1, ..Options::default() });
+    let mut client = sites.left.connect("data");
+    for block in 0..BLOCKS {
+        client.write((block * BLOCK) as u64, &old(block), false).expect("written");
+    }
+    succeeds(lockstep(&["snapshot", "create", "--config", path(&sites.left.config), "old"]));
+    client.write(0, &[0xee; BLOCKS * BLOCK], false).expect("written");
+    sites.wait("--settled");
+    let number = number_of(&sites.left, "old");
+    for site in [&mut sites.left, &mut sites.right] {
+        site.until("old blocks are in their slots", |site| {
+            (0..BLOCKS).all(|block| slot_of(site, block).is_some())
+        });
+        // Of what the list shows, the number says that the tables have it.
+        site.until("and in the tables", |site| number_of(site, "old") == number);
+        let (scrubbed, said) = scrub(site);
+        assert_eq!(scrubbed["complete"], true, "{said}");
+        assert_eq!(scrubbed["tables"]["entries"], BLOCKS, "{scrubbed}");
+        assert_eq!(scrubbed["differential"]["read_bytes"], BLOCKS * BLOCK, "{scrubbed}");
+        assert_eq!(scrubbed["checksums"]["read_bytes"], BLOCK, "{scrubbed}");
+        assert_eq!(scrubbed["bad_blocks"], 0, "{scrubbed}");
+    }
+
+    for site in [&mut sites.left, &mut sites.right] {
+        // Slots come from the other site, checksums from memory.
+        [4, 5, 33].iter().for_each(|&block| flip_a_bit(site, block));
+        flip_in_place(&site.directory.join("data.checksums"), &sum_of_block(&[0xee; BLOCK]).0.to_le_bytes());
+        let (scrubbed, said) = scrub(site);
+        assert_eq!(outcome(&scrubbed["differential"]), [3, 3, 0], "{scrubbed} {said}");
+        assert_eq!(outcome(&scrubbed["checksums"]), [1, 1, 0], "{scrubbed} {said}");
+        assert_eq!(outcome(&scrubbed), [4, 4, 0], "{scrubbed} {said}");
+        assert!((0..BLOCKS).all(|block| slot_of(site, block).is_some()), "{} has all", site.name);
+        let named = ["block 33 as of snapshot old is repaired", "checksum files are written anew"];
+        site.until("the log says so", |site| named.iter().all(|named| site.log_text().contains(named)));
+    }
+
+    // The journal, as long as a start would read it: hosts that never rest keep the checkpoint behind.
+    for right in [true, false] {
+        let fill = if right { 0x5a } else { 0x5b };
+        client.write(900 * BLOCK as u64, &[fill; BLOCK], true).expect("written");
+        let site = if right { &mut sites.right } else { &mut sites.left };
+        flip_in_place(&site.directory.join("journal"), &[fill; BLOCK]);
+        let (scrubbed, said) = scrub(site);
+        assert_eq!(outcome(&scrubbed["journal"]), [1, 1, 0], "{scrubbed} {said}");
+        let named = ["is not what was written there at block", "is not needed any more at block"];
+        site.until("the log says so", |site| named.iter().all(|named| site.log_text().contains(named)));
+        site.kill();
+        site.start();
+        sites.wait("--in-sync");
+        client = sites.left.connect_when_served("data");
+        assert_eq!(read(&mut client, 900).as_deref(), Ok(&[fill; BLOCK][..]));
+    }
+
+    // What is bad at both, with nobody else to ask.
+    [&sites.left, &sites.right].iter().for_each(|site| flip_a_bit(site, 7));
+    let (scrubbed, said) = scrub(&sites.right);
+    assert_eq!(outcome(&scrubbed["differential"]), [1, 0, 1], "{scrubbed}");
+    assert_eq!(scrubbed["unrepaired"][0]["in"], "differential", "{scrubbed}");
+    assert_eq!(scrubbed["unrepaired"][0]["block"], 7, "{scrubbed}");
+    assert!(said.contains("1 blocks are damaged"), "{said}");
+
+    // The tables: the site goes on with what it knows, and does not start again before they are repaired.
+    let slot = Slot(slot_of(&sites.right, 12).expect("it is kept") as u64);
+    let (volume, lba, sum) = (VolumeId(0), Lba(12), sum_of_block(&old(12)));
+    let entry = Captured { volume, lba, snapshot: number, slot, sum }.value();
+    flip_in_place(&metadata(&sites.right), &entry);
+    let (scrubbed, said) = scrub(&sites.right);
+    assert_eq!(scrubbed["tables"]["damaged"], true, "{scrubbed}");
+    assert!(said.contains("are damaged"), "{said}");
+    let command = format!("`lockstep snapshot repair --config {}`", path(&sites.right.config));
+    sites.right.until("the log says what to do", |site| site.log_text().contains(&command));
+    let mut reader = sites.right.connect("data@old");
+    assert_eq!(read(&mut reader, 11).as_deref(), Ok(&old(11)[..]));
+    drop(reader);
+    client.write(500 * BLOCK as u64, &[1; BLOCK], true).expect("the pair goes on");
+    assert!(sites.right.stop().success());
+    refuses_to_start(&sites.right, &[]);
+    let said = fails(repair_tables(&sites.right));
+    assert!(said.contains("block 7"), "{said}");
+}
+
 /// More than the cache holds, so that nothing is read before somebody asks.
 const LARGE_MIB: u64 = 96;
 
@@ -334,7 +441,7 @@ fn flipped_bits_in_a_volume_are_named_and_repaired_from_the_peer() {
         unread.iter().for_each(|&block| flip_in_volume(site, block));
         let scrub = ["scrub", "--config", path(&site.config), "--rate", "1GiB", "--json"];
         let said: Value = serde_json::from_str(&succeeds(lockstep(&scrub))).expect("an object");
-        assert_eq!(said["read_bytes"], LARGE_MIB * MIB, "{said}");
+        assert_eq!(said["volumes"]["read_bytes"], LARGE_MIB * MIB, "{said}");
         assert_eq!(said["total_bytes"], said["read_bytes"], "{said}");
         assert_eq!((&said["bad_blocks"], &said["repaired_blocks"]), (&4.into(), &4.into()), "{said}");
         assert!(unread.iter().all(|&block| on_disk(site, block) == due(block)), "{} is whole", site.name);

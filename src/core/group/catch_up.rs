@@ -225,7 +225,7 @@ impl Group {
         }
     }
 
-    fn release_row(&mut self, turn: &mut Turn<impl Memory>, slot: SlotId, blocks: u32) {
+    pub(super) fn release_row(&mut self, turn: &mut Turn<impl Memory>, slot: SlotId, blocks: u32) {
         for index in 0..blocks as usize {
             let page = turn.tables.journal_io.page(slot, index);
             if page != PageId::NONE {
@@ -250,7 +250,7 @@ impl Group {
             header.sequence == batch.position.sequence
                 && header.previous == batch.position.previous
                 && u32::from(header.payload_blocks) + 1 == batch.blocks
-                && self.payload_is_whole(turn, whose, slot, header.count as usize)
+                && payload_is_whole(turn, slot, &self.reader(whose).descriptors[..header.count as usize])
         });
         if !good && whose == ReadFor::Third {
             // This site has these updates in its volumes, or in memory: it goes on, and the third cannot.
@@ -266,24 +266,23 @@ impl Group {
         self.reader_mut(whose).state = State::Loaded { slot, batch, count, next: 0, page: 1 };
     }
 
-    /// Whether each update's payload has the sum its descriptor names; the row gets the block sums.
-    fn payload_is_whole(&self, turn: &Turn<impl Memory>, whose: ReadFor, slot: SlotId, count: usize) -> bool {
-        let table = &turn.tables.journal_io;
-        let mut row = 1;
-        let updates = &self.reader(whose).descriptors[..count];
-        updates.iter().filter(|update| update.payload_blocks() > 0).all(|update| {
-            let first = row;
-            row += update.payload_blocks();
-            for index in first..row {
-                let page = table.page(slot, index);
-                table.set(slot, index, page, turn.memory.sum(page));
-            }
-            sum_of_sums((first..row).map(|index| table.sum(slot, index))) == update.sum
-        })
-    }
-
     /// The link has read the row's pages.
     pub(super) fn catch_up_consumed(&mut self, turn: &mut Turn<impl Memory>, row: u32) {
         self.catch_up.give_row_back(&turn.tables.catch_up, row, &mut self.pages, turn.memory);
     }
+}
+
+/// Whether each update's payload has the sum its descriptor names; the row of the journal's table gets the block sums.
+pub(super) fn payload_is_whole(turn: &Turn<impl Memory>, slot: SlotId, updates: &[Update]) -> bool {
+    let table = &turn.tables.journal_io;
+    let mut row = 1;
+    updates.iter().filter(|update| update.payload_blocks() > 0).all(|update| {
+        let first = row;
+        row += update.payload_blocks();
+        for index in first..row {
+            let page = table.page(slot, index);
+            table.set(slot, index, page, turn.memory.sum(page));
+        }
+        sum_of_sums((first..row).map(|index| table.sum(slot, index))) == update.sum
+    })
 }

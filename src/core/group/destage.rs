@@ -77,6 +77,10 @@ pub(super) struct Destage {
     superblock_sequence: u64,
     /// Whether replay begins later since the last superblock: there is ring space to gain without any block to write.
     retention_moved: bool,
+    /// Somebody waits for a superblock, though there may be no block to write.
+    owed: bool,
+    /// Writes to checksum files so far.
+    sums_writes: u64,
 }
 
 /// Nothing was written for this long: the disks are free, and an idle group is soon clean.
@@ -120,6 +124,8 @@ impl Destage {
             dirtied_at: Nanos(0),
             superblock_sequence: 0,
             retention_moved: false,
+            owed: false,
+            sums_writes: 0,
         }
     }
 
@@ -172,6 +178,24 @@ impl Destage {
 
     pub fn is_superblock(&self, slot: SlotId) -> bool {
         matches!(self.step, Step::Superblock(e) | Step::SuperblockFlush(e) if e.slot == slot)
+    }
+
+    /// Whether checksum files may be being written.
+    pub fn writes_sums(&self) -> bool {
+        matches!(self.step, Step::Sums { .. })
+    }
+
+    pub fn sums_writes(&self) -> u64 {
+        self.sums_writes
+    }
+
+    pub fn retention_moved(&self) -> bool {
+        self.retention_moved
+    }
+
+    /// A sweep is to begin, whether there is anything for it or not.
+    pub fn owe_checkpoint(&mut self) {
+        self.owed = true;
     }
 
     /// Of the last superblock.
@@ -249,6 +273,9 @@ impl Group {
     }
 
     fn sweep_due(&self, now: Nanos) -> bool {
+        if self.destage.owed {
+            return true;
+        }
         if self.checkpoint >= self.settled {
             return self.destage.retention_moved && self.pressure_percent() >= self.destage.begins_percent;
         }
@@ -280,6 +307,7 @@ impl Group {
             self.destage.swept = 0;
             self.destage.dirty_since = None;
             self.destage.retention_moved = false;
+            self.destage.owed = false;
             self.destage.step = match self.has_changes(self.settled) {
                 true => Step::Captures { next: 0, read: 0 },
                 false => Step::Marks,
@@ -481,6 +509,7 @@ impl Group {
             }
         }
         self.destage.in_flight += 1;
+        self.destage.sums_writes += 1;
         let count = count as u32;
         let target = IoTarget::Checksums(volume);
         let request = IoRequest { slot, target, op: IoOp::Write, block: first, count };

@@ -35,6 +35,9 @@ pub(super) enum MetadataIo {
         moves: u64,
     },
     TakeTables,
+    /// All of them, and entries, for a scrub.
+    Check,
+    Entries,
 }
 
 /// A commit under way: so many of the oldest captures and changes, in so many pages beside the answer's.
@@ -451,6 +454,9 @@ impl Group {
                     (MetadataIo::CopyTables { row, .. }, MetadataFault::Corrupt) => {
                         self.cannot_copy_tables(turn, row);
                     }
+                    (MetadataIo::Check, fault) | (MetadataIo::Entries, fault @ MetadataFault::Corrupt) => {
+                        self.tables_not_scrubbed(turn, slot, fault);
+                    }
                     _ => {
                         turn.event(Event::MetadataFailed { fault });
                         return self.fail(turn);
@@ -475,6 +481,12 @@ impl Group {
                 self.tables_read(turn, row, page, moves);
             }
             (MetadataIo::TakeTables, MetadataAnswer::Taken) => self.tables_taken(turn, slot),
+            (MetadataIo::Check, MetadataAnswer::Checked { entries }) => {
+                self.tables_scrubbed(turn, slot, entries)
+            }
+            (MetadataIo::Entries, MetadataAnswer::Entries { count, next }) => {
+                self.entries_scrubbed(turn, slot, count, next);
+            }
             (io, answer) => panic!("the metadata executor answered {io:?} with {answer:?}"),
         }
         self.metadata_slots.push(slot);

@@ -375,7 +375,7 @@ impl Group {
         let at = (front, ticket);
         let current = self.op(at).serial == serial && matches!(self.op(at).state, OpState::Fetching { .. });
         if let Err(fault) = result {
-            turn.event(Event::Failed { target: IoTarget::Volume(volume), fault, block: lba.0 });
+            turn.event(Event::ReadFailed { target: IoTarget::Volume(volume), fault, block: lba.0 });
         }
         let mut good = true;
         let mut mends = false;

@@ -209,7 +209,7 @@ impl Group {
     fn end_mend(&mut self, turn: &mut Turn<impl Memory>, at: usize, repaired: bool) {
         let mend = self.mending.mends.remove(at);
         if mend.scrubbed {
-            self.scrub.note(mend.volume, mend.lba, repaired);
+            self.scrub.note_block(mend.volume, mend.lba, repaired);
         }
         if mend.page != PageId::NONE {
             self.pages.release(mend.page, turn.memory);

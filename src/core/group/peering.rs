@@ -364,7 +364,7 @@ impl Group {
             Control::MarksEnd { pages } if primary => self.on_marks_end(turn, pages),
             Control::BlockLacking { place, why } => {
                 if let BlockPlace::Slot(slot) = place {
-                    self.repair_lacks(turn, slot);
+                    self.repair_lacks(turn, slot, why);
                 }
                 self.mend_lacks(turn.now, place, why);
             }

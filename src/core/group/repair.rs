@@ -6,7 +6,7 @@ use super::storage::VolumeIo;
 use super::{Group, Turn};
 use crate::base::*;
 use crate::core::messages::*;
-use crate::core::outbox::Event;
+use crate::core::outbox::{Event, NotRepaired};
 use crate::format::snapshot::SnapshotName;
 
 /// A peer that does not answer is not waited for: slots cannot be reclaimed meanwhile.
@@ -37,21 +37,33 @@ enum Step {
 #[derive(Debug, Default)]
 pub(super) struct Repair {
     step: Step,
+    /// The slot that the peer was last asked for and had not, and why.
+    lacked: Option<(Slot, Lacking)>,
     /// A block is being read for the peer.
     lending: bool,
 }
 
+impl Repair {
+    /// Why the peer has not what it was asked for last, if that was this slot.
+    pub fn lacked(&self, slot: Slot) -> Option<Lacking> {
+        self.lacked.filter(|(lacked, _)| *lacked == slot).map(|(_, why)| why)
+    }
+}
+
 impl Group {
-    /// Asks the peer for the block, unless another one is being repaired: whoever reads this one again asks again.
-    pub(super) fn begin_repair(&mut self, turn: &mut Turn<impl Memory>, damaged: Damaged) {
+    /// Asks the peer for the block, and says whether it did: not while another one is being repaired. Whoever reads this one again asks again.
+    pub(super) fn begin_repair(&mut self, turn: &mut Turn<impl Memory>, damaged: Damaged) -> bool {
         // What a reclaim under way sets free may be this slot.
         let free = self.repair.step == Step::None && !self.reclaim_in_flight() && !self.stopping;
-        if free && self.engaged() && turn.out.to_link.room() > LINK_SPARE {
+        let asks = free && self.engaged() && turn.out.to_link.room() > LINK_SPARE;
+        if asks {
             self.repair.step = Step::Asked { damaged, at: turn.now };
+            self.repair.lacked = None;
             let Damaged { slot, sum, .. } = damaged;
             let place = BlockPlace::Slot(slot);
             turn.out.to_link.push(ToLink::Control(Control::BlockWanted { place, sum }));
         }
+        asks
     }
 
     /// Whether a slot must stay what it is.
@@ -71,14 +83,20 @@ impl Group {
         }
     }
 
-    pub(super) fn repair_lacks(&mut self, turn: &mut Turn<impl Memory>, slot: Slot) {
+    /// The peer has no such block, or cannot look for it now: then whoever reads it again asks again.
+    pub(super) fn repair_lacks(&mut self, turn: &mut Turn<impl Memory>, slot: Slot, lacking: Lacking) {
         if let Step::Asked { damaged, .. } = self.repair.step
             && damaged.slot == slot
         {
             self.repair.step = Step::None;
+            self.repair.lacked = Some((slot, lacking));
+            if lacking == Lacking::Busy {
+                return;
+            }
             let Damaged { snapshot, volume, lba, .. } = damaged;
             self.counters.unrepaired_blocks += 1;
-            turn.event(Event::SnapshotNotRepaired { snapshot, volume, lba });
+            let why = NotRepaired::DamagedToo;
+            turn.event(Event::SnapshotNotRepaired { snapshot, volume, lba, why });
         }
     }
 

@@ -207,7 +207,9 @@ impl Group {
             _ => self.resync.floor.max(self.peer.durable),
         };
         let passed = held.next() < self.oldest_kept();
-        if !self.may_pass() || (!passed && self.ring_percent() < PASS_AT_PERCENT) {
+        // What cannot be read back is of no use to it.
+        let full = self.ring_percent() >= PASS_AT_PERCENT || self.scrub.journal.is_bad_after(held);
+        if !self.may_pass() || (!passed && !full) {
             return held;
         }
         match self.resync.step {

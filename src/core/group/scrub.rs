@@ -1,5 +1,10 @@
-//! Scrubbing: every block of the volumes is read from its disk and compared with its checksum, whether somebody asks for it or not.
-//! What has gone bad is repaired as it is when a host reads it.
+//! Scrubbing: what this site has on its disks is read and compared with its checksums, whether somebody asks for it or not: volumes,
+//! checksum files, snapshot tables, what snapshots keep, and the journal as far as a start would read it. What has gone bad is repaired
+//! as it is when somebody reads it, or, of the journal, made unneeded.
+
+pub(super) mod journal;
+mod slots;
+mod sums;
 
 use super::host::DESTAGE_SLOTS;
 use super::mending::Outlook;
@@ -8,6 +13,7 @@ use super::{Group, Phase, Turn};
 use crate::base::*;
 use crate::core::messages::*;
 use crate::core::outbox::Event;
+use crate::core::sums::Sums;
 
 /// While hosts are at work, the disk is left to them for so many times as long as the read before took: a scrub takes a tenth of it.
 const YIELDS: u64 = 9;
@@ -18,20 +24,57 @@ const BUSY_FOR: Nanos = Nanos::from_millis(10);
 /// When to look again if a page, a slot or a repair's place is lacking.
 const LOOKS_AGAIN_AFTER: Nanos = Nanos::from_millis(5);
 
-/// What the last pass, or the one under way, has come to. Of the blocks found bad, those that are neither repaired nor could not be are
-/// being repaired.
+/// What a pass reads, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Volumes,
+    Checksums,
+    Tables,
+    Differential,
+    Journal,
+}
+
+impl Part {
+    pub const ALL: [Part; 5] =
+        [Part::Volumes, Part::Checksums, Part::Tables, Part::Differential, Part::Journal];
+}
+
+/// What a pass has come to in one part. Of the bad ones, those that are neither repaired nor could not be are being repaired.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PartStatus {
+    /// Blocks; of the tables, entries.
+    pub read: u64,
+    /// As far as it is known before the part is read; of the tables it never is.
+    pub total: u64,
+    /// Blocks; of the journal, batches.
+    pub bad: u64,
+    /// Or not needed any more.
+    pub repaired: u64,
+    pub unrepaired: u64,
+}
+
+/// Where something is bad.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadPlace {
+    Volume(VolumeId, Lba),
+    /// A block of a volume's checksum file.
+    Checksums(VolumeId, u64),
+    Tables,
+    /// A block that is kept for this snapshot.
+    Kept(UpdateNumber, VolumeId, Lba),
+    /// A batch that begins there.
+    Journal(u64),
+}
+
+/// What the last pass, or the one under way, has come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScrubStatus {
     pub active: bool,
     /// Whether the last pass was carried to its end.
     pub complete: bool,
-    pub blocks_read: u64,
-    pub blocks_total: u64,
-    pub bad: u64,
-    pub repaired: u64,
-    pub unrepaired: u64,
+    parts: [PartStatus; Part::ALL.len()],
     /// The first of those that could not be repaired.
-    pub named: [(VolumeId, Lba); SCRUB_NAMED_MAX],
+    named: [BadPlace; SCRUB_NAMED_MAX],
     /// How long it has taken so far.
     pub for_ns: u64,
 }
@@ -40,14 +83,34 @@ impl ScrubStatus {
     const NONE: ScrubStatus = ScrubStatus {
         active: false,
         complete: false,
-        blocks_read: 0,
-        blocks_total: 0,
-        bad: 0,
-        repaired: 0,
-        unrepaired: 0,
-        named: [(VolumeId(0), Lba(0)); SCRUB_NAMED_MAX],
+        parts: [PartStatus { read: 0, total: 0, bad: 0, repaired: 0, unrepaired: 0 }; Part::ALL.len()],
+        named: [BadPlace::Tables; SCRUB_NAMED_MAX],
         for_ns: 0,
     };
+
+    pub fn part(&self, part: Part) -> PartStatus {
+        self.parts[part as usize]
+    }
+
+    /// All parts together; what is read and is to be read, in blocks.
+    pub fn sum(&self) -> PartStatus {
+        Part::ALL.iter().fold(PartStatus::default(), |sum, &part| {
+            let PartStatus { read, total, bad, repaired, unrepaired } = self.part(part);
+            let blocks = if part == Part::Tables { 0 } else { 1 };
+            PartStatus {
+                read: sum.read + blocks * read,
+                total: sum.total + blocks * total,
+                bad: sum.bad + bad,
+                repaired: sum.repaired + repaired,
+                unrepaired: sum.unrepaired + unrepaired,
+            }
+        })
+    }
+
+    /// The first of what could not be repaired.
+    pub fn named(&self) -> &[BadPlace] {
+        &self.named[..(self.sum().unrepaired as usize).min(SCRUB_NAMED_MAX)]
+    }
 }
 
 #[derive(Debug)]
@@ -55,10 +118,16 @@ pub(super) struct Scrub {
     status: ScrubStatus,
     began_at: Nanos,
     blocks_per_second: u64,
-    /// What is read next.
+    /// What is read now; nothing once all is read, and what was found is being repaired.
+    part: Option<Part>,
+    /// Of the volumes, or of their checksum files: what is read next.
     next: (u16, u64),
-    /// When the read that is under way began, if one is.
+    sums: sums::SumsPass,
+    slots: slots::SlotsPass,
+    pub journal: journal::JournalPass,
+    /// When the read that is under way began, if one is; and whether it is of a pass that has ended.
     reading_since: Option<Nanos>,
+    dropped: bool,
     due_at: Nanos,
 }
 
@@ -68,8 +137,13 @@ impl Scrub {
             status: ScrubStatus::NONE,
             began_at: Nanos(0),
             blocks_per_second: 0,
+            part: None,
             next: (0, 0),
+            sums: sums::SumsPass::default(),
+            slots: slots::SlotsPass::new(),
+            journal: journal::JournalPass::new(),
             reading_since: None,
+            dropped: false,
             due_at: Nanos(0),
         }
     }
@@ -78,17 +152,47 @@ impl Scrub {
         self.reading_since.is_some()
     }
 
-    /// A block that it had found is whole, or cannot be repaired now.
-    pub fn note(&mut self, volume: VolumeId, lba: Lba, repaired: bool) {
-        let status = &mut self.status;
+    fn begin_reading(&mut self, now: Nanos) {
+        self.reading_since = Some(now);
+    }
+
+    /// What was asked for has come: when it was asked for, unless the pass it was for has ended.
+    fn end_reading(&mut self) -> Option<Nanos> {
+        let since = self.reading_since.take().expect("one read at a time");
+        (!std::mem::take(&mut self.dropped)).then_some(since)
+    }
+
+    fn of(&mut self, part: Part) -> &mut PartStatus {
+        &mut self.status.parts[part as usize]
+    }
+
+    fn looks_again(&mut self, now: Nanos) {
+        self.due_at = now.plus(LOOKS_AGAIN_AFTER);
+    }
+
+    /// Something bad is whole or unneeded, or cannot be repaired now.
+    fn note(&mut self, place: BadPlace, repaired: bool) {
+        let part = match place {
+            BadPlace::Volume(..) => Part::Volumes,
+            BadPlace::Checksums(..) => Part::Checksums,
+            BadPlace::Tables => Part::Tables,
+            BadPlace::Kept(..) => Part::Differential,
+            BadPlace::Journal(_) => Part::Journal,
+        };
         if repaired {
-            status.repaired += 1;
+            self.of(part).repaired += 1;
             return;
         }
-        if let Some(named) = status.named.get_mut(status.unrepaired as usize) {
-            *named = (volume, lba);
+        let before = self.status.sum().unrepaired as usize;
+        if let Some(named) = self.status.named.get_mut(before) {
+            *named = place;
         }
-        status.unrepaired += 1;
+        self.of(part).unrepaired += 1;
+    }
+
+    /// A block of a volume that it had found is whole, or cannot be repaired now.
+    pub fn note_block(&mut self, volume: VolumeId, lba: Lba, repaired: bool) {
+        self.note(BadPlace::Volume(volume, lba), repaired);
     }
 }
 
@@ -104,9 +208,15 @@ impl Group {
         if rate == 0 {
             self.end_scrub(turn, false);
         } else if !self.scrub.status.active {
-            let blocks_total = self.config.volumes.iter().map(|volume| volume.blocks).sum();
-            self.scrub.status = ScrubStatus { active: true, blocks_total, ..ScrubStatus::NONE };
-            (self.scrub.began_at, self.scrub.due_at, self.scrub.next) = (turn.now, turn.now, (0, 0));
+            self.scrub.status = ScrubStatus { active: true, ..ScrubStatus::NONE };
+            let volumes = self.config.volumes.iter().map(|volume| volume.blocks);
+            self.scrub.of(Part::Volumes).total = volumes.clone().sum();
+            self.scrub.of(Part::Checksums).total = volumes.map(Sums::file_blocks).sum();
+            self.scrub.of(Part::Differential).total = self.slots.total() - self.slots.free();
+            self.scrub.of(Part::Journal).total = self.journal.used_blocks();
+            (self.scrub.began_at, self.scrub.due_at) = (turn.now, turn.now);
+            (self.scrub.part, self.scrub.next) = (Some(Part::Volumes), (0, 0));
+            self.scrub.sums = sums::SumsPass::default();
             self.forget_scrubbed();
         }
         self.scrub.blocks_per_second = rate;
@@ -117,9 +227,12 @@ impl Group {
         if !std::mem::take(&mut self.scrub.status.active) {
             return;
         }
+        self.scrub.dropped = self.scrub.is_reading();
+        self.end_slots(turn);
+        self.scrub.journal.forget();
         self.scrub.status.complete = complete;
         self.scrub.status.for_ns = turn.now.since(self.scrub.began_at).0;
-        let ScrubStatus { blocks_read: blocks, bad, unrepaired, .. } = self.scrub.status;
+        let PartStatus { read: blocks, bad, unrepaired, .. } = self.scrub.status.sum();
         turn.event(Event::Scrubbed { complete, blocks, bad, unrepaired });
     }
 
@@ -138,37 +251,94 @@ impl Group {
 
     /// Reads on, one I/O at a time, out of everybody's way.
     pub(super) fn scrub_turn(&mut self, turn: &mut Turn<impl Memory>) {
-        let Scrub { next: (volume, lba), .. } = self.scrub;
         if !self.scrub.status.active || self.scrub.is_reading() || turn.now < self.scrub.due_at {
             return;
         }
         if !matches!(self.phase, Phase::Running) || self.stopping {
             return self.end_scrub(turn, false);
         }
-        let Some(spec) = self.config.volumes.get(volume as usize) else {
+        // Staged blocks reach their volumes in an order of their own.
+        if self.staging.installing() {
+            return self.scrub.looks_again(turn.now);
+        }
+        match self.scrub.part {
+            Some(Part::Volumes) => self.scrub_volumes(turn),
+            Some(Part::Checksums) => self.scrub_sums(turn),
+            Some(Part::Tables) => self.scrub_tables(turn),
+            Some(Part::Differential) => self.scrub_slots(turn),
+            Some(Part::Journal) => self.scrub_journal(turn),
             // What it has found is repaired before it ends.
-            match self.mends_scrubbed() {
-                true => self.scrub.due_at = turn.now.plus(LOOKS_AGAIN_AFTER),
-                false => self.end_scrub(turn, true),
-            }
-            return;
+            None if self.mends_scrubbed() => self.scrub.looks_again(turn.now),
+            None => match self.sums_are_rewritten(turn) {
+                true => self.end_scrub(turn, true),
+                false => self.scrub.looks_again(turn.now),
+            },
+        }
+    }
+
+    /// A part is read to its end.
+    fn next_part(&mut self, after: Part) {
+        let status = self.scrub.of(after);
+        status.total = status.read;
+        let next = after as usize + 1;
+        self.scrub.part = Part::ALL.get(next).copied();
+        self.scrub.next = (0, 0);
+        if self.scrub.part == Some(Part::Differential) {
+            self.begin_slots();
+        }
+        if self.scrub.part == Some(Part::Journal) {
+            self.scrub.journal.begin(&self.journal);
+        }
+    }
+
+    /// So many blocks were read since then: when the next ones are.
+    fn pace_scrub(&mut self, now: Nanos, began: Nanos, blocks: u64) {
+        let paced = Nanos(blocks * 1_000_000_000 / self.scrub.blocks_per_second.max(1));
+        let busy = self.ops_live > 0 || now.since(self.batched_at) < BUSY_FOR;
+        let yields = if busy { Nanos(now.since(began).0 * YIELDS) } else { Nanos(0) };
+        self.scrub.due_at = began.plus(paced).max(now.plus(yields));
+    }
+
+    /// Whether there are a slot and so many pages for a read: of what is reserved, as a read for a host, since a small cache never has
+    /// more to spare.
+    fn room_to_scrub(&self, count: usize) -> bool {
+        self.pages.free() >= BATCH_BLOCKS_MAX + count && self.volume_slots.len() > DESTAGE_SLOTS
+    }
+
+    /// Whether a sweep that began since the superblock of this sequence was the next one has ended; asks for one if not.
+    fn checkpointed(&mut self, sequence: u64) -> bool {
+        let idle = self.destage_idle();
+        let reached = idle && self.destage.sequence() >= sequence;
+        if idle && !reached {
+            self.destage.owe_checkpoint();
+        }
+        reached
+    }
+
+    /// The sequence of the superblock that ends a sweep which begins from now on.
+    fn next_checkpoint(&self) -> u64 {
+        self.destage.sequence() + if self.destage_idle() { 1 } else { 2 }
+    }
+
+    // ---------------------------------------------------------------------------------------------------- the volumes
+
+    fn scrub_volumes(&mut self, turn: &mut Turn<impl Memory>) {
+        let (volume, lba) = self.scrub.next;
+        let Some(spec) = self.config.volumes.get(volume as usize) else {
+            return self.next_part(Part::Volumes);
         };
         let count = (spec.blocks - lba).min(VOLUME_IO_BLOCKS_MAX as u64) as usize;
-        // Of what is reserved, as a read for a host: a small cache never has more to spare. Staged blocks reach their volumes in an order
-        // of their own.
-        let room = self.pages.free() >= BATCH_BLOCKS_MAX + count && self.volume_slots.len() > DESTAGE_SLOTS;
-        if !room || self.staging.installing() {
-            self.scrub.due_at = turn.now.plus(LOOKS_AGAIN_AFTER);
-            return;
+        if !self.room_to_scrub(count) {
+            return self.scrub.looks_again(turn.now);
         }
-        let slot = self.volume_slots.pop().expect("room was checked");
         let (volume, lba) = (VolumeId(volume), Lba(lba));
+        let slot = self.volume_slots.pop().expect("room was checked");
         for index in 0..count {
             let page = self.pages.take().expect("room was checked");
             let sum = self.sums[volume.0 as usize].get(lba.plus(index as u64));
             turn.tables.volume_io.set(slot, index, page, sum);
         }
-        self.scrub.reading_since = Some(turn.now);
+        self.scrub.begin_reading(turn.now);
         let (target, count) = (IoTarget::Volume(volume), count as u32);
         let request = IoRequest { slot, target, op: IoOp::Read, block: lba.0, count };
         self.submit_volume(turn, slot, VolumeIo::Scrub { volume, lba, count }, request);
@@ -182,16 +352,16 @@ impl Group {
         (volume, lba, count): (VolumeId, Lba, u32),
         result: Result<(), IoFault>,
     ) {
-        let began = self.scrub.reading_since.take().expect("one read at a time");
+        let began = self.scrub.end_reading();
         if let Err(fault) = result {
-            turn.event(Event::Failed { target: IoTarget::Volume(volume), fault, block: lba.0 });
+            turn.event(Event::ReadFailed { target: IoTarget::Volume(volume), fault, block: lba.0 });
         }
         let mut read = 0;
         for index in 0..u64::from(count) {
             let block = lba.plus(index);
             let page = turn.tables.volume_io.page(slot, index as usize);
             let sum = turn.tables.volume_io.sum(slot, index as usize);
-            let counts = self.scrub.status.active && read == index;
+            let counts = began.is_some() && read == index;
             let steady =
                 self.sums[volume.0 as usize].get(block) == sum && !self.cache.is_being_written(volume, block);
             let sound = result.is_ok() && super::mending::holds(turn.memory, page, sum);
@@ -200,22 +370,19 @@ impl Group {
                 continue;
             }
             if steady && result.is_err() {
-                self.scrub.status.bad += 1;
-                self.scrub.note(volume, block, false);
+                self.scrub.of(Part::Volumes).bad += 1;
+                self.scrub.note_block(volume, block, false);
             } else if steady && !sound && !self.scrub_found(turn, volume, block) {
                 // There is no place to repair it: from here on again.
                 continue;
             }
             read += 1;
         }
+        let Some(began) = began else { return };
         let (at, blocks) = (lba.0 + read, self.config.volumes[volume.0 as usize].blocks);
         self.scrub.next = if at == blocks { (volume.0 + 1, 0) } else { (volume.0, at) };
-        self.scrub.status.blocks_read += read;
-        let paced = Nanos(read * 1_000_000_000 / self.scrub.blocks_per_second.max(1));
-        let took = turn.now.since(began);
-        let busy = self.ops_live > 0 || turn.now.since(self.batched_at) < BUSY_FOR;
-        let yields = if busy { Nanos(took.0 * YIELDS) } else { Nanos(0) };
-        self.scrub.due_at = began.plus(paced).max(turn.now.plus(yields));
+        self.scrub.of(Part::Volumes).read += read;
+        self.pace_scrub(turn.now, began, read);
         if read < u64::from(count) {
             self.scrub.due_at = self.scrub.due_at.max(turn.now.plus(LOOKS_AGAIN_AFTER));
         }
@@ -226,10 +393,10 @@ impl Group {
         match self.mend(turn, volume, lba) {
             Outlook::Full => return false,
             Outlook::Hopeless => {
-                self.scrub.status.bad += 1;
-                self.scrub.note(volume, lba, false);
+                self.scrub.of(Part::Volumes).bad += 1;
+                self.scrub.note_block(volume, lba, false);
             }
-            Outlook::UnderWay if self.note_scrubbed(volume, lba) => self.scrub.status.bad += 1,
+            Outlook::UnderWay if self.note_scrubbed(volume, lba) => self.scrub.of(Part::Volumes).bad += 1,
             Outlook::UnderWay => {}
         }
         true

@@ -268,7 +268,7 @@ impl Group {
         let current = self.op(at).serial == reader.serial
             && matches!(self.op(at).state, OpState::FetchingSnapshot { .. });
         if let Err(fault) = result {
-            turn.event(Event::Failed { target, fault, block });
+            turn.event(Event::ReadFailed { target, fault, block });
         }
         let (mut bad, mut moved, mut mends) = (result.is_err(), false, false);
         for index in 0..count {

@@ -4,7 +4,7 @@ pub use super::feeding::{Delta, NoDelta, ThirdState, ThirdStatus};
 use super::peering::Talk;
 pub use super::pulling::{SourceState, SourceStatus};
 pub use super::resync::ResyncStatus;
-pub use super::scrub::ScrubStatus;
+pub use super::scrub::{BadPlace, Part, PartStatus, ScrubStatus};
 use super::split::SplitBrain;
 use super::{Alone, Group, Phase};
 use crate::base::*;

@@ -95,6 +95,18 @@ pub(super) enum VolumeIo {
         lba: Lba,
         count: u32,
     },
+    /// Blocks of a checksum file read for that, after so many writes of such.
+    ScrubSums {
+        volume: VolumeId,
+        block: u64,
+        count: u32,
+        writes: u64,
+    },
+    /// Slots read for that.
+    ScrubSlots {
+        first: Slot,
+        count: u32,
+    },
     /// A block that had gone bad on its way to its volume, and then the flush behind it.
     Mend {
         volume: VolumeId,
@@ -121,6 +133,9 @@ impl Group {
         let slot = done.slot;
         if self.staging.is_io(slot) {
             return self.staging_io_done(turn, slot, done.result);
+        }
+        if self.scrub.journal.is_read(slot) {
+            return self.journal_scrubbed(turn, slot, done.result);
         }
         if let Err(fault) = done.result {
             let target = if self.reads_staging() { IoTarget::Staging } else { IoTarget::Journal };
@@ -232,6 +247,12 @@ impl Group {
             }
             (VolumeIo::Scrub { volume, lba, count }, result) => {
                 self.scrubbed(turn, slot, (volume, lba, count), result);
+            }
+            (VolumeIo::ScrubSums { volume, block, count, writes }, result) => {
+                self.sums_scrubbed(turn, slot, (volume, block, count), writes, result);
+            }
+            (VolumeIo::ScrubSlots { first, count }, result) => {
+                self.slots_scrubbed(turn, slot, (first, count), result);
             }
             (VolumeIo::Mend { volume, lba }, Err(fault)) => {
                 return self.fail_on_disk(turn, IoTarget::Volume(volume), fault, lba.0);

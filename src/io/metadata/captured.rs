@@ -11,10 +11,11 @@ use super::begin_write;
 use super::space::Needed;
 use super::store::{Store, StoreError, snapshots};
 use crate::base::*;
-use crate::core::messages::MetadataAnswer;
+use crate::core::messages::{EntriesFrom, MetadataAnswer};
 use crate::format::metadata::*;
 use crate::format::runs::*;
 use crate::format::snapshot::SnapshotRecord;
+use crate::format::tables::{TABLE_ENTRIES_MAX, put_entry};
 
 /// Volume, run of blocks, snapshot.
 pub(super) type Key = (u16, u64, u64);
@@ -364,6 +365,30 @@ impl Store {
         Ok(MetadataAnswer::Found)
     }
 
+    pub(super) fn entries(
+        &self,
+        from: EntriesFrom,
+        page: &mut [u8; BLOCK_BYTES],
+    ) -> Result<MetadataAnswer, StoreError> {
+        let transaction = self.database.begin_read()?;
+        let table = transaction.open_table(CAPTURED)?;
+        let (mut count, mut next) = (0, None);
+        for found in table.range(key_of(Run::of(from.volume, from.lba), from.snapshot)..)? {
+            let found = Found::of(found)?;
+            let row = found.row()?;
+            if count + row.blocks().count_ones() as usize > TABLE_ENTRIES_MAX {
+                let Run { volume, .. } = row.run();
+                next = Some(EntriesFrom { volume, lba: row.run().block(0), snapshot: row.snapshot() });
+                break;
+            }
+            for entry in row.entries() {
+                put_entry(page, count, &entry?);
+                count += 1;
+            }
+        }
+        Ok(MetadataAnswer::Entries { count: count as u32, next })
+    }
+
     pub(super) fn changed(
         &self,
         volume: VolumeId,
@@ -385,6 +410,9 @@ impl Store {
         Ok(MetadataAnswer::Bits)
     }
 }
+
+/// The rows of a run fit a page, so that each page has some.
+const _: () = assert!(TABLE_ENTRIES_MAX as u64 >= RUN_BLOCKS);
 
 #[cfg(test)]
 mod tests;

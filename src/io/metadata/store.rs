@@ -7,10 +7,11 @@ use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefi
 
 use super::backend::give_way;
 use super::captured::{CAPTURED, Counted, Inserting, Insertion};
+use super::check::of_file;
 use super::lend::Lent;
 use super::space::SharedSpace;
 use super::take::Taking;
-use super::{NUMBERS, TableNames, begin_write};
+use super::{NUMBERS, TableNames, begin_write, is_damage};
 use crate::base::*;
 use crate::core::messages::{MetadataAnswer, MetadataFault, MetadataOp};
 use crate::format::metadata::*;
@@ -77,14 +78,19 @@ impl From<EntryError> for StoreError {
     }
 }
 
-of_database!(redb::StorageError, redb::TableError, redb::TransactionError, redb::CommitError);
+of_database!(
+    redb::StorageError,
+    redb::TableError,
+    redb::TransactionError,
+    redb::CommitError,
+    redb::DatabaseError,
+    std::io::Error
+);
 
 impl StoreError {
     pub fn fault(&self) -> MetadataFault {
         match self {
-            StoreError::Database(error) if !matches!(**error, redb::Error::Corrupted(_)) => {
-                MetadataFault::Storage
-            }
+            StoreError::Database(error) if !is_damage(error) => MetadataFault::Storage,
             _ => MetadataFault::Corrupt,
         }
     }
@@ -108,10 +114,18 @@ impl Store {
     }
 
     /// Reads every record and entry, and finds whether each is what was written.
-    pub(super) fn check(&self) -> Result<(), StoreError> {
+    pub(super) fn check(&self) -> Result<u64, StoreError> {
         let transaction = self.database.begin_read()?;
         let records = snapshots(&transaction)?;
-        Counted::of(&transaction, &records).map(drop)
+        Ok(Counted::of(&transaction, &records)?.entries)
+    }
+
+    /// The same of the file as it lies on the disk, whatever is in memory, and of every page of it.
+    fn check_file(&self) -> Result<MetadataAnswer, StoreError> {
+        let store = Store::new(of_file(&self.path)?, self.path.clone(), self.names.clone());
+        let entries = store.check()?;
+        store.into_database().check_integrity()?;
+        Ok(MetadataAnswer::Checked { entries })
     }
 
     /// An error with the names of file, table, volume and snapshot.
@@ -172,6 +186,8 @@ impl Store {
                 | MetadataOp::LoadCaptured { .. }
                 | MetadataOp::LookUp { .. }
                 | MetadataOp::Changed { .. }
+                | MetadataOp::Entries { .. }
+                | MetadataOp::Check
                 | MetadataOp::Lend { .. }
         );
         if !only_reads {
@@ -212,6 +228,8 @@ impl Store {
             MetadataOp::Changed { since, before, volume, lba, count } => {
                 self.changed(volume, (since, before), lba, count, pages.answer())
             }
+            MetadataOp::Entries { from } => self.entries(from, pages.answer()),
+            MetadataOp::Check => self.check_file(),
             MetadataOp::Lend { page, applied } => self.lend(page, applied, pages.answer()),
             MetadataOp::LoadMarks { volume, chunk } => self.load_marks(volume, chunk, pages.answer()),
             MetadataOp::SaveMarks { base, pages: count } => self.save_marks(base, count as usize, pages),

@@ -16,7 +16,7 @@ pub use client::{Client, ClientError};
 pub use line::{AdminLine, GroupLine, Line, LineError, Lines};
 pub use protocol::{DifferentialShown, Goal, Request, Response, SnapshotList, SnapshotShown};
 pub use role::RoleSeen;
-pub use scrub::{BlockShown, ScrubShown};
+pub use scrub::{BadShown, PartShown, ScrubShown, TablesShown};
 pub use server::{Control, ControlError};
 pub use status::{
     BranchShown, PeerStatus, Pending, Rates, Sample, Sampler, SplitShown, StageLoad, Status, Watermarks,

@@ -305,6 +305,8 @@ pub struct Auditor {
     pub sent_by_value: u64,
     /// Volume blocks of which a bit has flipped: site, volume, block, what it held and what it holds, until something is written there.
     rotten: Vec<(usize, u16, u64, Print, Print)>,
+    /// And slots, of sites: what is there instead.
+    rotten_slots: Vec<(usize, u64, Print)>,
     /// A read of a site's disks has failed in its present incarnation.
     unread: [bool; 2],
     /// `SoloBegin` and `SoloEnd` in the stream: number, and whether it begins.
@@ -357,6 +359,7 @@ impl Auditor {
             replacements: 0,
             sent_by_value: 0,
             rotten: Vec::new(),
+            rotten_slots: Vec::new(),
             unread: [false; 2],
             solo: Vec::new(),
             alive: [true; 2],
@@ -384,6 +387,11 @@ impl Auditor {
         );
         self.rotten.push((site, volume, lba, was, now));
         self.reads_fail(site);
+    }
+
+    /// A bit of a slot that an entry names flips: it may be written again, with what it held.
+    pub fn slot_rots(&mut self, site: usize, slot: u64, now: Print) {
+        self.rotten_slots.push((site, slot, now));
     }
 
     /// What the site had written where its disk now holds `print`.
