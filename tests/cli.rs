@@ -39,7 +39,8 @@ fn site(folder: &Path) -> PathBuf {
     let file = folder.join("left.toml");
     let text = "[site]\nname = \"left\"\nid = 7\nrole = \"primary\"\ndirectory = \"left\"\ncontrol = \"/tmp/c\"\n\
                 [group]\nname = \"orders\"\n[[volume]]\nname = \"data\"\nsize = \"8MiB\"\nspace = \"sparse\"\n[[volume]]\nname = \"log\"\n\
-                size = \"4MiB\"\n[journal]\nsize = \"16MiB\"\n[differential]\nsize = \"4MiB\"\n[nbd]\nsocket = \"/tmp/n\"\n";
+                size = \"4MiB\"\n[journal]\nsize = \"16MiB\"\n[differential]\nsize = \"4MiB\"\nspace = \"sparse\"\n\
+                [nbd]\nsocket = \"/tmp/n\"\n";
     fs::write(&file, text).expect("written");
     file
 }
@@ -98,6 +99,7 @@ fn formatting_makes_every_file_and_touches_none_that_exists() {
     assert_eq!([size("differential"), size("journal")], [4 << 20, 16 << 20]);
     let allocated = |name: &str| fs::metadata(left.join(name)).expect("made").blocks() * 512;
     assert_eq!(allocated("data.volume"), 0, "the volume was to be sparse");
+    assert_eq!(allocated("differential"), 0, "the differential volume was to be sparse");
     assert!(allocated("log.volume") >= 4 << 20, "a volume has its space reserved");
     assert!(allocated("journal") >= 16 << 20, "a journal has all its blocks");
 

@@ -165,6 +165,7 @@ fn what_cannot_work_is_refused() {
         &format!("{MINIMAL}[[volume]]\nname = \"b\"\nsize = \"4KiB\"\nspace = \"thin\""),
         &["volume.space", "sparse"],
     );
+    refused(&with("[differential]", "space = \"thin\""), &["differential.space", "written"]);
     refused(&format!("{MINIMAL}[link]\nlisten = \"127.0.0.1:1\""), &["link", "no [peer]"]);
     refused(&pair.replace("id = 2", "id = 1"), &["peer.id", "own id"]);
     refused(&pair.replace("aabb", "aab"), &["peer.fingerprint", "64 hexadecimal digits", "keygen"]);

@@ -71,6 +71,7 @@ space = "written"
 size = "{bench.journal_bytes >> 20}MiB"
 [differential]
 size = "{bench.differential_bytes >> 20}MiB"
+space = "written"
 [cache]
 size = "{bench.cache_bytes >> 20}MiB"
 warm_up = {"true" if self.warm_up else "false"}

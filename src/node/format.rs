@@ -11,7 +11,7 @@ use crate::core::config::VolumeSpec;
 use crate::format::superblock::{SUPERBLOCK_SLOTS, Superblock};
 use crate::io::disk::{Disk, DiskError, Space};
 use crate::io::metadata::{Metadata, MetadataError, SiteRecord};
-use crate::node::config::{Config, VolumeSpace};
+use crate::node::config::{Config, FileSpace};
 
 /// How much of a device's beginning and end must read as zeros before it is taken without `--force`: where partition
 /// tables, filesystems and RAID members have their labels.
@@ -53,7 +53,7 @@ pub struct Progress<'a> {
 struct Part<'a> {
     path: &'a Path,
     bytes: u64,
-    space: VolumeSpace,
+    space: FileSpace,
 }
 
 /// What a site of this configuration records of itself.
@@ -79,23 +79,22 @@ pub fn format(
     refuse_existing(config, force)?;
     make_folders(config)?;
 
-    let journal =
-        Part { path: &config.journal.path, bytes: config.journal.bytes, space: VolumeSpace::Written };
+    let journal = Part { path: &config.journal.path, bytes: config.journal.bytes, space: FileSpace::Written };
     let mut parts = Vec::new();
     for volume in &config.volumes {
         parts.push(Part { path: &volume.path, bytes: volume.bytes, space: volume.space });
         parts.push(Part {
             path: &volume.checksums,
             bytes: volume.checksum_bytes(),
-            space: VolumeSpace::Written,
+            space: FileSpace::Written,
         });
     }
     let differential = &config.differential;
-    parts.push(Part { path: &differential.path, bytes: differential.bytes, space: VolumeSpace::Reserved });
+    parts.push(Part { path: &differential.path, bytes: differential.bytes, space: differential.space });
 
     if config.replication.is_some() {
         let bytes = config.staging_blocks() * BLOCK_BYTES as u64;
-        parts.push(Part { path: &config.staging, bytes, space: VolumeSpace::Sparse });
+        parts.push(Part { path: &config.staging, bytes, space: FileSpace::Sparse });
     }
 
     // A running site holds these locks, so nothing of it is touched.
@@ -110,7 +109,7 @@ pub fn format(
         let disk = make(part, force)?;
         if disk.is_device() {
             erase(&disk, part, progress)?;
-        } else if part.space == VolumeSpace::Written {
+        } else if part.space == FileSpace::Written {
             pre_write(&disk, part, progress)?;
         }
         disk.sync()?;
@@ -203,8 +202,8 @@ fn sync_folders(config: &Config) -> Result<(), FormatError> {
 /// Devices were looked at by [`refuse_existing`], or are to be overwritten.
 fn make(part: &Part<'_>, force: bool) -> Result<Disk, FormatError> {
     let space = match part.space {
-        VolumeSpace::Sparse => Space::Sparse,
-        VolumeSpace::Reserved | VolumeSpace::Written => Space::Reserved,
+        FileSpace::Sparse => Space::Sparse,
+        FileSpace::Reserved | FileSpace::Written => Space::Reserved,
     };
     Ok(Disk::create(part.path, part.bytes, space, force || is_device(part.path))?)
 }

@@ -134,15 +134,15 @@ pub struct Group {
 pub struct Volume {
     pub name: String,
     pub bytes: u64,
-    pub space: VolumeSpace,
+    pub space: FileSpace,
     pub path: PathBuf,
     /// One crc32c (4 bytes) a block.
     pub checksums: PathBuf,
 }
 
-/// What `lockstep format` does about a volume file's space; a device has all of its own.
+/// What `lockstep format` does about a file's space; a device has all of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum VolumeSpace {
+pub enum FileSpace {
     /// Only the size is set: blocks are allocated as they are written, and the filesystem may run out of them.
     Sparse,
     /// Blocks are allocated.
@@ -174,6 +174,7 @@ pub struct Journal {
 pub struct Differential {
     pub path: PathBuf,
     pub bytes: u64,
+    pub space: FileSpace,
 }
 
 /// Snapshots at regular times.

@@ -84,6 +84,7 @@ pub(super) struct Staging {
 pub(super) struct Differential {
     pub path: Text,
     pub size: Text,
+    pub space: Text,
 }
 
 #[derive(Debug, Default, Deserialize)]

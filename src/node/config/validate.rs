@@ -242,14 +242,7 @@ impl Reader<'_> {
             let name = self.name("volume.name", keys.name, &at, "a name for the volume, like \"data\"");
             let range = BLOCK_BYTES as u64..=limits::VOLUME_BYTES_MAX;
             let bytes = self.size("volume.size", keys.size, None, &at, range);
-            let spaces = [
-                ("sparse", VolumeSpace::Sparse),
-                ("reserved", VolumeSpace::Reserved),
-                ("written", VolumeSpace::Written),
-            ];
-            let space = keys.space.map_or(Some(VolumeSpace::Reserved), |written| {
-                self.choice("volume.space", &written, &spaces)
-            });
+            let space = self.space("volume.space", keys.space);
             let (Some(name), Some(bytes), Some(space)) = (name, bytes, space) else {
                 whole = false;
                 continue;
@@ -264,6 +257,15 @@ impl Reader<'_> {
             volumes.push(Volume { name, bytes, space, path, checksums });
         }
         whole.then_some(volumes)
+    }
+
+    fn space(&mut self, key: &'static str, written: raw::Text) -> Option<FileSpace> {
+        let spaces = [
+            ("sparse", FileSpace::Sparse),
+            ("reserved", FileSpace::Reserved),
+            ("written", FileSpace::Written),
+        ];
+        written.map_or(Some(FileSpace::Reserved), |written| self.choice(key, &written, &spaces))
     }
 
     fn journal(&mut self, Section { at, keys }: Section<raw::Journal>, directory: &Path) -> Option<Journal> {
@@ -287,7 +289,8 @@ impl Reader<'_> {
         let path = self.path("differential.path", keys.path, directory, "differential");
         let range = limits::DIFFERENTIAL_BYTES_MIN..=limits::VOLUME_BYTES_MAX;
         let bytes = self.size("differential.size", keys.size, None, &at, range);
-        Some(Differential { path, bytes: bytes? })
+        let space = self.space("differential.space", keys.space);
+        Some(Differential { path, bytes: bytes?, space: space? })
     }
 
     fn schedules(
