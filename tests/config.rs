@@ -226,6 +226,73 @@ fn cores_place_the_link_first_then_capture_then_the_front() {
     assert_eq!(places("[3, 5]\ncapture = 5\nlink = 3"), [3, 3, 5, 3]);
 }
 
+const THIRD: &str = r#"
+[third]
+name = "far"
+id = 3
+listen = "127.0.0.1:7402"
+fingerprint = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+"#;
+
+const SOURCE: &str = r#"
+[[source]]
+name = "left"
+id = 2
+address = "127.0.0.1:7402"
+fingerprint = "sha256:00112233445566778899aabbccddeeff00112233445566778899AABBCCDDEEFF"
+"#;
+
+#[test]
+fn a_third_reaches_the_group_of_each_of_the_three() {
+    let config = parse(&format!("{MINIMAL}{PAIR}{THIRD}")).expect("correct");
+    let third = config.third.as_ref().expect("a third");
+    assert_eq!(
+        (third.name.as_str(), third.address, third.link.congestion),
+        ("far", None, Congestion::Shared)
+    );
+    assert_eq!(third.link.identity, config.replication.as_ref().expect("a pair").link.identity);
+    let group = config.group_config(5000, 1);
+    assert_eq!(group.third.as_ref().expect("a third").site.0, 3);
+    assert_eq!((group.remotes(), group.sources.len(), group.receivers()), (1, 0, 2));
+
+    let puller = MINIMAL.replace("role = \"primary\"", "role = \"third\"");
+    let second = SOURCE.replace("left", "right").replace("id = 2", "id = 4").replace("7402", "7403");
+    let config = parse(&format!("{puller}{SOURCE}{second}")).expect("correct");
+    let addresses: Vec<String> =
+        config.sources.iter().map(|source| source.address.expect("it dials").to_string()).collect();
+    assert_eq!(addresses, ["127.0.0.1:7402", "127.0.0.1:7403"]);
+    let group = config.group_config(5000, 1);
+    assert!(group.role == Role::Third && group.peer.is_none() && group.third.is_none());
+    assert_eq!((group.remotes(), group.receivers()), (2, 3));
+}
+
+#[test]
+fn what_a_third_must_not_have_is_named() {
+    let puller = MINIMAL.replace("role = \"primary\"", "role = \"third\"");
+    refused(&puller, &["source: a third has one or two [[source]] sections", "there are 0"]);
+    refused(
+        &format!("{puller}{SOURCE}{PAIR}"),
+        &["peer: a third has no such section", "link.listen: a third dials"],
+    );
+    refused(&format!("{puller}{SOURCE}{THIRD}"), &["third: a third has no such section"]);
+    refused(&format!("{puller}{SOURCE}{SOURCE}"), &["source.id: is the id of another source"]);
+    refused(&format!("{puller}{SOURCE}").replace("id = 2", "id = 1"), &["source.id", "this site's own id"]);
+    refused(&format!("{MINIMAL}{SOURCE}"), &["source: only a site with the role \"third\""]);
+    refused(&format!("{MINIMAL}{THIRD}"), &["third: a third needs a pair"]);
+    let pair = format!("{MINIMAL}{PAIR}{THIRD}");
+    refused(&pair.replace("id = 3", "id = 2"), &["third.id: 2 is the peer's id"]);
+    refused(&pair.replace("7402", "7401"), &["third.listen: 127.0.0.1:7401 is link.listen"]);
+}
+
+/// The pages kept for feeding a third are the operator's memory, too.
+#[test]
+fn a_third_is_counted_in_the_smallest_cache() {
+    let pair = parse(&format!("{MINIMAL}{PAIR}")).expect("correct");
+    let fed = parse(&format!("{MINIMAL}{PAIR}{THIRD}")).expect("correct");
+    assert!(fed.pages_min() > pair.pages_min());
+    assert!(fed.pages(2).expect("it fits") < pair.pages(2).expect("it fits"));
+}
+
 proptest! {
     #[test]
     fn no_text_panics(text in "(\\[{0,2}(site|group|volume|peer|nbd|x)\\]{0,2}\n|[a-z_]{1,8} = (\"[^\n]{0,12}\"|-?[0-9]{1,20}|\\[[0-9, ]*\\]|true)\n|.){0,20}") {

@@ -8,7 +8,9 @@ use anyhow::Context;
 use super::ConfigArgument;
 use super::histogram::{Format, plot};
 use crate::node::config::quantity::parse_duration;
-use crate::node::control::{BranchShown, Client, Goal, PeerStatus, Pending, SplitShown, Status};
+use crate::node::control::{
+    BranchShown, Client, Goal, PeerStatus, Pending, SourceShown, SplitShown, Status, ThirdShown,
+};
 
 /// A duration as in the configuration, like `500ms` or `30s`.
 pub fn duration(text: &str) -> Result<Duration, String> {
@@ -72,6 +74,8 @@ fn shown(status: &Status) -> String {
     ];
     lines.extend(status.split_brain.iter().flat_map(split_brain));
     lines.extend(status.peer.iter().flat_map(peer));
+    lines.extend(status.third.iter().flat_map(third));
+    lines.extend(status.sources.iter().flat_map(source));
     lines.push(format!("local write pending   {}", pending(&status.local_pending, "blocks and updates")));
     if status.role == "primary" && status.peer.is_some() {
         lines.push(format!("remote write pending  {}", pending(&status.remote_pending, "updates")));
@@ -147,6 +151,32 @@ fn peer(peer: &PeerStatus) -> Vec<String> {
         peer.datagrams_sent
     )];
     lines.extend(peer.problem.iter().map(|problem| format!("no connection: {problem}")));
+    lines
+}
+
+fn third(third: &ThirdShown) -> Vec<String> {
+    let ThirdShown { name, state, position, behind, delta, .. } = third;
+    let what = match &third.reason {
+        Some(reason) => format!("{delta}, {reason}"),
+        None => {
+            format!("{delta}, {} updates, {} at most", third.delta_updates, bytes(third.delta_bytes as f64))
+        }
+    };
+    let mut lines = vec![format!(
+        "third {name}: {state}  has {position}, {behind} behind  delta: {what}  round trip {:.0} µs",
+        third.round_trip_us
+    )];
+    lines.extend(third.problem.iter().map(|problem| format!("no connection to {name}: {problem}")));
+    lines
+}
+
+fn source(source: &SourceShown) -> Vec<String> {
+    let SourceShown { name, address, state, settled, behind, .. } = source;
+    let mut lines = vec![format!(
+        "source {name} at {address}: {state}  settled {settled}, this site is {behind} behind  round trip {:.0} µs",
+        source.round_trip_us
+    )];
+    lines.extend(source.problem.iter().map(|problem| format!("no connection to {name}: {problem}")));
     lines
 }
 

@@ -29,7 +29,14 @@ pub fn check(config: &Config) {
     println!("journal: {} in {}", show_size(config.journal.bytes), config.journal.path.display());
     match &config.replication {
         Some(pair) => println!("peer {} (id {}) at {}", pair.peer.name, pair.peer.id.0, pair.peer.address),
-        None => println!("no peer: writes are held by this site alone"),
+        None if config.sources.is_empty() => println!("no peer: writes are held by this site alone"),
+        None => {}
+    }
+    for remote in config.remotes() {
+        match remote.address {
+            Some(address) => println!("pulls from {} (id {}) at {address}", remote.name, remote.id.0),
+            None => println!("third {} (id {}), awaited at {}", remote.name, remote.id.0, remote.link.listen),
+        }
     }
     let reactors = &config.reactors;
     println!(

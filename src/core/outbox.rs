@@ -77,6 +77,15 @@ impl Tables {
 }
 
 impl Tables {
+    /// The rows of updates that a link has received, and of those that it is given from the journal: the peer's link, or the one of that
+    /// number beside it.
+    pub fn of_link(&self, remote: Option<usize>) -> (&PageTable, &PageTable) {
+        match remote {
+            None => (&self.inbound, &self.catch_up),
+            Some(index) => (&self.remotes[index].inbound, &self.remotes[index].catch_up),
+        }
+    }
+
     /// As new, for another group.
     pub fn clear(&mut self) {
         let Tables {

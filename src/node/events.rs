@@ -49,6 +49,8 @@ pub enum Level {
 impl Names {
     pub fn of(config: &Config) -> Names {
         let peer = config.replication.as_ref().map_or("(none)", |pair| &pair.peer.name);
+        let pair = config.replication.iter().map(|pair| (pair.peer.id, pair.peer.name.clone()));
+        let others = pair.chain(config.remotes().map(|remote| (remote.id, remote.name.clone())));
         let volumes = config.volumes.iter().map(|volume| {
             let (path, sums) = (volume.path.display().to_string(), volume.checksums.display().to_string());
             (volume.name.clone(), path, sums)
@@ -62,8 +64,8 @@ impl Names {
             staging: config.staging.display().to_string(),
             metadata: config.metadata.display().to_string(),
             on_differential_full: config.group.on_differential_full,
-            others: config.replication.iter().map(|pair| (pair.peer.id, pair.peer.name.clone())).collect(),
-            third: None,
+            others: others.collect(),
+            third: config.third.as_ref().map(|third| third.id),
             file: config.file.display().to_string(),
             volumes: volumes.collect(),
         }

@@ -93,6 +93,8 @@ pub struct ControlEnds {
 pub struct GroupEnds {
     pub fronts: Vec<FrontEnds>,
     pub link: Option<LinkEnds>,
+    /// Of the links beside the peer's, by their number.
+    pub remotes: Vec<LinkEnds>,
     pub journal: DiskEnds,
     pub volumes: DiskEnds,
     pub metadata: MetadataEnds,
@@ -129,9 +131,10 @@ impl GroupActor {
     ) -> GroupActor {
         assert_eq!(config.fronts, ends.fronts.len(), "a front without rings");
         assert_eq!(config.peer.is_some(), ends.link.is_some(), "a peer and a link go together");
+        assert_eq!(config.remotes(), ends.remotes.len(), "a remote site without a link");
         GroupActor {
             ack: config.ack,
-            out: Outbox::new(config.fronts),
+            out: Outbox::of(&config),
             group: Group::new(config),
             ends,
             view,
@@ -178,6 +181,17 @@ impl GroupActor {
                 taken = true;
             }
         }
+        for (index, link) in ends.remotes.iter_mut().enumerate() {
+            for _ in 0..TURN_MESSAGES_MAX {
+                if group.remote_room(index) == 0 {
+                    break;
+                }
+                let Some(message) = link.messages.pop() else { break };
+                survey.peer(&message);
+                group.on_remote(&mut turn, index, message);
+                taken = true;
+            }
+        }
         for (index, front) in ends.fronts.iter_mut().enumerate() {
             for request in pop(&mut front.requests, TURN_MESSAGES_MAX) {
                 recorder.counters.operation(&request.op);
@@ -204,6 +218,10 @@ impl GroupActor {
             // The ring covers every update; heartbeats behind a link that does not pop wait here.
             given |= forward(&mut out.to_link, &mut link.to_link);
             given |= forward(&mut out.link_pages, &mut link.pages);
+        }
+        for (link, out) in ends.remotes.iter_mut().zip(&mut out.remotes) {
+            given |= forward(&mut out.to_link, &mut link.to_link);
+            given |= forward(&mut out.pages, &mut link.pages);
         }
         given |= forward(&mut out.to_journal, &mut ends.journal.requests);
         given |= forward(&mut out.to_volumes, &mut ends.volumes.requests);
@@ -310,6 +328,11 @@ impl<D: Driver> Actor<D> for GroupActor {
             || !ends.control.questions.is_empty()
             || ends.fronts.iter().any(|front| !front.requests.is_empty())
             || ends.link.as_ref().is_some_and(|link| !link.messages.is_empty() && self.group.link_room() > 0)
+            || ends
+                .remotes
+                .iter()
+                .enumerate()
+                .any(|(index, link)| !link.messages.is_empty() && self.group.remote_room(index) > 0)
     }
 
     fn deadline(&self) -> Option<Nanos> {

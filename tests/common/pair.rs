@@ -37,6 +37,8 @@ pub struct Options {
     pub reactors: String,
     /// Without, a site alone: the left one.
     pub pair: bool,
+    /// A third site beside the pair, that pulls from the left one first.
+    pub third: bool,
     /// What the disks of both sites do wrong, as `lockstep run --faults` takes it.
     pub faults: &'static str,
 }
@@ -52,6 +54,7 @@ impl Default for Options {
             group: "latency_budget = \"5s\"\nheartbeat_interval = \"50ms\"".to_owned(),
             reactors: "cores = [CPU]\nidle = \"park\"".to_owned(),
             pair: true,
+            third: false,
             faults: "",
         }
     }
@@ -82,6 +85,7 @@ pub enum Victim {
 pub struct Sites {
     pub left: Site,
     pub right: Site,
+    third: Option<Site>,
     pub folder: TempDir,
     _sockets: TempDir,
     _alone: MutexGuard<'static, ()>,
@@ -92,7 +96,16 @@ impl Sites {
     pub fn start(options: &Options) -> Sites {
         let mut sites = Sites::format(options);
         sites.start_both();
+        if let Some(third) = &mut sites.third {
+            third.start();
+            third.wait("--in-sync");
+        }
         sites
+    }
+
+    /// All three of them, if there are.
+    pub fn three(&mut self) -> [&mut Site; 3] {
+        [&mut self.left, &mut self.right, self.third.as_mut().expect("a third site")]
     }
 
     pub fn format(options: &Options) -> Sites {
@@ -131,6 +144,9 @@ impl Sites {
         let cpus = core_affinity::get_core_ids().expect("the CPUs of this process");
         let cpus = [cpus.first().expect("a CPU").id, cpus.last().expect("a CPU").id];
         let roles = ["primary", "secondary"];
+        let mut third = options.third.then(|| site("far"));
+        let far_fingerprint = third.as_ref().map(Site::keygen);
+        let mut sources = String::new();
         for (index, (site, peer)) in [&mut left, &mut right].into_iter().zip(peers).enumerate() {
             if index == 1 && !options.pair {
                 continue;
@@ -163,11 +179,33 @@ impl Sites {
                      [link]\nlisten = \"{listen}\"\n",
                 );
             }
+            if let Some(fingerprint) = &far_fingerprint {
+                let (listen, _) = free_addresses();
+                text += &format!(
+                    "[third]\nname = \"far\"\nid = 3\nlisten = \"{listen}\"\nfingerprint = \"{fingerprint}\"\n"
+                );
+                sources += &format!(
+                    "[[source]]\nname = \"{}\"\nid = {}\naddress = \"{listen}\"\nfingerprint = \"{}\"\n",
+                    site.name,
+                    index + 1,
+                    site.fingerprint()
+                );
+            }
             fs::write(&site.config, text).expect("a configuration");
             succeeds(lockstep(&["format", "--config", path(&site.config)]));
             site.set_faults(options.faults);
         }
-        Sites { left, right, folder, _sockets: sockets, _alone: alone }
+        if let Some(third) = &mut third {
+            // As the right one, but for who it is and whom it knows.
+            let text = fs::read_to_string(&right.config).expect("a configuration");
+            let text = text
+                .replace("right", "far")
+                .replace("\nid = 2\nrole = \"secondary\"", "\nid = 3\nrole = \"third\"");
+            let text = &text[..text.find("[peer]").expect("a pair")];
+            fs::write(&third.config, format!("{text}{sources}")).expect("a configuration");
+            succeeds(lockstep(&["format", "--config", path(&third.config)]));
+        }
+        Sites { left, right, third, folder, _sockets: sockets, _alone: alone }
     }
 
     /// kill -9. A secondary that dies alone is started again at once: the hosts wait for it.
@@ -203,7 +241,7 @@ impl Sites {
 
 impl Drop for Sites {
     fn drop(&mut self) {
-        for site in [&mut self.left, &mut self.right] {
+        for site in [&mut self.left, &mut self.right].into_iter().chain(&mut self.third) {
             if site.child.is_some() {
                 site.kill();
             }
@@ -231,6 +269,12 @@ impl Site {
         fs::create_dir_all(&self.directory).expect("the site's folder");
         let identity = self.directory.join("identity.pem");
         succeeds(lockstep(&["keygen", "--identity", path(&identity), "--site", self.name])).trim().to_owned()
+    }
+
+    /// Of the identity that it has.
+    fn fingerprint(&self) -> String {
+        let identity = self.directory.join("identity.pem");
+        succeeds(lockstep(&["keygen", "--identity", path(&identity), "--show"])).trim().to_owned()
     }
 
     /// Starts it if it is not running, without waiting for anything but its sockets' existence.

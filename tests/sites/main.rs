@@ -22,3 +22,4 @@ mod soak;
 mod split_brain;
 mod switchover;
 mod takeover;
+mod third;

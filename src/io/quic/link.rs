@@ -49,6 +49,8 @@ pub struct Link<M> {
     edges: LinkEdges,
     memory: M,
     tables: Arc<Tables>,
+    /// The link's number, if it is not the peer's.
+    remote: Option<usize>,
     clock: Clock,
     /// Connections so far; the current one's number.
     connection: u32,
@@ -81,6 +83,7 @@ impl<M: Memory> Link<M> {
             edges,
             memory,
             tables,
+            remote: None,
             clock,
             connection: 0,
             begun: false,
@@ -93,6 +96,16 @@ impl<M: Memory> Link<M> {
             stats_at: Nanos(0),
             stopping: false,
         })
+    }
+
+    /// The link of that number beside the peer's.
+    pub fn beside(mut self, index: usize) -> Link<M> {
+        self.remote = Some(index);
+        self
+    }
+
+    pub(super) fn remote(&self) -> Option<usize> {
+        self.remote
     }
 
     pub fn stats(&self) -> Arc<LinkStats> {
@@ -185,7 +198,7 @@ impl<M: Memory> Link<M> {
     fn lost(&mut self, problem: Problem) {
         self.begun = false;
         self.outgoing.reset();
-        self.incoming.reset(&self.tables.inbound);
+        self.incoming.reset(self.tables.of_link(self.remote).0);
         self.stats.connected.store(false, Relaxed);
         self.log.lost(&problem);
         self.stats.set_problem(problem);
@@ -196,7 +209,8 @@ impl<M: Memory> Link<M> {
     fn receive(&mut self, now: Nanos) -> bool {
         let (mut worked, mut bytes) = (false, 0);
         while self.reports.is_empty() && bytes < RECEIVE_BYTES_A_TURN_MAX {
-            let next = self.incoming.next(&mut self.memory, &self.tables.inbound, &mut self.edges.pages);
+            let inbound = self.tables.of_link(self.remote).0;
+            let next = self.incoming.next(&mut self.memory, inbound, &mut self.edges.pages);
             match next {
                 Ok(Next::Message(message)) => {
                     worked = true;
@@ -254,7 +268,7 @@ impl<M: Memory> Link<M> {
             ToLink::Update { update, settled, slot, source, with_old } => {
                 let table = match source {
                     UpdateSource::Window => &self.tables.window,
-                    UpdateSource::CatchUp | UpdateSource::Copy => &self.tables.catch_up,
+                    UpdateSource::CatchUp | UpdateSource::Copy => self.tables.of_link(self.remote).1,
                 };
                 if self.begun {
                     let old = with_old.then_some(&self.tables.old_blocks);

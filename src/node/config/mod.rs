@@ -13,9 +13,10 @@ use std::path::{Path, PathBuf};
 use crate::base::*;
 use crate::core::config::{
     AckLevel, DifferentialBy, GroupConfig, OnDifferentialFull, OnPeerLoss, PeerConfig, ResyncConfig, Role,
-    VolumeSpec,
+    SourceConfig, ThirdConfig, VolumeSpec,
 };
-use crate::core::group::{Group as CoreGroup, PAGES_MIN};
+use crate::core::group::{Group as CoreGroup, pages_min};
+use crate::core::outbox::RemoteTables;
 use crate::format::superblock::RING_FIRST_BLOCK;
 use crate::format::tables::table_pages_max;
 use crate::io::quic::identity::Fingerprint;
@@ -52,6 +53,11 @@ pub mod limits {
     pub const LATENCY_BUDGET_MIN_NS: u64 = 10_000_000;
     /// Twenty a second notice an idle pair's lost peer within a tenth of a second, and cost it under 1% of a core.
     pub const HEARTBEAT_INTERVAL_NS: u64 = 50_000_000;
+    /// A third is told what is settled this often when nothing else tells it, and answers with its position: its lag is known to a few
+    /// tenths of a second, and an idle link far away costs nothing.
+    pub const THIRD_HEARTBEAT_NS: u64 = 200_000_000;
+    /// Above QUIC's own idle timeout, which notices a dead path; this is for a site that lives and answers nothing.
+    pub const THIRD_SILENCE_NS: u64 = 10_000_000_000;
     /// Some times what a write takes on disks and a network that are not slow.
     pub const RESYNC_P99_BUDGET_NS: u64 = 5_000_000;
     /// Never: how long a scrub takes, and when it may, only the operator knows.
@@ -94,6 +100,10 @@ pub struct Config {
     /// Whether a cache that holds all volumes reads them at start.
     pub warm_up: bool,
     pub replication: Option<Replication>,
+    /// The third site that pulls from this one.
+    pub third: Option<Remote>,
+    /// Of a third: the sites that it pulls from, in its order of preference.
+    pub sources: Vec<Remote>,
     pub nbd: Nbd,
     pub reactors: Reactors,
     pub log: Log,
@@ -205,6 +215,17 @@ pub struct Peer {
     pub fingerprint: Fingerprint,
 }
 
+/// A site outside the synchronous set, or of a third one inside, and this one's end of the link to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remote {
+    pub name: String,
+    pub id: SiteId,
+    /// Where a third dials.
+    pub address: Option<SocketAddr>,
+    pub fingerprint: Fingerprint,
+    pub link: Link,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
     pub listen: SocketAddr,
@@ -286,8 +307,16 @@ impl Config {
                     p99_budget: self.group.resync_p99_budget,
                 },
             }),
-            third: None,
-            sources: Vec::new(),
+            third: self.third.as_ref().map(|third| ThirdConfig {
+                site: third.id,
+                heartbeat_interval: Nanos(limits::THIRD_HEARTBEAT_NS),
+                silence_max: Nanos(limits::THIRD_SILENCE_NS),
+            }),
+            sources: self
+                .sources
+                .iter()
+                .map(|source| SourceConfig { site: source.id, silence_max: Nanos(limits::THIRD_SILENCE_NS) })
+                .collect(),
             volumes: self
                 .volumes
                 .iter()
@@ -312,16 +341,27 @@ impl Config {
     /// Pages that fit the cache beside their index and the group's tables. None if too few to work with.
     pub fn pages(&self, fronts: usize) -> Option<u32> {
         let fits = |pages: u32| self.memory_bytes(pages, fronts) <= self.cache_bytes;
-        if !fits(PAGES_MIN) {
+        let fewest = self.pages_min();
+        if !fits(fewest) {
             return None;
         }
         let (mut fit, mut beyond) =
-            (PAGES_MIN, u32::try_from(self.cache_bytes / BLOCK_BYTES as u64).ok()?.max(PAGES_MIN) + 1);
+            (fewest, u32::try_from(self.cache_bytes / BLOCK_BYTES as u64).ok()?.max(fewest) + 1);
         while beyond - fit > 1 {
             let middle = fit + (beyond - fit) / 2;
             if fits(middle) { fit = middle } else { beyond = middle }
         }
         Some(fit)
+    }
+
+    /// The fewest pages that the group works with.
+    pub fn pages_min(&self) -> u32 {
+        pages_min(self.third.is_some())
+    }
+
+    /// The third, or what a third pulls from, in the order in which the group numbers their links.
+    pub fn remotes(&self) -> impl Iterator<Item = &Remote> {
+        self.third.iter().chain(&self.sources)
     }
 
     /// Memory of a group with this many pages: they, their index, and its tables.
@@ -331,6 +371,7 @@ impl Config {
         let differential_blocks = self.differential.bytes / BLOCK_BYTES as u64;
         u64::from(pages) * BLOCK_BYTES as u64
             + volume_blocks / 8
+            + (self.remotes().count() * RemoteTables::bytes()) as u64
             + CoreGroup::overhead_bytes(pages, fronts, journal_blocks, volume_blocks, differential_blocks)
     }
 

@@ -21,6 +21,8 @@ pub(super) struct File {
     pub cache: Option<Spanned<Cache>>,
     pub peer: Option<Spanned<Peer>>,
     pub link: Option<Spanned<Link>>,
+    pub third: Option<Spanned<Third>>,
+    pub source: Vec<Spanned<Source>>,
     pub nbd: Option<Spanned<Nbd>>,
     pub reactors: Option<Spanned<Reactors>>,
     pub log: Option<Spanned<Log>>,
@@ -125,6 +127,26 @@ pub(super) struct Link {
     pub identity: Text,
     pub mtu: Number,
     pub congestion: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Third {
+    pub name: Text,
+    pub id: Number,
+    pub listen: Text,
+    pub fingerprint: Text,
+    pub mtu: Number,
+    pub congestion: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Source {
+    pub name: Text,
+    pub id: Number,
+    pub address: Text,
+    pub fingerprint: Text,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -1,7 +1,10 @@
 //! From the file as written to a checked configuration. Every rule that needs no disk is here.
 
+/// The other sites.
+mod sites;
+
 use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -64,7 +67,7 @@ impl Reader<'_> {
         let schedules = self.schedules(raw.schedule, volumes.as_deref());
         let cache_at = raw.cache.as_ref().map(Spanned::span);
         let (cache_bytes, warm_up) = self.cache(section(raw.cache));
-        let replication = self.replication(raw.peer, raw.link, site.as_ref(), &directory);
+        let others = self.others(raw.peer, raw.link, raw.third, raw.source, site.as_ref(), &directory);
         let nbd = self.nbd(section(raw.nbd), &directory);
         let reactors = self.reactors(section(raw.reactors));
         let log = self.log(section(raw.log));
@@ -80,7 +83,9 @@ impl Reader<'_> {
             schedules: schedules?,
             cache_bytes: cache_bytes?,
             warm_up,
-            replication: replication?,
+            replication: others.as_ref()?.replication.clone(),
+            third: others.as_ref()?.third.clone(),
+            sources: others?.sources,
             nbd: nbd?,
             reactors: reactors?,
             log: log?,
@@ -95,7 +100,7 @@ impl Reader<'_> {
             return;
         }
         let mib = 1u64 << 20;
-        let need = config.memory_bytes(PAGES_MIN, limits::FRONTS).next_multiple_of(mib);
+        let need = config.memory_bytes(config.pages_min(), limits::FRONTS).next_multiple_of(mib);
         let message = format!(
             "\"{}\" is too small for the index of these volumes and this journal; write at least \"{}\"",
             show_size(config.cache_bytes),
@@ -108,9 +113,9 @@ impl Reader<'_> {
     fn site(&mut self, Section { at, keys }: Section<raw::Site>, home: &Path) -> (Option<Site>, PathBuf) {
         let name = self.name("site.name", keys.name, &at, "a name for this site, like \"left\"");
         let id = self.id("site.id", keys.id, &at);
-        let roles = [("primary", Role::Primary), ("secondary", Role::Secondary)];
+        let roles = [("primary", Role::Primary), ("secondary", Role::Secondary), ("third", Role::Third)];
         let role = self
-            .required("site.role", keys.role, &at, "\"primary\" or \"secondary\"")
+            .required("site.role", keys.role, &at, "\"primary\", \"secondary\" or \"third\"")
             .and_then(|written| self.choice("site.role", &written, &roles));
         let directory =
             self.required("site.directory", keys.directory, &at, "the folder of the site's files");
@@ -352,77 +357,6 @@ impl Reader<'_> {
         let warm_up = keys.warm_up.is_none_or(Spanned::into_inner);
         let range = limits::CACHE_BYTES_MIN..=limits::CACHE_BYTES_MAX;
         (self.size("cache.size", keys.size, Some(limits::CACHE_BYTES), &at, range), warm_up)
-    }
-
-    /// Outer `None`: there were problems; inner: no peer is configured.
-    fn replication(
-        &mut self,
-        peer: Option<Spanned<raw::Peer>>,
-        link: Option<Spanned<raw::Link>>,
-        site: Option<&Site>,
-        directory: &Path,
-    ) -> Option<Option<Replication>> {
-        if peer.is_none() {
-            if let Some(link) = link {
-                let message =
-                    "there is no [peer] to link to; add that section, or remove [link] for a site of its own";
-                self.problems.add("link", Some(link.span()), message);
-            }
-            if site.is_some_and(|site| site.role == Role::Secondary) {
-                let message = "a secondary needs a [peer]: the primary that it follows";
-                self.problems.add("peer", None, message);
-            }
-            return Some(None);
-        }
-        let Section { at, keys } = section(peer);
-        let name = self.name("peer.name", keys.name, &at, "the other site's name");
-        let id_at = keys.id.as_ref().map(Spanned::span);
-        let id = self.id("peer.id", keys.id, &at);
-        if let (Some(id), Some(site)) = (id, site)
-            && id == site.id
-        {
-            let message = format!("{} is this site's own id; the two sites need different ones", id.0);
-            self.problems.add("peer.id", id_at, message);
-        }
-        let address = self.address(
-            "peer.address",
-            keys.address,
-            &at,
-            "the other site's link.listen, like \"10.0.0.2:7400\"",
-        );
-        let fingerprint = self.fingerprint(keys.fingerprint, &at);
-        let Section { at, keys } = section(link);
-        let listen = self.address(
-            "link.listen",
-            keys.listen,
-            &at,
-            "the UDP address of this end, like \"10.0.0.1:7400\"",
-        );
-        let identity = self.path("link.identity", keys.identity, directory, "identity.pem");
-        let mtu = match keys.mtu {
-            None => Some(None),
-            Some(written) => self
-                .number("link.mtu", Some(written), 0, limits::MTU_MIN..=limits::MTU_MAX)
-                .map(|mtu| Some(mtu as u16)),
-        };
-        let kinds = [("dedicated", Congestion::Dedicated), ("shared", Congestion::Shared)];
-        let congestion = keys
-            .congestion
-            .map_or(Some(Congestion::Dedicated), |written| self.choice("link.congestion", &written, &kinds));
-        Some(Some(Replication {
-            peer: Peer { name: name?, id: id?, address: address?, fingerprint: fingerprint? },
-            link: Link { listen: listen?, identity, mtu: mtu?, congestion: congestion? },
-        }))
-    }
-
-    fn fingerprint(&mut self, written: raw::Text, at: &Span) -> Option<Fingerprint> {
-        let remedy = "what `lockstep keygen` printed on the other site";
-        let written = self.required("peer.fingerprint", written, at, remedy)?;
-        let parsed = written.get_ref().parse();
-        if let Err(error) = &parsed {
-            self.problems.add("peer.fingerprint", Some(written.span()), format!("{error}; write {remedy}"));
-        }
-        parsed.ok()
     }
 
     fn nbd(&mut self, Section { at: _, keys }: Section<raw::Nbd>, directory: &Path) -> Option<Nbd> {

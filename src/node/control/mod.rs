@@ -3,6 +3,7 @@
 
 mod client;
 mod line;
+mod links;
 mod protocol;
 mod role;
 mod rollback;
@@ -11,9 +12,11 @@ mod scrub;
 mod server;
 mod snapshots;
 mod status;
+mod third;
 
 pub use client::{Client, ClientError};
 pub use line::{AdminLine, GroupLine, Line, LineError, Lines};
+pub use links::{LinkSeen, Links};
 pub use protocol::{DifferentialShown, Goal, Request, Response, SnapshotList, SnapshotShown};
 pub use role::RoleSeen;
 pub use scrub::{BadShown, PartShown, ScrubShown, TablesShown};
@@ -21,3 +24,4 @@ pub use server::{Control, ControlError};
 pub use status::{
     BranchShown, PeerStatus, Pending, Rates, Sample, Sampler, SplitShown, StageLoad, Status, Watermarks,
 };
+pub use third::{SourceShown, ThirdShown};

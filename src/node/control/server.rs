@@ -13,12 +13,11 @@ use rustix::fs::Mode;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::protocol::REQUEST_BYTES_MAX;
-use super::{Goal, GroupLine, LineError, Request, Response, RoleSeen, Status};
+use super::{Goal, GroupLine, LineError, Links, Request, Response, RoleSeen, Status};
 use crate::base::BLOCK_BYTES;
 use crate::core::config::Role;
-use crate::core::group::status::{GroupState, GroupStatus, PeerState};
+use crate::core::group::status::{GroupState, GroupStatus, PeerState, SourceState};
 use crate::io::metadata::SharedSpace;
-use crate::io::quic::LinkStats;
 use crate::node::config::Config;
 use crate::node::telemetry::{Report, WireReport};
 use crate::reactor::Port;
@@ -50,9 +49,7 @@ pub enum ControlError {
 pub struct Control {
     pub(super) config: Config,
     line: Mutex<GroupLine>,
-    link: Option<Arc<LinkStats>>,
-    /// The latest reason why there is no connection to the peer.
-    problem: Mutex<Option<String>>,
+    links: Links,
     /// To ask every reactor to stop.
     port: Port,
     connections: AtomicUsize,
@@ -67,7 +64,7 @@ impl Control {
     pub fn new(
         config: Config,
         line: GroupLine,
-        link: Option<Arc<LinkStats>>,
+        links: Links,
         port: Port,
         space: SharedSpace,
         role: Arc<RoleSeen>,
@@ -75,8 +72,7 @@ impl Control {
         Arc::new(Control {
             config,
             line: Mutex::new(line),
-            link,
-            problem: Mutex::new(None),
+            links,
             port,
             connections: AtomicUsize::new(0),
             rolling_back: Mutex::new(()),
@@ -206,7 +202,7 @@ impl Control {
 
     pub fn status(&self) -> Result<Status, LineError> {
         let sample = self.line().sample()?;
-        Ok(Status::new(&self.config, sample, self.link.as_deref(), self.problem()))
+        Ok(Status::new(&self.config, sample, &self.links))
     }
 
     pub fn group_status(&self) -> Result<GroupStatus, LineError> {
@@ -224,19 +220,7 @@ impl Control {
         // A group that has ended has no rates.
         let _ = self.line().sample();
         let _ = self.line().show_snapshots();
-        self.problem();
-    }
-
-    fn problem(&self) -> Option<String> {
-        let link = self.link.as_ref()?;
-        let mut problem = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(newer) = link.take_problem() {
-            *problem = Some(newer.to_string());
-        }
-        if link.connected.load(Relaxed) {
-            *problem = None;
-        }
-        problem.clone()
+        self.links.note_problems();
     }
 
     fn wait(&self, goal: Goal, timeout: Duration) -> Result<Response, LineError> {
@@ -268,8 +252,19 @@ impl Control {
     }
 }
 
-/// What keeps the pair from being in sync, or nothing.
+/// What keeps the pair from being in sync, or a third from having what is settled there; or nothing.
 fn in_sync(status: &GroupStatus) -> Option<String> {
+    if status.role == Role::Third {
+        let pulled = status.sources.iter().flatten().find(|source| source.state == SourceState::Pulling);
+        return match pulled {
+            None => Some("this third pulls from nobody yet".to_owned()),
+            Some(source) if status.durable < source.settled => Some(format!(
+                "this third has everything up to {}, and {} is settled where it pulls from",
+                status.durable, source.settled
+            )),
+            Some(_) => None,
+        };
+    }
     match status.peer {
         PeerState::NotConfigured => Some("this site has no peer to be in sync with".to_owned()),
         PeerState::InSync if !status.solo => None,

@@ -6,6 +6,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use serde::{Deserialize, Serialize};
 
 use super::ScrubShown;
+use super::links::{LinkSeen, Links};
+use super::third::{SourceShown, ThirdShown};
 use crate::base::{BLOCK_BYTES, Nanos, UpdateNumber};
 use crate::core::config::Role;
 use crate::core::group::split::{Branch, SplitBrain};
@@ -37,6 +39,10 @@ pub struct Status {
     pub generation: String,
     pub watermarks: Watermarks,
     pub peer: Option<PeerStatus>,
+    /// The third site that pulls from this one.
+    pub third: Option<ThirdShown>,
+    /// At a third: what it pulls from, in its order of preference.
+    pub sources: Vec<SourceShown>,
     pub local_pending: Pending,
     pub remote_pending: Pending,
     pub journal_bytes: u64,
@@ -172,6 +178,10 @@ pub struct Totals {
     /// Clean bytes written again because they lay between destaged ones.
     pub bridged_bytes: u64,
     pub warmed_bytes: u64,
+    /// Updates sent to a third, of these from the journal instead of memory, and pulled by a third.
+    pub fed_updates: u64,
+    pub fed_from_journal: u64,
+    pub pulled_updates: u64,
     /// Updates sent to the peer from the journal instead of memory.
     pub catch_up_updates: u64,
     /// Bytes that the peer was copied because its position was no longer in the journal.
@@ -294,13 +304,16 @@ fn pending(work: PendingWork) -> Pending {
 }
 
 impl Status {
-    /// `problem` is why there is no connection, if there is none.
-    pub fn new(config: &Config, sample: Sample, link: Option<&LinkStats>, problem: Option<String>) -> Status {
+    pub fn new(config: &Config, sample: Sample, links: &Links) -> Status {
         let GroupStatus { counters, .. } = sample.status;
         let status = sample.status;
         let number = |number: UpdateNumber| number.0;
         let block = BLOCK_BYTES as u64;
-        let load = |of: fn(&LinkStats) -> u64| link.map_or(0, of);
+        let link = links.peer.as_ref();
+        let load = |of: fn(&LinkStats) -> u64| link.map_or(0, |link| of(&link.stats));
+        let remotes: Vec<_> = config.remotes().zip(&links.remotes).collect();
+        let third = status.third.zip(remotes.first());
+        let sources = status.sources.iter().flatten().zip(&remotes);
         let peer = config.replication.as_ref().map(|pair| PeerStatus {
             name: pair.peer.name.clone(),
             address: pair.peer.address.to_string(),
@@ -312,7 +325,7 @@ impl Status {
             round_trip_us: load(|link| link.round_trip_ns.load(Relaxed)) as f64 / 1000.0,
             datagrams_sent: load(|link| link.datagrams_sent.load(Relaxed)),
             datagrams_lost: load(|link| link.datagrams_lost.load(Relaxed)),
-            problem,
+            problem: link.and_then(LinkSeen::problem),
             changed_bytes: status.resync.changed_blocks * block,
             resync: resync(&status.resync),
         });
@@ -340,6 +353,10 @@ impl Status {
                 checkpoint: number(status.checkpoint),
             },
             peer,
+            third: third.map(|(third, (remote, link))| ThirdShown::new(remote, &third, &status, link)),
+            sources: sources
+                .map(|(source, (remote, link))| SourceShown::new(remote, source, &status, link))
+                .collect(),
             local_pending: pending(status.local_pending),
             remote_pending: pending(status.remote_pending),
             journal_bytes: status.journal_blocks * block,
@@ -366,6 +383,9 @@ impl Status {
                 destaged_bytes: counters.destage_blocks * block,
                 bridged_bytes: counters.bridged_blocks * block,
                 warmed_bytes: counters.warmed_blocks * block,
+                fed_updates: counters.fed_updates,
+                fed_from_journal: counters.fed_from_journal,
+                pulled_updates: counters.pulled_updates,
                 catch_up_updates: counters.catch_up_updates,
                 resync_bytes: counters.resync_blocks * block,
                 repaired_blocks: counters.repaired_blocks,

@@ -24,7 +24,7 @@ use crate::io::quic::link::{Link, LinkActor, LinkEdges};
 use crate::io::quic::transport::PayloadSize;
 use crate::io::ring::{ArenaId, Ring};
 use crate::node::allocation::{Allocation, SharedMap};
-use crate::node::config::{Config, Replication, Volume};
+use crate::node::config::{Config, Remote, Replication, Volume};
 use crate::node::control::{AdminLine, GroupLine, Line, Lines, RoleSeen};
 use crate::node::events::Names;
 use crate::node::group_actor::*;
@@ -92,6 +92,8 @@ pub struct Assembly {
     /// What each CPU runs, in the order of a write's way.
     pub builds: BTreeMap<usize, Vec<Build>>,
     pub link_stats: Option<Arc<LinkStats>>,
+    /// Of the links beside the peer's, by their number.
+    pub remote_stats: Vec<Arc<LinkStats>>,
     line: Option<Lines>,
     /// What became of the group.
     pub fate: Arc<Fate>,
@@ -114,7 +116,8 @@ impl Assembly {
         let arena = Arena::new(pages)
             .and_then(|arena| arena.populate().map(|()| arena))
             .map_err(|source| RunError::Memory { bytes: config.cache_bytes, source })?;
-        let tables = Arc::new(Tables::new(fronts));
+        let group_config = config.group_config(pages, fronts);
+        let tables = Arc::new(Tables::of(&group_config));
 
         let mut ports = mesh(2 + reactors.cores.len()).map_err(RunError::Ports)?;
         let main_port = ports.pop().expect("two more than there are cores");
@@ -159,24 +162,32 @@ impl Assembly {
             tables.clone(),
             arena.view(),
         );
-        let mut link_build = None;
+        let mut link_builds = Vec::new();
         let mut link_stats = None;
         let mut link_ends = None;
         if let Some(pair) = &config.replication {
-            let (ends, edges) = link_edge(group, &ports[&reactors.link]);
+            let updates = WINDOW_UPDATES_MAX + CATCH_UP_SLOTS;
+            let (ends, edges) = link_edge(group, &ports[&reactors.link], updates);
             let link = link(config, pair, edges, &tables, &arena, clock)?;
             link_stats = Some(link.stats());
             link_ends = Some(ends);
-            let build: Build = Box::new(move |ring| {
-                let actor = LinkActor::new(link, ring).map_err(RunError::LinkSocket)?;
-                Ok(Box::new(actor))
-            });
-            link_build = Some(build);
+            link_builds.push(build_link(link));
+        }
+        let (mut remote_ends, mut remote_stats) = (Vec::new(), Vec::new());
+        for (index, remote) in config.remotes().enumerate() {
+            let (ends, edges) = link_edge(group, &ports[&reactors.link], CATCH_UP_SLOTS);
+            let link_config = remote_config(remote)?;
+            let link =
+                Link::new(&link_config, edges, arena.view(), tables.clone(), clock.clone())?.beside(index);
+            remote_stats.push(link.stats());
+            remote_ends.push(ends);
+            link_builds.push(build_link(link));
         }
 
         let ends = GroupEnds {
             fronts: front_ends,
             link: link_ends,
+            remotes: remote_ends,
             journal,
             volumes,
             metadata: MetadataEnds { requests: to_metadata, done: from_metadata },
@@ -185,8 +196,7 @@ impl Assembly {
         let names = Names::of(config);
         let fate = Arc::new(Fate::default());
         let fate_seen = fate.clone();
-        let (group_config, group_tables, view) =
-            (config.group_config(pages, fronts), tables.clone(), arena.view());
+        let (group_tables, view) = (tables.clone(), arena.view());
         place(
             reactors.group,
             Box::new(move |_| {
@@ -197,7 +207,7 @@ impl Assembly {
                 Ok(Box::new(GroupActor::new(group_config, ends, view, group_tables, herald, allocation)))
             }),
         );
-        if let Some(build) = link_build {
+        for build in link_builds {
             place(reactors.link, build);
         }
         let mut journal_disks = vec![(IoTarget::Journal, storage.journal)];
@@ -224,6 +234,7 @@ impl Assembly {
             ports,
             builds,
             link_stats,
+            remote_stats,
             line: Some((
                 Line::new(questions, answered),
                 Line::new(front_questions, front_answered),
@@ -249,8 +260,9 @@ fn front_edge(group: &Port, front: &Port) -> (FrontEnds, FrontEdges) {
     (FrontEnds { requests, replies, pages: granted }, FrontEdges { to_group, from_group, pages })
 }
 
-fn link_edge(group: &Port, link: &Port) -> (LinkEnds, LinkEdges) {
-    let (to_link, from_group) = edge(WINDOW_UPDATES_MAX + CATCH_UP_SLOTS + LINK_CONTROL_MAX, group, link);
+/// For a link that may have so many updates to read.
+fn link_edge(group: &Port, link: &Port, updates: usize) -> (LinkEnds, LinkEdges) {
+    let (to_link, from_group) = edge(updates + LINK_CONTROL_MAX, group, link);
     let (to_group, messages) = edge(LINK_INBOUND_SLOTS, link, group);
     let (granted, pages) = edge(STAGING_PAGES, group, link);
     (LinkEnds { messages, to_link, pages: granted }, LinkEdges { from_group, to_group, pages })
@@ -296,6 +308,26 @@ fn link(
     clock: &Clock,
 ) -> Result<Link<ArenaView>, RunError> {
     Ok(Link::new(&link_config(config, pair)?, edges, arena.view(), tables.clone(), clock.clone())?)
+}
+
+fn build_link(link: Link<ArenaView>) -> Build {
+    Box::new(move |ring| {
+        let actor = LinkActor::new(link, ring).map_err(RunError::LinkSocket)?;
+        Ok(Box::new(actor))
+    })
+}
+
+/// How this site meets its third, or a third what it pulls from.
+fn remote_config(remote: &Remote) -> Result<LinkConfig, IdentityError> {
+    Ok(LinkConfig {
+        local: remote.link.listen,
+        dial: remote.address,
+        identity: Identity::load(&remote.link.identity)?,
+        peer: remote.fingerprint,
+        payload: remote.link.mtu.map_or(PayloadSize::Discover, PayloadSize::of_mtu),
+        congestion: remote.link.congestion,
+        window_bytes: LINK_WINDOW_BYTES,
+    })
 }
 
 /// How this site meets its peer.

@@ -20,7 +20,7 @@ use crate::io::quic::connection::LinkError;
 use crate::io::quic::identity::IdentityError;
 use crate::io::ring::{Ring, RingError};
 use crate::node::config::Config;
-use crate::node::control::{Control, ControlError};
+use crate::node::control::{Control, ControlError, Links};
 use crate::reactor::{Actor, Clock, Port};
 
 pub use assembly::{FrontPlace, link_config};
@@ -160,9 +160,10 @@ impl Site {
         let port = assembly.main_port.clone();
         let threads = Threads::start(config, &mut assembly, &clock)?;
         let line = assembly.group_line(&clock, threads.loads());
-        let (link, space) = (assembly.link_stats.take(), assembly.space.clone());
+        let links = Links::new(assembly.link_stats.take(), std::mem::take(&mut assembly.remote_stats));
+        let space = assembly.space.clone();
         let role = assembly.fate.role.clone();
-        let control = Control::new(config.clone(), line, link, port.clone(), space, role);
+        let control = Control::new(config.clone(), line, links, port.clone(), space, role);
         let served = control.serve().map_err(RunError::from);
         let followed = served.and_then(|()| control.follow_role().map_err(RunError::ControlThread));
         if let Err(error) = followed

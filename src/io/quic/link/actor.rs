@@ -32,7 +32,11 @@ impl LinkActor {
 
 impl Actor<Ring> for LinkActor {
     fn name(&self) -> &'static str {
-        "link"
+        match self.link.remote() {
+            None => "link",
+            Some(0) => "link 2",
+            Some(_) => "link 3",
+        }
     }
 
     fn turn(&mut self, now: Nanos, ring: &mut Ring) -> bool {
