@@ -111,3 +111,38 @@ fn a_peer_that_is_lost_acknowledges_nothing_any_more() {
         assert_eq!(site.reply(0).is_some(), acknowledged, "durable at the peer through {durable}");
     }
 }
+
+#[test]
+fn hosts_wait_for_a_peer_only_once_it_has_almost_caught_up_or_gets_no_nearer() {
+    // What it lacks, and whether a primary that is alone waits for it at once and some time later.
+    for (lacking, at_once, later) in
+        [(32, true, true), (33, false, true), (256, false, true), (257, false, false)]
+    {
+        let mut config = solo(Role::Primary);
+        config.peer.as_mut().expect("a pair's").latency_budget = Nanos::from_millis(1_000);
+        let mut site = Site::formatted(config);
+        site.connect(&hello(Role::Primary, &[], 0, 0));
+        site.turns(20);
+        site.ack(1, 1, 1, 1);
+        site.disconnect();
+        site.turns(100);
+        assert!(site.status().solo);
+        for index in 0..300 {
+            site.write(0, index, 1);
+            site.turns(5);
+            assert_eq!(site.reply(0), Some(Ok(())), "it is alone");
+        }
+        let last = site.status().last.0;
+        site.connect(&hello(Role::Primary, &[(generation(1, US), 1)], 1, 1));
+        site.turns(600);
+        site.ack(last - lacking, last - lacking, 1, 1);
+        site.turns(5);
+        assert_eq!(!site.status().solo, at_once, "{lacking} are lacking");
+        // It answers, but gets no nearer.
+        for _ in 0..60 {
+            site.turns(10);
+            site.ack(last - lacking, last - lacking, 1, 1);
+        }
+        assert_eq!(!site.status().solo, later, "{lacking} are lacking");
+    }
+}

@@ -85,6 +85,8 @@ pub(super) struct Peer {
     pub heartbeat_unanswered: bool,
     /// Since when an answer is owed; moves with every sign of progress.
     pub waiting_since: Option<Nanos>,
+    /// Solo primary: since when the peer has lacked little.
+    pub near_since: Option<Nanos>,
     pub last_ack: [UpdateNumber; 4],
     pub ack_owed: bool,
 }
@@ -92,8 +94,12 @@ pub(super) struct Peer {
 /// A settled watermark that no update carries is told this long after the last frame.
 const SETTLED_NEWS_AFTER: Nanos = Nanos::from_millis(1);
 
-/// A solo primary ends solo when the peer lacks at most this many updates.
-const REJOIN_WITHIN: u64 = 256;
+/// A solo primary ends solo when the peer lacks at most this many updates: hosts wait until it has them.
+const REJOIN_WITHIN: u64 = 32;
+
+/// Or when it has lacked at most so many for so long: on a long way, as many are always under way.
+const REJOIN_LONG_WAY_WITHIN: u64 = 256;
+const REJOIN_LONG_WAY_AFTER: Nanos = Nanos::from_millis(50);
 
 /// A peer that makes progress, but whose oldest unanswered update is this many budgets old, is lost as well.
 const SLOW_BUDGETS: u64 = 8;
@@ -129,6 +135,7 @@ impl Peer {
             heartbeats: 0,
             heartbeat_unanswered: false,
             waiting_since: None,
+            near_since: None,
             last_ack: [UpdateNumber::NONE; 4],
             ack_owed: false,
         }
@@ -463,9 +470,13 @@ impl Group {
     }
 
     fn end_solo_if_caught_up(&mut self, turn: &mut Turn<impl Memory>) {
-        let close = self.window.last().0 - self.peer_level().0.min(self.window.last().0) <= REJOIN_WITHIN;
         let may = self.alone == Alone::Yes && !self.stopping && self.window.room() > 0;
-        if may && self.peer.talk == Talk::Streaming && close {
+        let lacks = self.window.last().0 - self.peer_level().0.min(self.window.last().0);
+        let near = may && self.peer.talk == Talk::Streaming && lacks <= REJOIN_LONG_WAY_WITHIN;
+        self.peer.near_since = near.then(|| self.peer.near_since.unwrap_or(turn.now));
+        let long = self.peer.near_since.is_some_and(|since| turn.now.since(since) >= REJOIN_LONG_WAY_AFTER);
+        if near && (lacks <= REJOIN_WITHIN || long) {
+            self.peer.near_since = None;
             let at = self.append_control(turn, UpdateKind::SoloEnd, self.generation);
             self.alone = Alone::No;
             (self.joint_from, self.solo_ended) = (at, at);
@@ -726,7 +737,8 @@ impl Group {
                     peer.heartbeat_interval
                 };
                 let answer = self.peer.waiting_since.map(|since| since.plus(peer.latency_budget));
-                Some(answer.unwrap_or(Nanos(u64::MAX)).min(self.peer.said_at.plus(silence)))
+                let rejoin = self.peer.near_since.map(|since| since.plus(REJOIN_LONG_WAY_AFTER));
+                [answer, rejoin].into_iter().flatten().chain([self.peer.said_at.plus(silence)]).min()
             }
         }
     }
