@@ -82,6 +82,9 @@ impl Totals {
             (&mut all.catch_ups, one.catch_ups),
             (&mut all.cuts, one.cuts),
             (&mut all.takeovers, one.takeovers),
+            (&mut all.fed, one.fed),
+            (&mut all.third_crashes, one.third_crashes),
+            (&mut all.lapsed, one.lapsed),
             (&mut all.splits, one.splits),
             (&mut all.copied_blocks, one.copied_blocks),
             (&mut all.installs, one.installs),
@@ -146,6 +149,10 @@ impl Totals {
             self.outcome.sent_by_value,
             self.outcome.captured_blocks,
             self.outcome.reclaimed_blocks
+        );
+        println!(
+            "of third sites: {} updates sent to them, {} deaths, {} times told that they have lapsed",
+            self.outcome.fed, self.outcome.third_crashes, self.outcome.lapsed
         );
         println!(
             "of rot: {} blocks went bad, {} repairs since the sites' last starts",

@@ -4,6 +4,7 @@ use crate::base::Generation;
 use crate::core::config::Role;
 use crate::core::group::status::PeerState;
 use crate::core::messages::AdminOp;
+use crate::sim::audit::SITES_MAX;
 use crate::sim::handover::SWITCHOVER_NS_MAX;
 use crate::sim::plan::{CRASHES_MAX, Crash, Fault, Plan};
 use crate::sim::rng::Rng;
@@ -31,7 +32,7 @@ pub struct AimedPlan {
 pub(super) struct Aim {
     rng: Rng,
     /// Which of the states aimed at each site was in.
-    state: [Option<(Role, PeerState)>; 2],
+    state: [Option<(Role, PeerState)>; SITES_MAX],
     /// The site whose opening takes long.
     opens: Option<usize>,
 }
@@ -67,7 +68,7 @@ impl AimedPlan {
 
 impl Aim {
     pub fn new(rng: Rng) -> Aim {
-        Aim { rng, state: [None; 2], opens: None }
+        Aim { rng, state: [None; SITES_MAX], opens: None }
     }
 
     fn fault(&mut self, site: usize) -> Fault {

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::core::config::Role;
-use crate::core::group::status::{DestageState, GroupState, GroupStatus, PeerState};
+use crate::core::group::status::{DestageState, GroupState, GroupStatus, PeerState, SourceState};
 
 /// What strikes a site. A fault of the network strikes both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ const FAULTS: [(Struck, &str); 9] = [
 /// A state, and whether a site is in it; it may be in several.
 type State = (&'static str, fn(&GroupStatus) -> bool);
 
-const STATES: [State; 13] = [
+const STATES: [State; 16] = [
     ("recovering", |site| site.state == GroupState::Recovering),
     ("awaiting peer", |site| site.state == GroupState::AwaitingPeer),
     ("no peer", |site| running(site) && site.peer == PeerState::Disconnected),
@@ -44,20 +44,38 @@ const STATES: [State; 13] = [
     ("resyncing", |site| running(site) && site.peer == PeerState::Resyncing),
     ("in lockstep", |site| running(site) && site.peer == PeerState::InSync),
     ("solo", |site| running(site) && site.solo),
+    ("no source", |site| running(site) && !pulls(site) && !lapsed(site)),
+    ("pulling", pulls),
+    ("lapsed", lapsed),
     ("keeping", |site| site.destage == DestageState::Keeping),
     ("committing", |site| site.destage == DestageState::Committing),
     ("sweeping", |site| site.destage == DestageState::Sweeping),
     ("checkpointing", |site| site.destage == DestageState::Checkpointing),
 ];
 
-const ROLES: [(Role, &str); 2] = [(Role::Primary, "primary"), (Role::Secondary, "secondary")];
+const ROLES: [(Role, &str); 3] =
+    [(Role::Primary, "primary"), (Role::Secondary, "secondary"), (Role::Third, "third")];
 
 /// States that sites of a role are never in.
-const UNREACHABLE: [(Role, &str); 2] = [
-    // A secondary is there for its readers whoever is connected, and goes on alone only by becoming a primary.
-    (Role::Secondary, "awaiting peer"),
-    (Role::Secondary, "solo"),
-];
+fn is_unreachable(role: Role, state: &str) -> bool {
+    let of_third = matches!(state, "no source" | "pulling" | "lapsed");
+    let of_disks = matches!(state, "recovering" | "keeping" | "committing" | "sweeping" | "checkpointing");
+    match role {
+        Role::Primary => of_third,
+        // A secondary is there for its readers whoever is connected, and goes on alone only by becoming a primary.
+        Role::Secondary => of_third || matches!(state, "awaiting peer" | "solo"),
+        // A third has no peer.
+        Role::Third => !of_third && !of_disks,
+    }
+}
+
+fn pulls(site: &GroupStatus) -> bool {
+    site.sources.iter().flatten().any(|source| source.state == SourceState::Pulling)
+}
+
+fn lapsed(site: &GroupStatus) -> bool {
+    site.sources.iter().flatten().any(|source| source.state == SourceState::Lapsed)
+}
 
 fn running(site: &GroupStatus) -> bool {
     matches!(site.state, GroupState::Serving | GroupState::AwaitingPeer)
@@ -92,7 +110,7 @@ impl Coverage {
             for (counts, (role, of)) in row.iter().zip(ROLES) {
                 write!(table, "\n{:28}", format!("{fault}, {of}")).expect("a string takes it");
                 for (count, (state, _)) in counts.iter().zip(STATES) {
-                    if UNREACHABLE.contains(&(role, state)) {
+                    if is_unreachable(role, state) {
                         write!(table, " {:>13}", "-").expect("a string takes it");
                         continue;
                     }

@@ -3,7 +3,7 @@
 use crate::base::*;
 use crate::core::group::{Group, Turn};
 use crate::core::outbox::Outbox;
-use crate::sim::audit::{PRIMARY, SECONDARY, peer_of};
+use crate::sim::audit::{PRIMARY, SECONDARY, THIRD, peer_of};
 use crate::sim::coverage::Struck;
 use crate::sim::hosts::Front;
 use crate::sim::link::Link;
@@ -48,6 +48,7 @@ impl World {
 
     pub(super) fn strike(&mut self, fault: Fault) {
         match fault {
+            Fault::Third(fault) => self.strike_third(fault),
             Fault::Crash { site, crash } => {
                 let other = peer_of(site);
                 if !self.alive(site) && !self.alive(other) && self.outcome.crashes < CRASHES_MIN as u64 {
@@ -89,14 +90,14 @@ impl World {
         }
     }
 
-    fn cover(&mut self, site: usize, fault: Struck) {
+    pub(super) fn cover(&mut self, site: usize, fault: Struck) {
         if let Some(status) = self.status(site) {
             self.outcome.coverage.strike(fault, &status);
         }
     }
 
     fn cover_both(&mut self, fault: Struck) {
-        self.members().for_each(|site| self.cover(site, fault));
+        self.pair().for_each(|site| self.cover(site, fault));
     }
 
     pub(super) fn crash(&mut self, index: usize, crash: Crash) {
@@ -151,7 +152,7 @@ impl World {
     pub(super) fn restart(&mut self, index: usize) {
         let site = &mut self.sites[index];
         assert!(site.group.is_none());
-        if !self.is_parted() {
+        if !self.is_parted() && index != THIRD {
             self.perhaps_repair_tables(index);
         }
         self.audit.of(index).restarted(index);
@@ -165,7 +166,7 @@ impl World {
         site.volume_done.clear();
         site.metadata_done.clear();
         site.admin.clear();
-        site.out = Outbox::new(site.fronts.len());
+        site.out = Outbox::of(&self.plan.configs[index]);
         site.submitted_at = [self.now; 2];
         site.errors = [None; 2];
         site.batch_at = 0;
@@ -181,6 +182,9 @@ impl World {
         self.sites[index].group = Some(group);
         self.drain(index);
         self.wake_group(index, self.now);
+        if index == THIRD {
+            return self.perhaps_crash_third_again();
+        }
         if self.stage == Stage::Working
             && self.rng.percent(self.plan.crash_again_percent)
             && self.outcome.crashes < CRASHES_MAX
@@ -203,7 +207,7 @@ impl World {
     /// A site's journal begins anew at its ring's start.
     pub(super) fn perhaps_crash_at_wrap(&mut self, site: usize) {
         let more = self.plan.crashes_at_wrap > 0 && self.outcome.crashes < CRASHES_MAX;
-        if more && self.stage == Stage::Working {
+        if more && self.stage == Stage::Working && site != THIRD {
             self.plan.crashes_at_wrap -= 1;
             self.armed.push((self.rng.below(40), Fault::Crash { site, crash: Crash::Power }));
         }

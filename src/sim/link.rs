@@ -5,12 +5,12 @@ use std::collections::VecDeque;
 
 use crate::base::*;
 use crate::core::messages::*;
-use crate::core::outbox::Tables;
 use crate::format::update::Update;
 use crate::format::wire::{
     CONTROL_FRAME_BYTES_MAX, FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES, Frame, FrameReader, OldBlocks,
     UPDATE_FRAME_BYTES, encode_control, encode_page_frame, encode_update,
 };
+use crate::sim::links::LinkTables;
 use crate::sim::memory::SimMemory;
 use crate::sim::rng::Rng;
 
@@ -169,7 +169,7 @@ impl Link {
         ring_ns: u64,
         rng: &mut Rng,
         memory: &mut SimMemory,
-        tables: &Tables,
+        tables: &LinkTables,
     ) -> (Option<Said>, Option<u64>) {
         let connection = self.connection();
         let mut bytes = self.spare.pop().unwrap_or_default();
@@ -236,7 +236,7 @@ impl Link {
         pages: Vec<PageId>,
         rng: &mut Rng,
         memory: &SimMemory,
-        tables: &Tables,
+        tables: &LinkTables,
         bytes: &mut Vec<u8>,
     ) -> bool {
         let begun = self.session.as_ref().is_some_and(|session| session.begun);
@@ -251,8 +251,8 @@ impl Link {
             }
             ToLink::Update { update, settled, slot, source, with_old } => {
                 let (table, cumulative) = match source {
-                    UpdateSource::Window => (&tables.window, true),
-                    UpdateSource::CatchUp | UpdateSource::Copy => (&tables.catch_up, false),
+                    UpdateSource::Window => (tables.window, true),
+                    UpdateSource::CatchUp | UpdateSource::Copy => (tables.catch_up, false),
                 };
                 let old_row = SlotId((update.number.0 % OLD_BLOCK_SLOTS as u64) as u32);
                 for (index, page) in pages.iter().enumerate() {
@@ -309,7 +309,7 @@ impl Link {
         ring_ns: u64,
         rng: &mut Rng,
         memory: &mut SimMemory,
-        tables: &Tables,
+        tables: &LinkTables,
     ) -> Result<(), ()> {
         loop {
             if self.ring.len() >= self.ring_capacity || !self.news.is_empty() {

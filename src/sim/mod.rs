@@ -27,6 +27,7 @@ mod split;
 mod stages;
 mod stock;
 mod takeover;
+mod third;
 mod trace;
 mod world;
 

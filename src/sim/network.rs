@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use crate::sim::audit::{PRIMARY, SECONDARY};
+use crate::sim::audit::{PRIMARY, SECONDARY, THIRD};
 use crate::sim::link::Said;
 use crate::sim::plan::Plan;
 use crate::sim::world::{Event, World};
@@ -21,7 +21,7 @@ pub struct End {
 }
 
 impl End {
-    fn other(self) -> End {
+    pub fn other(self) -> End {
         End { side: 1 - self.side, ..self }
     }
 }
@@ -73,8 +73,11 @@ pub struct Network {
 }
 
 /// The sites at both ends of each path, those that dial first.
-fn sites_of_paths(_plan: &Plan) -> impl Iterator<Item = [usize; 2]> + use<> {
-    [[PRIMARY, SECONDARY]].into_iter()
+fn sites_of_paths(plan: &Plan) -> impl Iterator<Item = [usize; 2]> + use<> {
+    // A third dials both of the others; its legs are in the order of its sources.
+    let sources = plan.configs.get(THIRD).into_iter().flat_map(|third| third.sources.clone());
+    let of_third = sources.map(|source| [THIRD, usize::from(source.site.0) - 1]);
+    std::iter::once([PRIMARY, SECONDARY]).chain(of_third.collect::<Vec<_>>())
 }
 
 /// The ends of paths at a site, in the order of its legs.

@@ -12,6 +12,7 @@ use crate::sim::rng::Rng;
 use crate::sim::snapshots::SnapshotPlan;
 use crate::sim::split::SplitPlan;
 use crate::sim::takeover::TakeoverPlan;
+use crate::sim::third::{ThirdFault, ThirdPlan};
 
 /// Operations of hosts that every seed submits at least.
 pub const HOST_OPERATIONS_MIN: u64 = 1000;
@@ -71,6 +72,7 @@ pub enum Fault {
         journal: bool,
         errno: i32,
     },
+    Third(ThirdFault),
 }
 
 /// A fault happens `events` events after the hosts have submitted `after_ops` operations, so at any point of anything.
@@ -136,6 +138,7 @@ pub struct Plan {
     pub resync: Option<ResyncPlan>,
     pub split: Option<SplitPlan>,
     pub aimed: Option<AimedPlan>,
+    pub third: Option<ThirdPlan>,
 }
 
 impl Plan {
@@ -229,6 +232,7 @@ impl Plan {
             resync: None,
             split: None,
             aimed: None,
+            third: None,
         }
     }
 

@@ -118,7 +118,8 @@ impl World {
         if !std::mem::take(&mut self.rot.aside) {
             return;
         }
-        for site in self.members() {
+        // Nobody repairs what a third has.
+        for site in self.pair() {
             for _ in 0..self.rot_rng.below(3) {
                 let volume = self.rot_rng.below(self.plan.configs[0].volumes.len() as u64) as u16;
                 self.rot_aside(site, IoTarget::Checksums(VolumeId(volume)), 0);

@@ -9,6 +9,7 @@ use crate::core::messages::*;
 use crate::core::outbox::{Outbox, Tables};
 use crate::format::superblock::Superblock;
 use crate::format::update::Update;
+use crate::sim::audit::THIRD;
 use crate::sim::audit::journal::Seen;
 use crate::sim::disk::{Disk, IoId};
 use crate::sim::hosts::Front;
@@ -37,13 +38,16 @@ pub(super) struct Done {
 /// What a site has of a path to another site.
 pub(super) struct Leg {
     pub(super) end: End,
+    /// The number of its link as the group has them; none for that with the other of the pair.
+    pub(super) remote: Option<usize>,
     pub(super) link: Link,
     pub(super) alarm: Alarm,
 }
 
 impl Leg {
-    fn new(end: End) -> Leg {
-        Leg { end, link: Link::new(1), alarm: Alarm::default() }
+    fn new(site: usize, leg: usize, end: End) -> Leg {
+        let remote = if site == THIRD { Some(leg) } else { leg.checked_sub(1) };
+        Leg { end, remote, link: Link::new(1), alarm: Alarm::default() }
     }
 }
 
@@ -102,10 +106,13 @@ impl Site {
         Site {
             group: None,
             memory: SimMemory::new(config.pages, sums),
-            tables: stock::take(config.fronts),
-            out: Outbox::new(config.fronts),
+            tables: stock::take(config),
+            out: Outbox::of(config),
             disk,
-            legs: network::ends_of(plan, index).map(Leg::new).collect(),
+            legs: network::ends_of(plan, index)
+                .enumerate()
+                .map(|(leg, end)| Leg::new(index, leg, end))
+                .collect(),
             fronts: (0..config.fronts).map(|_| Front::new(index, plan.depth)).collect(),
             journal_done: VecDeque::new(),
             volume_done: VecDeque::new(),

@@ -4,7 +4,7 @@ use crate::base::*;
 use crate::core::config::Role;
 use crate::core::group::Turn;
 use crate::core::group::status::{GroupState, GroupStatus, PeerState, Standing};
-use crate::sim::audit::peer_of;
+use crate::sim::audit::{THIRD, peer_of};
 use crate::sim::hosts::Front;
 use crate::sim::network::PAIR;
 use crate::sim::site::Site;
@@ -23,8 +23,14 @@ impl World {
         matches!(self.stage, Stage::Stopping { .. }) && self.members().all(|site| self.stopped(site))
     }
 
+    /// The sites that run.
     pub(super) fn members(&self) -> impl Iterator<Item = usize> + use<> {
-        0..if self.plan.has_peer() { 2 } else { 1 }
+        0..if self.plan.has_peer() { self.sites.len() } else { 1 }
+    }
+
+    /// Those of them that are, or should be, in lockstep.
+    pub(super) fn pair(&self) -> impl Iterator<Item = usize> + use<> {
+        self.members().take(2)
     }
 
     pub(super) fn stopped(&self, site: usize) -> bool {
@@ -86,12 +92,14 @@ impl World {
     }
 
     pub(super) fn settled(&self) -> bool {
-        self.members().all(|site| {
-            let fronts = &self.sites[site].fronts;
-            fronts.iter().all(|front| front.outstanding() == 0)
-                && self.standing(site).is_some_and(|status| {
-                    status.settled.0 == self.audit.last() && status.checkpoint == status.settled
-                })
+        let idle = |site: usize| self.sites[site].fronts.iter().all(|front| front.outstanding() == 0);
+        if !self.members().all(idle) || !self.third_has_all() {
+            return false;
+        }
+        self.pair().all(|site| {
+            self.standing(site).is_some_and(|status| {
+                status.settled.0 == self.audit.last() && status.checkpoint == status.settled
+            })
         })
     }
 
@@ -115,7 +123,12 @@ impl World {
                 );
                 let idle =
                     self.sites.iter().flat_map(|site| &site.fronts).all(|front| front.outstanding() == 0);
-                if idle && self.armed.is_empty() && self.undisturbed() && self.in_lockstep() {
+                if idle
+                    && self.armed.is_empty()
+                    && self.undisturbed()
+                    && self.in_lockstep()
+                    && self.third_follows()
+                {
                     self.trace.note(self.now, || "in lockstep again".into());
                     let operations = self.counts.submitted + CALM_OPERATIONS;
                     self.stage = Stage::Calm { operations, until: self.now + HEAL_NS_MAX };
@@ -186,8 +199,14 @@ impl World {
 
     pub(super) fn check_end(mut self) -> Outcome {
         for site in self.members() {
-            self.audit.check_volumes(site, &self.sites[site].disk);
-            self.audit.check_snapshots(site, u64::MAX, &self.sites[site].disk);
+            let upto =
+                if site == THIRD { self.standing(site).map_or(0, |at| at.settled.0) } else { u64::MAX };
+            if site == THIRD {
+                self.audit.check_third_volumes(upto, &self.sites[site].disk);
+            } else {
+                self.audit.check_volumes(site, &self.sites[site].disk);
+            }
+            self.audit.check_snapshots(site, upto, &self.sites[site].disk);
             let Site { group, memory, fronts, legs, .. } = &self.sites[site];
             let (free, used) = group.as_ref().expect("stopped, not dead").pages();
             let of_links = legs.iter().map(|leg| leg.link.pages_held()).sum::<usize>();
@@ -204,6 +223,7 @@ impl World {
         self.sites.into_iter().for_each(|site| stock::keep(site.tables));
         self.outcome.snapshots = self.audit.snapshots_taken() as u64;
         self.outcome.takeovers = self.audit.takeovers;
+        (self.outcome.fed, self.outcome.lapsed) = (self.audit.fed, self.audit.lapsed);
         self.outcome.copied_blocks = self.audit.copied_blocks;
         self.outcome.installs = self.audit.installs;
         self.outcome.installed_snapshots = self.audit.installed_snapshots;

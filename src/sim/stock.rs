@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 
+use crate::core::config::GroupConfig;
 use crate::core::outbox::Tables;
 
 thread_local! {
@@ -9,12 +10,15 @@ thread_local! {
 }
 
 /// Tables that name no page.
-pub fn take(fronts: usize) -> Tables {
+pub fn take(config: &GroupConfig) -> Tables {
+    let (fronts, remotes) = (config.fronts, config.remotes());
     KEPT.with_borrow_mut(|kept| {
-        let place = kept.iter().position(|tables| tables.fronts.len() == fronts)?;
+        let place = kept
+            .iter()
+            .position(|tables| (tables.fronts.len(), tables.remotes.len()) == (fronts, remotes))?;
         Some(kept.swap_remove(place))
     })
-    .unwrap_or_else(|| Tables::new(fronts))
+    .unwrap_or_else(|| Tables::of(config))
 }
 
 pub fn keep(mut tables: Tables) {

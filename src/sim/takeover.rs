@@ -5,7 +5,7 @@ use crate::base::Generation;
 use crate::core::config::{OnPeerLoss, Role};
 use crate::core::group::status::{GroupState, Standing};
 use crate::core::messages::AdminOp;
-use crate::sim::audit::peer_of;
+use crate::sim::audit::{THIRD, peer_of};
 use crate::sim::handover::HandoverPlan;
 use crate::sim::network::PAIR;
 use crate::sim::plan::Plan;
@@ -71,7 +71,7 @@ impl World {
         self.plan.takeover.is_none()
             || self.is_parted()
             || site == self.home
-            || self.standing(site).is_some_and(|status| status.role == Role::Secondary)
+            || self.standing(site).is_some_and(|status| status.role != Role::Primary)
     }
 
     /// Whether those who ask this site are hosts. Where they are going to be, and what follows yet, is as good as any reader's.
@@ -118,6 +118,7 @@ impl World {
         self.home_generation = self.standing(site).map_or(Generation::NONE, |status| status.generation);
         (0..self.sites[site].fronts.len()).for_each(|front| self.wake_front(site, front, self.now));
         self.perhaps_quieten();
+        self.perhaps_strike_third();
         if let Some(plan) = self.plan.takeover.filter(|plan| plan.crash_events > 0) {
             let events = self.takeover_rng.below(plan.crash_events);
             self.crash_soon(site, events);
@@ -126,7 +127,7 @@ impl World {
 
     /// After a turn of a group: hosts go where a newer generation serves, and come back where no other was opened after all.
     pub(super) fn note_home(&mut self, site: usize) {
-        if self.plan.takeover.is_none() || self.is_parted() {
+        if self.plan.takeover.is_none() || self.is_parted() || site == THIRD {
             return;
         }
         let Some(status) = self.standing(site).filter(serves) else { return };

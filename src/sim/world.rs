@@ -9,7 +9,7 @@ use crate::core::messages::*;
 use crate::core::outbox::Event as GroupEvent;
 use crate::format::wire::RefusalCode;
 use crate::sim::aimed::{self, Aim, AimedPlan};
-use crate::sim::audit::{AuditConfig, Auditor, JournalSeen, Level, PRIMARY, SECONDARY};
+use crate::sim::audit::{AuditConfig, Auditor, JournalSeen, Level, PRIMARY, SECONDARY, THIRD};
 use crate::sim::coverage::Coverage;
 use crate::sim::disk::IoId;
 use crate::sim::handover;
@@ -24,6 +24,7 @@ use crate::sim::site::{Alarm, Done, Site};
 use crate::sim::snapshots::{self, SnapshotPlan};
 use crate::sim::split::{self, Audits, Part, SplitPlan};
 use crate::sim::takeover;
+use crate::sim::third;
 use crate::sim::trace::Trace;
 
 const MS: u64 = 1_000_000;
@@ -150,6 +151,10 @@ pub struct Outcome {
     pub cuts: u64,
     pub coverage: Coverage,
     pub takeovers: u64,
+    /// Updates that went to a third site, its deaths, and how often it was told that it has lapsed.
+    pub fed: u64,
+    pub third_crashes: u64,
+    pub lapsed: u64,
     /// Split brains that were resolved.
     pub splits: u64,
     /// Blocks copied to a peer that lacked more than the journal held, and resyncs that were installed.
@@ -185,6 +190,8 @@ pub struct World {
     pub(super) resync_rng: Rng,
     /// And split brains'.
     pub(super) split_rng: Rng,
+    /// And the third site's.
+    pub(super) third_rng: Rng,
     /// And that of bits that flip.
     pub(super) rot_rng: Rng,
     pub(super) rot: RotPlan,
@@ -242,6 +249,8 @@ impl World {
         let rot = RotPlan::new(&mut rot_rng, &plan);
         let mut aimed_rng = aimed::generator(seed);
         plan.aimed = AimedPlan::new(&mut aimed_rng, &plan);
+        let mut third_rng = third::generator(seed);
+        plan.follow(&mut third_rng);
         let mut trace = Trace::new(print);
         trace.note(0, || format!("{plan:#?}"));
         let config = &plan.configs[0];
@@ -277,6 +286,7 @@ impl World {
             handover_rng,
             resync_rng,
             split_rng,
+            third_rng,
             rot_rng,
             rot,
             rotten: Vec::new(),
@@ -310,6 +320,11 @@ impl World {
             let at = world.rng.below(MS);
             world.schedule(at, Event::Restart { site: SECONDARY });
             world.schedule(MS, Event::Dial { path: PAIR });
+        }
+        if world.plan.third.is_some() {
+            let at = world.third_rng.below(20 * MS);
+            world.schedule(at, Event::Restart { site: THIRD });
+            (PAIR + 1..world.network.paths()).for_each(|path| world.schedule(2 * MS, Event::Dial { path }));
         }
         world
     }
@@ -482,6 +497,10 @@ impl World {
                         let leg = &mut legs[edge - first_leg];
                         let Some(message) = leg.take_for(group, now) else { break };
                         match message {
+                            FromLink::Update { update, .. } if index == THIRD => {
+                                self.audit.third_receives(update.number.0, update.generation.0);
+                            }
+                            _ if leg.remote.is_some() => (),
                             FromLink::Update { .. } if group.stages() => (),
                             FromLink::Update { update, .. } => {
                                 self.audit.of(index).receives(index, update.number.0, update.generation.0);
@@ -658,6 +677,9 @@ impl World {
             // An operator replaces the disk's cable and starts the site again.
             self.trace.note(now, || format!("site {index} has failed"));
             self.sites[index].errors = [None; 2];
+            if index == THIRD {
+                return self.restart_failed_third();
+            }
             self.armed.push((self.rng.below(300), Fault::Crash { site: index, crash: Crash::Process }));
         }
     }

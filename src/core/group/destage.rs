@@ -4,7 +4,7 @@
 
 use super::status::DestageState;
 use super::storage::VolumeIo;
-use super::{Alone, Group, RESERVED_PAGES, Turn};
+use super::{Alone, Group, RESERVED_PAGES, Turn, third_pages};
 use crate::base::*;
 use crate::core::cache::Value;
 use crate::core::captures::Source;
@@ -231,7 +231,7 @@ impl Group {
     /// How full the fuller of journal, cache pages and index is, in percent of what updates may use.
     fn pressure_percent(&self) -> u64 {
         let journal = self.journal.used_blocks() * 100 / Journal::usable_blocks(self.journal.ring_blocks());
-        let usable = (self.pages.total() - RESERVED_PAGES) as u64;
+        let usable = (self.pages.total() - RESERVED_PAGES - third_pages(&self.config)) as u64;
         let dirty = (self.held_pages() + self.staged_pages()) * 100 / usable;
         let entries =
             (self.cache.dirty_blocks() + self.window.len() as u64) * 100 / self.cache.capacity() as u64;

@@ -227,6 +227,10 @@ impl Group {
                 let moved = durable > feed.position;
                 feed.pull = Pull { after, generation, upto };
                 (feed.position, feed.heard) = (durable, true);
+                if feed.talk == Talk::Lapsed && upto > UpdateNumber::NONE {
+                    // It has got on elsewhere since it was told, and is to be told again if that was not far enough.
+                    feed.talk = Talk::Standing;
+                }
                 feed.unanswered_since = None;
                 if moved {
                     self.note_retention();
@@ -379,10 +383,9 @@ impl Group {
                 self.read_back_end(turn, ReadFor::Third);
                 self.feed_mut().talk = Talk::Standing;
             }
-            Talk::Standing | Talk::Lapsed if wants => match self.judge_pull(&pull) {
+            Talk::Standing if wants => match self.judge_pull(&pull) {
                 Verdict::Wait => {}
                 Verdict::Parted => self.refuse_parted(turn, pull.after, pull.generation),
-                Verdict::Gone if talk == Talk::Lapsed => {}
                 Verdict::Gone => self.lapse(turn, self.oldest_kept()),
                 Verdict::Serve => {
                     let feed = self.feed_mut();

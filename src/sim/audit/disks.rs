@@ -1,7 +1,7 @@
 //! The auditor and the disks: journals, superblocks, destage, crashes, and what the volumes hold in the end.
 
 use crate::sim::audit::journal::{KIND_CUT, KIND_SOLO_BEGIN, RING_FIRST, Seen, batch, superblock};
-use crate::sim::audit::{Auditor, Lack, Media, PRIMARY, Place, SECONDARY};
+use crate::sim::audit::{Auditor, Lack, Media, PRIMARY, Place, SECONDARY, THIRD};
 use crate::sim::content::{Content, Print};
 use crate::sim::disk::IoId;
 
@@ -55,6 +55,7 @@ impl Auditor {
             self.check_checkpoint(site, seen.checkpoint, media);
             self.applied[site] = self.applied[site].max(seen.checkpoint);
             self.sites[site].submits_superblock(io, seen);
+            self.check_let_go(site);
             return;
         }
         let Some(seen) = header.and_then(batch) else {
@@ -70,12 +71,20 @@ impl Auditor {
         }
         self.check_claim(site, "settled", seen.settled);
         let updates = seen.updates.iter().filter(|update| update.kind != KIND_CUT);
+        assert!(
+            site != THIRD || seen.updates.iter().all(|update| update.kind != KIND_CUT),
+            "INV-6: the third cuts its journal"
+        );
         self.sites[site].forms(updates.map(|update| (update.number, update.generation)));
         let mut payload = &blocks[1..];
         for update in seen.updates.iter().filter(|update| update.kind != KIND_CUT) {
             let (mine, rest) = payload.split_at(update.payload());
             payload = rest;
-            self.sees(site, *update, mine);
+            if site == THIRD {
+                self.third_journals(update, mine);
+            } else {
+                self.sees(site, *update, mine);
+            }
         }
         self.sites[site].forms(std::iter::empty());
         let prints = blocks.iter().map(|content| content.print).collect();
@@ -84,7 +93,7 @@ impl Auditor {
         }
     }
 
-    pub(super) fn check_claim(&self, site: usize, what: &str, number: u64) {
+    pub fn check_claim(&self, site: usize, what: &str, number: u64) {
         if let Err(why) = self.settled(number) {
             panic!("INV-4: site {site} takes #{number} for {what}, but {why}");
         }
@@ -204,7 +213,11 @@ impl Auditor {
 
     /// A site died; `media` is what its disks hold now.
     pub fn crashed(&mut self, site: usize, media: &dyn Media) {
+        if site == THIRD {
+            return self.third_crashed(media);
+        }
         self.check_waits(site);
+        self.lets_go[site] = None;
         let had = self.has(site);
         if site == self.leader {
             self.before_death = [[0; 4]; 2];

@@ -1,6 +1,6 @@
 //! The auditor and the hosts: what was asked, what was promised, what a read may return, who waits too long.
 
-use crate::sim::audit::{Auditor, BlockHistory, Op, OpKind, OpSpec};
+use crate::sim::audit::{Auditor, BlockHistory, Op, OpKind, OpSpec, THIRD};
 use crate::sim::content::Print;
 
 impl Auditor {
@@ -11,6 +11,7 @@ impl Auditor {
             let range = spec.lba as usize..(spec.lba + spec.count) as usize;
             let floor = |block: &BlockHistory| match host {
                 true => block.acknowledged.max(block.read),
+                false if site == THIRD => block.read_at_third,
                 false => block.read_at_secondary,
             };
             self.blocks[usize::from(spec.volume)][range].iter().map(floor).collect()
@@ -140,6 +141,8 @@ impl Auditor {
             if host {
                 block.read = block.read.max(number);
                 self.promise(number);
+            } else if site == THIRD {
+                block.read_at_third = block.read_at_third.max(number);
             } else if site != self.leader {
                 block.read_at_secondary = block.read_at_secondary.max(number);
             }

@@ -13,6 +13,7 @@ mod snapshots;
 mod split;
 mod stream;
 mod takeover;
+mod third;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -26,6 +27,12 @@ use crate::sim::disk::Stored;
 /// The two sites that are in lockstep, by the roles they were formatted with.
 pub const PRIMARY: usize = 0;
 pub const SECONDARY: usize = 1;
+
+/// The one that follows them, where there is one.
+pub const THIRD: usize = 2;
+
+/// Sites at most.
+pub const SITES_MAX: usize = 3;
 
 /// The other one of the two.
 pub const fn peer_of(site: usize) -> usize {
@@ -204,6 +211,8 @@ struct BlockHistory {
     read: u64,
     /// Highest version the secondary's reader has seen in the secondary's present incarnation.
     read_at_secondary: u64,
+    /// The same of the third's.
+    read_at_third: u64,
 }
 
 impl BlockHistory {
@@ -213,6 +222,7 @@ impl BlockHistory {
         acknowledged: 0,
         read: 0,
         read_at_secondary: 0,
+        read_at_third: 0,
     };
 
     fn newest(&self) -> &Content {
@@ -287,7 +297,7 @@ pub struct Auditor {
     blocks: Vec<Vec<BlockHistory>>,
     ops: Vec<Op>,
     /// The first operation of each site's present incarnation.
-    first_op: [u64; 2],
+    first_op: [u64; SITES_MAX],
     /// Changing operations of the sites' present incarnations that have no number yet.
     unnumbered: Vec<u64>,
     promised: u64,
@@ -308,26 +318,31 @@ pub struct Auditor {
     /// And slots, of sites: what is there instead.
     rotten_slots: Vec<(usize, u64, Print)>,
     /// A read of a site's disks has failed in its present incarnation.
-    unread: [bool; 2],
+    unread: [bool; SITES_MAX],
     /// `SoloBegin` and `SoloEnd` in the stream: number, and whether it begins.
     solo: Vec<(u64, bool)>,
-    alive: [bool; 2],
+    alive: [bool; SITES_MAX],
     /// The site's present incarnation has gone on with a stream of its own.
     resumed: [bool; 2],
     /// The other site took over from this one, which has not followed it since.
     deposed: [bool; 2],
     /// What each site has truthfully claimed to have in its volumes.
-    applied: [u64; 2],
+    applied: [u64; SITES_MAX],
     /// What each site had before it died, received, written, durable and applied: the primary may still hear of it, until
     /// it knows that the connection is over.
     before_death: [[u64; 4]; 2],
     /// What each site is about to install, or installs.
-    installing: [Option<u64>; 2],
+    installing: [Option<u64>; SITES_MAX],
     pub copied_blocks: u64,
     pub installs: u64,
     /// Snapshots that were there when they ended.
     pub installed_snapshots: u64,
     pub takeovers: u64,
+    /// Updates that went to the third, and how often it was told that it has lapsed.
+    pub fed: u64,
+    pub lapsed: u64,
+    /// What each site has told the third that its journal begins with, and its next superblock is to let go of.
+    lets_go: [Option<u64>; SITES_MAX],
     pub acknowledged_writes: u64,
     pub excused_writes: u64,
     pub now: u64,
@@ -348,7 +363,7 @@ impl Auditor {
             newest_generation: 0,
             blocks: config.volumes.iter().map(histories).collect(),
             ops: Vec::new(),
-            first_op: [0; 2],
+            first_op: [0; SITES_MAX],
             unnumbered: Vec::new(),
             promised: 0,
             acknowledged: 0,
@@ -360,18 +375,21 @@ impl Auditor {
             sent_by_value: 0,
             rotten: Vec::new(),
             rotten_slots: Vec::new(),
-            unread: [false; 2],
+            unread: [false; SITES_MAX],
             solo: Vec::new(),
-            alive: [true; 2],
+            alive: [true; SITES_MAX],
             resumed: [false; 2],
             deposed: [false; 2],
-            applied: [0; 2],
+            applied: [0; SITES_MAX],
             before_death: [[0; 4]; 2],
-            installing: [None; 2],
+            installing: [None; SITES_MAX],
             copied_blocks: 0,
             installs: 0,
             installed_snapshots: 0,
             takeovers: 0,
+            fed: 0,
+            lapsed: 0,
+            lets_go: [None; SITES_MAX],
             acknowledged_writes: 0,
             excused_writes: 0,
             now: 0,

@@ -203,6 +203,14 @@ impl Site {
         kept.filter(|batch| !batch.generations.is_empty()).map(|batch| batch.first).min()
     }
 
+    /// The first update that its journal keeps, by the superblock that it wrote last.
+    pub fn kept_from(&self) -> u64 {
+        let newest = self.superblocks.last().map(|(_, seen, _)| *seen);
+        let from =
+            newest.and_then(|seen| self.first_from(seen.position_sequence).or(Some(seen.checkpoint + 1)));
+        from.unwrap_or(1)
+    }
+
     /// Its volumes were brought to the end of these, by other means than its journal.
     pub fn installs(&mut self, generations: Vec<u64>) {
         self.written = generations.len() as u64;

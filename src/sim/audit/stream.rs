@@ -159,6 +159,7 @@ impl Auditor {
 
     /// Updates from `first` on are no longer in the stream.
     pub(super) fn replace_from(&mut self, first: u64) {
+        self.check_third_keeps(first);
         self.replacements += 1;
         for entry in self.stream.split_off(first as usize - 1) {
             let Seen { number, generation, volume, lba, .. } = entry.seen;
