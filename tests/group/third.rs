@@ -508,6 +508,24 @@ fn a_third_goes_on_from_the_second_by_the_delta() {
     assert!(matches!(trio.third_at(FIRST).delta, Delta::Yes { .. }));
 }
 
+/// A dead site's connection outlives it by seconds, in which the second's journal may let go of what the third lacks.
+#[test]
+fn a_third_does_not_wait_for_a_connection_that_says_nothing() {
+    let mut trio = Trio::new();
+    let mut expected = HashMap::new();
+    trio.exercise(FIRST, &mut expected, 5, 1);
+    trio.third_is_equal(FIRST, &expected);
+    // It is gone, but nobody's link has noticed: what is sent to it is on its way for ever.
+    trio.alive[FIRST] = false;
+    trio.set_link(0, false);
+    trio.promote(SECOND);
+    trio.exercise(SECOND, &mut expected, 2, 2);
+    let gone_at = trio.now;
+    trio.until("it pulls from the second", |trio| trio.pulls_from() == Some(SECOND));
+    assert!(trio.now.since(gone_at) < Nanos::from_millis(20), "after {:?}", trio.now.since(gone_at));
+    trio.third_is_equal(SECOND, &expected);
+}
+
 /// The readiness of both survivors of a loss, before any is lost (US 7,143,254).
 #[test]
 fn both_sources_say_whether_the_delta_is_there() {

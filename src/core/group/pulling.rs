@@ -15,6 +15,10 @@ use crate::format::wire::{Hello, Refusal, RefusalCode};
 /// A position that moved is told this long after the last one, if nothing else calls for it: the source's journal keeps what is after it.
 const POSITION_NEWS_AFTER: Nanos = Nanos::from_millis(10);
 
+/// A site that it pulls from, and that says nothing for this share of the longest silence, is left for one that has more: of ten seconds
+/// that is four heartbeats. Waiting for the link to notice would cost the other journal's patience.
+const QUIET_SHARE: u64 = 12;
+
 /// How this third stands to a site that it may pull from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stand {
@@ -306,7 +310,7 @@ impl Group {
         self.sources.iter().position(|source| source.stand == Stand::Pulling)
     }
 
-    /// Stays with the site that it pulls from, unless that has nothing for it and another one has.
+    /// Stays with the site that it pulls from, unless that has nothing for it, or is quiet, and another one has more.
     fn choose_source(&mut self, turn: &mut Turn<impl Memory>) {
         let last = self.window.last();
         for source in &mut self.sources {
@@ -319,11 +323,14 @@ impl Group {
         let standing = |source: &Source| source.stand == Stand::Standing;
         if let Some(index) = self.pulled_from() {
             let better = self.sources.iter().any(|source| standing(source) && source.settled > last);
-            if self.sources[index].settled >= last || !better {
+            let Source { settled, heard_at, inbound, config, .. } = &self.sources[index];
+            let quiet_max = Nanos(config.silence_max.0 / QUIET_SHARE);
+            let quiet = inbound.is_empty() && turn.now.since(*heard_at) >= quiet_max;
+            if !better || (*settled >= last && !quiet) {
                 return;
             }
             // It may have sent something already; what it sends after its next hello is sure to be of the next pull.
-            self.lose_source(turn, index, LossReason::Protocol("behind another source"));
+            self.lose_source(turn, index, LossReason::Protocol("another source has more"));
         }
         let able = |source: &Source| standing(source) && source.settled >= last;
         let next = self.sources.iter().position(able).or_else(|| self.sources.iter().position(standing));
