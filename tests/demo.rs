@@ -193,6 +193,37 @@ fn the_other_site_takes_over_and_nothing_acknowledged_is_lost() {
 }
 
 #[test]
+fn a_third_goes_on_from_the_second_and_all_three_hold_the_same() {
+    let folder = folder();
+    let output = demo(&folder, &["three-sites", "--json", "--seconds", "3"]);
+    let result = json(&output);
+    assert!(output.status.success(), "{result:#}");
+    let expected = [
+        "acknowledged_writes",
+        "delta",
+        "delta_updates",
+        "lost_writes",
+        "max_host_latency_ms",
+        "scenario",
+        "seconds",
+        "sites",
+        "third_caught_up_ms",
+        "third_lag_updates",
+        "third_read_from_second",
+        "updates",
+    ];
+    assert_eq!(keys(&result), expected);
+    assert_eq!((&result["delta"], &result["lost_writes"]), (&Value::from("yes"), &Value::from(0)));
+    let sites = result["sites"].as_array().expect("sites");
+    let roles: Vec<_> = sites.iter().map(|site| site["role"].as_str().expect("a role")).collect();
+    assert_eq!(roles, ["secondary", "primary", "third"]);
+    assert!(sites.iter().all(|site| site["digest"] == sites[1]["digest"]), "{result:#}");
+    assert!(sites.iter().all(|site| site["last_number"] == sites[1]["last_number"]), "{result:#}");
+    let output = demo(&folder, &["three-sites", "--json", "--seconds", "1", "--plant-loss"]);
+    assert_eq!(output.status.code(), Some(6), "a planted loss is missed");
+}
+
+#[test]
 fn a_secondary_that_was_away_too_long_is_copied_what_has_changed() {
     let folder = folder();
     let output = demo(&folder, &["rejoin", "--json", "--seconds", "3"]);

@@ -6,6 +6,7 @@ mod pair;
 mod rejoin;
 mod snapshots;
 mod takeover;
+mod three_sites;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -45,6 +46,8 @@ enum Scenario {
     Takeover,
     /// The secondary is away for longer than the journal lasts, and is copied what has changed
     Rejoin,
+    /// A third site pulls from the pair; the primary is killed, and the third goes on from the second
+    ThreeSites,
 }
 
 impl Scenario {
@@ -54,6 +57,7 @@ impl Scenario {
             Scenario::Snapshot => "snapshot",
             Scenario::Takeover => "takeover",
             Scenario::Rejoin => "rejoin",
+            Scenario::ThreeSites => "three-sites",
         }
     }
 
@@ -63,6 +67,7 @@ impl Scenario {
             Scenario::Steady => Setup::STEADY,
             Scenario::Takeover => takeover::SETUP,
             Scenario::Rejoin => rejoin::SETUP,
+            Scenario::ThreeSites => three_sites::SETUP,
             Scenario::Snapshot => {
                 let data_bytes = 32 << 20;
                 let differential_bytes = snapshots as u64 * (data_bytes + LOG_BYTES);
@@ -157,6 +162,7 @@ impl Demo {
         match self.scenario {
             Scenario::Takeover => return self.run_takeover(),
             Scenario::Rejoin => return self.run_rejoin(),
+            Scenario::ThreeSites => return self.run_three_sites(),
             Scenario::Steady | Scenario::Snapshot => {}
         }
         let mut pair = self.pair_in_lockstep(self.scenario.setup(usize::from(self.snapshots)))?;
@@ -177,7 +183,7 @@ impl Demo {
         }
         let sites = [self.look(&pair, 0, &ledger)?, self.look(&pair, 1, &ledger)?];
         let snapshots = match self.scenario {
-            Scenario::Steady | Scenario::Takeover | Scenario::Rejoin => None,
+            Scenario::Steady | Scenario::Takeover | Scenario::Rejoin | Scenario::ThreeSites => None,
             Scenario::Snapshot => {
                 let compared = snapshots::compare(&pair, taken).map_err(|error| pair.explain(error))?;
                 let pause_ratio = snapshots::pause_ratio(&compared, &timeline)?;
@@ -200,7 +206,8 @@ impl Demo {
         let mut pair = Pair::make(self.directory.as_deref(), self.keep, setup)?;
         pair.start()?;
         pair.client(0).wait(Goal::InSync, READY_MAX).map_err(|error| pair.explain(error.into()))?;
-        self.say(&format!("two sites are in lockstep: {}", pair.describe()));
+        let count = if setup.third { "three sites are up, two of them" } else { "two sites are" };
+        self.say(&format!("{count} in lockstep: {}", pair.describe()));
         Ok(pair)
     }
 
@@ -321,7 +328,7 @@ impl Demo {
         seen: &Seen,
         report: &Report,
         acknowledged: u64,
-        sites: &[SiteSeen; 2],
+        sites: &[SiteSeen],
         snapshots: Option<&Snapshots>,
     ) -> anyhow::Result<()> {
         let lost = lost(sites);
@@ -356,7 +363,7 @@ impl Demo {
     }
 
     /// The JSON of a scenario with hosts; `figures` are its own.
-    fn print_with_hosts(&self, hosts: &Hosts, sites: &[SiteSeen; 2], figures: &serde_json::Value) {
+    fn print_with_hosts(&self, hosts: &Hosts, sites: &[SiteSeen], figures: &serde_json::Value) {
         let mut result = json!({
             "scenario": self.scenario.name(),
             "seconds": self.seconds.as_secs_f64(),
@@ -371,7 +378,7 @@ impl Demo {
         println!("{result:#}");
     }
 
-    fn say_with_hosts(&self, hosts: &Hosts, sites: &[SiteSeen; 2]) {
+    fn say_with_hosts(&self, hosts: &Hosts, sites: &[SiteSeen]) {
         sites.iter().for_each(|site| println!("{}", site.sentence()));
         println!("no host waited longer than {} for a write", shown(Duration::from_nanos(hosts.longest().0)));
         let (acknowledged, lost) = (hosts.acknowledged(), lost(sites));
@@ -379,12 +386,13 @@ impl Demo {
     }
 }
 
-fn lost(sites: &[SiteSeen; 2]) -> u64 {
+fn lost(sites: &[SiteSeen]) -> u64 {
     sites.iter().map(|site| site.broken).sum()
 }
 
-fn judge(sites: &[SiteSeen; 2]) -> anyhow::Result<()> {
-    match (lost(sites), sites[0].digest == sites[1].digest) {
+fn judge(sites: &[SiteSeen]) -> anyhow::Result<()> {
+    let equal = sites.iter().all(|site| site.digest == sites[0].digest);
+    match (lost(sites), equal) {
         (0, true) => Ok(()),
         (0, false) => Err(Broken("the sites' contents differ".to_owned()).into()),
         (lost, _) => Err(Broken(format!("{lost} acknowledged writes are missing on a site")).into()),

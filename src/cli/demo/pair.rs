@@ -1,4 +1,4 @@
-//! Two sites in a folder: formatted here, run by two processes of their own.
+//! Two sites in a folder, and perhaps a third: formatted here, run by processes of their own.
 
 use std::fs::File;
 use std::net::UdpSocket;
@@ -17,8 +17,11 @@ use crate::io::quic::identity::Identity;
 use crate::node::config::Config;
 use crate::node::control::Client;
 
-pub const NAMES: [&str; 2] = ["left", "right"];
-const ROLES: [&str; 2] = ["primary", "secondary"];
+pub const NAMES: [&str; 3] = ["left", "right", "far"];
+const ROLES: [&str; 3] = ["primary", "secondary", "third"];
+
+/// The place of the third site.
+pub const THIRD: usize = 2;
 
 /// The volume that the load writes to, and the one of the client that keeps a log.
 pub const DATA: &str = "data";
@@ -34,6 +37,8 @@ pub struct Setup {
     pub journal_bytes: u64,
     /// `suspend` or `solo`.
     pub on_peer_loss: &'static str,
+    /// Whether a third site pulls from the pair.
+    pub third: bool,
 }
 
 impl Setup {
@@ -42,6 +47,7 @@ impl Setup {
         differential_bytes: 16 << 20,
         journal_bytes: 256 << 20,
         on_peer_loss: "suspend",
+        third: false,
     };
 }
 
@@ -56,7 +62,7 @@ pub struct Pair {
     keep: bool,
     path: PathBuf,
     pub setup: Setup,
-    configs: [Config; 2],
+    configs: Vec<Config>,
     children: Vec<Child>,
 }
 
@@ -70,29 +76,29 @@ impl Pair {
         }
         let cpus = core_affinity::get_core_ids().context("this process's CPUs cannot be found")?;
         let cpu = |site: usize| cpus.get(site % cpus.len().max(1)).map_or(0, |core| core.id);
+        let names = &NAMES[..if setup.third { 3 } else { 2 }];
         let ports = free_ports()?;
         let mut fingerprints = Vec::new();
-        for name in NAMES {
+        for name in names {
             let identity = Identity::generate(name)?;
             identity.save(&path.join(format!("{name}.pem")))?;
-            fingerprints.push(identity.fingerprint());
+            fingerprints.push(identity.fingerprint().to_string());
         }
         let mut configs = Vec::new();
-        for site in 0..2 {
-            let text = configuration(site, cpu(site), ports, &fingerprints[1 - site].to_string(), setup);
-            let file = path.join(format!("{}.toml", NAMES[site]));
+        for (site, name) in names.iter().enumerate() {
+            let text = configuration(site, cpu(site), ports, &fingerprints, setup);
+            let file = path.join(format!("{name}.toml"));
             std::fs::write(&file, text).with_context(|| format!("{} cannot be written", file.display()))?;
             let config = Config::load(&file)?;
             format_site(&config, false)?;
             configs.push(config);
         }
-        let configs = configs.try_into().map_err(|_| anyhow!("two sites have two configurations"))?;
         Ok(Pair { folder: Some(folder), keep, path, setup, configs, children: Vec::new() })
     }
 
-    /// Starts both processes.
+    /// Starts all processes.
     pub fn start(&mut self) -> anyhow::Result<()> {
-        for site in 0..2 {
+        for site in 0..self.configs.len() {
             let child = self.spawn(site)?;
             self.children.push(child);
         }
@@ -149,14 +155,15 @@ impl Pair {
     }
 
     pub fn describe(&self) -> String {
-        let cpu = |site: usize| self.configs[site].reactors.group;
-        format!("{} on CPU {}, {} on CPU {}, in {}", NAMES[0], cpu(0), NAMES[1], cpu(1), self.path.display())
+        let place = |config: &Config| format!("{} on CPU {}", config.site.name, config.reactors.group);
+        let places: Vec<String> = self.configs.iter().map(place).collect();
+        format!("{}, in {}", places.join(", "), self.path.display())
     }
 
     /// Adds the ends of the sites' logs to an error.
     pub fn explain(&self, error: anyhow::Error) -> anyhow::Error {
         let mut text = error.to_string();
-        for name in NAMES {
+        for name in &NAMES[..self.configs.len()] {
             let log = std::fs::read_to_string(self.log_of(name)).unwrap_or_default();
             let lines: Vec<&str> = log.lines().collect();
             let tail = &lines[lines.len().saturating_sub(LOG_TAIL_LINES)..];
@@ -165,13 +172,13 @@ impl Pair {
         anyhow!(text)
     }
 
-    /// Stops both sites as an operator would; each has to end well.
+    /// Stops all sites as an operator would; each has to end well.
     pub fn stop(&mut self) -> anyhow::Result<()> {
-        for site in 0..2 {
+        for site in 0..self.configs.len() {
             self.client(site).stop()?;
         }
         let begun = Instant::now();
-        for site in 0..2 {
+        for site in 0..self.configs.len() {
             self.await_end(site, begun)?;
         }
         self.children.clear();
@@ -255,19 +262,22 @@ fn make_folder(directory: Option<&Path>) -> anyhow::Result<TempDir> {
     Err(anyhow!("{refused}; name another one with --directory"))
 }
 
-/// Two UDP ports that were free a moment ago.
-fn free_ports() -> anyhow::Result<[u16; 2]> {
+/// UDP ports that were free a moment ago: each site's for the pair, and each one's for the third.
+fn free_ports() -> anyhow::Result<[u16; 4]> {
     let socket = || UdpSocket::bind("127.0.0.1:0").context("a UDP socket on loopback");
-    let (first, second) = (socket()?, socket()?);
-    Ok([first.local_addr()?.port(), second.local_addr()?.port()])
+    let sockets = [socket()?, socket()?, socket()?, socket()?];
+    let mut ports = [0; 4];
+    for (port, socket) in ports.iter_mut().zip(&sockets) {
+        *port = socket.local_addr()?.port();
+    }
+    Ok(ports)
 }
 
 /// One machine does the work of two sites and of the hosts, so the peer and the hosts may be late by more than on machines of
 /// their own.
-fn configuration(site: usize, cpu: usize, ports: [u16; 2], peer_fingerprint: &str, setup: Setup) -> String {
-    let peer = 1 - site;
-    let (name, role, id, peer_id) = (NAMES[site], ROLES[site], site + 1, peer + 1);
-    let (port, peer_port, peer_name) = (ports[site], ports[peer], NAMES[peer]);
+fn configuration(site: usize, cpu: usize, ports: [u16; 4], fingerprints: &[String], setup: Setup) -> String {
+    let (name, role, id) = (NAMES[site], ROLES[site], site + 1);
+    let others = if site == THIRD { sources(ports, fingerprints) } else { pair(site, ports, fingerprints) };
     let (data_mib, log_mib) = (setup.data_bytes >> 20, LOG_BYTES >> 20);
     let (differential_mib, journal_mib) = (setup.differential_bytes >> 20, setup.journal_bytes >> 20);
     let on_peer_loss = setup.on_peer_loss;
@@ -278,9 +288,44 @@ fn configuration(site: usize, cpu: usize, ports: [u16; 2], peer_fingerprint: &st
          [[volume]]\nname = \"{DATA}\"\nsize = \"{data_mib}MiB\"\nspace = \"written\"\n\n\
          [[volume]]\nname = \"{LOG}\"\nsize = \"{log_mib}MiB\"\nspace = \"written\"\n\n\
          [journal]\nsize = \"{journal_mib}MiB\"\n\n[differential]\nsize = \"{differential_mib}MiB\"\n\n[cache]\nsize = \"256MiB\"\n\n\
-         [peer]\nname = \"{peer_name}\"\nid = {peer_id}\naddress = \"127.0.0.1:{peer_port}\"\n\
-         fingerprint = \"{peer_fingerprint}\"\n\n\
-         [link]\nlisten = \"127.0.0.1:{port}\"\nidentity = \"../{name}.pem\"\nmtu = 9000\n\n\
-         [reactors]\ncores = [{cpu}]\n"
+         {others}[reactors]\ncores = [{cpu}]\n"
     )
+}
+
+/// The peer of one of the pair, and the third if there is one.
+fn pair(site: usize, ports: [u16; 4], fingerprints: &[String]) -> String {
+    let (peer, name) = (1 - site, NAMES[site]);
+    let mut text = format!(
+        "[peer]\nname = \"{}\"\nid = {}\naddress = \"127.0.0.1:{}\"\nfingerprint = \"{}\"\n\n\
+         [link]\nlisten = \"127.0.0.1:{}\"\nidentity = \"../{name}.pem\"\nmtu = 9000\n\n",
+        NAMES[peer],
+        peer + 1,
+        ports[peer],
+        fingerprints[peer],
+        ports[site]
+    );
+    if let Some(fingerprint) = fingerprints.get(THIRD) {
+        text += &format!(
+            "[third]\nname = \"{}\"\nid = {}\nlisten = \"127.0.0.1:{}\"\nfingerprint = \"{fingerprint}\"\nmtu = 9000\n\n",
+            NAMES[THIRD],
+            THIRD + 1,
+            ports[2 + site]
+        );
+    }
+    text
+}
+
+/// What the third pulls from.
+fn sources(ports: [u16; 4], fingerprints: &[String]) -> String {
+    let mut text = format!("[link]\nidentity = \"../{}.pem\"\nmtu = 9000\n\n", NAMES[THIRD]);
+    for site in 0..THIRD {
+        text += &format!(
+            "[[source]]\nname = \"{}\"\nid = {}\naddress = \"127.0.0.1:{}\"\nfingerprint = \"{}\"\n\n",
+            NAMES[site],
+            site + 1,
+            ports[2 + site],
+            fingerprints[site]
+        );
+    }
+    text
 }

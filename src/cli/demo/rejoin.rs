@@ -128,7 +128,7 @@ impl Demo {
         }
     }
 
-    fn conclude_rejoin(&self, hosts: &Hosts, seen: &Seen, sites: &[SiteSeen; 2]) -> anyhow::Result<()> {
+    fn conclude_rejoin(&self, hosts: &Hosts, seen: &Seen, sites: &[SiteSeen]) -> anyhow::Result<()> {
         let before = hosts.p99(seen.steady_at, seen.left_at)?;
         let copying = hosts.p99(seen.copied_at, seen.back_at)?;
         if self.json {

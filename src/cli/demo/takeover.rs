@@ -61,7 +61,7 @@ impl Demo {
         Ok(Seen { takeover, rejoin })
     }
 
-    fn conclude_takeover(&self, hosts: &Hosts, seen: &Seen, sites: &[SiteSeen; 2]) -> anyhow::Result<()> {
+    fn conclude_takeover(&self, hosts: &Hosts, seen: &Seen, sites: &[SiteSeen]) -> anyhow::Result<()> {
         if self.json {
             let ms = |time: Duration| time.as_secs_f64() * 1000.0;
             self.print_with_hosts(

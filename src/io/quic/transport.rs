@@ -82,6 +82,9 @@ pub(super) struct Window {
     pub(super) receive_bytes: u32,
 }
 
+/// What Cubic has in flight at first where datagrams are small (RFC 9002, section 7.2).
+const INITIAL_WINDOW_BYTES: u64 = 14_720;
+
 pub(super) fn transport(payload: PayloadSize, congestion: Congestion, window: Window) -> TransportConfig {
     let receive_window = VarInt::from_u32(window.receive_bytes);
     let send_window = u64::from(window.send_bytes);
@@ -112,7 +115,12 @@ pub(super) fn transport(payload: PayloadSize, congestion: Congestion, window: Wi
         Congestion::Dedicated => {
             config.congestion_controller_factory(Arc::new(Dedicated { window_bytes: send_window }))
         }
-        Congestion::Shared => config.congestion_controller_factory(Arc::new(CubicConfig::default())),
+        Congestion::Shared => {
+            // RFC 9002, section 7.2: two datagrams at least, or those of a jumbo path wait for each other in the handshake.
+            let mut cubic = CubicConfig::default();
+            cubic.initial_window(INITIAL_WINDOW_BYTES.max(2 * u64::from(payload.largest())));
+            config.congestion_controller_factory(Arc::new(cubic))
+        }
     };
     config
 }
