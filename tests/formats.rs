@@ -264,6 +264,15 @@ fn controls() -> Vec<u8> {
             upto: UpdateNumber(0x0102_1312),
         },
         Control::Lapsed { oldest: UpdateNumber(0x0102_0300) },
+        Control::Compare {
+            at: UpdateNumber(0x0102_0313),
+            extent: Extent { volume: VolumeId(2), first: Lba(0x0102_0315), count: 0x51, reads: true },
+        },
+        Control::Compared {
+            at: UpdateNumber(0x0102_0313),
+            answer: Some((Digest128([0xa1a2_a3a4_a5a6_a7a8, 0xb1b2_b3b4_b5b6_b7b8]), 0x52)),
+        },
+        Control::Compared { at: UpdateNumber(0x0102_0313), answer: None },
     ] {
         let length = encode_control(&control, &mut out);
         stream.extend_from_slice(&out[..length]);
@@ -429,7 +438,7 @@ fn fixed_inputs_reach_what_they_are_for() {
         input = &input[reader.payload_left()..];
         reader.take_payload(reader.payload_left());
     }
-    assert_eq!((count, reader.at_boundary()), (36, true));
+    assert_eq!((count, reader.at_boundary()), (39, true));
     // All but CACHE, BLOCK_STATUS, DISC, the unknown one, and where buffers are small the unfragmented read.
     for (choice, acts) in [(0, 0), (0xff, 0), (0xff, LATE | BACKWARDS), (0xfe, LATE | UNREAD)] {
         assert!(exercise::nbd_session(&nbd_client(choice, acts)) >= 6, "choice {choice}, {acts}");
@@ -509,7 +518,7 @@ fn tables_of_offsets(markdown: &str) -> Vec<(String, Vec<(usize, usize)>)> {
 fn tables_of_offsets_have_no_gaps() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/FORMATS.md");
     let tables = tables_of_offsets(&std::fs::read_to_string(file).expect("the document is there"));
-    assert_eq!(tables.len(), 31);
+    assert_eq!(tables.len(), 33);
     for (title, rows) in tables {
         let mut end = 0;
         for (offset, bytes) in rows {

@@ -15,6 +15,9 @@ use lockstep::format::metadata::take_marks;
 use lockstep::format::superblock::{SUPERBLOCK_SLOTS, Superblock};
 use lockstep::format::update::{Update, UpdateKind};
 
+/// Both sites compared.
+#[path = "group/comparing.rs"]
+mod comparing;
 /// Blocks that have gone bad.
 #[path = "group/mending.rs"]
 mod mending;

@@ -101,5 +101,9 @@ pub const REPAIRS_MAX: usize = 16;
 /// Places that a scrub names of those it could not have repaired; the log names all.
 pub const SCRUB_NAMED_MAX: usize = 16;
 
+/// Blocks (1 MiB) that both sites compare at once: their checksums are looked up in one turn, some ten microseconds, and reading them
+/// is eight I/Os at each.
+pub const COMPARE_BLOCKS_MAX: u32 = 256;
+
 /// Administrators' requests inside the group.
 pub const ADMIN_REQUESTS_MAX: usize = 16;

@@ -24,3 +24,15 @@ pub fn sum_of_block(block: &[u8; BLOCK_BYTES]) -> BlockSum {
 pub fn sum_of_sums(sums: impl Iterator<Item = BlockSum>) -> u32 {
     sums.fold(0, |crc, sum| crc32c::crc32c_append(crc, &sum.0.to_le_bytes()))
 }
+
+/// Of what many blocks hold, for two sites to compare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Digest128(pub [u64; 2]);
+
+/// The xxh3-128 of blocks' sums (little-endian).
+pub fn digest_of_sums(sums: impl Iterator<Item = BlockSum>) -> Digest128 {
+    let mut hasher = xxhash_rust::xxh3::Xxh3Default::new();
+    sums.for_each(|sum| hasher.update(&sum.0.to_le_bytes()));
+    let digest = hasher.digest128();
+    Digest128([digest as u64, (digest >> 64) as u64])
+}

@@ -98,6 +98,7 @@ impl Totals {
             (&mut all.reclaimed_blocks, one.reclaimed_blocks),
             (&mut all.rotten_blocks, one.rotten_blocks),
             (&mut all.repaired_blocks, one.repaired_blocks),
+            (&mut all.comparisons, one.comparisons),
         ] {
             *sum += value;
         }
@@ -155,8 +156,8 @@ impl Totals {
             self.outcome.fed, self.outcome.third_crashes, self.outcome.lapsed
         );
         println!(
-            "of rot: {} blocks went bad, {} repairs since the sites' last starts",
-            self.outcome.rotten_blocks, self.outcome.repaired_blocks
+            "of rot: {} blocks went bad, {} repairs since the sites' last starts; {} extents compared on both sites",
+            self.outcome.rotten_blocks, self.outcome.repaired_blocks, self.outcome.comparisons
         );
     }
 }

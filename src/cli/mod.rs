@@ -9,6 +9,7 @@ mod role;
 mod scrub;
 mod site;
 mod snapshot;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -36,6 +37,8 @@ pub mod exit {
     pub const TIMED_OUT: u8 = 5;
     /// What was read back is not what was acknowledged.
     pub const BROKEN: u8 = 6;
+    /// The two sites are not the same.
+    pub const DIFFER: u8 = 7;
 }
 
 #[derive(Parser)]
@@ -83,8 +86,10 @@ enum Command {
     Demote(role::Demote),
     /// Discard what one of two sites has that both went on alone: it follows the other one; at the site to be discarded
     Resolve(role::Resolve),
-    /// Read all volumes of a running site from their disks, and repair what has gone bad from the other site
+    /// Read all that a running site has on its disks, and repair what has gone bad
     Scrub(scrub::Scrub),
+    /// Compare both sites' volumes while hosts write; at the primary
+    Verify(verify::Verify),
     /// Let a running site drain, checkpoint and end
     Stop(ConfigArgument),
 }
@@ -138,6 +143,8 @@ fn code_of(error: &anyhow::Error) -> u8 {
         exit::TIMED_OUT
     } else if error.is::<load::Broken>() {
         exit::BROKEN
+    } else if error.is::<verify::Differ>() {
+        exit::DIFFER
     } else {
         exit::FAILED
     }
@@ -161,6 +168,7 @@ fn perform(command: Command) -> anyhow::Result<()> {
         Command::Demote(arguments) => arguments.run()?,
         Command::Resolve(arguments) => arguments.run()?,
         Command::Scrub(arguments) => arguments.run()?,
+        Command::Verify(arguments) => arguments.run()?,
         Command::Stop(argument) => observe::stop(&argument)?,
     }
     Ok(())

@@ -4,7 +4,7 @@
 use crate::base::{Lba, Nanos, PageId, Slot, SlotId, UpdateNumber, VolumeId, VolumeSet};
 use crate::format::snapshot::SnapshotName;
 use crate::format::update::Update;
-pub use crate::format::wire::{BlockPlace, Control, Lacking, PageFrame};
+pub use crate::format::wire::{BlockPlace, Control, Extent, Lacking, PageFrame};
 
 // ------------------------------------------------------------------------------------------ hosts: front <-> group
 
@@ -378,6 +378,10 @@ pub enum AdminOp {
     Scrub {
         blocks_per_second: u64,
     },
+    /// Both sites are to be the same there, as of one number; answered with that, or with [`AdminError::Differ`].
+    Compare {
+        extent: Extent,
+    },
     /// No host is connected any more that could write: what a site that leaves its role waits for, but not for long.
     HostsGone,
 }
@@ -476,6 +480,8 @@ pub enum AdminError {
          so it cannot be copied onto this one; discard the other one if it is not needed, or save what is worth saving through NBD, and format both anew"
     )]
     DifferenceUnknownThere,
+    #[error("the sites hold different content there")]
+    Differ,
     #[error("the primary refuses, and this version does not know why")]
     Unknown,
 }

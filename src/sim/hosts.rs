@@ -380,6 +380,7 @@ impl World {
             self.perhaps_administer();
             self.perhaps_switch_over();
             self.perhaps_rot();
+            self.perhaps_compare();
         }
     }
 }

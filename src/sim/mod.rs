@@ -3,6 +3,7 @@
 
 mod aimed;
 pub mod audit;
+mod compare;
 pub mod content;
 mod coverage;
 pub mod disk;

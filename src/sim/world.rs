@@ -10,6 +10,7 @@ use crate::core::outbox::Event as GroupEvent;
 use crate::format::wire::RefusalCode;
 use crate::sim::aimed::{self, Aim, AimedPlan};
 use crate::sim::audit::{AuditConfig, Auditor, JournalSeen, Level, PRIMARY, SECONDARY, THIRD};
+use crate::sim::compare;
 use crate::sim::coverage::Coverage;
 use crate::sim::disk::IoId;
 use crate::sim::handover;
@@ -145,6 +146,8 @@ pub struct Outcome {
     pub reclaimed_blocks: u64,
     /// Volume blocks of which a bit flipped, and repairs since the sites' last starts.
     pub rotten_blocks: u64,
+    /// Extents of which both sites said the same.
+    pub comparisons: u64,
     pub repaired_blocks: u64,
     pub checkpoints: u64,
     pub catch_ups: u64,
@@ -192,6 +195,8 @@ pub struct World {
     pub(super) split_rng: Rng,
     /// And the third site's.
     pub(super) third_rng: Rng,
+    /// And that of comparisons.
+    pub(super) compare_rng: Rng,
     /// And that of bits that flip.
     pub(super) rot_rng: Rng,
     pub(super) rot: RotPlan,
@@ -287,6 +292,7 @@ impl World {
             resync_rng,
             split_rng,
             third_rng,
+            compare_rng: compare::generator(seed),
             rot_rng,
             rot,
             rotten: Vec::new(),

@@ -23,3 +23,4 @@ mod split_brain;
 mod switchover;
 mod takeover;
 mod third;
+mod verify;

@@ -5,6 +5,8 @@ mod digest;
 mod reading;
 mod repair;
 
+pub(super) use reading::progress_bar;
+
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};

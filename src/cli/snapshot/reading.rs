@@ -61,7 +61,7 @@ impl Reading {
 }
 
 /// Shown on a terminal only.
-pub(super) fn progress_bar() -> anyhow::Result<ProgressBar> {
+pub(in crate::cli) fn progress_bar() -> anyhow::Result<ProgressBar> {
     let template = "{msg} {bar:40} {bytes} of {total_bytes}, {eta} left";
     let style = ProgressStyle::with_template(template).context("the progress bar's template")?;
     let bar = ProgressBar::new(0).with_style(style);

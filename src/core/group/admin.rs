@@ -22,6 +22,9 @@ impl Group {
         if let AdminOp::Scrub { blocks_per_second } = request.op {
             return self.on_scrub(turn, request, blocks_per_second);
         }
+        if let AdminOp::Compare { extent } = request.op {
+            return self.on_compare(turn, request, extent);
+        }
         if matches!(request.op, AdminOp::Switchover | AdminOp::Demote | AdminOp::GiveWay | AdminOp::HostsGone)
         {
             return self.on_leave(turn, request);
@@ -81,6 +84,7 @@ impl Group {
             | AdminOp::Demote
             | AdminOp::GiveWay
             | AdminOp::HostsGone
+            | AdminOp::Compare { .. }
             | AdminOp::Scrub { .. } => unreachable!("judged elsewhere"),
         }
     }
@@ -182,6 +186,7 @@ impl Group {
             | AdminOp::Demote
             | AdminOp::GiveWay
             | AdminOp::HostsGone
+            | AdminOp::Compare { .. }
             | AdminOp::Scrub { .. } => {
                 unreachable!("never queued")
             }

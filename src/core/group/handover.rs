@@ -372,6 +372,7 @@ impl Group {
         self.peer.send_to = UpdateNumber::NONE;
         self.forget_repair();
         self.forget_lending();
+        self.forget_comparing(turn);
         self.peer.told_settled = self.settled;
     }
 

@@ -1,7 +1,7 @@
 //! A consistency group: one owner of the cache index, numbering, write-pending indicators, journal positions, destage and
 //! peer state. The rooms: `host` (operations), `stream` (numbering and watermarks), `storage` (completions), `destage`,
 //! `handshake`, `peering` (streaming, loss, solo), `catch_up` (the journal read back), `cut` (a tail dropped), `recovery`, `warm_up`,
-//! `scrub`, `status`; and of snapshots: `capture` (what an update's blocks held before), `old_blocks` (sending that, by value), `differential`
+//! `scrub`, `comparing` (both sites), `status`; and of snapshots: `capture` (what an update's blocks held before), `old_blocks` (sending that, by value), `differential`
 //! (making that durable), `admin` (creating, deleting), `snapshot_reads`, `repair` and `tables` (what has gone bad, here or at the
 //! peer; of volumes: `mending`). `takeover` changes what a site is to its peer, `handover` by agreement; `split` says what keeps two apart, and `resolve`
 //! lets one of them give way; `resync` copies to one what the journal has no more, `copy_kept` what snapshots keep, `staging` keeps that
@@ -10,6 +10,7 @@
 mod admin;
 mod capture;
 mod catch_up;
+mod comparing;
 mod copy_kept;
 mod cut;
 mod destage;
@@ -203,6 +204,7 @@ pub struct Group {
     repair: repair::Repair,
     mending: mending::Mending,
     scrub: scrub::Scrub,
+    comparing: comparing::Comparing,
     lending: tables::Lending,
     changed: Changed,
     resync: resync::Resync,
@@ -337,6 +339,7 @@ impl Group {
             repair: repair::Repair::default(),
             mending: mending::Mending::new(),
             scrub: scrub::Scrub::new(),
+            comparing: comparing::Comparing::new(),
             lending: tables::Lending::default(),
             changed: Changed::new(blocks.clone()),
             resync: resync::Resync::new(blocks),
@@ -451,6 +454,7 @@ impl Group {
         self.reclaim_turn(turn);
         self.warm_up_turn(turn);
         self.scrub_turn(turn);
+        self.compare_turn(turn);
         self.tell_of_filling(turn);
         self.retire(turn);
         let (pages, entries) = self.eviction_goal();
@@ -486,6 +490,7 @@ impl Group {
             self.warm_up_deadline(),
             self.mend_deadline(),
             self.scrub_deadline(),
+            self.compare_deadline(),
             self.feed_deadline(),
             self.pull_deadline(),
         ];
@@ -565,6 +570,7 @@ impl Group {
             && self.metadata_slots.room() == 0
             && self.mending.is_empty()
             && !self.scrub.is_reading()
+            && !self.comparing.is_reading()
             && !self.repairing(turn.now);
         if drained {
             self.answer_administrators(turn);

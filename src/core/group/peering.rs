@@ -375,6 +375,8 @@ impl Group {
                 }
                 self.mend_lacks(turn.now, place, why);
             }
+            Control::Compare { at, extent } if !primary => self.on_compare_wanted(turn, at, extent),
+            Control::Compared { at, answer } if primary => self.on_compared(turn, at, answer),
             Control::SwitchoverWanted if primary => self.on_switchover_wanted(turn),
             Control::SwitchoverRefused { code } if !primary => self.on_switchover_refused(turn, code),
             _ => self.lose_peer(turn, LossReason::Protocol("a frame that its role does not send")),
@@ -430,6 +432,7 @@ impl Group {
         self.peer.hello = None;
         self.forget_repair();
         self.forget_mending();
+        self.forget_comparing(turn);
         self.forget_lending();
         self.interrupt_resync();
         self.interrupt_staging();

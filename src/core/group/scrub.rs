@@ -294,9 +294,13 @@ impl Group {
     /// So many blocks were read since then: when the next ones are.
     fn pace_scrub(&mut self, now: Nanos, began: Nanos, blocks: u64) {
         let paced = Nanos(blocks * 1_000_000_000 / self.scrub.blocks_per_second.max(1));
+        self.scrub.due_at = began.plus(paced).max(now.plus(self.yields_since(now, began)));
+    }
+
+    /// How long a read that began then is followed by none: not at all, unless hosts are at work.
+    pub(super) fn yields_since(&self, now: Nanos, began: Nanos) -> Nanos {
         let busy = self.ops_live > 0 || now.since(self.batched_at) < BUSY_FOR;
-        let yields = if busy { Nanos(now.since(began).0 * YIELDS) } else { Nanos(0) };
-        self.scrub.due_at = began.plus(paced).max(now.plus(yields));
+        if busy { Nanos(now.since(began).0 * YIELDS) } else { Nanos(0) }
     }
 
     /// Whether there are a slot and so many pages for a read: of what is reserved, as a read for a host, since a small cache never has
@@ -344,7 +348,15 @@ impl Group {
         self.submit_volume(turn, slot, VolumeIo::Scrub { volume, lba, count }, request);
     }
 
-    /// Blocks were read. A block that was written meanwhile, or is being written, says nothing.
+    /// Whether what was read of a block, when it was to have this sum, says anything: not if it was written meanwhile, is being written or
+    /// is to be. A crash amid a sweep leaves blocks that are newer than their sums, and replay has them written again.
+    pub(super) fn is_judged(&self, volume: VolumeId, lba: Lba, sum: BlockSum) -> bool {
+        self.sums[usize::from(volume.0)].get(lba) == sum
+            && self.cache.is_clean(volume, lba)
+            && !self.cache.is_being_written(volume, lba)
+    }
+
+    /// Blocks were read.
     pub(super) fn scrubbed(
         &mut self,
         turn: &mut Turn<impl Memory>,
@@ -362,8 +374,7 @@ impl Group {
             let page = turn.tables.volume_io.page(slot, index as usize);
             let sum = turn.tables.volume_io.sum(slot, index as usize);
             let counts = began.is_some() && read == index;
-            let steady =
-                self.sums[volume.0 as usize].get(block) == sum && !self.cache.is_being_written(volume, block);
+            let steady = self.is_judged(volume, block, sum);
             let sound = result.is_ok() && super::mending::holds(turn.memory, page, sum);
             self.pages.release(page, turn.memory);
             if !counts {

@@ -48,6 +48,9 @@ pub struct Counters {
     /// Bad blocks that are whole again, and those found that could not be repaired then.
     pub repaired_blocks: u64,
     pub unrepaired_blocks: u64,
+    /// Blocks that had gone bad, as a comparison of both sites found, on the disks of this one and of the other.
+    pub damaged_here: u64,
+    pub damaged_there: u64,
     /// Updates found in the journal after the checkpoint when the site started.
     pub replayed_updates: u64,
 }

@@ -107,6 +107,13 @@ pub(super) enum VolumeIo {
         first: Slot,
         count: u32,
     },
+    /// Blocks read for a comparison, with the sums they should have in the row.
+    Compare {
+        volume: VolumeId,
+        lba: Lba,
+        count: u32,
+        serial: u32,
+    },
     /// A block that had gone bad on its way to its volume, and then the flush behind it.
     Mend {
         volume: VolumeId,
@@ -247,6 +254,9 @@ impl Group {
             }
             (VolumeIo::Scrub { volume, lba, count }, result) => {
                 self.scrubbed(turn, slot, (volume, lba, count), result);
+            }
+            (VolumeIo::Compare { volume, lba, count, serial }, result) => {
+                self.read_for_compare(turn, slot, (volume, lba, count), serial, result);
             }
             (VolumeIo::ScrubSums { volume, block, count, writes }, result) => {
                 self.sums_scrubbed(turn, slot, (volume, block, count), writes, result);

@@ -180,6 +180,9 @@ impl Group {
             let number = self.settled.next();
             self.settle(turn, number);
             self.settled = number;
+            if self.comparing.awaits(number) {
+                self.note_compared();
+            }
         }
         self.wake_watchers(turn);
     }

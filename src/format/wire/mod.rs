@@ -1,9 +1,11 @@
 //! Wire frames between two sites: a header of 32 bytes, a body that depends on the frame's type, and an update's payload
 //! blocks. One crc32c covers header and body; the payload is covered by the update's own sum.
 
+mod blocks;
 mod handshake;
 mod reader;
 
+pub use blocks::{BlockPlace, Extent, Lacking};
 pub use handshake::{
     HELLO_BYTES_MAX, Hello, HelloVolume, REFUSAL_TEXT_BYTES_MAX, Refusal, RefusalCode, VolumeName,
 };
@@ -11,8 +13,10 @@ pub use reader::FrameReader;
 
 use std::fmt;
 
+use blocks::{COMPARE_READS, COMPARED_ANSWERS, PLACE_OF, flag_at, place_at, put_place};
+
 use crate::base::{
-    BLOCK_BYTES, BlockSum, Generation, Lba, Slot, UPDATE_BLOCKS_MAX, UpdateNumber, VOLUMES_MAX, VolumeId,
+    BLOCK_BYTES, BlockSum, Digest128, Generation, Lba, UPDATE_BLOCKS_MAX, UpdateNumber, VolumeId,
 };
 use crate::format::bytes::{array_at, nonzero_in, put, u16_at, u32_at, u64_at};
 use crate::format::history::HistoryError;
@@ -22,8 +26,8 @@ use crate::format::update::{
 };
 
 /// Versions of the protocol that this build speaks; `Hello` carries them, and the highest common one is used.
-pub const PROTOCOL_MIN: u16 = 12;
-pub const PROTOCOL_MAX: u16 = 12;
+pub const PROTOCOL_MIN: u16 = 13;
+pub const PROTOCOL_MAX: u16 = 13;
 
 /// The first four bytes of a frame.
 pub const FRAME_MAGIC: [u8; 4] = *b"LSTP";
@@ -121,32 +125,6 @@ impl OldBlocks {
 
 const _: () = assert!(UPDATE_BLOCKS_MAX <= u32::BITS as usize, "each captured block has its bit");
 
-/// Where a block is that a site wants from its peer: the same place at both.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BlockPlace {
-    /// A slot of the differential volume.
-    Slot(Slot),
-    Volume(VolumeId, Lba),
-}
-
-/// Why a site does not send the block that its peer wants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Lacking {
-    /// It holds other content there.
-    Other = 1,
-    /// Its own block is not what was written there either.
-    Damaged = 2,
-    /// It cannot look now.
-    Busy = 3,
-}
-
-impl Lacking {
-    fn from_code(code: u8) -> Option<Lacking> {
-        [Lacking::Other, Lacking::Damaged, Lacking::Busy].into_iter().find(|why| *why as u8 == code)
-    }
-}
-
 /// A control frame that fits a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Control {
@@ -195,6 +173,10 @@ pub enum Control {
     /// `durable` durably, so your journal need not keep that for me. Send me what follows `after` and is settled, but nothing beyond
     /// `upto`; 0: I pull from another site, and only tell you where I am.
     Pull { after: UpdateNumber, generation: Generation, durable: UpdateNumber, upto: UpdateNumber },
+    /// Primary to secondary: what do these blocks hold as of `at`, which is what this site has settled.
+    Compare { at: UpdateNumber, extent: Extent },
+    /// The answer: [`crate::base::digest_of_sums`] of them, and how many were damaged on the disk; nothing if the secondary had settled more.
+    Compared { at: UpdateNumber, answer: Option<(Digest128, u32)> },
     /// The answer if this site's journal begins with `oldest`, and what the third lacks was before that.
     Lapsed { oldest: UpdateNumber },
 }
@@ -241,6 +223,8 @@ pub enum FrameType {
     MarksEnd = 21,
     Pull = 22,
     Lapsed = 23,
+    Compare = 24,
+    Compared = 25,
 }
 
 const WITH_OLD_BLOCKS_BYTES: usize = DESCRIPTOR_BYTES + 8;
@@ -259,6 +243,8 @@ const INSTALL_BYTES: usize = 8;
 const MARKS_END_BYTES: usize = 8;
 const PULL_BYTES: usize = 32;
 const LAPSED_BYTES: usize = 8;
+const COMPARE_BYTES: usize = 24;
+const COMPARED_BYTES: usize = 32;
 
 impl FrameType {
     fn from_code(code: u8) -> Option<FrameType> {
@@ -286,6 +272,8 @@ impl FrameType {
             FrameType::MarksEnd,
             FrameType::Pull,
             FrameType::Lapsed,
+            FrameType::Compare,
+            FrameType::Compared,
         ]
         .into_iter()
         .find(|frame| *frame as u8 == code)
@@ -312,6 +300,8 @@ impl FrameType {
             FrameType::MarksEnd => (MARKS_END_BYTES, MARKS_END_BYTES),
             FrameType::Pull => (PULL_BYTES, PULL_BYTES),
             FrameType::Lapsed => (LAPSED_BYTES, LAPSED_BYTES),
+            FrameType::Compare => (COMPARE_BYTES, COMPARE_BYTES),
+            FrameType::Compared => (COMPARED_BYTES, COMPARED_BYTES),
             FrameType::Block | FrameType::Tables | FrameType::Marks => (BLOCK_BYTES, BLOCK_BYTES),
             FrameType::Hello | FrameType::Refusal => (0, FRAME_BODY_BYTES_MAX),
         }
@@ -492,6 +482,8 @@ pub fn encode_control(control: &Control, out: &mut [u8]) -> usize {
         Control::MarksEnd { .. } => (FrameType::MarksEnd, UpdateNumber::NONE),
         Control::Pull { .. } => (FrameType::Pull, UpdateNumber::NONE),
         Control::Lapsed { .. } => (FrameType::Lapsed, UpdateNumber::NONE),
+        Control::Compare { .. } => (FrameType::Compare, UpdateNumber::NONE),
+        Control::Compared { .. } => (FrameType::Compared, UpdateNumber::NONE),
     };
     let (body_bytes, _) = frame.body_bounds();
     let out = &mut out[..FRAME_HEADER_BYTES + body_bytes];
@@ -546,33 +538,26 @@ pub fn encode_control(control: &Control, out: &mut [u8]) -> usize {
             }
         }
         Control::Lapsed { oldest } => put(body, 0, &oldest.0.to_le_bytes()),
+        Control::Compare { at, extent: Extent { volume, first, count, reads } } => {
+            body.fill(0);
+            put(body, 0, &at.0.to_le_bytes());
+            put(body, 8, &first.0.to_le_bytes());
+            put(body, 16, &count.to_le_bytes());
+            put(body, 20, &volume.0.to_le_bytes());
+            body[COMPARE_READS] = u8::from(reads);
+        }
+        Control::Compared { at, answer } => {
+            body.fill(0);
+            put(body, 0, &at.0.to_le_bytes());
+            if let Some((Digest128([low, high]), damaged)) = answer {
+                put(body, 8, &low.to_le_bytes());
+                put(body, 16, &high.to_le_bytes());
+                put(body, 24, &damaged.to_le_bytes());
+                body[COMPARED_ANSWERS] = 1;
+            }
+        }
     }
     seal(frame, 0, settled, out)
-}
-
-/// Where a wanted block's body says what its number counts: 0 slots, *n* blocks of the *n*th volume.
-const PLACE_OF: usize = 14;
-
-fn put_place(body: &mut [u8], place: BlockPlace) {
-    let (block, of) = match place {
-        BlockPlace::Slot(slot) => (slot.0, 0),
-        BlockPlace::Volume(volume, lba) => (lba.0, volume.0 + 1),
-    };
-    put(body, 0, &block.to_le_bytes());
-    put(body, PLACE_OF, &of.to_le_bytes());
-}
-
-fn place_at(body: &[u8]) -> Result<BlockPlace, WireError> {
-    let (block, of) = (u64_at(body, 0), u16_at(body, PLACE_OF));
-    match of {
-        0 => Ok(BlockPlace::Slot(Slot(block))),
-        _ if usize::from(of) <= VOLUMES_MAX => Ok(BlockPlace::Volume(VolumeId(of - 1), Lba(block))),
-        _ => Err(WireError::Field {
-            field: "a wanted block's place",
-            expected: "0, or a volume's place in the group from 1 on",
-            found: u64::from(of),
-        }),
-    }
 }
 
 /// Writes the frame around a body that [`Hello::encode`] or [`Refusal::encode`] wrote, and returns the frame's length.
@@ -722,6 +707,28 @@ pub fn decode_body<'a>(header: &FrameHeader, body: &'a [u8]) -> Result<Frame<'a>
             upto: number_at(24),
         },
         FrameType::Lapsed => Control::Lapsed { oldest: number_at(0) },
+        FrameType::Compare => {
+            if let Some(offset) = nonzero_in(body, COMPARE_READS + 1, COMPARE_BYTES) {
+                return Err(WireError::Reserved { frame: "Compare", offset, found: body[offset] });
+            }
+            let reads = flag_at(body, COMPARE_READS, "Compare's reads")?;
+            let (volume, first) = (VolumeId(u16_at(body, 20)), Lba(u64_at(body, 8)));
+            Control::Compare {
+                at: number_at(0),
+                extent: Extent { volume, first, count: u32_at(body, 16), reads },
+            }
+        }
+        FrameType::Compared => {
+            let answers = flag_at(body, COMPARED_ANSWERS, "whether Compared answers")?;
+            let reserved_from = if answers { COMPARED_ANSWERS + 1 } else { 8 };
+            let set = |offset: usize| offset != COMPARED_ANSWERS && body[offset] != 0;
+            if let Some(offset) = (reserved_from..COMPARED_BYTES).find(|&offset| set(offset)) {
+                return Err(WireError::Reserved { frame: "Compared", offset, found: body[offset] });
+            }
+            let digest = Digest128([u64_at(body, 8), u64_at(body, 16)]);
+            let answer = answers.then(|| (digest, u32_at(body, 24)));
+            Control::Compared { at: number_at(0), answer }
+        }
     };
     Ok(Frame::Control(control))
 }

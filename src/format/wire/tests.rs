@@ -57,6 +57,14 @@ fn any_control() -> impl Strategy<Value = Control> {
             upto: UpdateNumber(upto),
         }),
         any::<u64>().prop_map(|oldest| Control::Lapsed { oldest: UpdateNumber(oldest) }),
+        (any::<[u64; 2]>(), any::<(u16, u32, bool)>()).prop_map(|([at, first], (volume, count, reads))| {
+            let extent = Extent { volume: VolumeId(volume), first: Lba(first), count, reads };
+            Control::Compare { at: UpdateNumber(at), extent }
+        }),
+        (any::<u64>(), any::<Option<([u64; 2], u32)>>()).prop_map(|(at, answer)| Control::Compared {
+            at: UpdateNumber(at),
+            answer: answer.map(|(digest, damaged)| (Digest128(digest), damaged)),
+        }),
     ]
 }
 
@@ -463,6 +471,12 @@ fn every_flipped_bit_is_refused() {
         control_frame(&Control::Staged { updates: 9 }),
         control_frame(&Control::Install { upto: UpdateNumber(9) }),
         control_frame(&Control::MarksEnd { pages: 9 }),
+        control_frame(&Control::Compare {
+            at: UpdateNumber(9),
+            extent: Extent { volume: VolumeId(1), first: Lba(3), count: 5, reads: true },
+        }),
+        control_frame(&Control::Compared { at: UpdateNumber(9), answer: Some((Digest128([1, 2]), 3)) }),
+        control_frame(&Control::Compared { at: UpdateNumber(9), answer: None }),
         page_frame(PageFrame::Hello, &hello_body(&full_hello())),
         page_frame(PageFrame::Refusal, &refusal[..length]),
     ] {
@@ -480,7 +494,7 @@ fn header_fields_are_checked_before_any_body_is_awaited() {
     let frame = update_frame(&update(), UpdateNumber(4));
     assert_eq!(refused(&frame, 0, b"HTTP"), WireError::Magic { found: *b"HTTP" });
     assert_eq!(refused(&frame, VERSION, &[2]), WireError::Version { found: 2 });
-    for found in [0, 24, 255] {
+    for found in [0, 26, 255] {
         assert_eq!(refused(&frame, TYPE, &[found]), WireError::Type { found });
     }
     for body in [0u16, 63, 65, u16::MAX] {

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::{Goal, Request, Response, SnapshotList, Status};
+use super::{Goal, Request, Response, SnapshotList, Status, Verified};
 use crate::node::telemetry::{Report, ReportError};
 
 /// Longest a request that does not wait may take.
@@ -187,6 +187,24 @@ impl Client {
     /// Answered when it has begun, or with 0 bytes a second has ended; the status says the rest.
     pub fn scrub(&self, bytes_per_second: u64) -> Result<(), ClientError> {
         self.done(Request::Scrub { bytes_per_second }, AGREEMENT_MAX)
+    }
+
+    /// `progress` is told how many bytes are compared, of how many.
+    pub fn verify(
+        &self,
+        volumes: &[String],
+        bytes_per_second: u64,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Verified, ClientError> {
+        let request = Request::Verify { volumes: volumes.to_vec(), bytes_per_second };
+        let mut replies = self.ask(&request, AGREEMENT_MAX)?;
+        loop {
+            match self.reply(&mut replies)? {
+                Response::Progress { done, total } => progress(done, total),
+                Response::Verified(verified) => return Ok(verified),
+                _ => return Err(self.unexpected()),
+            }
+        }
     }
 
     pub fn stop(&self) -> Result<(), ClientError> {

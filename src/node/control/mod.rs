@@ -13,6 +13,7 @@ mod server;
 mod snapshots;
 mod status;
 mod third;
+mod verify;
 
 pub use client::{Client, ClientError};
 pub use line::{AdminLine, GroupLine, Line, LineError, Lines};
@@ -25,3 +26,4 @@ pub use status::{
     BranchShown, PeerStatus, Pending, Rates, Sample, Sampler, SplitShown, StageLoad, Status, Watermarks,
 };
 pub use third::{SourceShown, ThirdShown};
+pub use verify::{DifferingShown, Verified};

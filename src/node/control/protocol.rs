@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Status;
+use super::{Status, Verified};
 use crate::node::telemetry::WireReport;
 
 /// Longest request line, in bytes; the requests below need a few dozen.
@@ -56,9 +56,15 @@ pub enum Request {
     Resolve {
         discard: String,
     },
-    /// Read all volumes from their disks, so much a second at most, and repair what has gone bad; 0 ends that. Answered at once: the
+    /// Read all that the site has on its disks, so much a second at most, and repair what has gone bad; 0 ends that. Answered at once: the
     /// status says how far it is.
     Scrub {
+        bytes_per_second: u64,
+    },
+    /// Compare the volumes named, or all, with the other site's, so much a second at most; primaries only. Answered by `Progress` now and
+    /// then before the last answer; whoever goes away ends it.
+    Verify {
+        volumes: Vec<String>,
         bytes_per_second: u64,
     },
     /// Drain, checkpoint, and end the process; answered at once.
@@ -126,6 +132,7 @@ pub enum Response {
         total: u64,
     },
     Snapshots(SnapshotList),
+    Verified(Verified),
     /// The goal was not reached in time; what is missing.
     TimedOut(String),
     Failed(String),

@@ -157,6 +157,16 @@ impl Control {
                         }
                     })
                 }
+                Ok(Request::Verify { volumes, bytes_per_second }) => {
+                    let mut shown = Instant::now();
+                    self.verify(&volumes, bytes_per_second, &mut |done, total| {
+                        if shown.elapsed() < PROGRESS_EVERY {
+                            return true;
+                        }
+                        shown = Instant::now();
+                        send(stream, &Response::Progress { done, total }).is_ok()
+                    })
+                }
                 Ok(request) => self.answer(request),
                 Err(error) => Response::Failed(format!("the request is not understood: {error}")),
             };
@@ -186,7 +196,9 @@ impl Control {
             Request::SnapshotDelete { name } => self.delete_snapshot(&name),
             Request::SnapshotProtect { name, protected } => self.protect_snapshot(&name, protected),
             Request::SnapshotList => self.list_snapshots().map(Response::Snapshots),
-            Request::SnapshotRollback { .. } => unreachable!("answered with its progress"),
+            Request::SnapshotRollback { .. } | Request::Verify { .. } => {
+                unreachable!("answered with its progress")
+            }
             Request::Promote { fenced } => self.promote(fenced),
             Request::Switchover => self.switch_over(),
             Request::Demote => self.demote(),

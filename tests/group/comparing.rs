@@ -1,0 +1,174 @@
+use super::mending::{due, flip, in_sync, key, on_disk, rested};
+use super::*;
+
+fn ask(pair: &mut Pair, site: usize, first: u64, count: u32, reads: bool) {
+    let extent = Extent { volume: VolumeId(0), first: Lba(first), count, reads };
+    let (now, op) = (pair.now, AdminOp::Compare { extent });
+    pair.sites[site].with(now, |group, turn| group.on_admin(turn, AdminRequest { id: 9, op }));
+}
+
+fn answer(pair: &mut Pair) -> Result<UpdateNumber, AdminError> {
+    pair.run_until("an answer", |pair| !pair.sites[0].out.to_admin.is_empty());
+    pair.sites[0].out.to_admin.pop().expect("there is one").result
+}
+
+fn compare(pair: &mut Pair, first: u64, count: u32) -> Result<UpdateNumber, AdminError> {
+    ask(pair, 0, first, count, true);
+    answer(pair)
+}
+
+#[test]
+fn sites_that_are_the_same_are_found_to_be_while_hosts_write() {
+    let mut pair = pair();
+    for round in 0..60u64 {
+        let (first, count) = (round * 37 % 256, 1 + round as u32 * 7 % COMPARE_BLOCKS_MAX);
+        ask(&mut pair, 0, first, count, round % 2 == 0);
+        for ticket in 0..24 {
+            let now = pair.now;
+            pair.sites[0].write(
+                now,
+                ticket as u32,
+                (first + ticket * 5) % VOLUME_BLOCKS,
+                (round + ticket) as u8,
+                false,
+            );
+            if ticket % 5 == round % 5 {
+                pair.sites[(round % 2) as usize].group.want_sweep();
+                pair.step();
+            }
+        }
+        let at = answer(&mut pair).expect("they are the same");
+        assert!(at <= pair.sites[0].group.status(pair.now).settled);
+        (0..24).for_each(|ticket| assert_eq!(pair.reply(0, ticket), Ok(())));
+    }
+}
+
+/// The site holds another block there than it should, and believes it.
+fn plant(pair: &mut Pair, site: usize, lba: u64, fill: u8) {
+    let block = Box::new([fill; BLOCK_BYTES]);
+    let sums = pair.sites[site].disks.get_mut(&(IoTarget::Checksums(VolumeId(0)), 0)).expect("written");
+    let at = 4 * lba as usize;
+    sums[at..at + 4].copy_from_slice(&sum_of_block(&block).0.to_le_bytes());
+    pair.sites[site].disks.insert(key(lba), block);
+}
+
+/// Both have everything, but for these blocks of site 1.
+fn apart(lbas: &[u64]) -> Pair {
+    let mut pair = rested(&[]);
+    lbas.iter().for_each(|&lba| plant(&mut pair, 1, lba, 0xd1));
+    // It reads its checksums at a start.
+    let (config, now) = (pair.sites[1].config.clone(), pair.now);
+    let disks = std::mem::take(&mut pair.sites[1].disks);
+    pair.sites[1] = Site::started(config, disks);
+    pair.sites[1].may_refuse = true;
+    let lost = FromLink::Disconnected { connection: 1 };
+    pair.sites[0].with(now, |group, turn| group.on_link(turn, lost));
+    pair.sites[1].with(now, |group, turn| group.start(turn));
+    pair.sites[1].with(now, |group, turn| group.end_turn(turn));
+    assert!(pair.sites[1].drain(now).is_empty());
+    pair.connect(2);
+    in_sync(&mut pair);
+    pair
+}
+
+#[test]
+fn what_differs_is_found_to_the_block_and_is_equal_once_it_is_written() {
+    let mut pair = apart(&[5, 70, 300]);
+    for (first, count, differs) in
+        [(0, 256, true), (256, 256, true), (0, 5, false), (5, 1, true), (6, 64, false), (301, 211, false)]
+    {
+        let found = compare(&mut pair, first, count);
+        assert_eq!(found.err(), differs.then_some(AdminError::Differ), "{count} blocks from {first}");
+    }
+    // While the others are written, too.
+    for round in 0..10 {
+        let now = pair.now;
+        pair.sites[0].write(now, 1, 6 + round, 7, false);
+        assert_eq!(compare(&mut pair, 0, 16), Err(AdminError::Differ));
+        assert_eq!(pair.reply(0, 1), Ok(()));
+    }
+    for lba in [5, 70, 300] {
+        let now = pair.now;
+        pair.sites[0].write(now, 1, lba, due(lba), true);
+        assert_eq!(pair.reply(0, 1), Ok(()));
+    }
+    assert!(compare(&mut pair, 0, 256).is_ok() && compare(&mut pair, 256, 256).is_ok());
+}
+
+#[test]
+fn zeros_that_were_written_are_as_good_as_none() {
+    let mut pair = rested(&[]);
+    let now = pair.now;
+    pair.sites[0].write(now, 1, 200, 0, true);
+    assert_eq!(pair.reply(0, 1), Ok(()));
+    pair.quiet();
+    let sums = pair.sites[1].disks.get_mut(&(IoTarget::Checksums(VolumeId(0)), 0)).expect("written");
+    sums[800..804].fill(0);
+    assert!(compare(&mut pair, 128, 128).is_ok());
+}
+
+#[test]
+fn what_has_gone_bad_on_a_disk_is_counted_and_repaired_on_the_way() {
+    for site in [0, 1] {
+        let mut pair = rested(&[]);
+        [3, 60, 200].iter().for_each(|&lba| flip(&mut pair, site, lba));
+        assert!(compare(&mut pair, 0, 256).is_ok());
+        let counters = pair.sites[0].group.status(pair.now).counters;
+        let expected = if site == 0 { (3, 0) } else { (0, 3) };
+        assert_eq!((counters.damaged_here, counters.damaged_there), expected);
+        pair.run_until("they are whole", |pair| {
+            [3, 60, 200].iter().all(|&lba| on_disk(pair, site, lba, due(lba)))
+        });
+        // What is only looked at in memory says nothing of disks.
+        flip(&mut pair, site, 9);
+        ask(&mut pair, 0, 0, 256, false);
+        assert!(answer(&mut pair).is_ok());
+        let after = pair.sites[0].group.status(pair.now).counters;
+        assert_eq!((after.damaged_here, after.damaged_there), expected);
+    }
+}
+
+#[test]
+fn a_comparison_is_refused_where_it_would_say_nothing() {
+    let mut pair = rested(&[]);
+    ask(&mut pair, 1, 0, 8, true);
+    let refused = pair.sites[1].out.to_admin.pop().expect("at once").result;
+    assert_eq!(refused, Err(AdminError::ReadOnly));
+    assert_eq!(compare(&mut pair, VOLUME_BLOCKS - 3, 4), Err(AdminError::NoSuchVolume));
+    assert_eq!(compare(&mut pair, 0, COMPARE_BLOCKS_MAX + 1), Err(AdminError::NoSuchVolume));
+    assert_eq!(compare(&mut pair, u64::MAX, 4), Err(AdminError::NoSuchVolume));
+    ask(&mut pair, 0, 0, 8, true);
+    ask(&mut pair, 0, 8, 8, true);
+    assert_eq!(pair.sites[0].out.to_admin.pop().expect("at once").result, Err(AdminError::Busy));
+    let now = pair.now;
+    for site in &mut pair.sites {
+        site.with(now, |group, turn| group.on_link(turn, FromLink::Disconnected { connection: 1 }));
+    }
+    assert_eq!(answer(&mut pair), Err(AdminError::LinkLost));
+    assert_eq!(compare(&mut pair, 0, 8), Err(AdminError::NotInLockstep));
+    pair.connect(2);
+    in_sync(&mut pair);
+    assert!(compare(&mut pair, 0, 8).is_ok());
+}
+
+#[test]
+fn a_secondary_that_has_settled_more_says_so_and_is_asked_again() {
+    let mut pair = rested(&[]);
+    let (now, at) = (pair.now, pair.sites[0].group.status(pair.now).settled.previous());
+    let extent = Extent { volume: VolumeId(0), first: Lba(0), count: 8, reads: false };
+    let asked = FromLink::Control(Control::Compare { at, extent });
+    pair.sites[1].with(now, |group, turn| group.on_link(turn, asked));
+    let said: Vec<ToLink> = pair.sites[1].drain(now);
+    assert!(said.contains(&ToLink::Control(Control::Compared { at, answer: None })), "{said:?}");
+    // And a primary that hears it asks as of what it has settled by then.
+    ask(&mut pair, 0, 0, 8, false);
+    let questions = |site: &mut Site| {
+        let said = site.drain(now);
+        said.into_iter().filter(|said| matches!(said, ToLink::Control(Control::Compare { .. }))).count()
+    };
+    assert_eq!(questions(&mut pair.sites[0]), 1);
+    let at = at.next();
+    let late = FromLink::Control(Control::Compared { at, answer: None });
+    pair.sites[0].with(now, |group, turn| group.on_link(turn, late));
+    assert_eq!(answer(&mut pair), Ok(at));
+}
