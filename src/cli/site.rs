@@ -6,7 +6,6 @@ use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{ConfigArgument, log};
-use crate::core::config::Role;
 use crate::io::disk::FaultPlan;
 use crate::io::quic::identity::Identity;
 use crate::node::config::Config;
@@ -16,11 +15,7 @@ use crate::node::run;
 
 /// Says what a correct configuration amounts to.
 pub fn check(config: &Config) {
-    let role = match config.site.role {
-        Role::Primary => "primary",
-        Role::Secondary => "secondary",
-        Role::Third => "third",
-    };
+    let role = config.site.role.name();
     println!("{}: correct", config.file.display());
     println!("site {} (id {}), {role} of group {}", config.site.name, config.site.id.0, config.group.name);
     for volume in &config.volumes {

@@ -29,14 +29,6 @@ pub struct Names {
     pub volumes: Vec<(String, String, String)>,
 }
 
-fn role_name(role: Role) -> &'static str {
-    match role {
-        Role::Primary => "primary",
-        Role::Secondary => "secondary",
-        Role::Third => "third",
-    }
-}
-
 /// How loud a sentence is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
@@ -142,7 +134,7 @@ impl Names {
                 Level::Info,
                 format!(
                     "recovered as {}: checkpoint {checkpoint}, {replayed} updates replayed from the journal, last {last}",
-                    role_name(role)
+                    role.name()
                 ),
             ),
             Event::GenerationOpened { generation, first } => {

@@ -12,7 +12,8 @@ const DEPTH: usize = 24;
 fn options() -> Options {
     Options {
         volumes: vec![("data", 32)],
-        journal_mib: 64,
+        // Half of it keeps all that a test writes while the third is away, however large its writes come out.
+        journal_mib: 256,
         differential_mib: 64,
         third: true,
         ..Options::default()

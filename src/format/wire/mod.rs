@@ -59,6 +59,15 @@ impl Role {
     pub fn from_code(code: u8) -> Option<Role> {
         [Role::Primary, Role::Secondary, Role::Third].into_iter().find(|role| *role as u8 == code)
     }
+
+    /// As it is written in configurations and shown to operators.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Primary => "primary",
+            Role::Secondary => "secondary",
+            Role::Third => "third",
+        }
+    }
 }
 
 /// How far the peer must be before a host's write is acknowledged. Ordered: each level includes those before it.

@@ -134,11 +134,7 @@ impl Control {
     /// Runs the configured program beside everything else.
     fn tell_of_role(self: &Arc<Control>, role: Role) {
         let Some((program, arguments)) = self.config.site.on_role_change.split_first() else { return };
-        let name = match role {
-            Role::Primary => "primary",
-            Role::Secondary => "secondary",
-            Role::Third => "third",
-        };
+        let name = role.name();
         let started = Command::new(program)
             .args(arguments)
             .env("LOCKSTEP_ROLE", name)

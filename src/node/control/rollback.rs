@@ -54,8 +54,9 @@ impl Control {
 
     fn roll_back(&self, name: &str, volumes: &[String], progress: Progress<'_>) -> Result<(), Wrong> {
         let refuse = |why: String| Err(Wrong::Refused(why));
-        if self.group_status()?.role != Role::Primary {
-            return refuse("this site is not the primary; ask that one".to_owned());
+        let role = self.group_status()?.role;
+        if role != Role::Primary {
+            return refuse(format!("this site is a {}; ask the primary", role.name()));
         }
         let snapshots = self.snapshots()?;
         let Some(snapshot) = snapshots.into_iter().find(|snapshot| snapshot.name == name) else {

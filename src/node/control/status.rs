@@ -9,7 +9,6 @@ use super::ScrubShown;
 use super::links::{LinkSeen, Links};
 use super::third::{SourceShown, ThirdShown};
 use crate::base::{BLOCK_BYTES, Nanos, UpdateNumber};
-use crate::core::config::Role;
 use crate::core::group::split::{Branch, SplitBrain};
 use crate::core::group::status::{Counters, GroupState, GroupStatus, PeerState, PendingWork, ResyncStatus};
 use crate::io::quic::LinkStats;
@@ -333,11 +332,7 @@ impl Status {
             site: config.site.name.clone(),
             id: config.site.id.0,
             group: config.group.name.clone(),
-            role: match status.role {
-                Role::Primary => "primary".to_owned(),
-                Role::Secondary => "secondary".to_owned(),
-                Role::Third => "third".to_owned(),
-            },
+            role: status.role.name().to_owned(),
             state: state(status.state).to_owned(),
             solo: status.solo && config.replication.is_some(),
             vacant: status.vacant,
