@@ -48,12 +48,8 @@ fn read(client: &mut NbdClient, block: usize) -> Result<Vec<u8>, NbdError> {
     }
 }
 
-fn repair(site: &Site) -> std::process::Output {
-    lockstep(&["snapshot", "repair", "--config", path(&site.config), "old"])
-}
-
-#[test]
-fn a_flipped_bit_in_the_differential_volume_is_named_and_repaired_from_the_peer() {
+/// A pair that keeps blocks for the snapshot `old`, in the slots of both sites.
+fn with_old_blocks() -> Sites {
     let mut sites =
         Sites::start(&Options { volumes: vec![("data", 4)], differential_mib: 1, ..Options::default() });
     let mut client = sites.left.connect("data");
@@ -68,6 +64,16 @@ fn a_flipped_bit_in_the_differential_volume_is_named_and_repaired_from_the_peer(
             (0..BLOCKS).all(|block| slot_of(site, block).is_some())
         });
     }
+    sites
+}
+
+fn repair(site: &Site) -> std::process::Output {
+    lockstep(&["snapshot", "repair", "--config", path(&site.config), "old"])
+}
+
+#[test]
+fn a_flipped_bit_in_the_differential_volume_is_named_and_repaired_from_the_peer() {
+    let mut sites = with_old_blocks();
 
     flip_a_bit(&sites.right, 5);
     sites.left.kill();
@@ -285,20 +291,10 @@ fn outcome(part: &Value) -> [u64; 3] {
 
 #[test]
 fn a_scrub_finds_flipped_bits_in_all_that_a_site_has_on_its_disks() {
-    let mut sites =
-        Sites::start(&Options { volumes: vec![("data", 4)], differential_mib: 1, ..Options::default() });
+    let mut sites = with_old_blocks();
     let mut client = sites.left.connect("data");
-    for block in 0..BLOCKS {
-        client.write((block * BLOCK) as u64, &old(block), false).expect("written");
-    }
-    succeeds(lockstep(&["snapshot", "create", "--config", path(&sites.left.config), "old"]));
-    client.write(0, &[0xee; BLOCKS * BLOCK], false).expect("written");
-    sites.wait("--settled");
     let number = number_of(&sites.left, "old");
     for site in [&mut sites.left, &mut sites.right] {
-        site.until("old blocks are in their slots", |site| {
-            (0..BLOCKS).all(|block| slot_of(site, block).is_some())
-        });
         // Of what the list shows, the number says that the tables have it.
         site.until("and in the tables", |site| number_of(site, "old") == number);
         let (scrubbed, said) = scrub(site);

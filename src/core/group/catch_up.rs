@@ -1,5 +1,6 @@
 //! The journal read back: for a peer that was away, for a primary that asks for what it lacks, for a third, and for replay.
 
+use super::feeding::LINK as FED_LINK;
 use super::{Group, RESERVED_PAGES, Turn};
 use crate::base::*;
 use crate::core::journal::Batch;
@@ -175,23 +176,25 @@ impl Group {
                     if self.pages.free() < blocks + RESERVED_PAGES / 4 {
                         return Found::Later;
                     }
-                    let Some(slot) = self.journal.take_slot() else { return Found::Later };
-                    for index in 0..blocks {
-                        let page = self.pages.take().expect("counted above");
-                        turn.tables.journal_io.set(slot, index, page, BlockSum::ZEROS);
+                    if let Some(slot) = self.read_batch(turn, &batch) {
+                        self.reader_mut(whose).state = State::Reading { slot, batch, dropped: false };
                     }
-                    self.reader_mut(whose).state = State::Reading { slot, batch, dropped: false };
-                    turn.out.to_journal.push(IoRequest {
-                        slot,
-                        target: IoTarget::Journal,
-                        op: IoOp::Read,
-                        block: batch.position.block,
-                        count: batch.blocks,
-                    });
                     return Found::Later;
                 }
             }
         }
+    }
+
+    /// Reads a batch of the journal into pages of a row, if the journal has one left; the caller has seen to it that there are enough pages.
+    pub(super) fn read_batch(&mut self, turn: &mut Turn<impl Memory>, batch: &Batch) -> Option<SlotId> {
+        let slot = self.journal.take_slot()?;
+        for index in 0..batch.blocks as usize {
+            let page = self.pages.take().expect("counted by the caller");
+            turn.tables.journal_io.set(slot, index, page, BlockSum::ZEROS);
+        }
+        let (target, block, count) = (IoTarget::Journal, batch.position.block, batch.blocks);
+        turn.out.to_journal.push(IoRequest { slot, target, op: IoOp::Read, block, count });
+        Some(slot)
     }
 
     fn read_back_next(&mut self, whose: ReadFor, payload_blocks: usize) {
@@ -199,6 +202,26 @@ impl Group {
             *next += 1;
             *page += payload_blocks;
         }
+    }
+
+    /// The update that `read_back` found at `page` of the row `slot` goes to the link: its pages move to the row `row` of the table that the
+    /// link reads.
+    pub(super) fn give_read_back(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        whose: ReadFor,
+        (update, slot, page): (&Update, SlotId, usize),
+        row: u32,
+    ) {
+        let remote = (whose == ReadFor::Third).then_some(FED_LINK);
+        let (_, table) = turn.tables.of_link(remote);
+        for index in 0..update.payload_blocks() {
+            let from = turn.tables.journal_io.page(slot, page + index);
+            let sum = turn.tables.journal_io.sum(slot, page + index);
+            turn.memory.seal(from);
+            table.set(SlotId(row), index, from, sum);
+        }
+        self.read_back_taken(turn, whose, update);
     }
 
     /// The update that `read_back` found is taken: its pages belong to the caller, who has moved them out of the row.
@@ -244,26 +267,19 @@ impl Group {
             self.reader_mut(whose).state = State::Empty;
             return;
         }
-        let header = turn.tables.journal_io.page(slot, 0);
-        let decoded = decode_batch(turn.memory.bytes(header), &mut self.reader_mut(whose).descriptors);
-        let good = decoded.is_ok_and(|header| {
-            header.sequence == batch.position.sequence
-                && header.previous == batch.position.previous
-                && u32::from(header.payload_blocks) + 1 == batch.blocks
-                && payload_is_whole(turn, slot, &self.reader(whose).descriptors[..header.count as usize])
-        });
-        if !good && whose == ReadFor::Third {
-            // This site has these updates in its volumes, or in memory: it goes on, and the third cannot.
-            self.release_row(turn, slot, batch.blocks);
-            self.reader_mut(whose).state = State::Empty;
-            return self.lapse(turn, batch.last.next());
-        }
-        if !good {
+        match updates_of_batch(turn, slot, &batch, &mut self.reader_mut(whose).descriptors) {
+            Some(count) => {
+                self.reader_mut(whose).state = State::Loaded { slot, batch, count, next: 0, page: 1 };
+            }
+            None if whose == ReadFor::Third => {
+                // This site has these updates in its volumes, or in memory: it goes on, and the third cannot.
+                self.release_row(turn, slot, batch.blocks);
+                self.reader_mut(whose).state = State::Empty;
+                self.lapse(turn, batch.last.next());
+            }
             // Below known-durable this is rot: served to nobody, and not ours to cut.
-            return self.fail_on_disk(turn, IoTarget::Journal, IoFault::Corrupt, batch.position.block);
+            None => self.fail_on_disk(turn, IoTarget::Journal, IoFault::Corrupt, batch.position.block),
         }
-        let count = decoded.expect("checked above").count as usize;
-        self.reader_mut(whose).state = State::Loaded { slot, batch, count, next: 0, page: 1 };
     }
 
     /// The link has read the row's pages.
@@ -272,8 +288,25 @@ impl Group {
     }
 }
 
+/// How many updates a batch that was read into the row has, if it is what was written there.
+pub(super) fn updates_of_batch(
+    turn: &Turn<impl Memory>,
+    slot: SlotId,
+    batch: &Batch,
+    descriptors: &mut [Update; BATCH_DESCRIPTORS_MAX],
+) -> Option<usize> {
+    let header = turn.memory.bytes(turn.tables.journal_io.page(slot, 0));
+    let header = decode_batch(header, descriptors).ok()?;
+    let count = header.count as usize;
+    let whole = header.sequence == batch.position.sequence
+        && header.previous == batch.position.previous
+        && u32::from(header.payload_blocks) + 1 == batch.blocks
+        && payload_is_whole(turn, slot, &descriptors[..count]);
+    whole.then_some(count)
+}
+
 /// Whether each update's payload has the sum its descriptor names; the row of the journal's table gets the block sums.
-pub(super) fn payload_is_whole(turn: &Turn<impl Memory>, slot: SlotId, updates: &[Update]) -> bool {
+fn payload_is_whole(turn: &Turn<impl Memory>, slot: SlotId, updates: &[Update]) -> bool {
     let table = &turn.tables.journal_io;
     let mut row = 1;
     updates.iter().filter(|update| update.payload_blocks() > 0).all(|update| {

@@ -252,19 +252,11 @@ impl Group {
             self.comparing.look = Some(Look { due_at, ..look });
             return;
         }
-        let slot = self.volume_slots.pop().expect("room was checked");
-        for index in 0..count as usize {
-            let page = self.pages.take().expect("room was checked");
-            let sum = self.sums[usize::from(volume.0)].get(lba.plus(index as u64));
-            turn.tables.volume_io.set(slot, index, page, sum);
-        }
         // When it began is told by when it was due.
         self.comparing.look = Some(Look { reading: true, due_at: turn.now, ..look });
         self.comparing.reads += 1;
         let serial = self.comparing.serial;
-        let (target, block) = (IoTarget::Volume(volume), lba.0);
-        let io = VolumeIo::Compare { volume, lba, count, serial };
-        self.submit_volume(turn, slot, io, IoRequest { slot, target, op: IoOp::Read, block, count });
+        self.read_to_judge(turn, (volume, lba, count), VolumeIo::Compare { volume, lba, count, serial });
     }
 
     /// Blocks were read. What has gone bad is repaired as it is when a host reads it; what was written meanwhile says nothing.
@@ -284,12 +276,8 @@ impl Group {
         let mut damaged = 0;
         for index in 0..u64::from(count) {
             let block = lba.plus(index);
-            let page = turn.tables.volume_io.page(slot, index as usize);
-            let sum = turn.tables.volume_io.sum(slot, index as usize);
-            let steady = self.is_judged(volume, block, sum);
-            let sound = result.is_ok() && super::mending::holds(turn.memory, page, sum);
-            self.pages.release(page, turn.memory);
-            if look.is_some() && steady && !sound {
+            let bad = self.found_bad(turn, (slot, index as usize), (volume, block), result.is_ok());
+            if look.is_some() && bad {
                 damaged += 1;
                 if result.is_ok() {
                     self.mend(turn, volume, block);

@@ -26,7 +26,7 @@ const LENT_PAGES_MAX: usize = THIRD_PAGES - BATCH_BLOCKS_MAX - LINK_PAGES;
 const KEPT_PERCENT: u64 = 50;
 
 /// The link of the third.
-const LINK: usize = 0;
+pub(super) const LINK: usize = 0;
 
 /// Where the conversation with the third stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -441,13 +441,7 @@ impl Group {
                     Found::Gone => return self.lapse(turn, self.oldest_kept()),
                 };
                 let row = self.take_feed_row(update.payload_blocks());
-                for index in 0..update.payload_blocks() {
-                    let from = turn.tables.journal_io.page(slot, page + index);
-                    let sum = turn.tables.journal_io.sum(slot, page + index);
-                    turn.memory.seal(from);
-                    turn.tables.remotes[LINK].catch_up.set(SlotId(row), index, from, sum);
-                }
-                self.read_back_taken(turn, ReadFor::Third, &update);
+                self.give_read_back(turn, ReadFor::Third, (&update, slot, page), row);
                 self.counters.fed_from_journal += 1;
                 (update, row)
             };

@@ -246,7 +246,7 @@ fn captures_max(pages: u32) -> usize {
 
 /// Pages kept for a third.
 fn third_pages(config: &GroupConfig) -> usize {
-    if config.third.is_some() { THIRD_PAGES } else { 0 }
+    (pages_min(config.third.is_some()) - PAGES_MIN) as usize
 }
 
 /// The smallest arena of a group that has a third to feed, or not.

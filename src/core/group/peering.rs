@@ -623,13 +623,7 @@ impl Group {
             }
         };
         let row = self.catch_up.take_row(update.payload_blocks()).expect("checked above");
-        for index in 0..update.payload_blocks() {
-            let from = turn.tables.journal_io.page(slot, page + index);
-            let sum = turn.tables.journal_io.sum(slot, page + index);
-            turn.memory.seal(from);
-            turn.tables.catch_up.set(SlotId(row), index, from, sum);
-        }
-        self.read_back_taken(turn, ReadFor::Peer, &update);
+        self.give_read_back(turn, ReadFor::Peer, (&update, slot, page), row);
         turn.out.to_link.push(ToLink::Update {
             update,
             settled: self.settled,

@@ -335,25 +335,28 @@ impl Group {
         if !self.room_to_scrub(count) {
             return self.scrub.looks_again(turn.now);
         }
-        let (volume, lba) = (VolumeId(volume), Lba(lba));
-        let slot = self.volume_slots.pop().expect("room was checked");
-        for index in 0..count {
-            let page = self.pages.take().expect("room was checked");
-            let sum = self.sums[volume.0 as usize].get(lba.plus(index as u64));
-            turn.tables.volume_io.set(slot, index, page, sum);
-        }
+        let (volume, lba, count) = (VolumeId(volume), Lba(lba), count as u32);
         self.scrub.begin_reading(turn.now);
-        let (target, count) = (IoTarget::Volume(volume), count as u32);
-        let request = IoRequest { slot, target, op: IoOp::Read, block: lba.0, count };
-        self.submit_volume(turn, slot, VolumeIo::Scrub { volume, lba, count }, request);
+        self.read_to_judge(turn, (volume, lba, count), VolumeIo::Scrub { volume, lba, count });
     }
 
-    /// Whether what was read of a block, when it was to have this sum, says anything: not if it was written meanwhile, is being written or
-    /// is to be. A crash amid a sweep leaves blocks that are newer than their sums, and replay has them written again.
-    pub(super) fn is_judged(&self, volume: VolumeId, lba: Lba, sum: BlockSum) -> bool {
-        self.sums[usize::from(volume.0)].get(lba) == sum
+    /// Whether the `index`th block of a row that [`Group::read_to_judge`] filled has gone bad; its page is released. What was written
+    /// meanwhile, is being written or is to be says nothing: a crash amid a sweep leaves blocks that are newer than their sums, and replay has
+    /// them written again.
+    pub(super) fn found_bad(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        (slot, index): (SlotId, usize),
+        (volume, lba): (VolumeId, Lba),
+        was_read: bool,
+    ) -> bool {
+        let (page, sum) = (turn.tables.volume_io.page(slot, index), turn.tables.volume_io.sum(slot, index));
+        let steady = self.sums[usize::from(volume.0)].get(lba) == sum
             && self.cache.is_clean(volume, lba)
-            && !self.cache.is_being_written(volume, lba)
+            && !self.cache.is_being_written(volume, lba);
+        let sound = was_read && super::mending::holds(turn.memory, page, sum);
+        self.pages.release(page, turn.memory);
+        steady && !sound
     }
 
     /// Blocks were read.
@@ -371,19 +374,15 @@ impl Group {
         let mut read = 0;
         for index in 0..u64::from(count) {
             let block = lba.plus(index);
-            let page = turn.tables.volume_io.page(slot, index as usize);
-            let sum = turn.tables.volume_io.sum(slot, index as usize);
             let counts = began.is_some() && read == index;
-            let steady = self.is_judged(volume, block, sum);
-            let sound = result.is_ok() && super::mending::holds(turn.memory, page, sum);
-            self.pages.release(page, turn.memory);
+            let bad = self.found_bad(turn, (slot, index as usize), (volume, block), result.is_ok());
             if !counts {
                 continue;
             }
-            if steady && result.is_err() {
+            if bad && result.is_err() {
                 self.scrub.of(Part::Volumes).bad += 1;
                 self.scrub.note_block(volume, block, false);
-            } else if steady && !sound && !self.scrub_found(turn, volume, block) {
+            } else if bad && !self.scrub_found(turn, volume, block) {
                 // There is no place to repair it: from here on again.
                 continue;
             }

@@ -285,10 +285,32 @@ impl Group {
         count: u32,
         io: VolumeIo,
     ) {
+        self.read_with_sums(turn, (target, block, count), io, |_, _| BlockSum::ZEROS);
+    }
+
+    /// The same of a volume's blocks, with the sums that they should have now in the row, for [`Group::found_bad`].
+    pub(super) fn read_to_judge(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        (volume, lba, count): (VolumeId, Lba, u32),
+        io: VolumeIo,
+    ) {
+        let target = IoTarget::Volume(volume);
+        let sum = |group: &Group, block| group.sums[usize::from(volume.0)].get(Lba(block));
+        self.read_with_sums(turn, (target, lba.0, count), io, sum);
+    }
+
+    fn read_with_sums(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        (target, block, count): (IoTarget, u64, u32),
+        io: VolumeIo,
+        sum: impl Fn(&Group, u64) -> BlockSum,
+    ) {
         let slot = self.volume_slots.pop().expect("room was checked");
         for index in 0..count as usize {
             let page = self.pages.take().expect("room was checked");
-            turn.tables.volume_io.set(slot, index, page, BlockSum::ZEROS);
+            turn.tables.volume_io.set(slot, index, page, sum(self, block + index as u64));
         }
         self.submit_volume(turn, slot, io, IoRequest { slot, target, op: IoOp::Read, block, count });
     }

@@ -256,6 +256,8 @@ const COMPARE_BYTES: usize = 24;
 const COMPARED_BYTES: usize = 32;
 
 impl FrameType {
+    const LAST: FrameType = FrameType::Compared;
+
     fn from_code(code: u8) -> Option<FrameType> {
         [
             FrameType::Update,
@@ -372,7 +374,7 @@ pub enum WireError {
     Magic { found: [u8; 4] },
     #[error("frame version {found}, expected {FRAME_VERSION}")]
     Version { found: u8 },
-    #[error("frame type {found}, expected one from 1 to 23")]
+    #[error("frame type {found}, expected one from 1 to {}", FrameType::LAST as u8)]
     Type { found: u8 },
     #[error("{frame:?} frame with a body of {found} bytes, expected {min} to {max}")]
     BodyBytes { frame: FrameType, min: usize, max: usize, found: usize },

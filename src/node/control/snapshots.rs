@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::{Control, DifferentialShown, LineError, Response, SnapshotList, SnapshotShown};
 use crate::base::{BLOCK_BYTES, NAME_BYTES_MAX, UpdateNumber, VolumeId, VolumeSet};
 use crate::core::group::status::DIFFERENTIAL_WARN_PERCENT;
-use crate::core::messages::AdminOp;
+use crate::core::messages::{AdminError, AdminOp};
 use crate::format::snapshot::SnapshotName;
 use crate::io::metadata::Space;
 use crate::node::group_actor::SnapshotListed;
@@ -123,20 +123,30 @@ impl Control {
         })
     }
 
-    /// Waits for the outcome without keeping others from the group.
     pub(super) fn administer(&self, op: AdminOp) -> Result<Response, LineError> {
-        let asked = Instant::now();
         let at_most = Duration::from_nanos(self.config.group.host_deadline.0) + ANSWER_SLACK;
+        match self.carried_out(op, at_most)? {
+            Ok(_) => {
+                self.line().show_snapshots()?;
+                Ok(Response::Done)
+            }
+            Err(error) => Ok(Response::Failed(error.to_string())),
+        }
+    }
+
+    /// Waits for the outcome without keeping others from the group.
+    pub(super) fn carried_out(
+        &self,
+        op: AdminOp,
+        at_most: Duration,
+    ) -> Result<Result<UpdateNumber, AdminError>, LineError> {
+        let asked = Instant::now();
         let id = self.line().administer(op)?;
         while asked.elapsed() < at_most {
             // Apart from the match, so that nobody is kept from the line for as long as that takes.
             let outcome = self.line().administered(id)?;
             match outcome {
-                Some(Ok(_)) => {
-                    self.line().show_snapshots()?;
-                    return Ok(Response::Done);
-                }
-                Some(Err(error)) => return Ok(Response::Failed(error.to_string())),
+                Some(outcome) => return Ok(outcome),
                 None => std::thread::sleep(LOOKS_EVERY),
             }
         }

@@ -12,8 +12,7 @@ use crate::core::messages::{AdminError, AdminOp, Extent};
 /// Extents that are listed; what differs beyond them is counted.
 const EXTENTS_MAX: usize = 4096;
 
-/// Pause between two looks whether an extent is compared, and before it is asked for again if the group was busy.
-const LOOKS_EVERY: Duration = Duration::from_micros(500);
+/// Pause before an extent is asked for again if the group was busy.
 const ASKS_AGAIN_AFTER: Duration = Duration::from_millis(20);
 
 /// How often an extent is asked for while the group has no place for the question.
@@ -23,7 +22,7 @@ const BUSY_MAX: usize = 100;
 const ANSWER_MAX: Duration = Duration::from_secs(15);
 
 /// What comparing came to.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Verified {
     pub compared_bytes: u64,
     pub differing_bytes: u64,
@@ -109,17 +108,7 @@ impl Control {
         let volumes: Vec<_> = volumes.filter(|(_, volume)| wanted(&volume.name)).collect();
         let total: u64 = volumes.iter().map(|(_, volume)| volume.bytes).sum();
         let begun = Instant::now();
-        let mut verified = Verified {
-            compared_bytes: 0,
-            differing_bytes: 0,
-            differing: Vec::new(),
-            more: false,
-            first_as_of: 0,
-            last_as_of: 0,
-            damaged_blocks_here: 0,
-            damaged_blocks_there: 0,
-            seconds: 0.0,
-        };
+        let mut verified = Verified::default();
         for (id, volume) in volumes {
             let blocks = volume.bytes / BLOCK_BYTES as u64;
             for first in (0..blocks).step_by(COMPARE_BLOCKS_MAX as usize) {
@@ -180,18 +169,7 @@ impl Control {
     /// The update as of which both sites are the same there; nothing if they are not.
     fn compare(&self, extent: Extent) -> Result<Option<UpdateNumber>, Wrong> {
         for _ in 0..BUSY_MAX {
-            let asked = Instant::now();
-            let id = self.line().administer(AdminOp::Compare { extent })?;
-            let outcome = loop {
-                // Apart from the match, so that nobody is kept from the line for as long as that takes.
-                let outcome = self.line().administered(id)?;
-                match outcome {
-                    Some(outcome) => break outcome,
-                    None if asked.elapsed() >= ANSWER_MAX => return Err(LineError::Silent.into()),
-                    None => std::thread::sleep(LOOKS_EVERY),
-                }
-            };
-            match outcome {
+            match self.carried_out(AdminOp::Compare { extent }, ANSWER_MAX)? {
                 Ok(at) => return Ok(Some(at)),
                 Err(AdminError::Differ) => return Ok(None),
                 Err(AdminError::Busy) => std::thread::sleep(ASKS_AGAIN_AFTER),
@@ -208,17 +186,7 @@ mod tests {
 
     #[test]
     fn what_differs_side_by_side_is_one_extent() {
-        let mut verified = Verified {
-            compared_bytes: 0,
-            differing_bytes: 0,
-            differing: Vec::new(),
-            more: false,
-            first_as_of: 0,
-            last_as_of: 0,
-            damaged_blocks_here: 0,
-            damaged_blocks_there: 0,
-            seconds: 0.0,
-        };
+        let mut verified = Verified::default();
         for (volume, block) in [("a", 3), ("a", 4), ("a", 6), ("b", 7)] {
             verified.differ(volume, block..block + 1);
         }

@@ -4,12 +4,11 @@
 use super::{BadPlace, Part};
 use crate::base::*;
 use crate::core::config::Role;
-use crate::core::group::catch_up::payload_is_whole;
+use crate::core::group::catch_up::updates_of_batch;
 use crate::core::group::{Group, Turn};
 use crate::core::journal::{Batch, Journal};
 use crate::core::messages::*;
 use crate::core::outbox::{BatchStays, Event};
-use crate::format::journal::decode_batch;
 use crate::format::update::Update;
 
 /// Bad batches that are waited for at once: further ones are read when one of them is not needed any more.
@@ -83,15 +82,9 @@ impl Group {
         if full || self.pages.free() < BATCH_BLOCKS_MAX + blocks || !self.journal.has_slot() {
             return self.scrub.looks_again(turn.now);
         }
-        let slot = self.journal.take_slot().expect("checked above");
-        for index in 0..blocks {
-            let page = self.pages.take().expect("counted above");
-            turn.tables.journal_io.set(slot, index, page, BlockSum::ZEROS);
-        }
+        let slot = self.read_batch(turn, &batch).expect("checked above");
         self.scrub.begin_reading(turn.now);
         self.scrub.journal.reading = Some((slot, batch));
-        let (target, block, count) = (IoTarget::Journal, batch.position.block, batch.blocks);
-        turn.out.to_journal.push(IoRequest { slot, target, op: IoOp::Read, block, count });
     }
 
     /// A batch was read back.
@@ -107,15 +100,8 @@ impl Group {
         if let Err(fault) = result {
             turn.event(Event::ReadFailed { target: IoTarget::Journal, fault, block });
         }
-        let header = turn.memory.bytes(turn.tables.journal_io.page(slot, 0));
         let descriptors = &mut self.scrub.journal.descriptors;
-        let sound = result.is_ok()
-            && decode_batch(header, descriptors).is_ok_and(|header| {
-                header.sequence == sequence
-                    && header.previous == batch.position.previous
-                    && u32::from(header.payload_blocks) + 1 == batch.blocks
-                    && payload_is_whole(turn, slot, &descriptors[..header.count as usize])
-            });
+        let sound = result.is_ok() && updates_of_batch(turn, slot, &batch, descriptors).is_some();
         self.release_row(turn, slot, batch.blocks);
         let Some(began) = began else { return };
         self.scrub.journal.next = sequence + 1;
