@@ -495,7 +495,7 @@ fn a_third_goes_on_from_the_second_by_the_delta() {
     assert_eq!(trio.pulls_from(), Some(SECOND));
     assert_eq!(trio.status(SECOND).counters.fed_updates, trio.status(THIRD).last.0 - behind.0);
     assert!(trio.refused.is_empty() && trio.lapsed.is_empty());
-    // The first returns as a secondary; the third stays with the second, and tells both where it is.
+    // The first returns as a secondary; the third is with the second still, and tells both where it is.
     trio.set_link(1, true);
     trio.restart(FIRST);
     trio.until("the first follows", |trio| {
@@ -506,6 +506,11 @@ fn a_third_goes_on_from_the_second_by_the_delta() {
     trio.until("the first knows it", |trio| trio.third_at(FIRST).position == trio.status(THIRD).durable);
     assert_eq!(trio.third_at(FIRST).state, ThirdState::Standing);
     assert!(matches!(trio.third_at(FIRST).delta, Delta::Yes { .. }));
+    // It prefers the first, and goes back to it when that has stood for a while.
+    trio.until("it goes back", |trio| trio.pulls_from() == Some(FIRST));
+    trio.exercise(SECOND, &mut expected, 5, 7);
+    trio.third_is_equal(SECOND, &expected);
+    assert_eq!(trio.pulls_from(), Some(FIRST));
 }
 
 /// A dead site's connection outlives it by seconds, in which the second's journal may let go of what the third lacks.

@@ -19,6 +19,10 @@ const POSITION_NEWS_AFTER: Nanos = Nanos::from_millis(10);
 /// that is four heartbeats. Waiting for the link to notice would cost the other journal's patience.
 const QUIET_SHARE: u64 = 12;
 
+/// A site that comes earlier in the order of preference is gone back to when it has stood this long and has all that the other one had: one
+/// that comes and goes is not followed each time, since every change costs a connection.
+const PREFERRED_AFTER: Nanos = Nanos::from_millis(1_000);
+
 /// How this third stands to a site that it may pull from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stand {
@@ -42,8 +46,11 @@ pub(super) struct Source {
     pub connection: Option<u32>,
     stand: Stand,
     hello: Option<Box<Hello>>,
-    /// What it said is settled.
+    /// Since when it is met.
+    met_at: Nanos,
+    /// What it said is settled, and whether that was all that this site had when it said so.
     settled: UpdateNumber,
+    keeps_up: bool,
     inbound: FixedQueue<Inbound>,
     /// What it was told last: how far this site is durable, and what it may send.
     told_durable: UpdateNumber,
@@ -80,7 +87,9 @@ impl Source {
             connection: None,
             stand: Stand::Absent,
             hello: None,
+            met_at: Nanos(0),
             settled: UpdateNumber::NONE,
+            keeps_up: false,
             inbound: FixedQueue::new(2 * LINK_INBOUND_SLOTS),
             told_durable: UpdateNumber::NONE,
             told_upto: UpdateNumber::NONE,
@@ -169,6 +178,7 @@ impl Group {
         match control {
             Control::Heartbeat { settled, .. } => {
                 source.settled = source.settled.max(settled);
+                source.keeps_up = settled >= position;
                 source.owed = true;
             }
             Control::Lapsed { oldest } => {
@@ -280,7 +290,9 @@ impl Group {
         }
         let source = &mut self.sources[index];
         source.stand = Stand::Standing;
+        source.met_at = turn.now;
         source.settled = hello.settled;
+        source.keeps_up = false;
         (source.told_durable, source.told_upto) = (UpdateNumber::NONE, UpdateNumber::NONE);
         source.owed = true;
     }
@@ -310,7 +322,8 @@ impl Group {
         self.sources.iter().position(|source| source.stand == Stand::Pulling)
     }
 
-    /// Stays with the site that it pulls from, unless that has nothing for it, or is quiet, and another one has more.
+    /// Stays with the site that it pulls from, unless that has nothing for it, or is quiet, and another one has more, or it prefers another
+    /// one that has as much.
     fn choose_source(&mut self, turn: &mut Turn<impl Memory>) {
         let last = self.window.last();
         for source in &mut self.sources {
@@ -326,11 +339,16 @@ impl Group {
             let Source { settled, heard_at, inbound, config, .. } = &self.sources[index];
             let quiet_max = Nanos(config.silence_max.0 / QUIET_SHARE);
             let quiet = inbound.is_empty() && turn.now.since(*heard_at) >= quiet_max;
-            if !better || (*settled >= last && !quiet) {
-                return;
-            }
+            let preferred = self.sources[..index].iter().any(|source| {
+                standing(source) && source.keeps_up && turn.now.since(source.met_at) >= PREFERRED_AFTER
+            });
+            let why = match better && (*settled < last || quiet) {
+                true => "another source has more",
+                false if preferred => "another source is preferred",
+                false => return,
+            };
             // It may have sent something already; what it sends after its next hello is sure to be of the next pull.
-            self.lose_source(turn, index, LossReason::Protocol("another source has more"));
+            self.lose_source(turn, index, LossReason::Protocol(why));
         }
         let able = |source: &Source| standing(source) && source.settled >= last;
         let next = self.sources.iter().position(able).or_else(|| self.sources.iter().position(standing));
