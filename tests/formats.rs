@@ -253,7 +253,12 @@ fn controls() -> Vec<u8> {
         Control::TablesWanted { settled: UpdateNumber(0x0102_0309), page: 0x8182_8385 },
         Control::SwitchoverWanted,
         Control::SwitchoverRefused { code: 0x81 },
-        Control::CopyOffer { generation: Generation(0x0102_0001), serial: 0x9192_9394, blocks: 0x9596_9798 },
+        Control::CopyOffer {
+            generation: Generation(0x0102_0001),
+            serial: 0x9192_9394,
+            blocks: 0x9596_9798,
+            whole: true,
+        },
         Control::Staged { updates: 0x9192_9394 },
         Control::Install { upto: UpdateNumber(0x0102_0310) },
         Control::MarksEnd { pages: 0x9192_9395 },

@@ -75,7 +75,7 @@ fn every_kind_of_message_crosses() {
         Control::BlockWanted { place: BlockPlace::Volume(VolumeId(1), Lba(9)), sum: BlockSum(8) },
         Control::BlockLacking { place: BlockPlace::Slot(Slot(9)), why: Lacking::Other },
         Control::TablesWanted { settled: UpdateNumber(8), page: 9 },
-        Control::CopyOffer { generation: Generation(7), serial: 8, blocks: 9 },
+        Control::CopyOffer { generation: Generation(7), serial: 8, blocks: 9, whole: true },
         Control::Staged { updates: 8 },
         Control::MarksEnd { pages: 7 },
         Control::Install { upto: UpdateNumber(8) },

@@ -101,17 +101,22 @@ impl Bitmap {
     /// With every bit set.
     pub fn full(bits: u64) -> Bitmap {
         let mut bitmap = Bitmap::new(bits);
-        let (words, summary) = (&mut bitmap.words, &mut bitmap.summary);
+        bitmap.fill();
+        bitmap
+    }
+
+    /// From here on it has all of them.
+    pub fn fill(&mut self) {
+        let Bitmap { words, summary, bits, count } = self;
         words.fill(u64::MAX);
         if !bits.is_multiple_of(64) {
-            *words.last_mut().expect("some bits, so some words") = (1 << (bits % 64)) - 1;
+            *words.last_mut().expect("some bits, so some words") = (1 << (*bits % 64)) - 1;
         }
         summary.fill(u64::MAX);
         if !words.len().is_multiple_of(64) {
             *summary.last_mut().expect("some words") = (1 << (words.len() % 64)) - 1;
         }
-        bitmap.count = bits;
-        bitmap
+        *count = *bits;
     }
 
     pub fn count(&self) -> u64 {

@@ -89,6 +89,7 @@ impl Totals {
             (&mut all.copied_blocks, one.copied_blocks),
             (&mut all.installs, one.installs),
             (&mut all.installed_snapshots, one.installed_snapshots),
+            (&mut all.replaced, one.replaced),
             (&mut all.logs_found, one.logs_found),
             (&mut all.snapshots, one.snapshots),
             (&mut all.snapshot_reads, one.snapshot_reads),
@@ -135,11 +136,13 @@ impl Totals {
             self.outcome.excused_writes,
         );
         println!(
-            "of resyncs: {} blocks copied, {} times gone on after a restart, {} times installed, with {} snapshots",
+            "of resyncs: {} blocks copied, {} times gone on after a restart, {} times installed, with {} snapshots; {} times a site was formatted \
+             anew",
             self.outcome.copied_blocks,
             self.outcome.logs_found,
             self.outcome.installs,
-            self.outcome.installed_snapshots
+            self.outcome.installed_snapshots,
+            self.outcome.replaced
         );
         println!(
             "of snapshots: {} taken, {} reads, {} blocks told whether they changed, {} updates sent with what they overwrote, \

@@ -329,9 +329,11 @@ pub enum Event {
         position: UpdateNumber,
         oldest: UpdateNumber,
     },
-    /// The peer lacks more than the journal holds: so many blocks are to be copied.
+    /// The peer lacks more than the journal holds: so many blocks are to be copied, and these are all there are if nobody knows what it
+    /// lacks.
     ResyncBegan {
         blocks: u64,
+        whole: bool,
     },
     /// It has them, and follows from there.
     ResyncEnded {

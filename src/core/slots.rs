@@ -51,6 +51,15 @@ impl Slots {
             .all(|slot| self.free.contains(slot) || self.given_back.contains(slot))
     }
 
+    /// Adds those that are in use to a set of as many.
+    pub fn put_taken(&self, set: &mut Bitmap) {
+        for slot in 0..set.bits() {
+            if !self.are_free(Slot(slot), 1) {
+                set.insert(slot);
+            }
+        }
+    }
+
     /// Takes the one that somebody else chose.
     #[track_caller]
     pub fn take(&mut self, slot: Slot) {

@@ -456,10 +456,19 @@ impl Names {
                     oldest_ns / 1_000_000
                 ),
             ),
-            Event::ResyncBegan { blocks } => (
+            Event::ResyncBegan { blocks, whole: false } => (
                 Level::Info,
                 format!(
-                    "a resync begins: the secondary lacks more than the primary's journal holds, and is copied {} MiB that have changed;                      until it has all of them its volumes stay what they were",
+                    "a resync begins: the secondary lacks more than the primary's journal holds, and is copied {} MiB that have changed; \
+                     until it has all of them its volumes stay what they were",
+                    mib_of(blocks)
+                ),
+            ),
+            Event::ResyncBegan { blocks, whole: true } => (
+                Level::Warn,
+                format!(
+                    "a resync of all blocks begins: the secondary was formatted anew, or lacks more than the primary's journal and its set \
+                     of changed blocks reach back to, so it is copied all {} MiB; until it has all of them its volumes stay what they were",
                     mib_of(blocks)
                 ),
             ),

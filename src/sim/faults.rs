@@ -152,6 +152,7 @@ impl World {
     pub(super) fn restart(&mut self, index: usize) {
         let site = &mut self.sites[index];
         assert!(site.group.is_none());
+        self.perhaps_replace(index);
         if !self.is_parted() && index != THIRD {
             self.perhaps_repair_tables(index);
         }

@@ -7,7 +7,7 @@ use crate::core::group::PAGES_MIN;
 use crate::core::journal::journal_blocks_min;
 use crate::sim::aimed::AimedPlan;
 use crate::sim::audit::{PRIMARY, SECONDARY};
-use crate::sim::resync::ResyncPlan;
+use crate::sim::resync::{ReplacePlan, ResyncPlan};
 use crate::sim::rng::Rng;
 use crate::sim::snapshots::SnapshotPlan;
 use crate::sim::split::SplitPlan;
@@ -136,6 +136,7 @@ pub struct Plan {
     pub snapshots: Option<SnapshotPlan>,
     pub takeover: Option<TakeoverPlan>,
     pub resync: Option<ResyncPlan>,
+    pub replace: Option<ReplacePlan>,
     pub split: Option<SplitPlan>,
     pub aimed: Option<AimedPlan>,
     pub third: Option<ThirdPlan>,
@@ -230,6 +231,7 @@ impl Plan {
             snapshots,
             takeover: None,
             resync: None,
+            replace: None,
             split: None,
             aimed: None,
             third: None,

@@ -82,27 +82,7 @@ pub(super) struct Site {
 impl Site {
     pub(super) fn new(plan: &Plan, index: usize, volumes: &[u64], sums: &Rc<Sums>) -> Site {
         let config = &plan.configs[index];
-        let mut disk = Disk::new(
-            config.journal_blocks,
-            config.journal_volatile,
-            config.differential_blocks,
-            config.staging_blocks(),
-            volumes,
-        );
-        disk.metadata = Metadata::new(plan.snapshots.map_or(1, |plan| plan.reclaim_step));
-        for sequence in 0..2 {
-            let formatted = Superblock::formatted(
-                config.group,
-                config.site,
-                config.role,
-                sequence,
-                config.journal_blocks,
-                volumes,
-            );
-            let mut block = [0; BLOCK_BYTES];
-            formatted.encode(&mut block);
-            disk.put(IoTarget::Journal, formatted.slot(), &block);
-        }
+        let disk = Site::formatted(plan, index, volumes);
         Site {
             group: None,
             memory: SimMemory::new(config.pages, sums),
@@ -127,6 +107,33 @@ impl Site {
             disturbed_io_until: 0,
             errors: [None; 2],
         }
+    }
+
+    /// Disks as an operator's `format` leaves them.
+    pub(super) fn formatted(plan: &Plan, index: usize, volumes: &[u64]) -> Disk {
+        let config = &plan.configs[index];
+        let mut disk = Disk::new(
+            config.journal_blocks,
+            config.journal_volatile,
+            config.differential_blocks,
+            config.staging_blocks(),
+            volumes,
+        );
+        disk.metadata = Metadata::new(plan.snapshots.map_or(1, |plan| plan.reclaim_step));
+        for sequence in 0..2 {
+            let formatted = Superblock::formatted(
+                config.group,
+                config.site,
+                config.role,
+                sequence,
+                config.journal_blocks,
+                volumes,
+            );
+            let mut block = [0; BLOCK_BYTES];
+            formatted.encode(&mut block);
+            disk.put(IoTarget::Journal, formatted.slot(), &block);
+        }
+        disk
     }
 }
 

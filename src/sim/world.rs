@@ -18,7 +18,7 @@ use crate::sim::hosts::HostCounts;
 use crate::sim::network::{End, Network, PAIR};
 use crate::sim::plan::{Crash, Fault, Plan};
 use crate::sim::queue::Queue;
-use crate::sim::resync::{self, ResyncPlan};
+use crate::sim::resync::{self, ReplacePlan, ResyncPlan};
 use crate::sim::rng::Rng;
 use crate::sim::rot::{self, RotPlan, Rotten, RottenAside};
 use crate::sim::site::{Alarm, Done, Site};
@@ -163,6 +163,8 @@ pub struct Outcome {
     /// Blocks copied to a peer that lacked more than the journal held, and resyncs that were installed.
     pub copied_blocks: u64,
     pub installs: u64,
+    /// Sites that were formatted anew.
+    pub replaced: u64,
     /// Snapshots that came with them.
     pub installed_snapshots: u64,
     /// Resyncs that went on after a restart of the site that was copied to.
@@ -191,6 +193,8 @@ pub struct World {
     pub(super) handover_rng: Rng,
     /// And resyncs' own.
     pub(super) resync_rng: Rng,
+    /// And that of disks that are replaced.
+    pub(super) replace_rng: Rng,
     /// And split brains'.
     pub(super) split_rng: Rng,
     /// And the third site's.
@@ -248,6 +252,8 @@ impl World {
         plan.hand_over(&mut handover_rng);
         let mut resync_rng = resync::generator(seed);
         plan.resync = ResyncPlan::new(&mut resync_rng, &plan);
+        let mut replace_rng = resync::generator_of_replacing(seed);
+        plan.replace = ReplacePlan::new(&mut replace_rng, &plan);
         let mut split_rng = split::generator(seed);
         plan.split = SplitPlan::new(&mut split_rng, &plan);
         let mut rot_rng = rot::generator(seed);
@@ -290,6 +296,7 @@ impl World {
             takeover_rng,
             handover_rng,
             resync_rng,
+            replace_rng,
             split_rng,
             third_rng,
             compare_rng: compare::generator(seed),

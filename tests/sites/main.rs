@@ -15,6 +15,7 @@ mod images;
 mod loss;
 mod random;
 mod refusals;
+mod replace;
 mod resync;
 mod snapshot_torture;
 mod snapshots;

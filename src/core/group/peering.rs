@@ -363,8 +363,8 @@ impl Group {
                 (self.peer.sent, self.peer.consumed) = (from.previous(), from.previous());
             }
             Control::CutTo { keep } if !primary => self.on_cut_to(turn, keep),
-            Control::CopyOffer { generation, serial, blocks } if !primary => {
-                self.on_copy_offer(turn, (generation, serial), blocks);
+            Control::CopyOffer { generation, serial, blocks, whole } if !primary => {
+                self.on_copy_offer(turn, (generation, serial), blocks, whole);
             }
             Control::Install { upto } if !primary => self.on_install(turn, upto),
             Control::Staged { updates } if primary => self.on_staged(turn, updates),

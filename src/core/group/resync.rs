@@ -82,6 +82,8 @@ pub(super) struct Resync {
     serial: u64,
     /// It has the marks of a peer that gave way with this newest generation; `NONE` without any.
     merged: Generation,
+    /// Nobody knows what the peer lacks: every block is copied, and not those of the changed-block set alone.
+    whole: bool,
     /// The journal is held from behind this one on.
     floor: UpdateNumber,
     /// Blocks that are to be copied; changed after `floor`; and where the next one is looked for. Slots of the differential volume
@@ -112,6 +114,7 @@ impl Resync {
             generation: Generation::NONE,
             serial: 0,
             merged: Generation::NONE,
+            whole: false,
             floor: UpdateNumber::NONE,
             to_copy: volume_blocks.clone().map(Bitmap::new).collect(),
             recent: volume_blocks.map(Bitmap::new).collect(),
@@ -180,6 +183,8 @@ impl Resync {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ResyncStatus {
     pub active: bool,
+    /// It is of all blocks, since what the peer lacks is in no set of changed ones.
+    pub whole: bool,
     pub blocks_left: u64,
     pub blocks_copied: u64,
     /// Since it began.
@@ -226,7 +231,7 @@ impl Group {
     fn may_pass(&self) -> bool {
         let listens =
             !matches!(self.peer.talk, Talk::Absent | Talk::Greeting { .. } | Talk::Merging | Talk::Copying);
-        let covered = self.changed.covers(self.peer.durable);
+        let covered = self.resync_covers(self.peer.durable);
         self.alone == Alone::Yes && matches!(self.phase, Phase::Running) && covered && !listens
     }
 
@@ -256,18 +261,22 @@ impl Group {
 
     // ------------------------------------------------------------------------------------------------------ the copying
 
-    /// The peer has the stream up to `common`, and the journal begins later.
+    /// Whether a peer that has everything up to this number is copied all that it lacks.
+    fn resync_covers(&self, number: UpdateNumber) -> bool {
+        self.changed.covers(number) || (self.resync.step != Step::None && self.resync.whole)
+    }
+
+    /// The peer has the stream up to `common`, and the journal begins later. If the changed-block set begins later too, or it was formatted
+    /// anew, nobody knows what it lacks: it is copied all blocks.
     pub(super) fn offer_resync(&mut self, turn: &mut Turn<impl Memory>, common: UpdateNumber) {
-        if !self.changed.covers(common) || self.alone != Alone::Yes {
-            let held = self.oldest_kept();
-            let refusal = refusal(
-                RefusalCode::ResyncRequired,
-                format_args!(
-                    "your site has the stream to {common}, this site's journal begins at {held} and it does not know what changed between: \
-                     a resync of all blocks is needed"
-                ),
-            );
-            return self.refuse(turn, refusal);
+        if let Alone::Beginning(_) = self.alone {
+            return self.lose_peer(turn, LossReason::Protocol("this site is about to go on alone"));
+        }
+        if self.alone == Alone::No || !self.may_resync() {
+            return self.refuse_resync(turn, common);
+        }
+        if !self.resync_covers(common) {
+            self.resync.step = Step::None;
         }
         self.peer.talk = Talk::Copying;
         self.peer.waiting_since = None;
@@ -282,9 +291,31 @@ impl Group {
                     self.move_floor();
                 }
             }
-            Step::None => self.begin_resync(turn.now),
+            Step::None => {
+                self.resync.whole = !self.changed.covers(common);
+                self.begin_resync(turn.now);
+            }
             _ => {}
         }
+    }
+
+    /// What is copied is settled, and this site settles alone what it acknowledges alone.
+    fn refuse_resync(&mut self, turn: &mut Turn<impl Memory>, common: UpdateNumber) {
+        let held = self.oldest_kept();
+        let way = match self.may_resync() {
+            true => {
+                "can be copied all blocks once this one goes on alone: configure on_peer_loss = \"solo\" here and restart, or restart and \
+                 `lockstep promote --fenced`"
+            }
+            false => "cannot be copied what it lacks: no staging file is configured",
+        };
+        let refusal = refusal(
+            RefusalCode::ResyncRequired,
+            format_args!(
+                "your site has the stream to {common} and this site's journal begins at {held}; it {way}"
+            ),
+        );
+        self.refuse(turn, refusal);
     }
 
     /// The marks of a peer that gives way are among this site's: what was begun without them does not count.
@@ -313,10 +344,10 @@ impl Group {
         if self.resync.generation != self.generation {
             self.begin_resync(turn.now);
         }
-        let Resync { generation, serial, .. } = self.resync;
+        let Resync { generation, serial, whole, .. } = self.resync;
         let blocks = self.resync.left() + self.table_pages();
-        turn.out.to_link.push(ToLink::Control(Control::CopyOffer { generation, serial, blocks }));
-        turn.event(Event::ResyncBegan { blocks });
+        turn.out.to_link.push(ToLink::Control(Control::CopyOffer { generation, serial, blocks, whole }));
+        turn.event(Event::ResyncBegan { blocks, whole });
     }
 
     fn begin_resync(&mut self, now: Nanos) {
@@ -330,13 +361,22 @@ impl Group {
         self.begin_anew();
     }
 
-    /// All that has changed is to be copied.
+    /// All that has changed is to be copied, or all there is; of slots, those that anybody may look into.
     fn begin_anew(&mut self) {
         let resync = &mut self.resync;
         resync.on_their_way.clear();
         (resync.sent, resync.staged, resync.next) = (0, 0, (0, 0));
-        for (to_copy, changed) in resync.to_copy.iter_mut().zip(self.changed.blocks()) {
-            to_copy.insert_all(changed);
+        match resync.whole {
+            true => {
+                let (slots, volumes) = resync.to_copy.split_last_mut().expect("slots come last");
+                volumes.iter_mut().for_each(Bitmap::fill);
+                self.slots.put_taken(slots);
+            }
+            false => {
+                for (to_copy, changed) in resync.to_copy.iter_mut().zip(self.changed.blocks()) {
+                    to_copy.insert_all(changed);
+                }
+            }
         }
         self.move_floor();
     }
@@ -699,6 +739,7 @@ impl Group {
         let active = self.role == Role::Primary && self.resync.step != Step::None;
         ResyncStatus {
             active,
+            whole: active && self.resync.whole,
             blocks_left: if active { self.resync.left() } else { 0 },
             blocks_copied: self.resync.copied_blocks,
             for_ns: if active { now.since(self.resync.began_at).0 } else { 0 },

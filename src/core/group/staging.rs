@@ -147,6 +147,7 @@ impl Group {
         turn: &mut Turn<impl Memory>,
         resync: (Generation, u64),
         blocks: u64,
+        whole: bool,
     ) {
         // Behind an answer that the primary did not expect, it offers another one.
         let listens = self.peer.talk == Talk::Following
@@ -167,7 +168,7 @@ impl Group {
         self.peer.talk = Talk::Staging;
         self.staging.offered = Some(resync);
         self.staging.history = None;
-        turn.event(Event::ResyncBegan { blocks });
+        turn.event(Event::ResyncBegan { blocks, whole });
     }
 
     /// The conversation is over. What is in the log stays good for the same resync; an order counts once its mark is being written.

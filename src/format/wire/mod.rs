@@ -26,8 +26,8 @@ use crate::format::update::{
 };
 
 /// Versions of the protocol that this build speaks; `Hello` carries them, and the highest common one is used.
-pub const PROTOCOL_MIN: u16 = 13;
-pub const PROTOCOL_MAX: u16 = 13;
+pub const PROTOCOL_MIN: u16 = 14;
+pub const PROTOCOL_MAX: u16 = 14;
 
 /// The first four bytes of a frame.
 pub const FRAME_MAGIC: [u8; 4] = *b"LSTP";
@@ -169,8 +169,9 @@ pub enum Control {
     /// The answer of a primary that does not, or gave it up: a code of [`crate::core::messages::AdminError`].
     SwitchoverRefused { code: u8 },
     /// Primary to secondary: you lack more than my journal holds. What follows as updates, `blocks` blocks or more, is for your
-    /// staging log, not your stream, until you are told to install it. Generation and serial name the resync.
-    CopyOffer { generation: Generation, serial: u64, blocks: u64 },
+    /// staging log, not your stream, until you are told to install it. Generation and serial name the resync. `whole`: these are all
+    /// blocks there are, since nobody knows what you lack.
+    CopyOffer { generation: Generation, serial: u64, blocks: u64, whole: bool },
     /// Secondary to primary: so many of the updates of this resync are in its log, durably.
     Staged { updates: u64 },
     /// Primary to secondary, behind a [`PageFrame::Hello`]: with what is staged your volumes are as mine were at `upto`.
@@ -246,7 +247,9 @@ const BLOCK_WANTED_BYTES: usize = 16;
 const BLOCK_LACKING_BYTES: usize = 16;
 const TABLES_WANTED_BYTES: usize = 16;
 const SWITCHOVER_REFUSED_BYTES: usize = 8;
-const COPY_OFFER_BYTES: usize = 24;
+const COPY_OFFER_BYTES: usize = 32;
+/// Where a CopyOffer says whether it is of all blocks.
+const COPY_OFFER_WHOLE: usize = 24;
 const STAGED_BYTES: usize = 8;
 const INSTALL_BYTES: usize = 8;
 const MARKS_END_BYTES: usize = 8;
@@ -535,10 +538,12 @@ pub fn encode_control(control: &Control, out: &mut [u8]) -> usize {
             body.fill(0);
             body[0] = code;
         }
-        Control::CopyOffer { generation, serial, blocks } => {
+        Control::CopyOffer { generation, serial, blocks, whole } => {
+            body.fill(0);
             put(body, 0, &generation.0.to_le_bytes());
             put(body, 8, &serial.to_le_bytes());
             put(body, 16, &blocks.to_le_bytes());
+            body[COPY_OFFER_WHOLE] = u8::from(whole);
         }
         Control::Staged { updates } => put(body, 0, &updates.to_le_bytes()),
         Control::Install { upto } => put(body, 0, &upto.0.to_le_bytes()),
@@ -703,11 +708,17 @@ pub fn decode_body<'a>(header: &FrameHeader, body: &'a [u8]) -> Result<Frame<'a>
             }
             Control::SwitchoverRefused { code: body[0] }
         }
-        FrameType::CopyOffer => Control::CopyOffer {
-            generation: Generation(u64_at(body, 0)),
-            serial: u64_at(body, 8),
-            blocks: u64_at(body, 16),
-        },
+        FrameType::CopyOffer => {
+            if let Some(offset) = nonzero_in(body, COPY_OFFER_WHOLE + 1, COPY_OFFER_BYTES) {
+                return Err(WireError::Reserved { frame: "CopyOffer", offset, found: body[offset] });
+            }
+            Control::CopyOffer {
+                generation: Generation(u64_at(body, 0)),
+                serial: u64_at(body, 8),
+                blocks: u64_at(body, 16),
+                whole: flag_at(body, COPY_OFFER_WHOLE, "CopyOffer's whole")?,
+            }
+        }
         FrameType::Staged => Control::Staged { updates: u64_at(body, 0) },
         FrameType::Install => Control::Install { upto: number_at(0) },
         FrameType::MarksEnd => Control::MarksEnd { pages: u64_at(body, 0) },

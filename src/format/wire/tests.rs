@@ -42,10 +42,11 @@ fn any_control() -> impl Strategy<Value = Control> {
             .prop_map(|(place, why)| Control::BlockLacking { place, why }),
         (any::<u64>(), any::<u32>())
             .prop_map(|(settled, page)| Control::TablesWanted { settled: UpdateNumber(settled), page }),
-        any::<[u64; 3]>().prop_map(|[generation, serial, blocks]| Control::CopyOffer {
+        any::<([u64; 3], bool)>().prop_map(|([generation, serial, blocks], whole)| Control::CopyOffer {
             generation: Generation(generation),
             serial,
             blocks,
+            whole,
         }),
         any::<u64>().prop_map(|updates| Control::Staged { updates }),
         any::<u64>().prop_map(|upto| Control::Install { upto: UpdateNumber(upto) }),
@@ -467,7 +468,12 @@ fn every_flipped_bit_is_refused() {
         }),
         control_frame(&Control::BlockLacking { place: BlockPlace::Slot(Slot(9)), why: Lacking::Other }),
         control_frame(&Control::TablesWanted { settled: UpdateNumber(9), page: 1 }),
-        control_frame(&Control::CopyOffer { generation: Generation(1 << 16 | 1), serial: 2, blocks: 3 }),
+        control_frame(&Control::CopyOffer {
+            generation: Generation(1 << 16 | 1),
+            serial: 2,
+            blocks: 3,
+            whole: true,
+        }),
         control_frame(&Control::Staged { updates: 9 }),
         control_frame(&Control::Install { upto: UpdateNumber(9) }),
         control_frame(&Control::MarksEnd { pages: 9 }),

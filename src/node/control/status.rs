@@ -135,6 +135,8 @@ pub struct PeerStatus {
 /// A resync under way, or interrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Resync {
+    /// Of all blocks: nobody knows what the peer lacks, since it was formatted anew or is older than what is known to have changed.
+    pub whole: bool,
     pub left_bytes: u64,
     pub copied_bytes: u64,
     pub copied_bytes_per_second: f64,
@@ -147,6 +149,7 @@ fn resync(status: &ResyncStatus) -> Option<Resync> {
     let (left_bytes, copied_bytes) = (status.blocks_left * block, status.blocks_copied * block);
     let rate = copied_bytes as f64 / (status.for_ns.max(1) as f64 / 1e9);
     status.active.then_some(Resync {
+        whole: status.whole,
         left_bytes,
         copied_bytes,
         copied_bytes_per_second: rate,

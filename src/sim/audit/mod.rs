@@ -331,6 +331,8 @@ pub struct Auditor {
     /// What each site had before it died, received, written, durable and applied: the primary may still hear of it, until
     /// it knows that the connection is over.
     before_death: [[u64; 4]; 2],
+    /// What each site had durably when its disks were replaced.
+    replaced_at: [u64; 2],
     /// What each site is about to install, or installs.
     installing: [Option<u64>; SITES_MAX],
     pub copied_blocks: u64,
@@ -382,6 +384,7 @@ impl Auditor {
             deposed: [false; 2],
             applied: [0; SITES_MAX],
             before_death: [[0; 4]; 2],
+            replaced_at: [0; 2],
             installing: [None; SITES_MAX],
             copied_blocks: 0,
             installs: 0,

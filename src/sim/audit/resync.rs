@@ -1,7 +1,8 @@
 //! The auditor and resyncs: what is copied, what its target's volumes are until all of it is there, and what they are then.
 
 use crate::sim::audit::journal::{SuperblockSeen, superblock};
-use crate::sim::audit::{Auditor, Media, Place, peer_of};
+use crate::sim::audit::site::Site;
+use crate::sim::audit::{Auditor, JournalSeen, Media, Place, peer_of};
 use crate::sim::content::{Content, Print};
 
 impl Auditor {
@@ -17,6 +18,24 @@ impl Auditor {
             );
         }
         self.copied_blocks += blocks.len() as u64;
+    }
+
+    /// Whether a site that is dead may lose its disks: the other one leads, and has on its own what anybody was promised.
+    pub fn may_be_replaced(&self, site: usize) -> bool {
+        let has = self.durable(self.leader);
+        site != self.leader && has >= self.promised && has >= self.durable(site)
+    }
+
+    /// A site that is dead is formatted anew.
+    pub fn replaced(&mut self, site: usize) {
+        self.replaced_at[site] = self.replaced_at[site].max(self.durable(site));
+        let JournalSeen { blocks, volatile } = self.config.journals[site];
+        self.sites[site] = Site::new(blocks, volatile);
+        self.applied[site] = 0;
+        self.before_death[site] = [0; 4];
+        self.installing[site] = None;
+        self.rotten.retain(|rotten| rotten.0 != site);
+        self.rotten_slots.retain(|rotten| rotten.0 != site);
     }
 
     /// Whether a site that is dead installs something when it starts.
@@ -74,7 +93,9 @@ impl Auditor {
         if site != self.leader || !self.config.peer {
             return;
         }
-        let peer_has = self.durable(peer_of(site));
+        // One that was formatted anew lacks what nobody marks: it is copied everything.
+        let peer = peer_of(site);
+        let peer_has = self.durable(peer).max(self.replaced_at[peer]);
         let kept_from = self.sites[site].first_from(seen.position_sequence).unwrap_or(seen.checkpoint + 1);
         for entry in self.stream.iter().take(kept_from as usize - 1).skip(peer_has as usize) {
             let seen = entry.seen;

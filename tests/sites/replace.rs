@@ -1,0 +1,118 @@
+//! A site's disks are replaced: it is formatted anew, and comes back by itself, with all blocks, while hosts write.
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use crate::checker::{Checker, Next};
+use crate::crashes::seed;
+use crate::pair::*;
+use crate::snapshots::{listed, snapshot};
+
+const VOLUME_MIB: u64 = 64;
+
+fn options() -> Options {
+    Options {
+        volumes: vec![("data", VOLUME_MIB), ("log", 8)],
+        journal_mib: 16,
+        differential_mib: 3 * VOLUME_MIB,
+        group: "on_peer_loss = \"solo\"\nlatency_budget = \"500ms\"\nheartbeat_interval = \"50ms\"\nresync_p99_budget = \"50ms\"".to_owned(),
+        ..Options::default()
+    }
+}
+
+fn drive(checker: &mut Checker, site: &Site, count: u64) {
+    let session = checker.drive(&mut site.connect("data"), 16, |progress| {
+        if progress.acknowledged < count { Next::GoOn } else { Next::Drain }
+    });
+    assert_eq!((session.refused, session.disconnected), (0, false), "{session:?}");
+}
+
+/// Everything that the site had is gone, but for who it is.
+fn replace_disks(site: &mut Site) {
+    // The kernel closes what a killed process had open a little later; locks on new files do not show when.
+    site.until("its old process is gone", |site| UnixStream::connect(&site.nbd).is_err());
+    let identity = ("identity.pem", site.config.with_extension("pem"));
+    fs::rename(site.directory.join(identity.0), &identity.1).expect("an identity");
+    fs::remove_dir_all(&site.directory).expect("a folder that is there");
+    fs::create_dir(&site.directory).expect("a folder");
+    fs::rename(&identity.1, site.directory.join(identity.0)).expect("an identity");
+    succeeds(lockstep(&["format", "--config", path(&site.config)]));
+}
+
+/// Hosts go on until the other site is back.
+fn drive_until_back(checker: &mut Checker, site: &Site) -> u64 {
+    let mut turns = 0;
+    while site.status()["peer"]["state"] != "in_sync" {
+        drive(checker, site, 50);
+        std::thread::sleep(Duration::from_millis(50));
+        turns += 1;
+        assert!(turns < 600, "{}", site.status());
+    }
+    turns
+}
+
+#[test]
+fn a_secondary_that_lost_its_disks_comes_back_while_hosts_write() {
+    let mut sites = Sites::start(&options());
+    let mut checker = Checker::new(0..VOLUME_MIB * MIB / 4096, seed());
+    succeeds(snapshot(&sites.left, &["create", "empty"]));
+    drive(&mut checker, &sites.left, 4000);
+    succeeds(snapshot(&sites.left, &["create", "early"]));
+    drive(&mut checker, &sites.left, 1000);
+    sites.left.connect("log").write(0, &[7; 65536], true).expect("a write");
+    sites.wait("--settled");
+    sites.right.kill();
+    replace_disks(&mut sites.right);
+    drive(&mut checker, &sites.left, 300);
+    sites.right.start();
+    let turns = drive_until_back(&mut checker, &sites.left);
+    sites.wait("--in-sync");
+    succeeds(snapshot(&sites.left, &["create", "late"]));
+    drive(&mut checker, &sites.left, 300);
+    sites.wait("--settled");
+    for site in [&sites.left, &sites.right] {
+        assert!(site.log_text().contains("a resync of all blocks begins"), "{}", site.name);
+    }
+    checker.verify(&mut sites.left.connect("data"), "the primary");
+    checker.verify(&mut sites.right.connect_when_served("data"), "the secondary");
+    let log = sites.right.connect("log").read(0, 65536).expect("a read");
+    assert!(log.iter().all(|byte| *byte == 7));
+    assert_eq!(listed(&sites.right), listed(&sites.left));
+    for name in ["empty", "early", "late"] {
+        let digests = [&sites.left, &sites.right].map(|site| succeeds(snapshot(site, &["digest", name])));
+        assert_eq!(digests[0], digests[1], "{name}");
+    }
+    succeeds(lockstep(&["verify", "--config", path(&sites.left.config), "--rate", "1GiB"]));
+    println!("back after {turns} turns: {}", sites.left.status()["totals"]);
+    // It is as good as any: the other one's disks may go next.
+    succeeds(lockstep(&["switchover", "--config", path(&sites.left.config)]));
+    sites.left.kill();
+    replace_disks(&mut sites.left);
+    drive(&mut checker, &sites.right, 300);
+    sites.left.start();
+    drive_until_back(&mut checker, &sites.right);
+    sites.right.wait("--in-sync");
+    checker.verify(&mut sites.left.connect_when_served("data"), "the one that was primary");
+}
+
+#[test]
+fn a_primary_that_is_not_alone_says_how_its_peer_can_be_copied_to() {
+    let group =
+        "latency_budget = \"500ms\"\nheartbeat_interval = \"50ms\"\nhost_deadline = \"2s\"".to_owned();
+    let mut sites = Sites::start(&Options { journal_mib: 16, group, ..options() });
+    let mut checker = Checker::new(0..VOLUME_MIB * MIB / 4096, seed());
+    drive(&mut checker, &sites.left, 2000);
+    sites.wait("--settled");
+    sites.left.stop();
+    sites.right.kill();
+    replace_disks(&mut sites.right);
+    sites.left.start();
+    sites.right.start();
+    sites.left.until("it refuses", |left| left.log_text().contains("promote --fenced"));
+    assert_eq!(sites.left.status()["state"], "awaiting_peer");
+    succeeds(lockstep(&["promote", "--config", path(&sites.left.config), "--fenced"]));
+    drive_until_back(&mut checker, &sites.left);
+    sites.wait("--in-sync");
+    checker.verify(&mut sites.right.connect_when_served("data"), "the secondary");
+}
