@@ -3,6 +3,9 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::Duration;
 
 use lockstep::base::{Lba, Slot, UpdateNumber, VolumeId, sum_of_block};
 use lockstep::format::metadata::{Captured, ENTRY_BYTES};
@@ -149,7 +152,10 @@ fn repair_tables(site: &Site) -> std::process::Output {
 }
 
 fn refuses_to_start(site: &Site, named: &[&str]) {
-    let said = fails(lockstep(&["run", "--config", path(&site.config)]));
+    let run = ["60", env!("CARGO_BIN_EXE_lockstep"), "run", "--config", path(&site.config)];
+    let output = tool("timeout", &run);
+    assert_ne!(output.status.code(), Some(124), "{} runs", site.name);
+    let said = fails(output);
     let command = format!("`lockstep snapshot repair --config {}`", path(&site.config));
     for name in named.iter().chain(&[path(&metadata(site)), command.as_str(), "the volumes are not touched"])
     {
@@ -289,6 +295,30 @@ fn outcome(part: &Value) -> [u64; 3] {
     ["bad_blocks", "repaired_blocks", "unrepaired_blocks"].map(|key| part[key].as_u64().expect("a number"))
 }
 
+/// Says so when it goes, also where a check fails.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+/// An idle group is checkpointed within a second, and its journal is empty then.
+fn while_a_host_writes<T>(mut host: NbdClient, act: impl FnOnce() -> T) -> T {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let _ends = Ends(&over);
+        scope.spawn(|| {
+            while !over.load(Relaxed) {
+                host.write(901 * BLOCK as u64, &[1; BLOCK], false).expect("written");
+                thread::sleep(Duration::from_millis(50));
+            }
+        });
+        act()
+    })
+}
+
 #[test]
 fn a_scrub_finds_flipped_bits_in_all_that_a_site_has_on_its_disks() {
     let mut sites = with_old_blocks();
@@ -322,9 +352,12 @@ fn a_scrub_finds_flipped_bits_in_all_that_a_site_has_on_its_disks() {
     for right in [true, false] {
         let fill = if right { 0x5a } else { 0x5b };
         client.write(900 * BLOCK as u64, &[fill; BLOCK], true).expect("written");
+        let host = sites.left.connect("data");
         let site = if right { &mut sites.right } else { &mut sites.left };
-        flip_in_place(&site.directory.join("journal"), &[fill; BLOCK]);
-        let (scrubbed, said) = scrub(site);
+        let (scrubbed, said) = while_a_host_writes(host, || {
+            flip_in_place(&site.directory.join("journal"), &[fill; BLOCK]);
+            scrub(site)
+        });
         assert_eq!(outcome(&scrubbed["journal"]), [1, 1, 0], "{scrubbed} {said}");
         let named = ["is not what was written there at block", "is not needed any more at block"];
         site.until("the log says so", |site| named.iter().all(|named| site.log_text().contains(named)));
@@ -356,7 +389,8 @@ fn a_scrub_finds_flipped_bits_in_all_that_a_site_has_on_its_disks() {
     let mut reader = sites.right.connect("data@old");
     assert_eq!(read(&mut reader, 11).as_deref(), Ok(&old(11)[..]));
     drop(reader);
-    client.write(500 * BLOCK as u64, &[1; BLOCK], true).expect("the pair goes on");
+    // The snapshot has this block already: another one's entry would have the database write the page anew, whole, from memory.
+    client.write(11 * BLOCK as u64, &[1; BLOCK], true).expect("the pair goes on");
     assert!(sites.right.stop().success());
     refuses_to_start(&sites.right, &[]);
     let said = fails(repair_tables(&sites.right));
