@@ -122,14 +122,6 @@ fn shown(status: &Status) -> String {
 }
 
 fn split_brain(split: &SplitShown) -> Vec<String> {
-    let branch = |whose: &str, branch: &BranchShown| {
-        let BranchShown { generation, last, updates, acknowledged, covered } = branch;
-        let unknown = if *covered { "" } else { "; it does not know all that it has changed" };
-        format!(
-            "  {whose} went on to {last} in generation {generation}: discarding it loses {updates} updates, {acknowledged} of which \
-             hosts may have been told of{unknown}"
-        )
-    };
     vec![
         format!(
             "SPLIT BRAIN: both sites went on alone after update {}, and neither is changed",
@@ -138,6 +130,34 @@ fn split_brain(split: &SplitShown) -> Vec<String> {
         branch("this site", &split.ours),
         branch("the other site", &split.theirs),
     ]
+}
+
+fn branch(whose: &str, branch: &BranchShown) -> String {
+    let BranchShown { generation, last, updates, acknowledged, covered } = branch;
+    let unknown = if *covered { "" } else { "; it does not know all that it has changed" };
+    format!(
+        "  {whose} went on to {last} in generation {generation}: discarding it loses {updates} updates, {acknowledged} of which hosts may \
+         have been told of{unknown}"
+    )
+}
+
+/// A third that was made primary, and a site that it pulled from, as either shows it.
+fn parted(split: &SplitShown, what: &str, other: &str) -> Vec<String> {
+    let mut lines = vec![format!("TWO HISTORIES: {what}; both have what is up to update {}", split.common)];
+    for (whose, of) in [("this site", &split.ours), (other, &split.theirs)] {
+        lines.push(match of.updates {
+            0 => format!(
+                "  {whose} has nothing more: it can follow the other one once both are configured as a pair"
+            ),
+            _ => branch(whose, of),
+        });
+    }
+    lines
+}
+
+/// How long ago something was heard.
+fn ago(seconds: Option<f64>) -> String {
+    seconds.map_or_else(|| "never".to_owned(), |seconds| format!("{seconds:.1} s ago"))
 }
 
 fn peer(peer: &PeerStatus) -> Vec<String> {
@@ -163,9 +183,13 @@ fn third(third: &ThirdShown) -> Vec<String> {
         }
     };
     let mut lines = vec![format!(
-        "third {name}: {state}  has {position}, {behind} behind  delta: {what}  round trip {:.0} µs",
+        "third {name}: {state}  has {position}, {behind} behind, heard {}  delta: {what}  round trip {:.0} µs",
+        ago(third.heard_seconds_ago),
         third.round_trip_us
     )];
+    lines.extend(third.promoted.iter().flat_map(|split| {
+        parted(split, &format!("{name} was made primary in place of this site and its peer"), name)
+    }));
     lines.extend(third.problem.iter().map(|problem| format!("no connection to {name}: {problem}")));
     lines
 }
@@ -173,9 +197,16 @@ fn third(third: &ThirdShown) -> Vec<String> {
 fn source(source: &SourceShown) -> Vec<String> {
     let SourceShown { name, address, state, settled, behind, .. } = source;
     let mut lines = vec![format!(
-        "source {name} at {address}: {state}  settled {settled}, this site is {behind} behind  round trip {:.0} µs",
+        "source {name} at {address}: {state}  settled {settled}, this site is {behind} behind, heard {}  round trip {:.0} µs",
+        ago(source.heard_seconds_ago),
         source.round_trip_us
     )];
+    lines.extend(
+        source
+            .parted
+            .iter()
+            .flat_map(|split| parted(split, &format!("this site was made primary in place of {name}"), name)),
+    );
     lines.extend(source.problem.iter().map(|problem| format!("no connection to {name}: {problem}")));
     lines
 }

@@ -11,11 +11,14 @@ pub struct Promote {
     /// The other site is dead, or cut off from its hosts until it follows this one: what it acknowledged without this site is lost
     #[arg(long)]
     fenced: bool,
+    /// At a third: give up so many updates, which the command says are lost at least
+    #[arg(long, value_name = "UPDATES")]
+    accept_loss: Option<u64>,
 }
 
 impl Promote {
     pub fn run(&self) -> anyhow::Result<()> {
-        client(&self.config)?.promote(self.fenced)?;
+        client(&self.config)?.promote(self.fenced, self.accept_loss)?;
         println!("this site is the primary, and alone; hosts can connect");
         Ok(())
     }

@@ -367,6 +367,12 @@ pub enum AdminOp {
     Promote {
         fenced: bool,
     },
+    /// A third becomes primary in place of the pair that it pulled from. `accepted` is how many updates the operator was told are lost
+    /// with that at least, and gives up.
+    PromoteThird {
+        fenced: bool,
+        accepted: Option<u64>,
+    },
     /// The site that follows becomes primary, and this one follows, or the other way round: at either site.
     Switchover,
     /// This site stops being primary, and nobody is.
@@ -399,9 +405,17 @@ pub enum AdminError {
     #[error("this site is not the primary, and only follows; ask the primary")]
     ReadOnly,
     #[error(
-        "this site is a third: it holds what the two others have settled, and this version does not make it primary; promote one of those"
+        "a site that this third pulls from is connected, and has all that hosts were told of: promote that one in place of this. One that is \
+         not to serve any more is to be stopped first; the connection of one that died lasts some seconds longer"
     )]
-    Third,
+    SourceConnected,
+    #[error(
+        "the other sites may be serving hosts at this moment: make sure that both are dead or cut off from their hosts, then promote with \
+         --fenced"
+    )]
+    ThirdNotFenced,
+    #[error("give up what is lost by --accept-loss {least}, or a higher number")]
+    LossNotAccepted { least: u64 },
     #[error("the site does not serve its hosts")]
     NotServing,
     #[error("the site has no differential volume, so it takes no snapshots")]

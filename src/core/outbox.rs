@@ -134,6 +134,19 @@ pub struct WriteStamps {
     pub replied_at: Nanos,
 }
 
+/// Why a site does not start as what its configuration says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RoleRefused {
+    /// A third, and the primary of a pair until now, which may have acknowledged what only its peer has.
+    WasPrimary,
+    /// A third, and a secondary until now, which does not know whether these are settled.
+    Unsettled { after: UpdateNumber, last: UpdateNumber },
+    /// A third, and it has given way to its peer.
+    GaveWay,
+    /// A primary, and a third that was never promoted.
+    NotPromoted,
+}
+
 /// What an operator should hear of; the driver logs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(
@@ -157,6 +170,10 @@ pub enum Event {
     /// It does not after all, and its hosts may come again.
     LeavingAbandoned {
         why: AdminError,
+    },
+    /// The configuration wants a site to be what its disk does not let it be: it does not start.
+    RoleRefused {
+        why: RoleRefused,
     },
     GenerationOpened {
         generation: Generation,
@@ -305,6 +322,11 @@ pub enum Event {
     /// A third site is sent what is settled, from this update on.
     ThirdFed {
         from: UpdateNumber,
+    },
+    /// The third was made primary, and what is common to both ends with this update. `stays` if this site has promised hosts more than that.
+    ThirdPromoted {
+        common: UpdateNumber,
+        stays: bool,
     },
     ThirdLost {
         reason: LossReason,

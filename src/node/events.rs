@@ -3,7 +3,7 @@
 use crate::base::{BLOCK_BYTES, SiteId, VolumeId, VolumeSet};
 use crate::core::config::{OnDifferentialFull, Role};
 use crate::core::messages::{IoFault, IoTarget, MetadataFault};
-use crate::core::outbox::{BatchStays, Event, LossReason, NotRepaired, RepairedBy};
+use crate::core::outbox::{BatchStays, Event, LossReason, NotRepaired, RepairedBy, RoleRefused};
 use crate::core::sums::SUMS_PER_BLOCK;
 use crate::format::snapshot::SnapshotRecord;
 use crate::node::config::Config;
@@ -421,6 +421,25 @@ impl Names {
             Event::ThirdFed { from } => {
                 (Level::Info, format!("{} is sent what is settled, from {from} on", self.third()))
             }
+            Event::ThirdPromoted { common, stays } => {
+                let third = self.third();
+                let then = match stays {
+                    true => format!(
+                        "this site has promised hosts what {third} does not have: there are two histories, and `lockstep status` shows both. \
+                         Decide which is kept; the sites of the other one are formatted anew (docs/OPERATIONS.md)"
+                    ),
+                    false => format!(
+                        "this site has promised nothing that {third} lacks, and serves no hosts: make it {third}'s peer or third in both \
+                         configurations, or take the word back by `lockstep promote --fenced --config {}`",
+                        self.file
+                    ),
+                };
+                (
+                    Level::Error,
+                    format!("{third} was made primary over what this site has up to {common}: {then}"),
+                )
+            }
+            Event::RoleRefused { why } => (Level::Error, self.role_refused(why)),
             Event::ThirdLost { reason } => (Level::Warn, self.loss(&self.third(), reason)),
             Event::ThirdLapsed { position, oldest } => (
                 Level::Error,
@@ -522,6 +541,32 @@ impl Names {
             Event::Stopped => {
                 (Level::Info, format!("group {} is drained, and its checkpoint is written", self.group))
             }
+        }
+    }
+
+    fn role_refused(&self, why: RoleRefused) -> String {
+        let anew = format!(
+            "or give up what it holds: `lockstep format --force --config {}` makes it empty",
+            self.file
+        );
+        match why {
+            RoleRefused::WasPrimary => format!(
+                "site.role is \"third\", and this site is the primary of a pair: hosts may have been told of writes that no other site has. \
+                 Start it as a site of its pair, or as the secondary of the site that took over, {anew}"
+            ),
+            RoleRefused::Unsettled { after, last } => format!(
+                "site.role is \"third\", and this site was a secondary that does not know whether what it has after {after}, up to {last}, is \
+                 settled. A third holds nothing else: start it as a secondary, let it catch up, and stop it while no host writes, {anew}"
+            ),
+            RoleRefused::GaveWay => format!(
+                "site.role is \"third\", and this site has given way to its peer: start it as that one's secondary until it is in lockstep, \
+                 {anew}"
+            ),
+            RoleRefused::NotPromoted => format!(
+                "site.role is \"primary\", and this site is a third: start it as what it is (with its [[source]] sections) and make it primary \
+                 by `lockstep promote --config {}`; or write \"secondary\" to make it the peer of a primary",
+                self.file
+            ),
         }
     }
 

@@ -112,10 +112,10 @@ impl Sites {
         Sites::format_behind(options, |right| right)
     }
 
-    /// Lets both sites write the roles that they change to into a file, a line for each.
+    /// Lets the sites write the roles that they change to into a file, a line for each.
     pub fn note_roles(&self) -> PathBuf {
         let told = self.path("told");
-        for site in [&self.left, &self.right] {
+        for site in [&self.left, &self.right].into_iter().chain(&self.third) {
             let text = std::fs::read_to_string(&site.config).expect("a configuration");
             let script = format!("echo $LOCKSTEP_SITE $LOCKSTEP_ROLE >> {}", told.display());
             let hook = format!("[site]\non_role_change = [\"/bin/sh\", \"-c\", \"{script}\"]");
@@ -208,6 +208,36 @@ impl Sites {
         Sites { left, right, third, folder, _sockets: sockets, _alone: alone }
     }
 
+    /// Writes configurations in which these of the three have these roles, of one pair and its third. What the disks hold is not touched.
+    pub fn assign(&self, primary: &str, secondary: &str, third: &str) {
+        let all = [&self.left, &self.right, self.third.as_ref().expect("a third site")];
+        let of = |name: &str| *all.iter().find(|site| site.name == name).expect("one of the three");
+        let id =
+            |site: &Site| 1 + all.iter().position(|other| other.name == site.name).expect("one of the three");
+        let [primary, secondary, third] = [primary, secondary, third].map(of);
+        let (here, there) = free_addresses();
+        let (first_listens, second_listens) = free_addresses();
+        let known = |key: &str, site: &Site| {
+            format!(
+                "[{key}]\nname = \"{}\"\nid = {}\nfingerprint = \"{}\"\n",
+                site.name,
+                id(site),
+                site.fingerprint()
+            )
+        };
+        let pair = |peer: &Site, ours: SocketAddr, theirs: SocketAddr, listens: SocketAddr| {
+            let peer = known("peer", peer);
+            let third = known("third", third);
+            format!(
+                "{peer}address = \"{theirs}\"\n[link]\nlisten = \"{ours}\"\n{third}listen = \"{listens}\"\n"
+            )
+        };
+        let source = |site: &Site, listens| format!("{}address = \"{listens}\"\n", known("[source]", site));
+        primary.rewrite("primary", &pair(secondary, here, there, first_listens));
+        secondary.rewrite("secondary", &pair(primary, there, here, second_listens));
+        third.rewrite("third", &(source(primary, first_listens) + &source(secondary, second_listens)));
+    }
+
     /// kill -9. A secondary that dies alone is started again at once: the hosts wait for it.
     pub fn strike(&mut self, victim: Victim) {
         if victim != Victim::Secondary {
@@ -263,6 +293,17 @@ impl Site {
             faults: None,
             child: None,
         }
+    }
+
+    /// Gives it another role, and other sites to know.
+    fn rewrite(&self, role: &str, others: &str) {
+        let text = fs::read_to_string(&self.config).expect("a configuration");
+        let ends = ["[peer]", "[[source]]"].iter().filter_map(|begins| text.find(begins)).min();
+        let text = &text[..ends.expect("other sites")];
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        let at = lines.iter().position(|line| line.starts_with("role = ")).expect("a role");
+        lines[at] = format!("role = \"{role}\"");
+        fs::write(&self.config, lines.join("\n") + "\n" + others).expect("a configuration");
     }
 
     fn keygen(&self) -> String {

@@ -1,5 +1,7 @@
 //! A third site that pulls from a pair: what it is given and when, what its absence costs nobody, and from whom it goes on.
 
+mod promoted;
+
 use super::*;
 use lockstep::core::group::THIRD_PAGES;
 use lockstep::core::group::status::{Delta, GroupStatus, NoDelta, SourceState, ThirdState};
@@ -244,7 +246,7 @@ impl Trio {
         }
         // INV-4 and INV-6, at every step.
         let settled = [FIRST, SECOND].map(|site| self.status(site).settled).into_iter().max();
-        if self.alive[FIRST] && self.alive[SECOND] {
+        if self.alive[FIRST] && self.alive[SECOND] && self.status(THIRD).role == Role::Third {
             assert!(self.status(THIRD).last <= settled.expect("two of them"));
         }
     }
@@ -359,10 +361,14 @@ impl Trio {
         }
     }
 
-    fn promote(&mut self, site: usize) {
+    fn ask(&mut self, site: usize, op: AdminOp) {
         let now = self.now;
-        let request = AdminRequest { id: 1, op: AdminOp::Promote { fenced: true } };
+        let request = AdminRequest { id: 1, op };
         self.sites[site].with(now, |group, turn| group.on_admin(turn, request));
+    }
+
+    fn promote(&mut self, site: usize) {
+        self.ask(site, AdminOp::Promote { fenced: true });
         self.until("it serves", |trio| {
             trio.status(site).role == Role::Primary && trio.sites[site].group.serving()
         });
@@ -384,14 +390,12 @@ fn a_third_follows_while_everybodys_ring_wraps() {
 }
 
 #[test]
-fn a_third_is_not_written_to_and_not_promoted() {
+fn a_third_is_not_written_to_and_not_promoted_while_its_sources_are_there() {
     let mut trio = Trio::new();
     trio.begin_write(THIRD, 1, 0, 7);
     assert_eq!(trio.reply(THIRD, 1), Err(HostError::ReadOnly));
-    let now = trio.now;
     for op in [AdminOp::Promote { fenced: true }, AdminOp::Demote, AdminOp::Switchover, AdminOp::GiveWay] {
-        let request = AdminRequest { id: 1, op };
-        trio.sites[THIRD].with(now, |group, turn| group.on_admin(turn, request));
+        trio.ask(THIRD, op);
         let reply = trio.sites[THIRD].out.to_admin.pop().expect("it is refused at once");
         assert!(reply.result.is_err(), "{op:?}");
     }
@@ -599,12 +603,10 @@ fn a_third_that_has_what_its_source_never_had_is_refused_with_both_values() {
     trio.set_link(2, false);
     trio.promote(SECOND);
     trio.exercise(SECOND, &mut HashMap::new(), 2, 9);
-    let now = trio.now;
-    let request = AdminRequest { id: 1, op: AdminOp::Promote { fenced: true } };
     trio.kill(FIRST);
     trio.restart(FIRST);
     trio.until("the first is back", |trio| trio.status(FIRST).state != GroupState::Recovering);
-    trio.sites[FIRST].with(now, |group, turn| group.on_admin(turn, request));
+    trio.ask(FIRST, AdminOp::Promote { fenced: true });
     trio.until("the first serves", |trio| trio.sites[FIRST].group.serving());
     trio.exercise(FIRST, &mut expected, 2, 3);
     trio.third_is_equal(FIRST, &expected);

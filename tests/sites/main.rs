@@ -24,4 +24,5 @@ mod split_brain;
 mod switchover;
 mod takeover;
 mod third;
+mod third_roles;
 mod verify;

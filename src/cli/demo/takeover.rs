@@ -46,7 +46,7 @@ impl Demo {
         pair.kill(0)?;
         let (client, data) = (pair.client(1), pair.uri(1, DATA));
         let begun = Instant::now();
-        client.promote(true)?;
+        client.promote(true, None)?;
         let mut host = NbdClient::connect(&data, ClientOptions::default())?;
         host.write(0, &[0x5a; BLOCK_BYTES], false)?;
         let takeover = begun.elapsed();

@@ -78,7 +78,7 @@ impl Demo {
         self.say("the primary is killed (SIGKILL); right is promoted, and far goes on from there");
         pair.kill(0)?;
         let begun = Instant::now();
-        pair.client(1).promote(true)?;
+        pair.client(1).promote(true, None)?;
         third_has(pair, pair.client(1).status()?.watermarks.last)?;
         let caught_up = begun.elapsed();
         self.say(&format!("far had everything {} after the command, while hosts wrote", shown(caught_up)));

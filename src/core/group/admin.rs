@@ -49,6 +49,9 @@ impl Group {
         if let AdminOp::Promote { fenced } = *op {
             return self.judge_promotion(fenced);
         }
+        if let AdminOp::PromoteThird { fenced, accepted } = *op {
+            return self.judge_third(fenced, accepted);
+        }
         if !self.serving() || self.stopping {
             return Err(AdminError::NotServing);
         }
@@ -80,6 +83,7 @@ impl Group {
                 lives.then_some(()).ok_or(AdminError::NoSuchSnapshot)
             }
             AdminOp::Promote { .. }
+            | AdminOp::PromoteThird { .. }
             | AdminOp::Switchover
             | AdminOp::Demote
             | AdminOp::GiveWay
@@ -181,7 +185,7 @@ impl Group {
                     if protected { UpdateKind::SnapshotProtect } else { UpdateKind::SnapshotUnprotect };
                 self.append_naming(turn, kind, self.generation, Lba(snapshot.0))
             }
-            AdminOp::Promote { .. } => self.promote(turn),
+            AdminOp::Promote { .. } | AdminOp::PromoteThird { .. } => self.promote(turn),
             AdminOp::Switchover
             | AdminOp::Demote
             | AdminOp::GiveWay

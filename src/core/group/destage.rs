@@ -542,6 +542,7 @@ impl Group {
         let page = self.pages.take().expect("checked above");
         let floor = self.retention_floor().min(self.destage.target);
         let floor = self.held_for_third(turn, floor);
+        let floor = self.held_for_former_sources(floor);
         let position = self.journal.position_after(floor);
         self.destage.superblock_sequence += 1;
         let superblock = self.superblock(position);

@@ -5,6 +5,7 @@
 use super::catch_up::{CatchUp, Found, ReadFor};
 use super::handshake::GREETING_MAX;
 use super::peering::{LINK_SPARE, refusal};
+use super::split::SplitBrain;
 use super::{Group, Phase, THIRD_PAGES, Turn};
 use crate::base::*;
 use crate::core::config::{Role, ThirdConfig};
@@ -60,8 +61,10 @@ pub(super) struct Feed {
     talk: Talk,
     hello: Option<Box<Hello>>,
     pull: Pull,
-    /// Whether it has said where it is since this site started.
-    heard: bool,
+    /// When it last said where it is, since this site started.
+    heard: Option<Nanos>,
+    /// It was made primary, as of when they met last: what each of both has that the other has not.
+    pub promoted: Option<SplitBrain>,
     /// It has everything up to here durably, as far as is known.
     position: UpdateNumber,
     /// The journal has let go of what it lacks.
@@ -83,7 +86,8 @@ impl Feed {
             talk: Talk::Absent,
             hello: None,
             pull: NO_PULL,
-            heard: false,
+            heard: None,
+            promoted: None,
             position: UpdateNumber::NONE,
             let_go: false,
             next: UpdateNumber(1),
@@ -115,6 +119,8 @@ pub enum ThirdState {
     Feeding,
     /// The journal no longer has what it lacks.
     Lapsed,
+    /// It was made primary, and they have met since.
+    Promoted,
 }
 
 /// Whether the third could go on from this site's journal now, reading nothing but what it lacks.
@@ -140,6 +146,8 @@ pub enum NoDelta {
     Parted,
     /// This site gives way to its peer, and feeds nobody until that is over.
     GivesWay,
+    /// It was made primary.
+    Promoted,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,7 +155,11 @@ pub struct ThirdStatus {
     pub state: ThirdState,
     /// It has everything up to here durably, as far as is known.
     pub position: UpdateNumber,
+    /// How long ago it last said so.
+    pub said_ns_ago: Option<u64>,
     pub delta: Delta,
+    /// Once it was made primary: what each of both has that the other has not.
+    pub promoted: Option<SplitBrain>,
 }
 
 impl Group {
@@ -159,7 +171,7 @@ impl Group {
         self.feed.as_ref().expect("a third is configured")
     }
 
-    fn feed_mut(&mut self) -> &mut Feed {
+    pub(super) fn feed_mut(&mut self) -> &mut Feed {
         self.feed.as_mut().expect("a third is configured")
     }
 
@@ -226,7 +238,7 @@ impl Group {
                 let feed = self.feed_mut();
                 let moved = durable > feed.position;
                 feed.pull = Pull { after, generation, upto };
-                (feed.position, feed.heard) = (durable, true);
+                (feed.position, feed.heard) = (durable, Some(turn.now));
                 if feed.talk == Talk::Lapsed && upto > UpdateNumber::NONE {
                     // It has got on elsewhere since it was told, and is to be told again if that was not far enough.
                     feed.talk = Talk::Standing;
@@ -265,7 +277,7 @@ impl Group {
         }
     }
 
-    fn lose_third(&mut self, turn: &mut Turn<impl Memory>, reason: LossReason) {
+    pub(super) fn lose_third(&mut self, turn: &mut Turn<impl Memory>, reason: LossReason) {
         let feed = self.feed_mut();
         if std::mem::replace(&mut feed.talk, Talk::Absent) == Talk::Absent {
             return;
@@ -280,7 +292,7 @@ impl Group {
         turn.event(Event::ThirdLost { reason });
     }
 
-    fn refuse_third(&mut self, turn: &mut Turn<impl Memory>, refusal: Refusal) {
+    pub(super) fn refuse_third(&mut self, turn: &mut Turn<impl Memory>, refusal: Refusal) {
         if let Some(message) = self.page_with(turn, PageFrame::Refusal, |out| refusal.encode(out)) {
             self.give_third(turn, message);
         }
@@ -316,6 +328,9 @@ impl Group {
         if let Some(objection) = self.objection(hello, self.third_config().site) {
             return self.refuse_third(turn, objection);
         }
+        if hello.role == Role::Primary {
+            return self.meet_promoted(turn, hello);
+        }
         if hello.role != Role::Third {
             let text = format_args!("site {} is this site's third, and not a third there", hello.site.0);
             return self.refuse_third(turn, refusal(RefusalCode::Role, text));
@@ -327,6 +342,7 @@ impl Group {
         }
         let feed = self.feed_mut();
         feed.talk = Talk::Standing;
+        feed.promoted = None;
         // It is told at once what is settled here, and answers with its position.
         feed.said_at = Nanos(0);
     }
@@ -409,7 +425,7 @@ impl Group {
 
     fn let_go_of_third(&mut self, turn: &mut Turn<impl Memory>, oldest: UpdateNumber) {
         let feed = self.feed_mut();
-        let (position, known) = (feed.position, feed.heard);
+        let (position, known) = (feed.position, feed.heard.is_some());
         if !std::mem::replace(&mut feed.let_go, true) && known {
             turn.event(Event::ThirdLapsed { position, oldest });
         }
@@ -517,18 +533,26 @@ impl Group {
         if position >= floor || position.next() < self.oldest_kept() {
             return floor;
         }
-        let usable = Journal::usable_blocks(self.journal.ring_blocks());
-        if self.journal.used_after(position) * 100 <= usable * KEPT_PERCENT {
+        if self.may_keep_after(position) {
             return position;
         }
         self.let_go_of_third(turn, floor.next());
         floor
     }
 
+    /// Whether what is after `position` is little enough to be kept for somebody whom nobody waits for.
+    pub(super) fn may_keep_after(&self, position: UpdateNumber) -> bool {
+        let usable = Journal::usable_blocks(self.journal.ring_blocks());
+        self.journal.used_after(position) * 100 <= usable * KEPT_PERCENT
+    }
+
     fn third_delta(&self, feed: &Feed) -> Delta {
         // What it has taken but not made durable it may lose, and is told by it only while it is connected.
         let known = Pull { after: feed.pull.after.max(feed.position), ..feed.pull };
-        if !feed.heard {
+        if feed.promoted.is_some() {
+            return Delta::No(NoDelta::Promoted);
+        }
+        if feed.heard.is_none() {
             return Delta::No(NoDelta::Unheard);
         }
         if self.has_given_way() {
@@ -547,15 +571,22 @@ impl Group {
         }
     }
 
-    pub(super) fn third_status(&self) -> Option<ThirdStatus> {
+    pub(super) fn third_status(&self, now: Nanos) -> Option<ThirdStatus> {
         let feed = self.feed.as_ref()?;
         let state = match feed.talk {
+            Talk::Absent | Talk::Greeting { .. } if feed.promoted.is_some() => ThirdState::Promoted,
             Talk::Absent => ThirdState::Disconnected,
             Talk::Greeting { .. } => ThirdState::Greeting,
             Talk::Standing => ThirdState::Standing,
             Talk::Feeding => ThirdState::Feeding,
             Talk::Lapsed => ThirdState::Lapsed,
         };
-        Some(ThirdStatus { state, position: feed.position, delta: self.third_delta(feed) })
+        Some(ThirdStatus {
+            state,
+            position: feed.position,
+            said_ns_ago: feed.heard.map(|at| now.since(at).0),
+            delta: self.third_delta(feed),
+            promoted: feed.promoted,
+        })
     }
 }

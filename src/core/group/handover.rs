@@ -210,7 +210,7 @@ impl Group {
             && ((number >= opened && durable < opened) || (number >= left && durable < left))
     }
 
-    fn judge_phase(&self) -> Result<(), AdminError> {
+    pub(super) fn judge_phase(&self) -> Result<(), AdminError> {
         match self.phase {
             Phase::Recovering(_) => Err(AdminError::Recovering),
             Phase::Running if !self.stopping => Ok(()),

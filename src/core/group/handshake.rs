@@ -299,12 +299,13 @@ impl Group {
 
     /// The restart rule: a primary opens its generation, and serves, once its secondary has answered, or alone.
     pub(super) fn serve_if_allowed(&mut self, turn: &mut Turn<impl Memory>) {
-        let answered =
-            self.config.peer.is_none() || self.alone == Alone::Yes || self.peer.talk == Talk::Streaming;
+        // A third that takes over has no peer, and is alone once that is durable like anybody else.
+        let peerless = self.config.peer.is_none() && self.alone == Alone::No;
+        let answered = peerless || self.alone == Alone::Yes || self.peer.talk == Talk::Streaming;
         let fetching = matches!(self.peer.talk, Talk::Fetching { .. });
         // Tables that were repaired may be ahead of this site: numbers that they cover are not given to other updates.
         let whole = self.window.last() >= self.applied;
-        let stays = self.left.is_none();
+        let stays = self.left.is_none() && !self.superseded;
         let may = !self.serving && !self.stopping && !fetching && whole && stays && self.window.room() > 0;
         if self.role == Role::Primary && may && answered {
             if !self.opened {

@@ -121,7 +121,7 @@ impl Group {
         if self.role != Role::Primary && request.of_primary {
             return Err(HostError::NotServing);
         }
-        if self.role == Role::Primary && self.left.is_some() {
+        if self.role == Role::Primary && (self.left.is_some() || self.superseded) {
             return Err(HostError::NotServing);
         }
         if request.op == HostOp::Flush {

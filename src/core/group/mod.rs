@@ -5,7 +5,8 @@
 //! (making that durable), `admin` (creating, deleting), `snapshot_reads`, `repair` and `tables` (what has gone bad, here or at the
 //! peer; of volumes: `mending`). `takeover` changes what a site is to its peer, `handover` by agreement; `split` says what keeps two apart, and `resolve`
 //! lets one of them give way; `resync` copies to one what the journal has no more, `copy_kept` what snapshots keep, `staging` keeps that
-//! apart, `install` brings it to the volumes. `feeding` serves a third site, and `pulling` is that site's own part.
+//! apart, `install` brings it to the volumes. `feeding` serves a third site, `pulling` is that site's own part, and `promoted` what becomes of
+//! both when it is made primary.
 
 mod admin;
 mod capture;
@@ -27,6 +28,7 @@ mod mending;
 mod old_blocks;
 mod pace;
 mod peering;
+mod promoted;
 mod pulling;
 mod recovery;
 mod repair;
@@ -139,6 +141,8 @@ pub struct Group {
     /// A primary that has opened its generation, and one that lets its hosts in.
     opened: bool,
     serving: bool,
+    /// A primary that has nothing which its third lacks, and learned that this was made primary: it serves nobody without an operator's word.
+    superseded: bool,
     /// How the newest generation's primary ended it, if the stream says so, and where.
     left: Option<(UpdateNumber, Left)>,
     leaving: handover::Leaving,
@@ -291,6 +295,7 @@ impl Group {
             role_at: UpdateNumber::NONE,
             opened: false,
             serving: false,
+            superseded: false,
             left: None,
             leaving: handover::Leaving::default(),
             split: None,

@@ -307,8 +307,8 @@ impl Group {
         if self.cache.free_entries() < blocks {
             self.cache.evict(0, blocks, 4 * ZERO_BLOCKS_MAX, &mut self.pages, turn.memory);
         }
-        // A secondary that takes over must be able to number what makes it primary.
-        let spare = if self.role == Role::Secondary { super::stream::CONTROL_UPDATES } else { 0 };
+        // Whoever takes over must be able to number what makes it primary.
+        let spare = if self.role == Role::Primary { 0 } else { super::stream::CONTROL_UPDATES };
         self.window.room() > spare
             && self.cache.free_entries() >= blocks
             && self.journal_room() > update.payload_blocks() as u64

@@ -4,6 +4,7 @@
 use super::handshake::GREETING_MAX;
 use super::inbound::Inbound;
 use super::peering::{LINK_SPARE, refusal};
+use super::split::SplitBrain;
 use super::{Group, Phase, Turn};
 use crate::base::*;
 use crate::core::config::{Role, SourceConfig};
@@ -48,9 +49,13 @@ pub(super) struct Source {
     hello: Option<Box<Hello>>,
     /// Since when it is met.
     met_at: Nanos,
-    /// What it said is settled, and whether that was all that this site had when it said so.
+    /// What it said is settled, when, and whether that was all that this site had when it said so; and the most that it ever did.
     settled: UpdateNumber,
+    said_at: Option<Nanos>,
     keeps_up: bool,
+    pub newest: UpdateNumber,
+    /// What each of both has that the other has not, as of when they met last: this site was made primary in its place.
+    parted: Option<SplitBrain>,
     inbound: FixedQueue<Inbound>,
     /// What it was told last: how far this site is durable, and what it may send.
     told_durable: UpdateNumber,
@@ -70,14 +75,19 @@ pub enum SourceState {
     Pulling,
     /// Its journal no longer has what this site lacks.
     Lapsed,
+    /// This site took over from it, and they have met since.
+    Superseded,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceStatus {
     pub site: SiteId,
     pub state: SourceState,
-    /// What it said is settled, when it was last heard.
+    /// The most that it has said is settled, and how long ago it last said anything of that.
     pub settled: UpdateNumber,
+    pub said_ns_ago: Option<u64>,
+    /// Once this site has taken over from it: what each has that the other has not.
+    pub parted: Option<SplitBrain>,
 }
 
 impl Source {
@@ -89,7 +99,10 @@ impl Source {
             hello: None,
             met_at: Nanos(0),
             settled: UpdateNumber::NONE,
+            said_at: None,
             keeps_up: false,
+            newest: UpdateNumber::NONE,
+            parted: None,
             inbound: FixedQueue::new(2 * LINK_INBOUND_SLOTS),
             told_durable: UpdateNumber::NONE,
             told_upto: UpdateNumber::NONE,
@@ -101,6 +114,12 @@ impl Source {
 
     pub fn room(&self) -> usize {
         self.inbound.room()
+    }
+
+    fn says_settled(&mut self, now: Nanos, settled: UpdateNumber) {
+        self.settled = self.settled.max(settled);
+        self.newest = self.newest.max(settled);
+        self.said_at = Some(now);
     }
 
     fn is_met(&self) -> bool {
@@ -167,7 +186,7 @@ impl Group {
             return self.lose_source(turn, index, LossReason::Protocol("an update that is not settled"));
         }
         let source = &mut self.sources[index];
-        source.settled = source.settled.max(settled);
+        source.says_settled(turn.now, settled);
         source.inbound.push(inbound);
     }
 
@@ -177,7 +196,7 @@ impl Group {
         let site = source.config.site;
         match control {
             Control::Heartbeat { settled, .. } => {
-                source.settled = source.settled.max(settled);
+                source.says_settled(turn.now, settled);
                 source.keeps_up = settled >= position;
                 source.owed = true;
             }
@@ -257,7 +276,8 @@ impl Group {
         if !matches!(self.phase, Phase::Running) || self.stopping {
             return;
         }
-        if !hello_sent {
+        // Nobody is to hear of a generation that a crash may still undo.
+        if !hello_sent && self.role_at <= self.journal.durable() {
             let hello = self.our_hello();
             let message = self.page_with(turn, PageFrame::Hello, |out| hello.encode(out));
             self.sources[index].stand = Stand::Greeting { since, hello_sent: message.is_some() };
@@ -281,7 +301,12 @@ impl Group {
             let text = format_args!("site {} is a source of this third, and a third itself", site.0);
             refusal(RefusalCode::Role, text)
         });
-        if let Some(objection) = self.objection(hello, site).or(a_third) {
+        let mut objection = self.objection(hello, site).or(a_third);
+        if self.role == Role::Primary && objection.is_none() {
+            self.sources[index].parted = Some(SplitBrain::of(&self.our_hello(), hello));
+            objection = Some(self.meet_former_source(hello));
+        }
+        if let Some(objection) = objection {
             if let Some(message) = self.page_with(turn, PageFrame::Refusal, |out| objection.encode(out)) {
                 turn.out.remotes[index].to_link.push(message);
             }
@@ -292,6 +317,7 @@ impl Group {
         source.stand = Stand::Standing;
         source.met_at = turn.now;
         source.settled = hello.settled;
+        source.says_settled(turn.now, hello.settled);
         source.keeps_up = false;
         (source.told_durable, source.told_upto) = (UpdateNumber::NONE, UpdateNumber::NONE);
         source.owed = true;
@@ -308,7 +334,7 @@ impl Group {
                 self.lose_source(turn, index, LossReason::Protocol("silent for too long"));
             }
         }
-        if self.sources.is_empty() || self.stopping {
+        if self.role != Role::Third || self.stopping {
             return;
         }
         self.choose_source(turn);
@@ -316,6 +342,11 @@ impl Group {
         for index in 0..self.sources.len() {
             self.tell_source(turn, index);
         }
+    }
+
+    /// What each source has settled that is connected, and has told this third so.
+    pub(super) fn sources_connected(&self) -> impl Iterator<Item = UpdateNumber> + '_ {
+        self.sources.iter().filter(|source| source.is_met()).map(|source| source.settled)
     }
 
     fn pulled_from(&self) -> Option<usize> {
@@ -417,17 +448,24 @@ impl Group {
         self.sources.iter().filter_map(deadline).min()
     }
 
-    pub(super) fn source_status(&self) -> [Option<SourceStatus>; SOURCES_MAX] {
+    pub(super) fn source_status(&self, now: Nanos) -> [Option<SourceStatus>; SOURCES_MAX] {
         let mut status = [None; SOURCES_MAX];
         for (place, source) in status.iter_mut().zip(&self.sources) {
             let state = match source.stand {
+                Stand::Absent | Stand::Greeting { .. } if source.parted.is_some() => SourceState::Superseded,
                 Stand::Absent => SourceState::Disconnected,
                 Stand::Greeting { .. } => SourceState::Greeting,
                 Stand::Standing => SourceState::Standing,
                 Stand::Pulling => SourceState::Pulling,
                 Stand::Lapsed { .. } => SourceState::Lapsed,
             };
-            *place = Some(SourceStatus { site: source.config.site, state, settled: source.settled });
+            *place = Some(SourceStatus {
+                site: source.config.site,
+                state,
+                settled: source.newest,
+                said_ns_ago: source.said_at.map(|at| now.since(at).0),
+                parted: source.parted,
+            });
         }
         status
     }

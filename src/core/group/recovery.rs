@@ -5,6 +5,7 @@ use super::capture::Room;
 use super::catch_up::{Found, ReadFor};
 use super::differential::MetadataIo;
 use super::install::Install;
+use super::promoted::Recovered;
 use super::storage::VolumeIo;
 use super::{Alone, Group, Phase, Turn};
 use crate::base::*;
@@ -83,6 +84,8 @@ pub(super) struct Recovery {
     solo_ended: UpdateNumber,
     /// This site has given way: what it has, it has alone.
     gave_way: bool,
+    /// What its disk says that this site is while it is not primary.
+    follower: Role,
     replayed: u64,
     pub descriptors: Box<[Update; BATCH_DESCRIPTORS_MAX]>,
     /// What is to be installed before anything else; and whether that is over.
@@ -119,6 +122,7 @@ impl Recovery {
             solo: false,
             solo_ended: UpdateNumber::NONE,
             gave_way: false,
+            follower: Role::Secondary,
             replayed: 0,
             descriptors: Box::new([Update::EMPTY; BATCH_DESCRIPTORS_MAX]),
             install: None,
@@ -236,8 +240,7 @@ impl Group {
                 .iter()
                 .zip(&self.config.volumes)
                 .all(|(have, want)| *have == want.blocks);
-        let third = (superblock.role == Role::Third) == (self.config.role == Role::Third);
-        let ours = superblock.group == self.config.group && superblock.site == self.config.site && third;
+        let ours = superblock.group == self.config.group && superblock.site == self.config.site;
         if !ours || !sizes || superblock.journal_blocks != self.config.journal_blocks {
             return self.fail_on_disk(turn, IoTarget::Journal, IoFault::Foreign, 0);
         }
@@ -257,6 +260,7 @@ impl Group {
         recovery.superblock_settled = superblock.settled;
         recovery.known_durable = superblock.known_durable;
         recovery.solo = superblock.solo;
+        recovery.follower = if superblock.role == Role::Third { Role::Third } else { Role::Secondary };
         let own = superblock.checkpoint_generation.opener() == site;
         recovery.gave_way = own && matches!(superblock.left, Some(Left::GaveWay(_)));
         recovery.step = Step::Sums { volume: 0, block: 0, in_flight: 0 };
@@ -483,8 +487,8 @@ impl Group {
         count: u32,
     ) -> Option<u32> {
         let group = self.config.group;
-        let follower = self.follower();
         let Phase::Recovering(recovery) = &mut self.phase else { return None };
+        let follower = recovery.follower;
         let page = |index: u32| turn.tables.journal_io.page(slot, index as usize);
         let bytes = turn.memory.bytes(page(offset));
         let header = decode_batch(bytes, &mut recovery.descriptors).ok()?;
@@ -614,10 +618,18 @@ impl Group {
         let left_behind = self.recovery().left_behind;
         self.journal.recover_end(left_behind);
         let last = self.journal.appended();
-        // The joint prefix a restarting site may rely on: all of it if no peer has a say.
         let gave_way = self.recovery().gave_way;
         let solo = self.role == Role::Primary && self.recovery().solo;
-        let alone = self.config.peer.is_none() || solo || gave_way;
+        let found = self.recovery().settled_bound.max(self.recovery().superblock_settled).min(last);
+        // The joint prefix a restarting site may rely on: all of it if no peer has a say, or if nothing else was taken.
+        let alone = self.config.peer.is_none() || self.role == Role::Third || solo || gave_way;
+        match self.role_as_configured(Recovered { solo, gave_way, last, settled: found }) {
+            Ok(role) => self.role = role,
+            Err(why) => {
+                turn.event(Event::RoleRefused { why });
+                return self.fail(turn);
+            }
+        }
         if self.role == Role::Secondary && !gave_way {
             self.changed.forget();
         }
@@ -627,8 +639,7 @@ impl Group {
             return self.flush_staging(turn, slot);
         }
         let recovery = self.recovery();
-        let bound =
-            if alone { last } else { recovery.settled_bound.max(recovery.superblock_settled).min(last) };
+        let bound = if alone { last } else { found };
         recovery.settled_bound = bound;
         recovery.step = Step::Ingest { next: checkpoint.next() };
         self.peer.told_settled = bound;

@@ -33,14 +33,17 @@ impl Branch {
     }
 }
 
+impl SplitBrain {
+    /// How a site that says this of itself stands to another one, whose hello it has.
+    pub(super) fn of(ours: &Hello, theirs: &Hello) -> SplitBrain {
+        let common = common_point(&ours.history, ours.last, &theirs.history, theirs.last);
+        SplitBrain { common, ours: Branch::of(ours, common), theirs: Branch::of(theirs, common) }
+    }
+}
+
 impl Group {
     /// Two sites have met: what keeps them apart, or nothing.
     pub(super) fn note_split(&mut self, ours: &Hello, theirs: &Hello, split: bool) {
-        let common = common_point(&ours.history, ours.last, &theirs.history, theirs.last);
-        self.split = split.then(|| SplitBrain {
-            common,
-            ours: Branch::of(ours, common),
-            theirs: Branch::of(theirs, common),
-        });
+        self.split = split.then(|| SplitBrain::of(ours, theirs));
     }
 }

@@ -60,6 +60,8 @@ pub enum GroupState {
     Recovering,
     /// A primary whose secondary has not answered since it started.
     AwaitingPeer,
+    /// A primary whose third was made primary, and that has nothing which this lacks: it serves nobody.
+    Superseded,
     /// A primary that hands over to its peer, or steps down: its hosts are disconnected.
     Leaving,
     Serving,
@@ -178,6 +180,7 @@ impl Group {
             Phase::Recovering(_) => GroupState::Recovering,
             Phase::Running if self.is_leaving() => GroupState::Leaving,
             Phase::Running if self.serving() => GroupState::Serving,
+            Phase::Running if self.superseded => GroupState::Superseded,
             Phase::Running => GroupState::AwaitingPeer,
             Phase::Failed => GroupState::Failed,
             Phase::Stopped => GroupState::Stopped,
@@ -234,8 +237,8 @@ impl Group {
             operations: self.ops_live as u64,
             operations_waiting: (self.queued.len() + self.stalled.len()) as u64,
             resync: self.resync_status(now),
-            third: self.third_status(),
-            sources: self.source_status(),
+            third: self.third_status(now),
+            sources: self.source_status(now),
             counters: self.counters,
         }
     }

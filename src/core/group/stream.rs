@@ -194,7 +194,10 @@ impl Group {
             AckLevel::Durable | AckLevel::Applied => self.journal.durable(),
         };
         if !self.in_set() {
-            return local;
+            return match self.alone {
+                Alone::Beginning(at) => local.min(at.previous()),
+                _ => local,
+            };
         }
         // A `SoloEnd` that a crash undid, or a `SoloBegin` that it did not, would let this site go on alone, without what it
         // acknowledged with its peer.

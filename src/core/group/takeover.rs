@@ -2,7 +2,7 @@
 //! stream says who is primary: whoever opened its newest generation. A superblock says it for what replay does not read.
 
 use super::peering::refusal;
-use super::{Alone, Group, Phase, Turn};
+use super::{Alone, Group, Turn};
 use crate::base::*;
 use crate::core::config::Role;
 use crate::core::history::common_point;
@@ -23,7 +23,7 @@ impl Group {
         match self.role {
             Role::Primary if self.left.is_some_and(stepped_down) => Role::Secondary,
             role if self.role_at <= self.journal.durable() => role,
-            Role::Primary => Role::Secondary,
+            Role::Primary => self.follower(),
             Role::Secondary => Role::Primary,
             Role::Third => Role::Third,
         }
@@ -46,14 +46,9 @@ impl Group {
 
     pub(super) fn judge_promotion(&self, fenced: bool) -> Result<(), AdminError> {
         if self.role == Role::Third {
-            return Err(AdminError::Third);
+            return self.judge_third(fenced, None);
         }
-        match self.phase {
-            Phase::Recovering(_) => return Err(AdminError::Recovering),
-            Phase::Failed | Phase::Stopped => return Err(AdminError::NotServing),
-            Phase::Running if self.stopping => return Err(AdminError::NotServing),
-            Phase::Running => {}
-        }
+        self.judge_phase()?;
         if self.role == Role::Primary && self.serving {
             return Err(AdminError::PrimaryAlready);
         }
@@ -76,10 +71,13 @@ impl Group {
     /// Opens a generation over everything this site holds, and is alone in it: the journaled tail may have been acknowledged
     /// though it is not known to be settled. Hosts are served once that is durable (INV-1). Returns the number at which it is.
     pub(super) fn promote(&mut self, turn: &mut Turn<impl Memory>) -> UpdateNumber {
-        if self.window.room() < PROMOTION_UPDATES {
+        // Both are in one batch, which a crash leaves whole or not at all: a third that has opened a generation is known to be alone in it.
+        let one_batch = self.journal.appended() == self.window.last();
+        if self.window.room() < PROMOTION_UPDATES || (self.role == Role::Third && !one_batch) {
             return UpdateNumber::NONE;
         }
         self.leave_peer(turn);
+        self.leave_sources(turn);
         self.open_as_primary(turn);
         let at = self.append_control(turn, UpdateKind::SoloBegin, self.generation);
         self.alone = Alone::Beginning(at);
@@ -88,8 +86,8 @@ impl Group {
 
     /// Opens a generation over everything this site holds, as its primary.
     pub(super) fn open_as_primary(&mut self, turn: &mut Turn<impl Memory>) {
-        let was_secondary = self.role == Role::Secondary;
-        if was_secondary {
+        let takes_over = self.role != Role::Primary;
+        if takes_over {
             self.role = Role::Primary;
             self.acknowledged = self.settled;
             (self.joint_from, self.solo_ended) = (UpdateNumber(1), UpdateNumber::NONE);
@@ -105,10 +103,14 @@ impl Group {
         self.track_changes(self.peer.durable);
         let generation = self.generation.opened_by(self.config.site);
         let opening = self.append_control(turn, UpdateKind::GenerationOpen, generation);
-        if was_secondary {
+        if takes_over {
             self.role_at = opening;
         }
         self.opened = true;
+        if std::mem::take(&mut self.superseded) {
+            // Its hosts were sent away.
+            turn.event(Event::RoleChanged { role: Role::Primary });
+        }
     }
 
     // -------------------------------------------------------------------------------------------------- who leads whom

@@ -166,8 +166,8 @@ impl Client {
     }
 
     /// Answered when the site takes writes.
-    pub fn promote(&self, fenced: bool) -> Result<(), ClientError> {
-        self.done(Request::Promote { fenced }, AGREEMENT_MAX)
+    pub fn promote(&self, fenced: bool, accept_loss: Option<u64>) -> Result<(), ClientError> {
+        self.done(Request::Promote { fenced, accept_loss }, AGREEMENT_MAX)
     }
 
     /// Answered when this site is what it becomes: a primary that takes writes, or a secondary.

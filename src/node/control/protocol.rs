@@ -46,6 +46,9 @@ pub enum Request {
     /// Take over as primary, or begin without the peer. `fenced` says that the other site is dead or cut off from its hosts.
     Promote {
         fenced: bool,
+        /// At a third: so many updates are given up, which it was told are lost at least.
+        #[serde(default)]
+        accept_loss: Option<u64>,
     },
     /// The secondary becomes primary and the primary follows it, at either site; answered when this one is what it becomes.
     Switchover,

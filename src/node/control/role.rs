@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
+use super::third::loss;
 use super::{Control, LineError, Response};
 use crate::core::config::Role;
 use crate::core::messages::AdminOp;
@@ -152,8 +153,18 @@ impl Control {
         }
     }
 
-    pub(super) fn promote(&self, fenced: bool) -> Result<Response, LineError> {
-        self.change_role(AdminOp::Promote { fenced }, Some(Role::Primary))
+    pub(super) fn promote(&self, fenced: bool, accepted: Option<u64>) -> Result<Response, LineError> {
+        let status = self.group_status()?;
+        if status.role != Role::Third {
+            return self.change_role(AdminOp::Promote { fenced }, Some(Role::Primary));
+        }
+        let response = self.change_role(AdminOp::PromoteThird { fenced, accepted }, Some(Role::Primary))?;
+        Ok(match response {
+            Response::Failed(why) => {
+                Response::Failed(format!("{} Nothing is changed: {why}", loss(&self.config, &status)))
+            }
+            other => other,
+        })
     }
 
     pub(super) fn demote(&self) -> Result<Response, LineError> {

@@ -199,7 +199,7 @@ impl Control {
             Request::SnapshotRollback { .. } | Request::Verify { .. } => {
                 unreachable!("answered with its progress")
             }
-            Request::Promote { fenced } => self.promote(fenced),
+            Request::Promote { fenced, accept_loss } => self.promote(fenced, accept_loss),
             Request::Switchover => self.switch_over(),
             Request::Demote => self.demote(),
             Request::Resolve { discard } => self.resolve(&discard),

@@ -25,7 +25,7 @@ pub struct Status {
     pub id: u16,
     pub group: String,
     pub role: String,
-    /// `recovering`, `awaiting_peer`, `leaving`, `serving`, `failed` or `stopped`.
+    /// `recovering`, `awaiting_peer`, `superseded`, `leaving`, `serving`, `failed` or `stopped`.
     pub state: String,
     /// Whether writes are acknowledged by this site alone, though it has a peer.
     pub solo: bool,
@@ -87,7 +87,7 @@ pub struct BranchShown {
 }
 
 impl SplitShown {
-    fn new(split: &SplitBrain) -> SplitShown {
+    pub(super) fn new(split: &SplitBrain) -> SplitShown {
         let after = |number: UpdateNumber| number.0.saturating_sub(split.common.0);
         let branch = |branch: &Branch| BranchShown {
             generation: branch.generation.to_string(),
@@ -400,6 +400,7 @@ fn state(state: GroupState) -> &'static str {
     match state {
         GroupState::Recovering => "recovering",
         GroupState::AwaitingPeer => "awaiting_peer",
+        GroupState::Superseded => "superseded",
         GroupState::Leaving => "leaving",
         GroupState::Serving => "serving",
         GroupState::Failed => "failed",

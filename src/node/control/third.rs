@@ -3,20 +3,23 @@
 use serde::{Deserialize, Serialize};
 
 use super::links::LinkSeen;
+use super::status::SplitShown;
 use crate::base::BLOCK_BYTES;
 use crate::core::group::status::{
     Delta, GroupStatus, NoDelta, SourceState, SourceStatus, ThirdState, ThirdStatus,
 };
-use crate::node::config::Remote;
+use crate::node::config::{Config, Remote};
 
 /// A third site, as one of the pair sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ThirdShown {
     pub name: String,
-    /// `disconnected`, `greeting`, `standing`, `feeding` or `lapsed`.
+    /// `disconnected`, `greeting`, `standing`, `feeding`, `lapsed` or `promoted`.
     pub state: String,
     /// It has everything up to here durably, as far as is known.
     pub position: u64,
+    /// How long ago it last said so; none if it has not since this site started.
+    pub heard_seconds_ago: Option<f64>,
     /// Updates that are settled here and that it does not have.
     pub behind: u64,
     /// Whether it could go on from this site's journal now, reading nothing but what it lacks (`yes` or `no`).
@@ -26,6 +29,8 @@ pub struct ThirdShown {
     pub delta_bytes: u64,
     /// If not: why.
     pub reason: Option<String>,
+    /// Once it was made primary: what each of both has that the other has not, as of when they met last.
+    pub promoted: Option<SplitShown>,
     pub round_trip_us: f64,
     pub problem: Option<String>,
 }
@@ -35,14 +40,22 @@ pub struct ThirdShown {
 pub struct SourceShown {
     pub name: String,
     pub address: String,
-    /// `disconnected`, `greeting`, `standing`, `pulling` or `lapsed`.
+    /// `disconnected`, `greeting`, `standing`, `pulling`, `lapsed` or `superseded`.
     pub state: String,
-    /// What it said is settled, when it was last heard.
+    /// The most that it has said is settled.
     pub settled: u64,
+    /// How long ago it last said what is settled; none if it has not since this site started.
+    pub heard_seconds_ago: Option<f64>,
     /// Updates of these that this site does not have durably.
     pub behind: u64,
+    /// Once this site was made primary in its place: what each of both has that the other has not, as of when they met last.
+    pub parted: Option<SplitShown>,
     pub round_trip_us: f64,
     pub problem: Option<String>,
+}
+
+fn seconds(ns: Option<u64>) -> Option<f64> {
+    ns.map(|ns| ns as f64 / 1e9)
 }
 
 fn reason(why: NoDelta) -> &'static str {
@@ -51,6 +64,7 @@ fn reason(why: NoDelta) -> &'static str {
         NoDelta::Lapsed => "the journal no longer has what it lacks",
         NoDelta::Ahead => "it has what this site does not have",
         NoDelta::Parted => "it has what never was in this site's stream",
+        NoDelta::Promoted => "it was made primary",
         NoDelta::GivesWay => "this site gives way to its peer, and feeds nobody until that is over",
     }
 }
@@ -63,6 +77,7 @@ impl ThirdShown {
             ThirdState::Standing => "standing",
             ThirdState::Feeding => "feeding",
             ThirdState::Lapsed => "lapsed",
+            ThirdState::Promoted => "promoted",
         };
         let (delta, updates, blocks, why) = match third.delta {
             Delta::Yes { updates, blocks } => ("yes", updates, blocks, None),
@@ -72,11 +87,13 @@ impl ThirdShown {
             name: remote.name.clone(),
             state: state.to_owned(),
             position: third.position.0,
+            heard_seconds_ago: seconds(third.said_ns_ago),
             behind: group.settled.0.saturating_sub(third.position.0),
             delta: delta.to_owned(),
             delta_updates: updates,
             delta_bytes: blocks * BLOCK_BYTES as u64,
             reason: why,
+            promoted: third.promoted.as_ref().map(SplitShown::new),
             round_trip_us: link.round_trip_us(),
             problem: link.problem(),
         }
@@ -91,15 +108,46 @@ impl SourceShown {
             SourceState::Standing => "standing",
             SourceState::Pulling => "pulling",
             SourceState::Lapsed => "lapsed",
+            SourceState::Superseded => "superseded",
         };
         SourceShown {
             name: remote.name.clone(),
             address: remote.address.map_or_else(String::new, |address| address.to_string()),
             state: state.to_owned(),
             settled: source.settled.0,
-            behind: source.settled.0.saturating_sub(group.durable.0),
+            heard_seconds_ago: seconds(source.said_ns_ago),
+            // What it said before this site went on without it is in no relation to what this one has now.
+            behind: match source.parted {
+                None => source.settled.0.saturating_sub(group.durable.0),
+                Some(parted) => parted.theirs.last.0 - parted.common.0,
+            },
+            parted: source.parted.as_ref().map(SplitShown::new),
             round_trip_us: link.round_trip_us(),
             problem: link.problem(),
         }
     }
+}
+
+/// What is lost if this third goes on without the sites that it pulls from, as far as anybody here can know.
+pub fn loss(config: &Config, group: &GroupStatus) -> String {
+    let named = config.sources.iter().zip(group.sources.iter().flatten());
+    let heard: Vec<String> = named
+        .map(|(remote, source)| match seconds(source.said_ns_ago) {
+            Some(ago) => {
+                format!(
+                    "{} was last heard {ago:.1} s ago, and had settled {} then",
+                    remote.name, source.settled
+                )
+            }
+            None => format!("{} has not been heard since this site started", remote.name),
+        })
+        .collect();
+    let newest = group.sources.iter().flatten().map(|source| source.settled.0).max().unwrap_or(0);
+    let least = newest.saturating_sub(group.last.0);
+    format!(
+        "This third has everything up to {}. {}. At least {least} updates are lost if it is promoted, and what hosts were told of after the \
+         last word of those sites: how much that is, nobody here knows.",
+        group.last,
+        heard.join("; ")
+    )
 }

@@ -64,7 +64,10 @@ impl Fate {
             Event::RoleChanged { role } => self.role.set(*role),
             Event::HostsToGo => self.role.set_leaving(true),
             Event::LeavingAbandoned { .. } => self.role.set_leaving(false),
-            Event::Failed { .. } | Event::MetadataFailed { .. } => self.failed.store(true, Release),
+            Event::ThirdPromoted { stays: false, .. } => self.role.set_leaving(true),
+            Event::Failed { .. } | Event::MetadataFailed { .. } | Event::RoleRefused { .. } => {
+                self.failed.store(true, Release)
+            }
             Event::StagedWhole { .. } => self.anew.store(true, Release),
             _ => {}
         }
