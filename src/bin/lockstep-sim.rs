@@ -9,9 +9,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::Parser;
-use lockstep::sim::{CRASHES_MIN, HOST_OPERATIONS_MIN, Outcome, Violation, keep_panics, run_seed};
+use lockstep::sim::{
+    CRASHES_MIN, Case, HOST_OPERATIONS_MIN, Outcome, Tried, Violation, keep_panics, minimise, run_case,
+};
 
 #[derive(Parser)]
 #[command(
@@ -28,6 +30,15 @@ struct Arguments {
     /// Print what happens; with --seed.
     #[arg(long, requires = "seed")]
     trace: bool,
+    /// Leave out as much of a seed as it needs not to fail; with --seed.
+    #[arg(long, requires = "seed", conflicts_with = "trace")]
+    minimise: bool,
+    /// Leave this out, as --minimise says; with --seed.
+    #[arg(long, requires = "seed", default_value = "")]
+    without: String,
+    /// Hosts submit no more than these while faults strike, as --minimise says; with --seed.
+    #[arg(long, requires = "seed")]
+    operations: Option<u64>,
     /// Print each seed's trace hash, to compare two builds.
     #[arg(long)]
     hashes: bool,
@@ -169,6 +180,12 @@ fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     keep_panics(arguments.trace);
     let begun = Instant::now();
+    let mut case = Case { operations: arguments.operations, ..Case::default() };
+    case.leave_out(&arguments.without).map_err(anyhow::Error::msg).context("--without")?;
+    if let Some(seed) = arguments.seed.filter(|_| arguments.minimise) {
+        return make_smaller(Case { seed, ..case });
+    }
+    let whole = case.is_whole();
     let (from, to) = arguments.seed.map_or(arguments.seeds, |seed| (seed, seed + 1));
     ensure!(from < to, "--seeds {from}..{to} is empty");
     let next = AtomicU64::new(from);
@@ -183,11 +200,12 @@ fn main() -> anyhow::Result<()> {
             if over || enough || seed >= to {
                 break;
             }
-            match run_seed(seed, arguments.trace) {
+            match run_case(&Case { seed, ..case.clone() }, arguments.trace) {
                 Ok(outcome) => {
                     assert!(
-                        outcome.hosts.submitted >= HOST_OPERATIONS_MIN
-                            && outcome.crashes >= CRASHES_MIN as u64
+                        !whole
+                            || outcome.hosts.submitted >= HOST_OPERATIONS_MIN
+                                && outcome.crashes >= CRASHES_MIN as u64
                     );
                     if arguments.hashes || arguments.seed.is_some() {
                         println!("seed {seed}: trace hash {:016x}", outcome.trace_hash);
@@ -220,10 +238,30 @@ fn main() -> anyhow::Result<()> {
     match violations.first() {
         None => Ok(()),
         Some(first) => {
-            println!("replay with: lockstep-sim --seed {} --trace (commit {})", first.seed, commit());
+            println!(
+                "replay with: lockstep-sim --seed {} --trace, or make it smaller with --minimise (commit {})",
+                first.seed,
+                commit()
+            );
             std::process::exit(1)
         }
     }
+}
+
+/// Prints the arguments that run the smallest case found of a seed that fails.
+fn make_smaller(case: Case) -> anyhow::Result<()> {
+    let Err(first) = run_case(&case, false) else { bail!("{case} does not fail") };
+    println!("{case}: {}", first.what);
+    let mut runs = 0;
+    let least = minimise(case, first.strikes, |case| {
+        runs += 1;
+        match run_case(case, false) {
+            Ok(_) => Tried { strikes: 0, fails: false },
+            Err(violation) => Tried { strikes: violation.strikes, fails: violation.place() == first.place() },
+        }
+    });
+    println!("after {runs} runs, replay with: lockstep-sim {least} --trace (commit {})", commit());
+    std::process::exit(1)
 }
 
 fn commit() -> String {

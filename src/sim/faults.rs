@@ -33,8 +33,7 @@ impl World {
             true
         });
         for fault in due {
-            self.trace.note(self.now, || format!("fault: {fault:?}"));
-            self.strike(fault);
+            self.strike_unless_spared(fault);
         }
     }
 
@@ -42,11 +41,21 @@ impl World {
     pub(super) fn strike_next(&mut self) -> bool {
         let next = (0..self.armed.len()).min_by_key(|&index| self.armed[index].0);
         let fault = next.map(|index| self.armed.remove(index).1);
-        fault.into_iter().for_each(|fault| self.strike(fault));
+        fault.into_iter().for_each(|fault| self.strike_unless_spared(fault));
         fault.is_some()
     }
 
-    pub(super) fn strike(&mut self, fault: Fault) {
+    fn strike_unless_spared(&mut self, fault: Fault) {
+        let spared = self.spared.contains(&self.strikes);
+        let (strike, what) = (self.strikes, if spared { "spared" } else { "fault" });
+        self.trace.note(self.now, || format!("{what} {strike}: {fault:?}"));
+        self.strikes += 1;
+        if !spared {
+            self.strike(fault);
+        }
+    }
+
+    fn strike(&mut self, fault: Fault) {
         match fault {
             Fault::Third(fault) => self.strike_third(fault),
             Fault::Crash { site, crash } => {

@@ -15,6 +15,7 @@ mod link;
 mod links;
 pub mod memory;
 pub mod metadata;
+mod minimise;
 mod network;
 mod plan;
 mod queue;
@@ -33,6 +34,7 @@ mod trace;
 mod world;
 
 pub use coverage::Coverage;
+pub use minimise::{Case, Tried, minimise};
 pub use plan::{CRASHES_MIN, HOST_OPERATIONS_MIN, Plan};
-pub use run::{Violation, keep_panics, run_seed};
+pub use run::{Violation, keep_panics, run_case, run_seed};
 pub use world::{Outcome, World};

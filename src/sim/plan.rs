@@ -251,6 +251,12 @@ impl Plan {
         self.faults.sort_by_key(|planned| planned.after_ops);
     }
 
+    /// Hosts submit no more than these while faults strike.
+    pub fn end_after(&mut self, operations: Option<u64>) {
+        self.operations = operations.map_or(self.operations, |most| most.min(self.operations));
+        self.faults.retain(|planned| planned.after_ops <= self.operations);
+    }
+
     pub fn has_peer(&self) -> bool {
         self.configs[0].peer.is_some()
     }

@@ -57,6 +57,8 @@ pub fn generator(seed: u64) -> Rng {
 }
 
 impl RotPlan {
+    pub const NONE: RotPlan = RotPlan { working: 0, visits: 1, calm: 0, scrubs: false, aside: false };
+
     pub fn new(rng: &mut Rng, plan: &Plan) -> RotPlan {
         let suspends =
             plan.configs[0].peer.as_ref().is_some_and(|peer| peer.on_peer_loss == OnPeerLoss::Suspend);

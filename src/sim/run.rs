@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 
+use crate::sim::minimise::Case;
 use crate::sim::world::{Outcome, World};
 
 thread_local! {
@@ -15,6 +16,8 @@ pub struct Violation {
     pub seed: u64,
     /// The panic's message and place.
     pub what: String,
+    /// Faults that were to strike until then.
+    pub strikes: u32,
 }
 
 /// Panics are kept for [`run_seed`] to report, and printed as usual too if `print`; call once, before the first.
@@ -36,8 +39,22 @@ pub fn keep_panics(print: bool) {
 
 /// One seed from start to end, with its trace on standard output if `print`.
 pub fn run_seed(seed: u64, print: bool) -> Result<Outcome, Violation> {
-    catch_unwind(AssertUnwindSafe(|| World::new(seed, print).run())).map_err(|_| Violation {
-        seed,
+    run_case(&Case::from(seed), print)
+}
+
+/// One seed, less what the case leaves out.
+pub fn run_case(case: &Case, print: bool) -> Result<Outcome, Violation> {
+    let mut world = World::new(case, print);
+    catch_unwind(AssertUnwindSafe(|| world.run())).map_err(|_| Violation {
+        seed: case.seed,
         what: REASON.with(|reason| reason.borrow_mut().take()).unwrap_or("a panic nobody kept".into()),
+        strikes: world.strikes,
     })
+}
+
+impl Violation {
+    /// Where it was found, which a smaller case is to share: what is said there may name other numbers.
+    pub fn place(&self) -> &str {
+        self.what.rsplit('[').next().unwrap_or(&self.what)
+    }
 }

@@ -197,7 +197,7 @@ impl World {
         }
     }
 
-    pub(super) fn check_end(mut self) -> Outcome {
+    pub(super) fn check_end(&mut self) -> Outcome {
         for site in self.members() {
             let upto =
                 if site == THIRD { self.standing(site).map_or(0, |at| at.settled.0) } else { u64::MAX };
@@ -220,7 +220,7 @@ impl World {
             assert_eq!(status.pages_staged as usize, held, "site {site}: pages granted and pages held");
             assert_eq!(memory.pinned(), 0, "site {site}: pages still in use");
         }
-        self.sites.into_iter().for_each(|site| stock::keep(site.tables));
+        std::mem::take(&mut self.sites).into_iter().for_each(|site| stock::keep(site.tables));
         self.outcome.snapshots = self.audit.snapshots_taken() as u64;
         self.outcome.takeovers = self.audit.takeovers;
         (self.outcome.fed, self.outcome.lapsed) = (self.audit.fed, self.audit.lapsed);

@@ -1,5 +1,6 @@
 //! The event loop: the sites, their disks, the network between them, and time.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use crate::base::*;
@@ -15,6 +16,7 @@ use crate::sim::coverage::Coverage;
 use crate::sim::disk::IoId;
 use crate::sim::handover;
 use crate::sim::hosts::HostCounts;
+use crate::sim::minimise::{Case, Ingredient};
 use crate::sim::network::{End, Network, PAIR};
 use crate::sim::plan::{Crash, Fault, Plan};
 use crate::sim::queue::Queue;
@@ -236,12 +238,17 @@ pub struct World {
     pub(super) next_fault: usize,
     /// A fault that happens after this many more events.
     pub(super) armed: Vec<(u64, Fault)>,
+    /// Faults that were to strike so far, and those of them that do not.
+    pub strikes: u32,
+    pub(super) spared: BTreeSet<u32>,
     pub(super) counts: HostCounts,
     pub(super) outcome: Outcome,
 }
 
 impl World {
-    pub fn new(seed: u64, print: bool) -> World {
+    pub fn new(case: &Case, print: bool) -> World {
+        let seed = case.seed;
+        let has = |ingredient: Ingredient| !case.without.contains(&ingredient);
         let mut rng = Rng::new(seed);
         let mut snapshot_rng = snapshots::generator(seed);
         let snapshots = SnapshotPlan::new(seed, &mut snapshot_rng);
@@ -249,19 +256,24 @@ impl World {
         let mut takeover_rng = takeover::generator(seed);
         plan.take_over(&mut takeover_rng);
         let mut handover_rng = handover::generator(seed);
-        plan.hand_over(&mut handover_rng);
+        if has(Ingredient::Handover) {
+            plan.hand_over(&mut handover_rng);
+        }
         let mut resync_rng = resync::generator(seed);
-        plan.resync = ResyncPlan::new(&mut resync_rng, &plan);
+        plan.resync = ResyncPlan::new(&mut resync_rng, &plan).filter(|_| has(Ingredient::Resync));
         let mut replace_rng = resync::generator_of_replacing(seed);
-        plan.replace = ReplacePlan::new(&mut replace_rng, &plan);
+        plan.replace = ReplacePlan::new(&mut replace_rng, &plan).filter(|_| has(Ingredient::Replace));
         let mut split_rng = split::generator(seed);
-        plan.split = SplitPlan::new(&mut split_rng, &plan);
+        plan.split = SplitPlan::new(&mut split_rng, &plan).filter(|_| has(Ingredient::Split));
         let mut rot_rng = rot::generator(seed);
-        let rot = RotPlan::new(&mut rot_rng, &plan);
+        let rot = if has(Ingredient::Rot) { RotPlan::new(&mut rot_rng, &plan) } else { RotPlan::NONE };
         let mut aimed_rng = aimed::generator(seed);
-        plan.aimed = AimedPlan::new(&mut aimed_rng, &plan);
+        plan.aimed = AimedPlan::new(&mut aimed_rng, &plan).filter(|_| has(Ingredient::Aimed));
         let mut third_rng = third::generator(seed);
-        plan.follow(&mut third_rng);
+        if has(Ingredient::Third) {
+            plan.follow(&mut third_rng);
+        }
+        plan.end_after(case.operations);
         let mut trace = Trace::new(print);
         trace.note(0, || format!("{plan:#?}"));
         let config = &plan.configs[0];
@@ -324,6 +336,8 @@ impl World {
             stage: Stage::Working,
             next_fault: 0,
             armed: Vec::new(),
+            strikes: 0,
+            spared: case.spared.clone(),
             counts: HostCounts::default(),
             outcome: Outcome::default(),
             plan,
@@ -343,7 +357,7 @@ impl World {
     }
 
     /// Runs to the end. A violation panics.
-    pub fn run(mut self) -> Outcome {
+    pub fn run(&mut self) -> Outcome {
         let mut instant = 0;
         while !self.finished() {
             let Some((at, event)) = self.queue.pop() else {
