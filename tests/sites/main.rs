@@ -24,5 +24,6 @@ mod split_brain;
 mod switchover;
 mod takeover;
 mod third;
+mod third_losses;
 mod third_roles;
 mod verify;

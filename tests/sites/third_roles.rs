@@ -2,6 +2,10 @@
 
 use std::fs;
 
+use lockstep::base::BLOCK_BYTES;
+use lockstep::core::config::Role;
+use lockstep::format::superblock::Superblock;
+use lockstep::node::config::Config;
 use serde_json::Value;
 
 use crate::checker::Checker;
@@ -124,8 +128,9 @@ fn three_sites_change_their_roles_as_planned_and_move_nothing_but_what_is_writte
             site.start();
         }
         far.wait("--in-sync");
-        let roles = [&*left, right, far].map(|site| site.status()["role"].clone());
-        assert_eq!(roles, ["secondary", "third", "primary"]);
+        for (site, role) in [(&mut *left, "secondary"), (right, "third"), (far, "primary")] {
+            site.until("it is what its file says", |site| site.status()["role"] == role);
+        }
         writes(&mut checker, far, 300);
         far.wait("--settled");
         has_everything(right, far);
@@ -155,8 +160,9 @@ fn three_sites_change_their_roles_as_planned_and_move_nothing_but_what_is_writte
         site.start();
     }
     left.wait("--in-sync");
-    let roles = [&*left, right, far].map(|site| site.status()["role"].clone());
-    assert_eq!(roles, ["primary", "secondary", "third"]);
+    for (site, role) in [(&mut *left, "primary"), (right, "secondary"), (far, "third")] {
+        site.until("it is what its file says", |site| site.status()["role"] == role);
+    }
     writes(&mut checker, left, 200);
     left.wait("--settled");
     has_everything(far, left);
@@ -190,4 +196,27 @@ fn a_configuration_whose_role_the_disk_does_not_allow_is_refused_with_the_reason
         assert!(site.log_text().contains(why), "{} does not say {why}", site.name);
     }
     assert!(right.try_start());
+}
+
+/// A crash may leave volumes half of what they were and half of what was copied to them; the file that tells the rest is a peer's matter.
+#[test]
+fn a_site_whose_peer_is_taken_from_its_configuration_does_not_start_before_what_was_copied_is_installed() {
+    let mut sites = Sites::format(&Options { pair: false, ..Options::default() });
+    let left = &mut sites.left;
+    let config = Config::load(&left.config).expect("a configuration");
+    let volumes: Vec<u64> = config.volumes.iter().map(|volume| volume.blocks()).collect();
+    let (group, site) = (config.group_id(), config.site.id);
+    let mark =
+        Superblock::formatted(group, site, Role::Secondary, 1000, config.journal.bytes / 4096, &volumes);
+    let mut block = [0; BLOCK_BYTES];
+    mark.encode(&mut block);
+    fs::write(&config.staging, block).expect("a mark");
+    assert!(!left.try_start());
+    assert!(
+        left.log_text().contains("start the site once with the [peer] that it had"),
+        "{}",
+        left.log_text()
+    );
+    fs::remove_file(&config.staging).expect("it was there");
+    assert!(left.try_start());
 }

@@ -54,6 +54,12 @@ pub enum RunError {
         file.display()
     )]
     Tables { what: String, file: PathBuf, peer: String },
+    #[error(
+        "{}: holds what this site was copied by its peer, and is not in its volumes yet: start the site once with the [peer] that it had, \
+         or format it anew",
+        path.display()
+    )]
+    Uninstalled { path: PathBuf },
     #[error("cache.size: {bytes} bytes of memory cannot be had ({source}); write a smaller one")]
     Memory { bytes: u64, source: io::Error },
     #[error("the threads' doorbells cannot be made: {0}; raise the limit of open files")]
@@ -100,6 +106,7 @@ impl RunError {
                 | RunError::Differs(_)
                 | RunError::Disk(_)
                 | RunError::Tables { .. }
+                | RunError::Uninstalled { .. }
                 | RunError::Unusable
         )
     }

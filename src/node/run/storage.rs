@@ -59,6 +59,12 @@ pub fn open(config: &Config) -> Result<Storage, RunError> {
     let role = superblock.map_or(config.site.role, |superblock| superblock.role);
     let staging = match config.replication {
         Some(_) => Some(staging(config, superblock.as_ref())?),
+        // It had a peer once, and died before what it was copied was in its volumes.
+        None if config.staging.symlink_metadata().is_ok()
+            && is_marked(&Disk::open(&config.staging)?, superblock.as_ref())? =>
+        {
+            return Err(RunError::Uninstalled { path: config.staging.clone() });
+        }
         None => None,
     };
     Ok(Storage { journal, staging, volumes, metadata, role })
