@@ -11,6 +11,7 @@ use lockstep::base::*;
 use lockstep::core::changed::Changed;
 use lockstep::core::messages::HostError;
 use lockstep::core::nbd::{AllAllocated, Catalog, Desk, Export, Farewell, Limits, Session, Stall, Station};
+use lockstep::format::digests::{put_digests, take_digests};
 use lockstep::format::journal::{decode_batch, digest_of, encode_batch};
 use lockstep::format::metadata::{put_marks, take_marks};
 use lockstep::format::nbd;
@@ -118,6 +119,7 @@ fn encode_again(frame: Frame<'_>) -> Vec<u8> {
                 PageFrame::Block => {}
                 PageFrame::Tables => tables(body),
                 PageFrame::Marks => marks(body),
+                PageFrame::Digests => digests(body),
             }
             encode_page_frame(frame, body, &mut out)
         }
@@ -229,6 +231,15 @@ pub fn snapshot(data: &[u8]) {
 }
 
 /// A page of a changed-block set.
+fn digests(body: &[u8]) {
+    let page = block_of(body);
+    let Some((volume, first, told)) = take_digests(&page) else { return };
+    let told: Vec<Digest128> = told.collect();
+    let mut again = [0xaa; BLOCK_BYTES];
+    put_digests(&mut again, volume, first, &told);
+    assert_eq!(again, page, "digests of {volume:?} from {first:?} on");
+}
+
 fn marks(body: &[u8]) {
     let page = block_of(body);
     let Some((volume, chunk, words)) = take_marks(&page) else { return };

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use lockstep::base::*;
+use lockstep::format::digests::put_digests;
 use lockstep::format::history::History;
 use lockstep::format::journal::{BatchHeader, Digest, decode_batch, encode_batch};
 use lockstep::format::metadata::{Captured, put_marks};
@@ -212,6 +213,10 @@ fn frames() -> Vec<u8> {
     put_marks(&mut marks, VolumeId(1), 0, &[0x8000_0000_0000_0001]);
     let length = encode_page_frame(PageFrame::Marks, &marks, &mut out);
     stream.extend_from_slice(&out[..length]);
+    let mut digests = [0; BLOCK_BYTES];
+    put_digests(&mut digests, VolumeId(3), Lba(0x0102_0317), &[Digest128([0xc1, 0xc2]), Digest128::NONE]);
+    let length = encode_page_frame(PageFrame::Digests, &digests, &mut out);
+    stream.extend_from_slice(&out[..length]);
     for update in updates() {
         let length = encode_update(&update, UpdateNumber(0x0102_0301), None, &mut out);
         stream.extend_from_slice(&out[..length]);
@@ -278,6 +283,9 @@ fn controls() -> Vec<u8> {
             answer: Some((Digest128([0xa1a2_a3a4_a5a6_a7a8, 0xb1b2_b3b4_b5b6_b7b8]), 0x52)),
         },
         Control::Compared { at: UpdateNumber(0x0102_0313), answer: None },
+        Control::DigestsWanted {
+            extent: Extent { volume: VolumeId(3), first: Lba(0x0102_0317), count: 0x53, reads: true },
+        },
     ] {
         let length = encode_control(&control, &mut out);
         stream.extend_from_slice(&out[..length]);
@@ -443,7 +451,7 @@ fn fixed_inputs_reach_what_they_are_for() {
         input = &input[reader.payload_left()..];
         reader.take_payload(reader.payload_left());
     }
-    assert_eq!((count, reader.at_boundary()), (39, true));
+    assert_eq!((count, reader.at_boundary()), (41, true));
     // All but CACHE, BLOCK_STATUS, DISC, the unknown one, and where buffers are small the unfragmented read.
     for (choice, acts) in [(0, 0), (0xff, 0), (0xff, LATE | BACKWARDS), (0xfe, LATE | UNREAD)] {
         assert!(exercise::nbd_session(&nbd_client(choice, acts)) >= 6, "choice {choice}, {acts}");
@@ -523,7 +531,7 @@ fn tables_of_offsets(markdown: &str) -> Vec<(String, Vec<(usize, usize)>)> {
 fn tables_of_offsets_have_no_gaps() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/FORMATS.md");
     let tables = tables_of_offsets(&std::fs::read_to_string(file).expect("the document is there"));
-    assert_eq!(tables.len(), 33);
+    assert_eq!(tables.len(), 35);
     for (title, rows) in tables {
         let mut end = 0;
         for (offset, bytes) in rows {

@@ -92,6 +92,7 @@ fn every_kind_of_message_crosses() {
         (PageFrame::Block, 4096),
         (PageFrame::Tables, 4096),
         (PageFrame::Marks, 4096),
+        (PageFrame::Digests, 4096),
         (PageFrame::Refusal, 17),
     ];
     for (frame, length) in frames {

@@ -105,5 +105,11 @@ pub const SCRUB_NAMED_MAX: usize = 16;
 /// is eight I/Os at each.
 pub const COMPARE_BLOCKS_MAX: u32 = 256;
 
+/// Blocks of which a site that is copied to tells digests at once: seven reads, and the digests fit a page with their place.
+pub const DIGEST_BLOCKS_MAX: usize = 7 * VOLUME_IO_BLOCKS_MAX;
+
+/// Such extents that it is asked for at once, a read of each under way: enough for a disk far away, little memory at either site.
+pub const DIGEST_EXTENTS_MAX: usize = 8;
+
 /// Administrators' requests inside the group.
 pub const ADMIN_REQUESTS_MAX: usize = 16;

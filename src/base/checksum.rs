@@ -29,6 +29,17 @@ pub fn sum_of_sums(sums: impl Iterator<Item = BlockSum>) -> u32 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Digest128(pub [u64; 2]);
 
+impl Digest128 {
+    /// None: of a block that cannot be read, and equal to nobody's.
+    pub const NONE: Digest128 = Digest128([0; 2]);
+}
+
+/// The xxh3-128 of what a block holds.
+pub fn digest_of_block(block: &[u8; BLOCK_BYTES]) -> Digest128 {
+    let digest = xxhash_rust::xxh3::xxh3_128(block);
+    Digest128([digest as u64, (digest >> 64) as u64])
+}
+
 /// The xxh3-128 of blocks' sums (little-endian).
 pub fn digest_of_sums(sums: impl Iterator<Item = BlockSum>) -> Digest128 {
     let mut hasher = xxhash_rust::xxh3::Xxh3Default::new();

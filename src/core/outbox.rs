@@ -351,8 +351,8 @@ pub enum Event {
         position: UpdateNumber,
         oldest: UpdateNumber,
     },
-    /// The peer lacks more than the journal holds: so many blocks are to be copied, and these are all there are if nobody knows what it
-    /// lacks.
+    /// The peer lacks more than the journal holds: so many blocks are to be copied, or compared, if nobody knows what it lacks: then these are
+    /// all there are.
     ResyncBegan {
         blocks: u64,
         whole: bool,
@@ -361,6 +361,8 @@ pub enum Event {
     ResyncEnded {
         at: UpdateNumber,
         blocks: u64,
+        /// Blocks that were left out.
+        equal: u64,
         took_ns: u64,
     },
     /// Both sites went on alone after `common`, and an operator has decided: this site's stream is kept, or goes.

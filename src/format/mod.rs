@@ -3,6 +3,7 @@
 //! of offsets in `docs/FORMATS.md`; NBD is big-endian.
 
 mod bytes;
+pub mod digests;
 pub mod history;
 pub mod journal;
 pub mod metadata;

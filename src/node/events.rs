@@ -487,15 +487,19 @@ impl Names {
                 Level::Warn,
                 format!(
                     "a resync of all blocks begins: the secondary was formatted anew, or lacks more than the primary's journal and its set \
-                     of changed blocks reach back to, so it is copied all {} MiB; until it has all of them its volumes stay what they were",
+                     of changed blocks reach back to, so all {} MiB are compared, and what differs is copied; until it has all of it its volumes stay what they were",
                     mib_of(blocks)
                 ),
             ),
-            Event::ResyncEnded { at, blocks, took_ns } => (
+            Event::ResyncEnded { at, blocks, equal, took_ns } => (
                 Level::Info,
                 format!(
-                    "{peer} has been copied what it lacked, {} MiB in {} s, and follows from {at}",
+                    "{peer} has been copied what it lacked, {} MiB{} in {} s, and follows from {at}",
                     mib_of(blocks),
+                    match equal {
+                        0 => String::new(),
+                        _ => format!(" (and not {} MiB that are equal, or zeros)", mib_of(equal)),
+                    },
                     took_ns / 1_000_000_000
                 ),
             ),

@@ -3,6 +3,10 @@
 use super::*;
 use lockstep::core::group::split::SplitBrain;
 
+/// One whose disks are replaced.
+#[path = "replacing.rs"]
+mod replacing;
+
 /// Blocks that the test touches.
 const BLOCKS: u64 = 96;
 
@@ -34,8 +38,8 @@ fn solo_with_staging(role: Role) -> GroupConfig {
 }
 
 impl Split {
-    /// Both sites have acknowledged alone what the other has not, since they had the same.
-    fn new(gone: usize) -> Split {
+    /// Both sites have the same; the one of index `gone` is to be copied to.
+    fn joined(gone: usize) -> Split {
         let mut pair = pair_of([solo_with_staging(Role::Primary), solo_with_staging(Role::Secondary)]);
         pair.sites.iter_mut().for_each(|site| site.may_refuse = true);
         let mut split = Split {
@@ -58,6 +62,12 @@ impl Split {
         split.until("all is settled", |split| {
             split.status(1).settled == split.status(0).last && split.status(0).settled == split.status(0).last
         });
+        split
+    }
+
+    /// Both sites have acknowledged alone what the other has not, since they had the same.
+    fn new(gone: usize) -> Split {
+        let mut split = Split::joined(gone);
         split.unlink();
         split.until("the primary is alone", |split| split.status(0).solo);
         split.ask(1, 1, AdminOp::Promote { fenced: true });
@@ -94,11 +104,16 @@ impl Split {
     }
 
     fn crash(&mut self, index: usize) {
-        self.unlink();
         let site = &mut self.pair.sites[index];
         let disks = std::mem::take(&mut site.disks);
-        let mut again =
-            Site { marks: std::mem::take(&mut site.marks), ..Site::started(site.config.clone(), disks) };
+        let marks = std::mem::take(&mut site.marks);
+        let again = Site { marks, ..Site::started(site.config.clone(), disks) };
+        self.start(index, again);
+    }
+
+    /// The site is dead, and there again as this one.
+    fn start(&mut self, index: usize, mut again: Site) {
+        self.unlink();
         again.may_refuse = true;
         again.with(self.pair.now, |group, turn| group.start(turn));
         self.pair.sites[index] = again;

@@ -245,6 +245,14 @@ impl Group {
             self.log_is_rotten(turn, block);
             return None;
         }
+        // What reads as zeros already, and nothing in the log has changed, is left alone.
+        if let IoTarget::Volume(volume) = target
+            && update.payload_blocks() == 0
+            && (0..count)
+                .all(|index| self.sums[volume.0 as usize].get(lba.plus(u64::from(index))) == BlockSum::ZEROS)
+        {
+            return Some(count);
+        }
         let slot = self.volume_slots.pop().expect("checked above");
         for index in 0..count {
             let (page, sum) = match update.payload_blocks() {

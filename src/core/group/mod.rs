@@ -4,9 +4,9 @@
 //! `scrub`, `comparing` (both sites), `status`; and of snapshots: `capture` (what an update's blocks held before), `old_blocks` (sending that, by value), `differential`
 //! (making that durable), `admin` (creating, deleting), `snapshot_reads`, `repair` and `tables` (what has gone bad, here or at the
 //! peer; of volumes: `mending`). `takeover` changes what a site is to its peer, `handover` by agreement; `split` says what keeps two apart, and `resolve`
-//! lets one of them give way; `resync` copies to one what the journal has no more, `copy_kept` what snapshots keep, `staging` keeps that
-//! apart, `install` brings it to the volumes. `feeding` serves a third site, `pulling` is that site's own part, and `promoted` what becomes of
-//! both when it is made primary.
+//! lets one of them give way; `resync` copies to one what the journal has no more, `digests` leaves out what is equal, `copy_kept` has what
+//! snapshots keep, `staging` keeps that apart, `install` brings it to the volumes. `feeding` serves a third site, `pulling` is that site's own part,
+//! and `promoted` what becomes of both when it is made primary.
 
 mod admin;
 mod capture;
@@ -16,6 +16,7 @@ mod copy_kept;
 mod cut;
 mod destage;
 mod differential;
+mod digests;
 mod feeding;
 mod handover;
 mod handshake;
@@ -391,13 +392,13 @@ impl Group {
         // What snapshots take, whether there are any or not: captures, slots (which are free, and as blocks are below), and marks of
         // what is captured.
         let snapshots =
-            Captures::bytes(captures_max(pages)) as u64 + 4 * (differential_blocks / 8) + volume_blocks / 8;
+            Captures::bytes(captures_max(pages)) as u64 + 5 * (differential_blocks / 8) + volume_blocks / 8;
         let window = WINDOW_UPDATES_MAX * 192;
         (Cache::bytes(entries) + tables + window) as u64
             + journal_blocks * 64
             + volume_blocks * 4
-            // Dirty blocks; and of a peer that is away, what it lacks, what is to be copied, and what was changed since.
-            + 4 * (volume_blocks / 8)
+            // Dirty blocks; and of a peer that is away, what it lacks, what is to be compared, to be copied, and what was changed since.
+            + 5 * (volume_blocks / 8)
             + snapshots
     }
 
@@ -496,6 +497,7 @@ impl Group {
             self.mend_deadline(),
             self.scrub_deadline(),
             self.compare_deadline(),
+            self.tell_deadline(),
             self.feed_deadline(),
             self.pull_deadline(),
         ];
@@ -576,6 +578,7 @@ impl Group {
             && self.mending.is_empty()
             && !self.scrub.is_reading()
             && !self.comparing.is_reading()
+            && !self.resync.digests.is_reading()
             && !self.repairing(turn.now);
         if drained {
             self.answer_administrators(turn);

@@ -367,6 +367,7 @@ impl Group {
                 self.on_copy_offer(turn, (generation, serial), blocks, whole);
             }
             Control::Install { upto } if !primary => self.on_install(turn, upto),
+            Control::DigestsWanted { extent } if !primary => self.on_digests_wanted(turn, extent),
             Control::Staged { updates } if primary => self.on_staged(turn, updates),
             Control::MarksEnd { pages } if primary => self.on_marks_end(turn, pages),
             Control::BlockLacking { place, why } => {
@@ -412,6 +413,7 @@ impl Group {
                 self.mend_with(turn, page, length);
             }
             PageFrame::Marks => self.on_marks(turn, page),
+            PageFrame::Digests => self.on_digests(turn, page),
             PageFrame::Tables => {
                 self.lose_peer(turn, LossReason::Protocol("tables that nobody asked for"));
             }

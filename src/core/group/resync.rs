@@ -4,6 +4,8 @@
 //! The journal is held for the peer from `floor` on. Every block that an update up to `floor` changed is copied as it was at `floor`
 //! or later; the updates after it, up to where the copying ended, make that exact. If the ring needs the room, `floor` moves, and
 //! what was changed up to there is copied again. What snapshots keep is copied as of a checkpoint, before those updates: `copy_kept`.
+//! Where nobody knows what the peer lacks, all blocks are compared first, and what is equal is left out: `digests`.
+use super::digests::Digests;
 use super::pace::{PIECES_MAX, Pace};
 use super::peering::{LINK_SPARE, Talk, refusal};
 use super::storage::VolumeIo;
@@ -82,8 +84,9 @@ pub(super) struct Resync {
     serial: u64,
     /// It has the marks of a peer that gave way with this newest generation; `NONE` without any.
     merged: Generation,
-    /// Nobody knows what the peer lacks: every block is copied, and not those of the changed-block set alone.
+    /// Nobody knows what the peer lacks: every block is compared, and not those of the changed-block set copied.
     whole: bool,
+    pub digests: Digests,
     /// The journal is held from behind this one on.
     floor: UpdateNumber,
     /// Blocks that are to be copied; changed after `floor`; and where the next one is looked for. Slots of the differential volume
@@ -100,7 +103,7 @@ pub(super) struct Resync {
     /// Updates for the peer's log that were sent, and those that it has durably.
     sent: u64,
     staged: u64,
-    heard_at: Nanos,
+    pub heard_at: Nanos,
     pace: Pace,
     copied_blocks: u64,
     began_at: Nanos,
@@ -115,6 +118,7 @@ impl Resync {
             serial: 0,
             merged: Generation::NONE,
             whole: false,
+            digests: Digests::new(volume_blocks.clone()),
             floor: UpdateNumber::NONE,
             to_copy: volume_blocks.clone().map(Bitmap::new).collect(),
             recent: volume_blocks.map(Bitmap::new).collect(),
@@ -133,7 +137,12 @@ impl Resync {
     }
 
     fn left(&self) -> u64 {
-        self.to_copy.iter().map(Bitmap::count).sum()
+        self.to_copy.iter().map(Bitmap::count).sum::<u64>() + self.digests.left()
+    }
+
+    /// Whether it was changed after `floor`.
+    pub fn is_recent(&self, volume: VolumeId, lba: Lba) -> bool {
+        self.recent[volume.0 as usize].contains(lba.0)
     }
 
     /// It changes blocks after `floor`, and captures into slots.
@@ -187,6 +196,8 @@ pub struct ResyncStatus {
     pub whole: bool,
     pub blocks_left: u64,
     pub blocks_copied: u64,
+    /// Blocks that were not, since they are equal at both sites, or zeros.
+    pub blocks_equal: u64,
     /// Since it began.
     pub for_ns: u64,
     /// Blocks that the peer lacks beside what the journal holds for it, or would if its tail passed the peer now.
@@ -361,21 +372,15 @@ impl Group {
         self.begin_anew();
     }
 
-    /// All that has changed is to be copied, or all there is; of slots, those that anybody may look into.
+    /// All that has changed is to be copied, or all there is compared; of slots, those that anybody may look into.
     fn begin_anew(&mut self) {
-        let resync = &mut self.resync;
+        let Group { resync, slots, changed, .. } = self;
         resync.on_their_way.clear();
         (resync.sent, resync.staged, resync.next) = (0, 0, (0, 0));
-        match resync.whole {
-            true => {
-                let (slots, volumes) = resync.to_copy.split_last_mut().expect("slots come last");
-                volumes.iter_mut().for_each(Bitmap::fill);
-                self.slots.put_taken(slots);
-            }
-            false => {
-                for (to_copy, changed) in resync.to_copy.iter_mut().zip(self.changed.blocks()) {
-                    to_copy.insert_all(changed);
-                }
+        resync.digests.begin(resync.whole, |set| slots.put_taken(set));
+        if !resync.whole {
+            for (to_copy, changed) in resync.to_copy.iter_mut().zip(changed.blocks()) {
+                to_copy.insert_all(changed);
             }
         }
         self.move_floor();
@@ -385,6 +390,7 @@ impl Group {
     pub(super) fn interrupt_resync(&mut self) {
         let resync = &mut self.resync;
         resync.offer_due = false;
+        resync.digests.interrupt();
         while let Some(Piece { blocks, count, .. }) = resync.on_their_way.pop() {
             if let Some((volume, lba)) = blocks {
                 resync.copy_again(volume, lba, count);
@@ -405,8 +411,9 @@ impl Group {
         }
         if answers {
             // A log with less than it once had is another one, and one with more is another life's. A name is for one log from its
-            // beginning, so that nothing of an older one ever continues it.
-            if updates < staged || updates > sent || (updates == 0 && sent > 0) {
+            // beginning, so that nothing of an older one ever continues it. Without one, nothing says whose disks the digests were of.
+            let told = sent > 0 || self.resync.digests.equal > 0;
+            if updates < staged || updates > sent || (updates == 0 && told) {
                 self.begin_resync(turn.now);
                 self.resync.offer_due = true;
                 return;
@@ -418,8 +425,13 @@ impl Group {
         self.resync.staged = self.resync.staged.max(updates);
         while self.resync.on_their_way.front().is_some_and(|piece| piece.at <= updates) {
             let piece = self.resync.on_their_way.pop().expect("looked at it");
-            self.resync.copied_blocks += u64::from(piece.count);
-            self.counters.resync_blocks += u64::from(piece.count);
+            // Of all blocks, those that are zeros cost nothing.
+            let (copied, counted) = match self.resync.whole && piece.payload_blocks == 0 {
+                true => (&mut self.resync.digests.equal, &mut self.counters.resync_equal_blocks),
+                false => (&mut self.resync.copied_blocks, &mut self.counters.resync_blocks),
+            };
+            *copied += u64::from(piece.count);
+            *counted += u64::from(piece.count);
         }
     }
 
@@ -447,8 +459,11 @@ impl Group {
         }
         self.offer_if_open(turn);
         self.resync.pace.keep(turn.now);
-        if self.resync.step == Step::Copying && self.copy_blocks(turn) {
-            self.blocks_copied();
+        if self.resync.step == Step::Copying {
+            let compared = self.leave_out_equal(turn);
+            if self.copy_blocks(turn) && compared {
+                self.blocks_copied();
+            }
         }
         if let Step::Sweeping { past } = self.resync.step {
             self.copy_kept_when_swept(turn, past);
@@ -465,6 +480,7 @@ impl Group {
     pub(super) fn copy_deadline(&self) -> Nanos {
         let silence = self.resync.heard_at.plus(SILENCE_MAX);
         match self.resync.step {
+            Step::Copying if self.leaves_out_at_once() => self.turned_at,
             Step::Copying | Step::Sweeping { .. } | Step::Kept { .. } => {
                 silence.min(self.resync.pace.looks_at())
             }
@@ -566,7 +582,7 @@ impl Group {
     }
 
     /// Where the settled content of a block is.
-    fn kind_of(&self, volume: VolumeId, lba: Lba) -> Kind {
+    pub(super) fn kind_of(&self, volume: VolumeId, lba: Lba) -> Kind {
         match self.cache.peek_settled(volume, lba) {
             Some(value) if value.page == PageId::ZERO => Kind::Zeros,
             Some(_) => Kind::InMemory,
@@ -594,22 +610,7 @@ impl Group {
         for index in 0..count as usize {
             let block = lba.plus(index as u64);
             let page = turn.tables.volume_io.page(slot, index);
-            let found = match self.cache.peek_settled(volume, block) {
-                Some(value) => {
-                    self.pages.share(value.page);
-                    self.pages.release(page, turn.memory);
-                    Some((value.page, value.sum))
-                }
-                None => match self.verified(turn, volume, block, page, read) {
-                    Some(found) => Some(found),
-                    None => {
-                        self.pages.release(page, turn.memory);
-                        None
-                    }
-                },
-            };
-            // Hosts did not ask for it, so it does not stay.
-            self.cache.fetch_end(volume, block, None, &mut self.pages, turn.memory);
+            let found = self.found_to_copy(turn, volume, block, page, read);
             let (page, sum) = found.unwrap_or((PageId::ZERO, BlockSum::ZEROS));
             whole &= found.is_some();
             lost |= found.is_none() && !(read && self.mends_for_copy(turn, volume, block));
@@ -633,6 +634,34 @@ impl Group {
                 }
             }
         }
+    }
+
+    /// What a block holds that was read into the page, which is given up for it, if that is known.
+    pub(super) fn found_to_copy(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        volume: VolumeId,
+        block: Lba,
+        page: PageId,
+        read: bool,
+    ) -> Option<(PageId, BlockSum)> {
+        let found = match self.cache.peek_settled(volume, block) {
+            Some(value) => {
+                self.pages.share(value.page);
+                self.pages.release(page, turn.memory);
+                Some((value.page, value.sum))
+            }
+            None => match self.verified(turn, volume, block, page, read) {
+                Some(found) => Some(found),
+                None => {
+                    self.pages.release(page, turn.memory);
+                    None
+                }
+            },
+        };
+        // Hosts did not ask for it, so it does not stay.
+        self.cache.fetch_end(volume, block, None, &mut self.pages, turn.memory);
+        found
     }
 
     /// Sends copied blocks; without a row they are zeros.
@@ -731,7 +760,8 @@ impl Group {
             self.changed.shrink(upto, &self.resync.recent);
             self.resync.step = Step::None;
             let Resync { copied_blocks: blocks, began_at, .. } = self.resync;
-            turn.event(Event::ResyncEnded { at: upto, blocks, took_ns: turn.now.since(began_at).0 });
+            let (equal, took_ns) = (self.resync.digests.equal, turn.now.since(began_at).0);
+            turn.event(Event::ResyncEnded { at: upto, blocks, equal, took_ns });
         }
     }
 
@@ -742,6 +772,7 @@ impl Group {
             whole: active && self.resync.whole,
             blocks_left: if active { self.resync.left() } else { 0 },
             blocks_copied: self.resync.copied_blocks,
+            blocks_equal: self.resync.digests.equal,
             for_ns: if active { now.since(self.resync.began_at).0 } else { 0 },
             changed_blocks: self.changed.count(),
         }
@@ -750,7 +781,7 @@ impl Group {
 
 /// Where a block's settled content is, and so how it is copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Zeros,
     InMemory,
     OnDisk,

@@ -183,6 +183,7 @@ impl Group {
         self.scan_log(turn);
         self.begin_log_if_offered(turn);
         self.flush_log_if_due(turn);
+        self.tell_digests(turn);
         self.report_staged(turn);
         self.mark_if_due(turn);
     }

@@ -45,6 +45,8 @@ pub struct Counters {
     pub pulled_updates: u64,
     /// Blocks that the peer was copied because its position was no longer in the journal.
     pub resync_blocks: u64,
+    /// Blocks that a resync of all of them left out, since they are equal at both sites, or zeros.
+    pub resync_equal_blocks: u64,
     /// Bad blocks that are whole again, and those found that could not be repaired then.
     pub repaired_blocks: u64,
     pub unrepaired_blocks: u64,

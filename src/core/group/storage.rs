@@ -1,6 +1,7 @@
 //! Completions from the disks.
 
 use super::copy_kept::SlotsRead;
+use super::digests::DigestRead;
 use super::snapshot_reads::Reader;
 use super::{Group, Phase, Turn};
 use crate::base::*;
@@ -31,6 +32,25 @@ pub(super) enum VolumeIo {
         volume: VolumeId,
         lba: Lba,
         count: u32,
+    },
+    /// Blocks read because the peer may lack them, to be compared with what it has.
+    CompareCopy {
+        volume: VolumeId,
+        lba: Lba,
+        count: u32,
+        read: DigestRead,
+    },
+    /// Slots read for that.
+    CompareSlots {
+        first: Slot,
+        count: u32,
+        read: DigestRead,
+    },
+    /// Blocks, or slots, that a site which is copied to tells digests of.
+    Digest {
+        volume: VolumeId,
+        count: u32,
+        read: DigestRead,
     },
     /// Slots read because the peer lacks them.
     CopySlots(SlotsRead),
@@ -189,6 +209,15 @@ impl Group {
             }
             (VolumeIo::Copy { volume, lba, count }, result) => {
                 self.copy_read(turn, slot, (volume, lba, count), result.is_ok());
+            }
+            (VolumeIo::CompareCopy { volume, lba, count, read }, result) => {
+                self.read_to_leave_out(turn, slot, (volume, lba, count), read, result.is_ok());
+            }
+            (VolumeIo::CompareSlots { first, count, read }, result) => {
+                self.slots_compared(turn, slot, (first, count), read, result.is_ok());
+            }
+            (VolumeIo::Digest { volume, count, read }, result) => {
+                self.digested(turn, slot, (volume, count), read, result.is_ok());
             }
             (VolumeIo::CopySlots(read), result) => self.slots_read(turn, slot, read, result.is_ok()),
             (VolumeIo::Install { target, block }, Err(fault)) => {

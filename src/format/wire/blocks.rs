@@ -1,7 +1,7 @@
 //! Blocks that the sites of a pair ask each other for, and compare.
 
 use crate::base::{Lba, Slot, VOLUMES_MAX, VolumeId};
-use crate::format::bytes::{put, u16_at, u64_at};
+use crate::format::bytes::{nonzero_in, put, u16_at, u32_at, u64_at};
 use crate::format::wire::WireError;
 
 /// Where a block is that a site wants from its peer: the same place at both.
@@ -30,7 +30,7 @@ impl Lacking {
     }
 }
 
-/// Blocks that both sites compare.
+/// Blocks that both sites compare; of digests that one is asked for, the slots are those of one more volume behind the last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     pub volume: VolumeId,
@@ -40,8 +40,32 @@ pub struct Extent {
     pub reads: bool,
 }
 
-/// Where a comparison's body says whether blocks are to be read, and its answer's whether there is one.
-pub(super) const COMPARE_READS: usize = 22;
+/// Bytes of an extent in a body, and where it says whether blocks are to be read.
+pub(super) const EXTENT_BYTES: usize = 16;
+const EXTENT_READS: usize = 14;
+
+pub(super) fn put_extent(body: &mut [u8], Extent { volume, first, count, reads }: Extent) {
+    put(body, 0, &first.0.to_le_bytes());
+    put(body, 8, &count.to_le_bytes());
+    put(body, 12, &volume.0.to_le_bytes());
+    body[EXTENT_READS] = u8::from(reads);
+    body[EXTENT_READS + 1] = 0;
+}
+
+pub(super) fn extent_at(body: &[u8], frame: &'static str) -> Result<Extent, WireError> {
+    if let Some(offset) = nonzero_in(body, EXTENT_READS + 1, EXTENT_BYTES) {
+        return Err(WireError::Reserved { frame, offset, found: body[offset] });
+    }
+    let reads = flag_at(body, EXTENT_READS, "whether an extent is read")?;
+    Ok(Extent {
+        volume: VolumeId(u16_at(body, 12)),
+        first: Lba(u64_at(body, 0)),
+        count: u32_at(body, 8),
+        reads,
+    })
+}
+
+/// Where a comparison's answer says whether there is one.
 pub(super) const COMPARED_ANSWERS: usize = 28;
 
 pub(super) fn flag_at(body: &[u8], at: usize, field: &'static str) -> Result<bool, WireError> {

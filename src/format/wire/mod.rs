@@ -13,11 +13,9 @@ pub use reader::FrameReader;
 
 use std::fmt;
 
-use blocks::{COMPARE_READS, COMPARED_ANSWERS, PLACE_OF, flag_at, place_at, put_place};
+use blocks::{COMPARED_ANSWERS, EXTENT_BYTES, PLACE_OF, extent_at, flag_at, place_at, put_extent, put_place};
 
-use crate::base::{
-    BLOCK_BYTES, BlockSum, Digest128, Generation, Lba, UPDATE_BLOCKS_MAX, UpdateNumber, VolumeId,
-};
+use crate::base::{BLOCK_BYTES, BlockSum, Digest128, Generation, UPDATE_BLOCKS_MAX, UpdateNumber};
 use crate::format::bytes::{array_at, nonzero_in, put, u16_at, u32_at, u64_at};
 use crate::format::history::HistoryError;
 use crate::format::text::TextError;
@@ -26,8 +24,8 @@ use crate::format::update::{
 };
 
 /// Versions of the protocol that this build speaks; `Hello` carries them, and the highest common one is used.
-pub const PROTOCOL_MIN: u16 = 14;
-pub const PROTOCOL_MAX: u16 = 14;
+pub const PROTOCOL_MIN: u16 = 15;
+pub const PROTOCOL_MAX: u16 = 15;
 
 /// The first four bytes of a frame.
 pub const FRAME_MAGIC: [u8; 4] = *b"LSTP";
@@ -189,6 +187,8 @@ pub enum Control {
     Compared { at: UpdateNumber, answer: Option<(Digest128, u32)> },
     /// The answer if this site's journal begins with `oldest`, and what the third lacks was before that.
     Lapsed { oldest: UpdateNumber },
+    /// To a site that is copied all blocks: what do you hold there; answered by [`PageFrame::Digests`].
+    DigestsWanted { extent: Extent },
 }
 
 /// A control frame too large for a message: its encoded body is in a page.
@@ -205,6 +205,8 @@ pub enum PageFrame {
     /// Secondary that gives way to primary: a page of its changed-block set, as [`crate::format::metadata::put_marks`] writes them, in
     /// ascending order.
     Marks,
+    /// Digests that were wanted: a page of [`crate::format::digests`].
+    Digests,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,6 +237,8 @@ pub enum FrameType {
     Lapsed = 23,
     Compare = 24,
     Compared = 25,
+    DigestsWanted = 26,
+    Digests = 27,
 }
 
 const WITH_OLD_BLOCKS_BYTES: usize = DESCRIPTOR_BYTES + 8;
@@ -255,11 +259,11 @@ const INSTALL_BYTES: usize = 8;
 const MARKS_END_BYTES: usize = 8;
 const PULL_BYTES: usize = 32;
 const LAPSED_BYTES: usize = 8;
-const COMPARE_BYTES: usize = 24;
+const COMPARE_BYTES: usize = 8 + EXTENT_BYTES;
 const COMPARED_BYTES: usize = 32;
 
 impl FrameType {
-    const LAST: FrameType = FrameType::Compared;
+    const LAST: FrameType = FrameType::Digests;
 
     fn from_code(code: u8) -> Option<FrameType> {
         [
@@ -288,6 +292,8 @@ impl FrameType {
             FrameType::Lapsed,
             FrameType::Compare,
             FrameType::Compared,
+            FrameType::DigestsWanted,
+            FrameType::Digests,
         ]
         .into_iter()
         .find(|frame| *frame as u8 == code)
@@ -316,7 +322,10 @@ impl FrameType {
             FrameType::Lapsed => (LAPSED_BYTES, LAPSED_BYTES),
             FrameType::Compare => (COMPARE_BYTES, COMPARE_BYTES),
             FrameType::Compared => (COMPARED_BYTES, COMPARED_BYTES),
-            FrameType::Block | FrameType::Tables | FrameType::Marks => (BLOCK_BYTES, BLOCK_BYTES),
+            FrameType::DigestsWanted => (EXTENT_BYTES, EXTENT_BYTES),
+            FrameType::Block | FrameType::Tables | FrameType::Marks | FrameType::Digests => {
+                (BLOCK_BYTES, BLOCK_BYTES)
+            }
             FrameType::Hello | FrameType::Refusal => (0, FRAME_BODY_BYTES_MAX),
         }
     }
@@ -339,6 +348,7 @@ impl From<PageFrame> for FrameType {
             PageFrame::Block => FrameType::Block,
             PageFrame::Tables => FrameType::Tables,
             PageFrame::Marks => FrameType::Marks,
+            PageFrame::Digests => FrameType::Digests,
         }
     }
 }
@@ -498,6 +508,7 @@ pub fn encode_control(control: &Control, out: &mut [u8]) -> usize {
         Control::Lapsed { .. } => (FrameType::Lapsed, UpdateNumber::NONE),
         Control::Compare { .. } => (FrameType::Compare, UpdateNumber::NONE),
         Control::Compared { .. } => (FrameType::Compared, UpdateNumber::NONE),
+        Control::DigestsWanted { .. } => (FrameType::DigestsWanted, UpdateNumber::NONE),
     };
     let (body_bytes, _) = frame.body_bounds();
     let out = &mut out[..FRAME_HEADER_BYTES + body_bytes];
@@ -554,14 +565,11 @@ pub fn encode_control(control: &Control, out: &mut [u8]) -> usize {
             }
         }
         Control::Lapsed { oldest } => put(body, 0, &oldest.0.to_le_bytes()),
-        Control::Compare { at, extent: Extent { volume, first, count, reads } } => {
-            body.fill(0);
+        Control::Compare { at, extent } => {
             put(body, 0, &at.0.to_le_bytes());
-            put(body, 8, &first.0.to_le_bytes());
-            put(body, 16, &count.to_le_bytes());
-            put(body, 20, &volume.0.to_le_bytes());
-            body[COMPARE_READS] = u8::from(reads);
+            put_extent(&mut body[8..], extent);
         }
+        Control::DigestsWanted { extent } => put_extent(body, extent),
         Control::Compared { at, answer } => {
             body.fill(0);
             put(body, 0, &at.0.to_le_bytes());
@@ -659,6 +667,8 @@ pub fn decode_body<'a>(header: &FrameHeader, body: &'a [u8]) -> Result<Frame<'a>
         FrameType::Block => return Ok(Frame::Page(PageFrame::Block, body)),
         FrameType::Tables => return Ok(Frame::Page(PageFrame::Tables, body)),
         FrameType::Marks => return Ok(Frame::Page(PageFrame::Marks, body)),
+        FrameType::Digests => return Ok(Frame::Page(PageFrame::Digests, body)),
+        FrameType::DigestsWanted => Control::DigestsWanted { extent: extent_at(body, "DigestsWanted")? },
         FrameType::Ack => Control::Ack {
             received: number_at(0),
             journaled: number_at(8),
@@ -730,15 +740,7 @@ pub fn decode_body<'a>(header: &FrameHeader, body: &'a [u8]) -> Result<Frame<'a>
         },
         FrameType::Lapsed => Control::Lapsed { oldest: number_at(0) },
         FrameType::Compare => {
-            if let Some(offset) = nonzero_in(body, COMPARE_READS + 1, COMPARE_BYTES) {
-                return Err(WireError::Reserved { frame: "Compare", offset, found: body[offset] });
-            }
-            let reads = flag_at(body, COMPARE_READS, "Compare's reads")?;
-            let (volume, first) = (VolumeId(u16_at(body, 20)), Lba(u64_at(body, 8)));
-            Control::Compare {
-                at: number_at(0),
-                extent: Extent { volume, first, count: u32_at(body, 16), reads },
-            }
+            Control::Compare { at: number_at(0), extent: extent_at(&body[8..], "Compare")? }
         }
         FrameType::Compared => {
             let answers = flag_at(body, COMPARED_ANSWERS, "whether Compared answers")?;

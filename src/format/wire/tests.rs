@@ -66,6 +66,10 @@ fn any_control() -> impl Strategy<Value = Control> {
             at: UpdateNumber(at),
             answer: answer.map(|(digest, damaged)| (Digest128(digest), damaged)),
         }),
+        (any::<u64>(), any::<(u16, u32, bool)>()).prop_map(|(first, (volume, count, reads))| {
+            let extent = Extent { volume: VolumeId(volume), first: Lba(first), count, reads };
+            Control::DigestsWanted { extent }
+        }),
     ]
 }
 
@@ -217,7 +221,9 @@ fn decode(bytes: &[u8]) -> Result<(), WireError> {
         Frame::Page(PageFrame::Refusal, body) => Refusal::decode(body).map(|_| ()),
         Frame::Update { .. }
         | Frame::Control(_)
-        | Frame::Page(PageFrame::Block | PageFrame::Tables | PageFrame::Marks, _) => Ok(()),
+        | Frame::Page(PageFrame::Block | PageFrame::Tables | PageFrame::Marks | PageFrame::Digests, _) => {
+            Ok(())
+        }
     }
 }
 
@@ -263,6 +269,7 @@ fn any_seen() -> impl Strategy<Value = Seen> {
         any::<u8>().prop_map(|fill| Seen::Page(PageFrame::Block, vec![fill; BLOCK_BYTES])),
         any::<u8>().prop_map(|fill| Seen::Page(PageFrame::Tables, vec![fill; BLOCK_BYTES])),
         any::<u8>().prop_map(|fill| Seen::Page(PageFrame::Marks, vec![fill; BLOCK_BYTES])),
+        any::<u8>().prop_map(|fill| Seen::Page(PageFrame::Digests, vec![fill; BLOCK_BYTES])),
     ]
 }
 
@@ -483,6 +490,9 @@ fn every_flipped_bit_is_refused() {
         }),
         control_frame(&Control::Compared { at: UpdateNumber(9), answer: Some((Digest128([1, 2]), 3)) }),
         control_frame(&Control::Compared { at: UpdateNumber(9), answer: None }),
+        control_frame(&Control::DigestsWanted {
+            extent: Extent { volume: VolumeId(1), first: Lba(3), count: 5, reads: true },
+        }),
         page_frame(PageFrame::Hello, &hello_body(&full_hello())),
         page_frame(PageFrame::Refusal, &refusal[..length]),
     ] {
@@ -500,7 +510,7 @@ fn header_fields_are_checked_before_any_body_is_awaited() {
     let frame = update_frame(&update(), UpdateNumber(4));
     assert_eq!(refused(&frame, 0, b"HTTP"), WireError::Magic { found: *b"HTTP" });
     assert_eq!(refused(&frame, VERSION, &[2]), WireError::Version { found: 2 });
-    for found in [0, 26, 255] {
+    for found in [0, 28, 255] {
         assert_eq!(refused(&frame, TYPE, &[found]), WireError::Type { found });
     }
     for body in [0u16, 63, 65, u16::MAX] {

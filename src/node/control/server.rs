@@ -284,10 +284,12 @@ fn in_sync(status: &GroupStatus) -> Option<String> {
         PeerState::Disconnected => Some("there is no connection to the peer".to_owned()),
         PeerState::Greeting | PeerState::Reconciling => Some("the peer is still being greeted".to_owned()),
         PeerState::Resyncing => Some(format!(
-            "the peer is being copied {}: {} of {} MiB are left",
-            if status.resync.whole { "all blocks" } else { "what it lacks" },
+            "the peer is being copied what it lacks{}: {} of {} MiB are left",
+            if status.resync.whole { ", and all blocks are compared for that" } else { "" },
             (status.resync.blocks_left * BLOCK_BYTES as u64) >> 20,
-            ((status.resync.blocks_left + status.resync.blocks_copied) * BLOCK_BYTES as u64) >> 20
+            ((status.resync.blocks_left + status.resync.blocks_copied + status.resync.blocks_equal)
+                * BLOCK_BYTES as u64)
+                >> 20
         )),
         PeerState::CatchingUp => Some(format!(
             "the peer is catching up: it holds {}, the last update is {}",

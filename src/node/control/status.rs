@@ -135,10 +135,12 @@ pub struct PeerStatus {
 /// A resync under way, or interrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Resync {
-    /// Of all blocks: nobody knows what the peer lacks, since it was formatted anew or is older than what is known to have changed.
+    /// All blocks are compared: nobody knows what the peer lacks, since it was formatted anew or is older than what is known to have changed.
     pub whole: bool,
     pub left_bytes: u64,
     pub copied_bytes: u64,
+    /// Not copied, since both sites have the same there, or zeros.
+    pub equal_bytes: u64,
     pub copied_bytes_per_second: f64,
     /// At the rate so far; none before there is one. What hosts change meanwhile may come on top.
     pub left_seconds: Option<f64>,
@@ -147,13 +149,16 @@ pub struct Resync {
 fn resync(status: &ResyncStatus) -> Option<Resync> {
     let block = BLOCK_BYTES as u64;
     let (left_bytes, copied_bytes) = (status.blocks_left * block, status.blocks_copied * block);
-    let rate = copied_bytes as f64 / (status.for_ns.max(1) as f64 / 1e9);
+    let equal_bytes = status.blocks_equal * block;
+    let per_second = |bytes: u64| bytes as f64 / (status.for_ns.max(1) as f64 / 1e9);
+    let done_bytes = copied_bytes + equal_bytes;
     status.active.then_some(Resync {
         whole: status.whole,
         left_bytes,
         copied_bytes,
-        copied_bytes_per_second: rate,
-        left_seconds: (copied_bytes > 0).then(|| left_bytes as f64 / rate),
+        equal_bytes,
+        copied_bytes_per_second: per_second(copied_bytes),
+        left_seconds: (done_bytes > 0).then(|| left_bytes as f64 / per_second(done_bytes)),
     })
 }
 
@@ -188,6 +193,8 @@ pub struct Totals {
     pub catch_up_updates: u64,
     /// Bytes that the peer was copied because its position was no longer in the journal.
     pub resync_bytes: u64,
+    /// Bytes that were compared for that and not copied.
+    pub resync_equal_bytes: u64,
     /// Blocks found bad that are whole again, and those that could not be repaired when they were read.
     pub repaired_blocks: u64,
     pub unrepaired_blocks: u64,
@@ -386,6 +393,7 @@ impl Status {
                 pulled_updates: counters.pulled_updates,
                 catch_up_updates: counters.catch_up_updates,
                 resync_bytes: counters.resync_blocks * block,
+                resync_equal_bytes: counters.resync_equal_blocks * block,
                 repaired_blocks: counters.repaired_blocks,
                 unrepaired_blocks: counters.unrepaired_blocks,
                 replayed_updates: counters.replayed_updates,
