@@ -440,6 +440,11 @@ pub enum AdminError {
         "this site's snapshot tables were brought from the other one, and cover updates that it lacks: only the other one can go on"
     )]
     Behind,
+    #[error(
+        "this site was formatted anew and is being copied everything: it holds nothing yet that could be served; wait until it is in lockstep \
+         (`lockstep wait --in-sync`), or promote the site that has the data. If there is none any more, format this one again, then promote it"
+    )]
+    HoldsNothing,
     #[error("this site is the primary already, and serves its hosts")]
     PrimaryAlready,
     #[error(

@@ -10,6 +10,7 @@ pub mod metadata;
 pub mod nbd;
 pub mod runs;
 pub mod snapshot;
+pub mod staging;
 pub mod superblock;
 pub mod tables;
 pub mod text;

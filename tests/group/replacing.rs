@@ -55,6 +55,33 @@ fn a_site_with_new_disks_is_copied_everything() {
 }
 
 #[test]
+fn a_site_that_holds_nothing_yet_is_not_promoted() {
+    let mut split = Split::left_alone(1);
+    split.replace(|_| false);
+    split.link();
+    split.until("something was left out", |split| split.counted()[1] > 0);
+    let mut refused = 0;
+    for id in 10..13 {
+        split.ask(1, id, AdminOp::Promote { fenced: true });
+        assert_eq!(split.answer(id), Err(AdminError::HoldsNothing));
+        refused += 1;
+        // Nobody else is there to tell it.
+        split.crash(1);
+    }
+    assert_eq!((refused, split.installed), (3, false));
+    split.link();
+    split.until("what it is copied is whole", |split| split.installed);
+    split.unlink();
+    split.ask(1, 20, AdminOp::Promote { fenced: true });
+    assert!(split.answer(20).is_ok());
+    // Formatted again it is nobody's but its operator's.
+    let mut split = Split::left_alone(1);
+    split.replace(|_| false);
+    split.ask(1, 30, AdminOp::Promote { fenced: true });
+    assert!(split.answer(30).is_ok());
+}
+
+#[test]
 fn what_is_equal_at_both_is_not_copied() {
     let mut split = Split::left_alone(1);
     split.replace(kept);

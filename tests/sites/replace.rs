@@ -66,6 +66,17 @@ fn a_secondary_that_lost_its_disks_comes_back_while_hosts_write() {
     replace_disks(&mut sites.right);
     drive(&mut checker, &sites.left, 300);
     sites.right.start();
+    // It is nobody's successor before it has something, however it is asked.
+    sites
+        .right
+        .until("it is being copied to", |right| right.log_text().contains("a resync of all blocks begins"));
+    sites.right.kill();
+    sites.left.pause();
+    sites.right.start();
+    assert_eq!(sites.right.status()["watermarks"]["last"], 0);
+    let said = fails(lockstep(&["promote", "--config", path(&sites.right.config), "--fenced"]));
+    assert!(said.contains("holds nothing yet"), "{said}");
+    sites.left.resume();
     let turns = drive_until_back(&mut checker, &sites.left);
     sites.wait("--in-sync");
     succeeds(snapshot(&sites.left, &["create", "late"]));

@@ -206,6 +206,7 @@ impl Group {
                 let mark = *turn.memory.bytes(turn.tables.journal_io.page(slot, 0));
                 self.recovery_release(turn, slot, 1);
                 self.recovery().install = self.staging_mark_read(&mark);
+                self.note_empty_mark(&mark);
                 self.recovery().step = Step::Sums { volume: 0, block: 0, in_flight: 0 };
             }
             Step::MarkFlush => {

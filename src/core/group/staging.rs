@@ -12,6 +12,7 @@ use crate::core::messages::*;
 use crate::core::outbox::{Event, LossReason};
 use crate::format::history::History;
 use crate::format::journal::{BatchHeader, Digest, encode_batch};
+use crate::format::staging::{put_empty_mark, take_empty_mark};
 use crate::format::superblock::{JournalPosition, RING_FIRST_BLOCK, Superblock};
 use crate::format::tables::{TablesHeader, header_of};
 use crate::format::update::{Update, UpdateKind};
@@ -55,12 +56,23 @@ enum Order {
     },
 }
 
+/// Where the first block of an empty log's file stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Opening {
+    Due,
+    Written,
+    Flushed,
+}
+
 #[derive(Debug)]
 pub(super) struct Staging {
     /// The resync that the log is of.
     resync: Option<(Generation, u64)>,
     /// One that was offered, and not answered yet.
     offered: Option<(Generation, u64)>,
+    opening: Opening,
+    /// This site held nothing when it was first offered everything.
+    began_empty: bool,
     /// What this life knows of the file.
     pub scan: Scan,
     /// Where the next batch goes.
@@ -86,6 +98,8 @@ impl Staging {
         Staging {
             resync: None,
             offered: None,
+            opening: Opening::Due,
+            began_empty: false,
             scan: Scan::Owed,
             head: JournalPosition::default(),
             appended: 0,
@@ -124,6 +138,7 @@ impl Staging {
     /// An empty log of the resync.
     fn begin_log(&mut self, resync: (Generation, u64)) {
         self.resync = Some(resync);
+        self.opening = Opening::Due;
         self.head = JournalPosition { block: RING_FIRST_BLOCK, sequence: 1, previous: seed_of(resync) };
         (self.appended, self.written, self.flushed, self.blocks) = (0, 0, 0, 0);
         self.tables = None;
@@ -167,6 +182,7 @@ impl Group {
         }
         self.peer.talk = Talk::Staging;
         self.staging.offered = Some(resync);
+        self.staging.began_empty |= whole && self.window.last() == UpdateNumber::NONE;
         self.staging.history = None;
         turn.event(Event::ResyncBegan { blocks, whole });
     }
@@ -205,19 +221,52 @@ impl Group {
         if staging.resync != Some(resync) {
             staging.begin_log(resync);
         }
-        if staging.appended == 0 {
-            // A mark that was installed under says nothing of this log.
-            let Some(slot) = self.journal.take_slot() else { return };
-            turn.tables.journal_io.set(slot, 0, PageId::ZERO, BlockSum::ZEROS);
-            self.staging.writing.push(Writing { slot, blocks: 1, upto: 0, done: false });
-            let (target, op) = (IoTarget::Staging, IoOp::Write);
-            turn.out.to_journal.push(IoRequest { slot, target, op, block: MARK_BLOCK, count: 1 });
+        if staging.appended == 0 && staging.opening != Opening::Flushed {
+            return self.open_log(turn);
         }
         let staging = &mut self.staging;
         staging.offered = None;
         staging.reported = staging.flushed;
         let updates = staging.flushed;
         turn.out.to_link.push(ToLink::Control(Control::Staged { updates }));
+    }
+
+    /// Writes the first block of a file, and flushes it, before anybody hears of the log. A mark that was installed under says nothing of
+    /// this one; and that a site holds nothing yet has to outlive it.
+    fn open_log(&mut self, turn: &mut Turn<impl Memory>) {
+        if !self.journal.has_slot() || self.pages.free() == 0 {
+            return;
+        }
+        let slot = self.journal.take_slot().expect("checked above");
+        if self.staging.opening == Opening::Written {
+            self.staging.opening = Opening::Flushed;
+            self.staging.flushing = Some((slot, self.staging.written));
+            return self.flush_staging(turn, slot);
+        }
+        let page = match self.holds_nothing() {
+            true => {
+                let page = self.pages.take().expect("checked above");
+                put_empty_mark(turn.memory.bytes_mut(page), self.config.group, self.config.site);
+                turn.memory.seal(page);
+                page
+            }
+            false => PageId::ZERO,
+        };
+        turn.tables.journal_io.set(slot, 0, page, BlockSum::ZEROS);
+        self.staging.opening = Opening::Written;
+        self.staging.writing.push(Writing { slot, blocks: 1, upto: 0, done: false });
+        let (target, op) = (IoTarget::Staging, IoOp::Write);
+        turn.out.to_journal.push(IoRequest { slot, target, op, block: MARK_BLOCK, count: 1 });
+    }
+
+    /// The first block of the file was read at a start.
+    pub(super) fn note_empty_mark(&mut self, page: &[u8; BLOCK_BYTES]) {
+        self.staging.began_empty = take_empty_mark(page) == Some((self.config.group, self.config.site));
+    }
+
+    /// Whether this site was formatted anew into a group that has a history, and has none of that yet.
+    pub(super) fn holds_nothing(&self) -> bool {
+        self.staging.began_empty && self.window.last() == UpdateNumber::NONE
     }
 
     /// Takes received updates into the log.

@@ -58,6 +58,9 @@ impl Group {
         if self.staging.installing() {
             return Err(AdminError::Recovering);
         }
+        if self.holds_nothing() {
+            return Err(AdminError::HoldsNothing);
+        }
         // A connection may outlive its peer by a second or two, so the operator's word counts for more.
         match fenced {
             true => Ok(()),

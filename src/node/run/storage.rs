@@ -5,6 +5,7 @@ use crate::base::{BATCH_DESCRIPTORS_MAX, BLOCK_BYTES, VolumeId};
 use crate::core::config::Role;
 use crate::core::messages::IoTarget;
 use crate::format::journal::decode_batch;
+use crate::format::staging::take_empty_mark;
 use crate::format::superblock::{RING_FIRST_BLOCK, Superblock, newest_of};
 use crate::format::update::Update;
 use crate::io::disk::{Disk, DiskError, Space};
@@ -95,13 +96,14 @@ fn is_marked(disk: &Disk, superblock: Option<&Superblock>) -> Result<bool, DiskE
     Ok(mark.zip(superblock).is_some_and(|(mark, superblock)| mark.sequence > superblock.sequence))
 }
 
-/// Whether it holds a log behind no mark.
+/// Whether it holds a log behind no mark, or is to.
 fn holds_log(disk: &Disk) -> Result<bool, DiskError> {
     let (mut mark, mut header) = ([0; BLOCK_BYTES], [0; BLOCK_BYTES]);
     disk.read_blocks(0, &mut mark)?;
     disk.read_blocks(RING_FIRST_BLOCK, &mut header)?;
     let mut updates = [Update::EMPTY; BATCH_DESCRIPTORS_MAX];
-    Ok(Superblock::decode(&mark).is_err() && decode_batch(&header, &mut updates).is_ok())
+    let log = Superblock::decode(&mark).is_err() && decode_batch(&header, &mut updates).is_ok();
+    Ok(log || take_empty_mark(&mark).is_some())
 }
 
 /// Whether the site's next start installs what is staged.
