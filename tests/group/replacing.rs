@@ -84,11 +84,13 @@ fn a_site_that_holds_nothing_yet_is_not_promoted() {
 #[test]
 fn what_is_equal_at_both_is_not_copied() {
     let mut split = Split::left_alone(1);
+    // A block of zeros that was written has a checksum, by which a repair asks for it; one that never was has none.
+    split.write(0, BLOCKS + 7, 0);
     split.replace(kept);
     split.link();
     split.until("what it is copied is whole", |split| split.installed);
     let [copied, equal] = split.counted();
-    assert_eq!(copied, BLOCKS.div_ceil(8), "those that were written meanwhile");
+    assert_eq!(copied, BLOCKS.div_ceil(8) + 1, "those that were written meanwhile");
     assert_eq!(equal, VOLUME_BLOCKS - copied);
     split.finish();
 }

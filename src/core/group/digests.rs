@@ -2,6 +2,9 @@
 //! it reads them for that, and compares them with their checksums. The primary leaves out of the copy what is the same here, by 128 bits of
 //! xxh3 and never by a checksum alone ([decision 0031](../../../docs/decisions/0031-equal-blocks-are-not-copied.md)).
 //!
+//! A repair asks for a block by its checksum, so both sites are to have the same one: zeros that were written as data are not equal to zeros
+//! that were never written, and a target tells the digest of zeros for those alone.
+//!
 //! What a target's blocks hold does not change until it installs, so a digest stays true. A block that was left out and changes afterwards
 //! is copied as all that change after `floor` are: being equal never takes back what another reason asks for.
 
@@ -246,7 +249,8 @@ impl Group {
                     Kind::InMemory => {
                         computed += 1;
                         let value = self.cache.peek_settled(volume, lba).expect("it is in memory");
-                        let equal = digest_of_block(turn.memory.bytes(value.page)) == theirs;
+                        let ours = digest_of_block(turn.memory.bytes(value.page));
+                        let equal = ours == theirs && ours != self.resync.digests.of_zeros;
                         self.judge_block(volume, lba, equal);
                     }
                     Kind::OnDisk => {
@@ -461,6 +465,8 @@ impl Group {
             if wanted {
                 let sound = succeeded && (slots || holds(turn.memory, page, sum));
                 let digest = if sound { digest_of_block(turn.memory.bytes(page)) } else { Digest128::NONE };
+                let written = digest != self.resync.digests.of_zeros;
+                let digest = if written { digest } else { Digest128::NONE };
                 self.resync.digests.told[usize::from(read.part)][read.first as usize + index] = digest;
             }
             self.pages.release(page, turn.memory);
