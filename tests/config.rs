@@ -250,6 +250,7 @@ fn a_third_reaches_the_group_of_each_of_the_three() {
         (third.name.as_str(), third.address, third.link.congestion),
         ("far", None, Congestion::Shared)
     );
+    assert_eq!(third.bandwidth_max, None);
     assert_eq!(third.link.identity, config.replication.as_ref().expect("a pair").link.identity);
     let group = config.group_config(5000, 1);
     assert_eq!(group.third.as_ref().expect("a third").site.0, 3);
@@ -282,6 +283,12 @@ fn what_a_third_must_not_have_is_named() {
     let pair = format!("{MINIMAL}{PAIR}{THIRD}");
     refused(&pair.replace("id = 3", "id = 2"), &["third.id: 2 is the peer's id"]);
     refused(&pair.replace("7402", "7401"), &["third.listen: 127.0.0.1:7401 is link.listen"]);
+    let limited = |limit: &str| format!("{pair}bandwidth_max = \"{limit}\"\n");
+    let config = parse(&limited("20MiB")).expect("correct");
+    assert_eq!(config.third.as_ref().expect("a third").bandwidth_max, Some(20 << 20));
+    assert_eq!(config.group_config(5000, 1).third.expect("a third").bandwidth_max, Some(20 << 20));
+    refused(&limited("32KiB"), &["third.bandwidth_max: \"32KiB\" is out of range; write \"64KiB\" to"]);
+    refused(&limited("fast"), &["third.bandwidth_max: "]);
 }
 
 /// The pages kept for feeding a third are the operator's memory, too.

@@ -206,19 +206,30 @@ fn a_third_goes_on_from_the_second_and_all_three_hold_the_same() {
     let expected = [
         "acknowledged_writes",
         "delta",
+        "delta_bytes",
         "delta_updates",
+        "full_bytes",
+        "lacked_bytes",
         "lost_writes",
         "max_host_latency_ms",
+        "resume_ms",
         "scenario",
         "seconds",
         "sites",
-        "third_caught_up_ms",
+        "third_lag_ms",
         "third_lag_updates",
         "third_read_from_second",
         "updates",
     ];
     assert_eq!(keys(&result), expected);
     assert_eq!((&result["delta"], &result["lost_writes"]), (&Value::from("yes"), &Value::from(0)));
+    // What it lacked moved, and nothing but that: a fraction of what it holds.
+    let of = |name: &str| result[name].as_f64().unwrap_or(f64::NAN);
+    assert!(of("delta_updates") > 20.0 && of("lacked_bytes") > 20.0 * 4096.0, "{result:#}");
+    assert!(of("delta_bytes") > 4096.0 * (of("delta_updates") - 10.0), "{result:#}");
+    assert!(of("delta_bytes") <= 1.1 * of("lacked_bytes"), "{result:#}");
+    assert!(of("delta_bytes") < 0.05 * of("full_bytes"), "{result:#}");
+    assert!(of("third_lag_ms") > 0.0 && of("resume_ms") > 0.0, "{result:#}");
     let sites = result["sites"].as_array().expect("sites");
     let roles: Vec<_> = sites.iter().map(|site| site["role"].as_str().expect("a role")).collect();
     assert_eq!(roles, ["secondary", "primary", "third"]);

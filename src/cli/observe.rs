@@ -183,10 +183,17 @@ fn third(third: &ThirdShown) -> Vec<String> {
         }
     };
     let mut lines = vec![format!(
-        "third {name}: {state}  has {position}, {behind} behind, heard {}  delta: {what}  round trip {:.0} µs",
+        "third {name}: {state}  has {position}, {}, heard {}  delta: {what}  round trip {:.0} µs",
+        lag(*behind, third.behind_bytes, third.behind_ms),
         ago(third.heard_seconds_ago),
         third.round_trip_us
     )];
+    if third.lapses_soon {
+        lines.push(format!(
+            "WARNING: what {name} lacks is {}% of what the journal keeps for it; beyond that the delta is gone",
+            third.kept_percent
+        ));
+    }
     lines.extend(third.promoted.iter().flat_map(|split| {
         parted(split, &format!("{name} was made primary in place of this site and its peer"), name)
     }));
@@ -194,10 +201,16 @@ fn third(third: &ThirdShown) -> Vec<String> {
     lines
 }
 
+/// How far a third is behind.
+fn lag(updates: u64, lacked_bytes: u64, ms: f64) -> String {
+    format!("{updates} behind ({}, {:.1} s)", bytes(lacked_bytes as f64), ms / 1000.0)
+}
+
 fn source(source: &SourceShown) -> Vec<String> {
     let SourceShown { name, address, state, settled, behind, .. } = source;
     let mut lines = vec![format!(
-        "source {name} at {address}: {state}  settled {settled}, this site is {behind} behind, heard {}  round trip {:.0} µs",
+        "source {name} at {address}: {state}  settled {settled}, this site is {}, heard {}  round trip {:.0} µs",
+        lag(*behind, source.behind_bytes, source.behind_ms),
         ago(source.heard_seconds_ago),
         source.round_trip_us
     )];

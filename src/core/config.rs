@@ -94,6 +94,8 @@ pub struct ThirdConfig {
     pub heartbeat_interval: Nanos,
     /// A connection on which it does not answer for this long is closed.
     pub silence_max: Nanos,
+    /// It is sent no more than so much a second, if that is limited; other frames than updates are not counted.
+    pub bandwidth_max: Option<u64>,
 }
 
 /// A site that a third pulls from.

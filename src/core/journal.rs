@@ -178,10 +178,21 @@ impl Journal {
         self.batches.get(self.partition(number.next())).map_or(0, |batch| self.cost - batch.cost_before)
     }
 
+    /// Payload blocks of the updates after `number`, at most: a batch that `number` cuts through counts whole, and so do updates that were
+    /// cut away.
+    pub fn payload_since(&self, number: UpdateNumber) -> u64 {
+        let first = self.batches.get(self.partition(number.next()));
+        // The worst case has a header for each update.
+        let headers = |batch: &Batch| (self.appended.0 + 1).saturating_sub(batch.first.0);
+        first.map_or(0, |batch| (self.cost - batch.cost_before).saturating_sub(headers(batch)))
+    }
+
     /// Ring blocks that stay in use if what is before the updates after `number` is let go of.
     pub fn used_after(&self, number: UpdateNumber) -> u64 {
-        let before = self.batches.iter().take_while(|batch| batch.last <= number);
-        self.used - before.map(|batch| u64::from(batch.span)).sum::<u64>()
+        let Some(batch) = self.batches.get(self.partition(number.next())) else { return 0 };
+        let from = batch.position.block;
+        let wrapped = if self.head.block > from { 0 } else { self.ring_blocks() };
+        self.head.block + wrapped - from + u64::from(batch.span - batch.blocks)
     }
 
     /// Where a batch of `blocks` goes and how much of the ring that takes; `None` if the ring has no room.

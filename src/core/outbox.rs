@@ -328,6 +328,18 @@ pub enum Event {
         common: UpdateNumber,
         stays: bool,
     },
+    /// It went on from here, and has all of what it lacked: what follows `after`, up to `upto`.
+    ThirdResumed {
+        after: UpdateNumber,
+        upto: UpdateNumber,
+        sent_bytes: u64,
+        took: Nanos,
+    },
+    /// Of what the journal keeps for a third at most, so much is kept now.
+    ThirdLapsesSoon {
+        position: UpdateNumber,
+        kept_percent: u64,
+    },
     ThirdLost {
         reason: LossReason,
     },

@@ -440,6 +440,23 @@ impl Names {
                 )
             }
             Event::RoleRefused { why } => (Level::Error, self.role_refused(why)),
+            Event::ThirdResumed { after, upto, sent_bytes, took } => (
+                Level::Info,
+                format!(
+                    "{} has all that it lacked when it went on from here, {} updates after {after}: it was sent {sent_bytes} bytes in {} ms",
+                    self.third(),
+                    upto.0 - after.0,
+                    took.0 / 1_000_000
+                ),
+            ),
+            Event::ThirdLapsesSoon { position, kept_percent } => (
+                Level::Warn,
+                format!(
+                    "{} may lapse soon: it has everything up to {position}, and what it lacks is {kept_percent}% of what the journal keeps for it. \
+                     Bring it back, or see to its path; hosts are not made to wait for it",
+                    self.third()
+                ),
+            ),
             Event::ThirdLost { reason } => (Level::Warn, self.loss(&self.third(), reason)),
             Event::ThirdLapsed { position, oldest } => (
                 Level::Error,

@@ -116,7 +116,7 @@ impl Plan {
         let order = if third.prefers_second { [SECONDARY, PRIMARY] } else { [PRIMARY, SECONDARY] };
         let heartbeat_interval = Nanos(rng.pick(&[1, 5, 10]) * MS);
         for config in &mut self.configs {
-            config.third = Some(ThirdConfig { site, heartbeat_interval, silence_max });
+            config.third = Some(ThirdConfig { site, heartbeat_interval, silence_max, bandwidth_max: None });
             config.pages += THIRD_PAGES as u32;
         }
         self.configs.push(GroupConfig {
@@ -140,6 +140,10 @@ impl Plan {
             self.faults.push(Planned { after_ops, events: rng.below(400), fault });
         }
         self.faults.sort_by_key(|planned| planned.after_ops);
+        let bandwidth_max = rng.pick(&[None, None, None, Some(1 << 20), Some(16 << 20)]);
+        for third in self.configs.iter_mut().flat_map(|config| &mut config.third) {
+            third.bandwidth_max = bandwidth_max;
+        }
     }
 }
 

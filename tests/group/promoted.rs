@@ -213,6 +213,7 @@ fn a_third_that_has_all_of_a_primary_that_stepped_down_takes_over_with_nothing_l
         site: SiteId(2),
         heartbeat_interval: Nanos::from_millis(5),
         silence_max: Nanos::from_millis(100),
+        bandwidth_max: None,
     };
     let [first, second, far] = configs();
     let peer = |site| {

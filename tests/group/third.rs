@@ -1,11 +1,12 @@
 //! A third site that pulls from a pair: what it is given and when, what its absence costs nobody, and from whom it goes on.
 
 mod promoted;
+mod readiness;
 
 use super::*;
 use lockstep::core::group::THIRD_PAGES;
 use lockstep::core::group::status::{Delta, GroupStatus, NoDelta, SourceState, ThirdState};
-use lockstep::format::wire::{Refusal, RefusalCode};
+use lockstep::format::wire::{PLAIN_UPDATE_FRAME_BYTES, Refusal, RefusalCode};
 
 const FIRST: usize = 0;
 const SECOND: usize = 1;
@@ -28,6 +29,18 @@ struct Link {
     held: Vec<(End, ToLink)>,
 }
 
+/// How long a disk takes, and what is under way there.
+#[derive(Default)]
+struct Disks {
+    journal_steps: u64,
+    volume_steps: u64,
+    under_way: Vec<(u64, Executor, IoRequest)>,
+}
+
+fn hours(hours: u64) -> Nanos {
+    Nanos::from_millis(hours * 3_600_000)
+}
+
 struct Trio {
     now: Nanos,
     steps: u64,
@@ -37,6 +50,10 @@ struct Trio {
     /// Refusals, and other news of the third's, as each site told them.
     refused: Vec<(usize, Refusal)>,
     lapsed: Vec<usize>,
+    /// Sites that warned of a third which may lapse soon, and how much they kept for it then.
+    warned: Vec<(usize, u64)>,
+    resumed: Vec<usize>,
+    third_disks: Disks,
 }
 
 fn configs() -> [GroupConfig; 3] {
@@ -44,6 +61,7 @@ fn configs() -> [GroupConfig; 3] {
         site: SiteId(3),
         heartbeat_interval: Nanos::from_millis(5),
         silence_max: Nanos::from_millis(100),
+        bandwidth_max: None,
     };
     let source = |site| SourceConfig { site: SiteId(site), silence_max: Nanos::from_millis(100) };
     let served = |role| {
@@ -134,6 +152,9 @@ impl Trio {
             ],
             refused: Vec::new(),
             lapsed: Vec::new(),
+            warned: Vec::new(),
+            resumed: Vec::new(),
+            third_disks: Disks::default(),
         };
         for site in &mut trio.sites {
             site.may_refuse = true;
@@ -144,7 +165,11 @@ impl Trio {
 
     /// In lockstep, and pulled from.
     fn new() -> Trio {
-        let mut trio = Trio::formatted(configs());
+        Trio::with(configs())
+    }
+
+    fn with(configs: [GroupConfig; 3]) -> Trio {
+        let mut trio = Trio::formatted(configs);
         trio.until("the third pulls", |trio| {
             trio.status(FIRST).peer == PeerState::InSync && trio.pulls_from() == Some(FIRST)
         });
@@ -200,9 +225,32 @@ impl Trio {
         if message == ToLink::Close {
             return self.disconnect(index);
         }
-        if connected && !self.alive[to.0] {
+        if connected && (!self.links[index].held.is_empty() || !self.may_deliver(to)) {
             return self.links[index].held.push((from, message));
         }
+        self.hand_over(index, from, to, message);
+    }
+
+    /// Whether a site takes what comes to it.
+    fn may_deliver(&self, (site, leg): End) -> bool {
+        self.alive[site] && leg.is_none_or(|index| self.sites[site].group.remote_room(index) > 0)
+    }
+
+    fn deliver_held(&mut self) {
+        for index in 0..self.links.len() {
+            let ends = self.links[index].ends;
+            let to_other = |from: End| ends[usize::from(ends[0] == from)];
+            while let Some(&(from, message)) = self.links[index].held.first()
+                && self.may_deliver(to_other(from))
+            {
+                self.links[index].held.remove(0);
+                self.hand_over(index, from, to_other(from), message);
+            }
+        }
+    }
+
+    fn hand_over(&mut self, index: usize, from: End, to: End, message: ToLink) {
+        let connected = self.links[index].connected;
         let [sender, receiver] = self.sites.get_disjoint_mut([from.0, to.0]).expect("two sites");
         deliver(self.now, [(sender, from.1), (receiver, to.1)], connected, message);
     }
@@ -237,10 +285,35 @@ impl Trio {
         }
     }
 
+    /// The third's I/O takes its time.
+    fn delay_io_of_third(&mut self) {
+        let Disks { journal_steps, volume_steps, under_way } = &mut self.third_disks;
+        let Outbox { to_journal, to_volumes, .. } = &mut self.sites[THIRD].out;
+        let steps = self.steps;
+        for (executor, queue, takes) in
+            [(Executor::Journal, to_journal, *journal_steps), (Executor::Volumes, to_volumes, *volume_steps)]
+        {
+            let given = std::iter::from_fn(|| queue.pop());
+            under_way.extend(given.map(|request| (steps.saturating_add(takes), executor, request)));
+            under_way.retain(|(due, of, request)| {
+                let ready = *of == executor && *due <= steps;
+                if ready {
+                    queue.push(*request);
+                }
+                !ready
+            });
+        }
+    }
+
     fn step(&mut self) {
-        self.now = self.now.plus(Nanos::from_micros(200));
+        self.pass(Nanos::from_micros(200));
+    }
+
+    fn pass(&mut self, time: Nanos) {
+        self.now = self.now.plus(time);
         self.steps += 1;
         self.connect();
+        self.deliver_held();
         for site in (0..3).filter(|site| self.alive[*site]).collect::<Vec<_>>() {
             self.turn(site);
         }
@@ -254,11 +327,16 @@ impl Trio {
     fn turn(&mut self, site: usize) {
         let now = self.now;
         self.sites[site].with(now, |group, turn| group.end_turn(turn));
+        if site == THIRD {
+            self.delay_io_of_third();
+        }
         for event in std::iter::from_fn(|| self.sites[site].out.events.pop()) {
             match event {
                 Event::Refused { by_us: true, refusal: Some(refusal), .. } => {
                     self.refused.push((site, refusal));
                 }
+                Event::ThirdLapsesSoon { kept_percent, .. } => self.warned.push((site, kept_percent)),
+                Event::ThirdResumed { .. } => self.resumed.push(site),
                 Event::ThirdLapsed { .. } | Event::SourceLapsed { .. } => self.lapsed.push(site),
                 Event::Failed { .. } | Event::ChecksumMismatch { .. } => panic!("site {site}: {event:?}"),
                 _ => {}
@@ -447,22 +525,44 @@ fn a_third_that_restarts_goes_on_from_its_position() {
     assert!(trio.lapsed.is_empty());
 }
 
-/// A third costs no host anything: with it, without it, or with one that is lost for good, the same operations take the same time.
+/// A third costs no host anything: with it, without it, or with one that is lost, stuck, full, slow, or away for days, each operation takes
+/// the same time.
 #[test]
 fn nobody_waits_for_a_third() {
     let mut took = Vec::new();
-    for what in ["there", "gone", "stuck"] {
-        let mut trio = Trio::new();
+    for what in ["there", "slow", "full", "gone", "stuck", "away"] {
+        let mut configs = configs();
+        // So that days can go by in some steps.
+        for peer in configs.iter_mut().flat_map(|config| &mut config.peer) {
+            (peer.latency_budget, peer.heartbeat_interval) = (hours(10), hours(1));
+        }
+        let mut trio = Trio::with(configs);
         let mut expected = HashMap::new();
         match what {
-            "gone" => trio.kill(THIRD),
+            "gone" | "away" => trio.kill(THIRD),
             // It is connected and takes nothing any more.
             "stuck" => trio.alive[THIRD] = false,
+            "slow" => trio.third_disks = Disks { journal_steps: 40, volume_steps: 400, ..Disks::default() },
+            // No block ever reaches its volumes, so its journal fills up.
+            "full" => trio.third_disks = Disks { volume_steps: u64::MAX, ..Disks::default() },
             _ => {}
         }
-        took.push(trio.exercise(FIRST, &mut expected, 250, 3));
+        let mut rounds = Vec::new();
+        for round in 0..250 {
+            rounds.push(trio.exercise(FIRST, &mut expected, 1, 3 + 31 * round));
+            if what == "away" && round % 50 == 20 {
+                (0..48).for_each(|_| trio.pass(hours(1)));
+            }
+        }
+        took.push(rounds);
         assert_eq!(trio.status(FIRST).counters.expired, 0);
-        assert_eq!(trio.lapsed.contains(&FIRST), what != "there", "{what}");
+        let lapsed = trio.lapsed.contains(&FIRST);
+        assert_eq!(lapsed, what != "there", "{what}");
+        let third = trio.status(THIRD);
+        if what == "full" {
+            assert!(third.journal_used_blocks * 4 > third.journal_blocks * 3, "{third:#?}");
+            assert!(third.last < trio.status(FIRST).last);
+        }
         if what == "gone" {
             let third = trio.third_at(FIRST);
             assert_eq!((third.state, third.delta), (ThirdState::Disconnected, Delta::No(NoDelta::Lapsed)));
@@ -474,7 +574,9 @@ fn nobody_waits_for_a_third() {
             assert_eq!(trio.status(THIRD).last, kept);
         }
     }
-    assert_eq!(took, [took[0]; 3]);
+    for other in &took[1..] {
+        assert_eq!(*other, took[0]);
+    }
 }
 
 #[test]
@@ -498,6 +600,13 @@ fn a_third_goes_on_from_the_second_by_the_delta() {
     trio.third_is_equal(SECOND, &expected);
     assert_eq!(trio.pulls_from(), Some(SECOND));
     assert_eq!(trio.status(SECOND).counters.fed_updates, trio.status(THIRD).last.0 - behind.0);
+    // What it lacked when the second took over is what moved for that, and the first was asked for nothing.
+    let resumed = trio.third_at(SECOND).resumed.expect("it went on from there");
+    let (lacked, frames) = (resumed.upto.0 - behind.0, PLAIN_UPDATE_FRAME_BYTES as u64);
+    assert!(resumed.after == behind && lacked > 96 && lacked < 100, "{resumed:?}");
+    assert!(resumed.lacked_bytes >= 96 * 4096 && resumed.lacked_bytes < 112 * 4096, "{resumed:?}");
+    assert_eq!(resumed.sent_bytes, 96 * 4096 + lacked * frames, "{resumed:?}");
+    assert!(resumed.took > Some(Nanos(0)) && trio.resumed.last() == Some(&SECOND), "{resumed:?}");
     assert!(trio.refused.is_empty() && trio.lapsed.is_empty());
     // The first returns as a secondary; the third is with the second still, and tells both where it is.
     trio.set_link(1, true);

@@ -7,15 +7,17 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
+use rustix::process::{Pid, Signal};
 use signal_hook::iterator::Signals;
 use tempfile::TempDir;
 
+use super::READY_MAX;
 use crate::cli::site::format_site;
 use crate::io::disk::{Disk, DiskError, Space};
 use crate::io::nbd_client::NbdUri;
 use crate::io::quic::identity::Identity;
 use crate::node::config::Config;
-use crate::node::control::Client;
+use crate::node::control::{Client, Status};
 
 pub const NAMES: [&str; 3] = ["left", "right", "far"];
 const ROLES: [&str; 3] = ["primary", "secondary", "third"];
@@ -33,6 +35,8 @@ pub const VOLUMES: [&str; 2] = [DATA, LOG];
 #[derive(Clone, Copy, Debug)]
 pub struct Setup {
     pub data_bytes: u64,
+    /// As of `volume.space`: what nobody writes to need not be written.
+    pub data_space: &'static str,
     pub differential_bytes: u64,
     pub journal_bytes: u64,
     /// `suspend` or `solo`.
@@ -44,6 +48,7 @@ pub struct Setup {
 impl Setup {
     pub const STEADY: Setup = Setup {
         data_bytes: 256 << 20,
+        data_space: "written",
         differential_bytes: 16 << 20,
         journal_bytes: 256 << 20,
         on_peer_loss: "suspend",
@@ -96,11 +101,26 @@ impl Pair {
         Ok(Pair { folder: Some(folder), keep, path, setup, configs, children: Vec::new() })
     }
 
-    /// Starts all processes.
+    /// Starts all processes. A third stays with the site that it meets first, and that is to be the one which is lost.
     pub fn start(&mut self) -> anyhow::Result<()> {
-        for site in 0..self.configs.len() {
-            let child = self.spawn(site)?;
-            self.children.push(child);
+        self.children.push(self.spawn(0)?);
+        if self.setup.third {
+            self.children.push(self.spawn(THIRD)?);
+            self.await_pull()?;
+        }
+        let second = self.spawn(1)?;
+        self.children.insert(1, second);
+        Ok(())
+    }
+
+    fn await_pull(&self) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        let pulls = |status: Status| status.sources.first().is_some_and(|source| source.state == "pulling");
+        while !self.client(THIRD).status().is_ok_and(pulls) {
+            if begun.elapsed() > READY_MAX {
+                return Err(self.explain(anyhow!("the third site has not met the first one")));
+            }
+            std::thread::sleep(Duration::from_millis(5));
         }
         Ok(())
     }
@@ -128,6 +148,13 @@ impl Pair {
             .and_then(|()| child.wait())
             .with_context(|| format!("{} cannot be killed", NAMES[site]))?;
         Ok(())
+    }
+
+    /// A site's process stands still, as if its path were held up; or goes on.
+    pub fn hold_up(&self, site: usize, held: bool) -> anyhow::Result<()> {
+        let signal = if held { Signal::STOP } else { Signal::CONT };
+        rustix::process::kill_process(Pid::from_child(&self.children[site]), signal)
+            .with_context(|| format!("{} cannot be held up", NAMES[site]))
     }
 
     /// Stops one site as an operator would.
@@ -280,12 +307,12 @@ fn configuration(site: usize, cpu: usize, ports: [u16; 4], fingerprints: &[Strin
     let others = if site == THIRD { sources(ports, fingerprints) } else { pair(site, ports, fingerprints) };
     let (data_mib, log_mib) = (setup.data_bytes >> 20, LOG_BYTES >> 20);
     let (differential_mib, journal_mib) = (setup.differential_bytes >> 20, setup.journal_bytes >> 20);
-    let on_peer_loss = setup.on_peer_loss;
+    let Setup { on_peer_loss, data_space, .. } = setup;
     format!(
         "[site]\nname = \"{name}\"\nid = {id}\nrole = \"{role}\"\ndirectory = \"{name}\"\n\n\
          [group]\nname = \"demo\"\nlatency_budget = \"2s\"\nheartbeat_interval = \"100ms\"\nresync_p99_budget = \"20ms\"\n\
          on_differential_full = \"error\"\non_peer_loss = \"{on_peer_loss}\"\n\n\
-         [[volume]]\nname = \"{DATA}\"\nsize = \"{data_mib}MiB\"\nspace = \"written\"\n\n\
+         [[volume]]\nname = \"{DATA}\"\nsize = \"{data_mib}MiB\"\nspace = \"{data_space}\"\n\n\
          [[volume]]\nname = \"{LOG}\"\nsize = \"{log_mib}MiB\"\nspace = \"written\"\n\n\
          [journal]\nsize = \"{journal_mib}MiB\"\n\n[differential]\nsize = \"{differential_mib}MiB\"\n\n[cache]\nsize = \"256MiB\"\n\n\
          {others}[reactors]\ncores = [{cpu}]\n"

@@ -9,10 +9,11 @@ use serde_json::json;
 use super::hosts::Hosts;
 use super::pair::{LOG, LOG_BYTES, Pair, Setup, THIRD};
 use super::{Demo, READY_MAX, SETTLED_MAX, SiteSeen, judge, plant_loss, shown};
-use crate::node::control::Goal;
+use crate::node::control::{Goal, ResumedShown};
 use crate::reactor::Clock;
 
-pub const SETUP: Setup = Setup { data_bytes: 64 << 20, third: true, ..Setup::STEADY };
+/// A copy of everything would move all of this.
+pub const SETUP: Setup = Setup { data_bytes: 128 << 20, data_space: "sparse", third: true, ..Setup::STEADY };
 
 /// Pause between two looks at the sites' numbers.
 const LOOKS_EVERY: Duration = Duration::from_millis(2);
@@ -20,14 +21,20 @@ const LOOKS_EVERY: Duration = Duration::from_millis(2);
 /// Looks at how far the third is behind while hosts write.
 const LAG_LOOKS: u32 = 20;
 
+/// The third's path is held up for so long before the first is lost: on one machine it would lack next to nothing.
+const HELD_UP: Duration = Duration::from_millis(200);
+
 struct Seen {
     /// The furthest that the third was behind while both sites of the pair were there, in updates.
     lag_updates: u64,
-    /// What the second said beforehand: whether the third could go on from there, and how much would move.
+    /// And in time.
+    lag_ms: f64,
+    /// What the second said beforehand: whether the third could go on from there.
     delta: String,
-    delta_updates: u64,
+    /// What the third lacked of all that the second had when it took over, and what it was sent of that.
+    resumed: ResumedShown,
     /// From the promotion's command to the third having everything that the second had at that moment.
-    caught_up: Duration,
+    resume: Duration,
     /// Updates that the second gave the third from then on, and those of its stream in all.
     fed_updates: u64,
     last: u64,
@@ -61,27 +68,34 @@ impl Demo {
 
     fn lose_the_first(&self, pair: &mut Pair) -> anyhow::Result<Seen> {
         let third = self.seconds / 3;
-        let mut lag_updates = 0;
+        let (mut lag_updates, mut lag_ms) = (0, 0.0f64);
         for _ in 0..LAG_LOOKS {
             std::thread::sleep(third / LAG_LOOKS);
-            let status = pair.client(0).status()?;
-            lag_updates = lag_updates.max(status.third.context("the pair has a third")?.behind);
+            let seen = pair.client(0).status()?.third.context("the pair has a third")?;
+            (lag_updates, lag_ms) = (lag_updates.max(seen.behind), lag_ms.max(seen.behind_ms));
         }
+        self.say(&format!("far was at most {lag_updates} updates behind, and {lag_ms:.1} ms"));
+        pair.hold_up(THIRD, true)?;
+        std::thread::sleep(HELD_UP);
         let second = pair.client(1).status()?;
         // Where far found left to have more for a while, it has read from right before.
         let fed_before = second.totals.fed_updates;
         let said = second.third.context("the pair has a third")?;
         self.say(&format!(
-            "far was at most {lag_updates} updates behind; right says of it: delta {}, {} updates",
-            said.delta, said.delta_updates
+            "far's path is held up for {}; right says of it: delta {}, {} updates",
+            shown(HELD_UP),
+            said.delta,
+            said.delta_updates
         ));
         self.say("the primary is killed (SIGKILL); right is promoted, and far goes on from there");
         pair.kill(0)?;
         let begun = Instant::now();
         pair.client(1).promote(true, None)?;
+        pair.hold_up(THIRD, false)?;
         third_has(pair, pair.client(1).status()?.watermarks.last)?;
-        let caught_up = begun.elapsed();
-        self.say(&format!("far had everything {} after the command, while hosts wrote", shown(caught_up)));
+        let resume = begun.elapsed();
+        let resumed = third_resumed(pair)?;
+        self.say(&format!("far had everything {} after the command, while hosts wrote", shown(resume)));
         std::thread::sleep(third);
         pair.start_again(0)?;
         pair.client(1).wait(Goal::InSync, READY_MAX)?;
@@ -91,20 +105,25 @@ impl Demo {
         let last = status.watermarks.last;
         let fed_updates = status.totals.fed_updates - fed_before;
         ensure!(fed_updates < last, "far was sent {fed_updates} updates of {last}, which is no delta");
-        let (delta, delta_updates) = (said.delta, said.delta_updates);
-        Ok(Seen { lag_updates, delta, delta_updates, caught_up, fed_updates, last })
+        Ok(Seen { lag_updates, lag_ms, delta: said.delta, resumed, resume, fed_updates, last })
     }
 
     fn conclude_three_sites(&self, hosts: &Hosts, seen: &Seen, sites: &[SiteSeen]) -> anyhow::Result<()> {
+        let full_bytes = SETUP.data_bytes + LOG_BYTES;
+        let ResumedShown { after, upto, lacked_bytes, sent_bytes, .. } = seen.resumed;
         if self.json {
             self.print_with_hosts(
                 hosts,
                 sites,
                 &json!({
                     "third_lag_updates": seen.lag_updates,
+                    "third_lag_ms": seen.lag_ms,
                     "delta": seen.delta,
-                    "delta_updates": seen.delta_updates,
-                    "third_caught_up_ms": seen.caught_up.as_secs_f64() * 1000.0,
+                    "delta_updates": upto - after,
+                    "delta_bytes": sent_bytes,
+                    "lacked_bytes": lacked_bytes,
+                    "full_bytes": full_bytes,
+                    "resume_ms": seen.resume.as_secs_f64() * 1000.0,
                     "third_read_from_second": seen.fed_updates,
                     "updates": seen.last,
                 }),
@@ -115,8 +134,25 @@ impl Demo {
             println!(
                 "far read {fed_updates} of {last} updates from the second site, and the others from the first"
             );
+            println!(
+                "of the {} updates that it lacked there, {lacked_bytes} bytes, {sent_bytes} bytes moved; a copy of all would be {full_bytes}",
+                upto - after
+            );
         }
         judge(sites)
+    }
+}
+
+/// Waits until the second knows that the third has all that it had when it took over.
+fn third_resumed(pair: &Pair) -> anyhow::Result<ResumedShown> {
+    let begun = Instant::now();
+    loop {
+        let third = pair.client(1).status()?.third.context("the pair has a third")?;
+        if let Some(resumed) = third.resumed.filter(|resumed| resumed.took_ms.is_some()) {
+            return Ok(resumed);
+        }
+        ensure!(begun.elapsed() < READY_MAX, "the third site has not gone on from the second");
+        std::thread::sleep(LOOKS_EVERY);
     }
 }
 

@@ -2,19 +2,25 @@
 //! for it. Replies, destage and the journal's reuse go on without it, and once the journal lets go of something that it lacks it has lapsed.
 //! Both sites of the synchronous set do this alike, so that either goes on with it when the other is gone (US 7,143,254).
 
+use super::ages::Ages;
+use super::allowance::Allowance;
 use super::catch_up::{CatchUp, Found, ReadFor};
 use super::handshake::GREETING_MAX;
 use super::peering::{LINK_SPARE, refusal};
+use super::readiness::Resumed;
 use super::split::SplitBrain;
 use super::{Group, Phase, THIRD_PAGES, Turn};
 use crate::base::*;
 use crate::core::config::{Role, ThirdConfig};
 use crate::core::history::common_point;
-use crate::core::journal::Journal;
 use crate::core::messages::*;
 use crate::core::outbox::{Event, LossReason};
 use crate::core::window::Window;
-use crate::format::wire::{Hello, Refusal, RefusalCode};
+use crate::format::update::Update;
+use crate::format::wire::{
+    CONTROL_FRAME_BYTES_MAX, FRAME_HEADER_BYTES, Hello, PLAIN_UPDATE_FRAME_BYTES, Refusal, RefusalCode,
+    encode_control,
+};
 
 /// Pages that a third's link receives hellos into.
 pub(super) const LINK_PAGES: usize = 4;
@@ -22,16 +28,12 @@ pub(super) const LINK_PAGES: usize = 4;
 /// Pages of updates that the link has yet to read.
 const LENT_PAGES_MAX: usize = THIRD_PAGES - BATCH_BLOCKS_MAX - LINK_PAGES;
 
-/// The journal keeps what a third lacks up to this share of its ring, in percent: sweeps begin when half of it is in use, and a third that
-/// is behind is to hurry none (US 7,143,254's third computer never delays the first).
-const KEPT_PERCENT: u64 = 50;
-
 /// The link of the third.
 pub(super) const LINK: usize = 0;
 
 /// Where the conversation with the third stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Talk {
+pub(super) enum Talk {
     Absent,
     Greeting {
         since: Nanos,
@@ -46,10 +48,10 @@ enum Talk {
 
 /// What the third said last.
 #[derive(Clone, Copy, Debug)]
-struct Pull {
-    after: UpdateNumber,
-    generation: Generation,
-    upto: UpdateNumber,
+pub(super) struct Pull {
+    pub after: UpdateNumber,
+    pub generation: Generation,
+    pub upto: UpdateNumber,
 }
 
 const NO_PULL: Pull =
@@ -58,18 +60,20 @@ const NO_PULL: Pull =
 #[derive(Debug)]
 pub(super) struct Feed {
     pub connection: Option<u32>,
-    talk: Talk,
+    pub talk: Talk,
     hello: Option<Box<Hello>>,
-    pull: Pull,
+    pub pull: Pull,
+    /// Where it was when it said so last, on whichever connection.
+    pub told: Pull,
     /// When it last said where it is, since this site started.
-    heard: Option<Nanos>,
+    pub heard: Option<Nanos>,
     /// It was made primary, as of when they met last: what each of both has that the other has not.
     pub promoted: Option<SplitBrain>,
     /// It has everything up to here durably, as far as is known.
-    position: UpdateNumber,
+    pub position: UpdateNumber,
     /// The journal has let go of what it lacks.
-    let_go: bool,
-    next: UpdateNumber,
+    pub let_go: bool,
+    pub next: UpdateNumber,
     pub reader: CatchUp,
     /// Pages in rows that the link has yet to read.
     lent: usize,
@@ -77,15 +81,24 @@ pub(super) struct Feed {
     heartbeats: u64,
     /// Since when it owes an answer.
     unanswered_since: Option<Nanos>,
+    /// When what is settled here got there.
+    pub ages: Ages,
+    allowance: Option<Allowance>,
+    pub resumed: Option<Resumed>,
+    /// An operator has heard that it may lapse soon.
+    pub warned: bool,
+    /// What had been written to the journal when that was looked at last, in blocks.
+    pub looked_at: u64,
 }
 
 impl Feed {
-    pub fn new() -> Feed {
+    pub fn new(config: &ThirdConfig) -> Feed {
         Feed {
             connection: None,
             talk: Talk::Absent,
             hello: None,
             pull: NO_PULL,
+            told: NO_PULL,
             heard: None,
             promoted: None,
             position: UpdateNumber::NONE,
@@ -96,6 +109,27 @@ impl Feed {
             said_at: Nanos(0),
             heartbeats: 0,
             unanswered_since: None,
+            ages: Ages::new(),
+            allowance: config.bandwidth_max.map(Allowance::new),
+            resumed: None,
+            warned: false,
+            looked_at: 0,
+        }
+    }
+
+    /// Until when nothing more may be sent, for all that was sent already.
+    fn held_back(&self, now: Nanos) -> Option<Nanos> {
+        self.allowance.as_ref().and_then(|allowance| allowance.wait_until(now))
+    }
+
+    fn sent(&mut self, now: Nanos, update: &Update) {
+        let bytes = frame_bytes(update);
+        self.next = update.number.next();
+        if let Some(allowance) = &mut self.allowance {
+            allowance.take(now, bytes);
+        }
+        if let Some(resumed) = self.resumed.as_mut().filter(|resumed| update.number <= resumed.upto) {
+            resumed.sent_bytes += bytes as u64;
         }
     }
 }
@@ -110,64 +144,12 @@ enum Verdict {
     Parted,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ThirdState {
-    Disconnected,
-    Greeting,
-    /// It pulls from another site.
-    Standing,
-    Feeding,
-    /// The journal no longer has what it lacks.
-    Lapsed,
-    /// It was made primary, and they have met since.
-    Promoted,
-}
-
-/// Whether the third could go on from this site's journal now, reading nothing but what it lacks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Delta {
-    /// So many updates, and blocks of the journal at most.
-    Yes {
-        updates: u64,
-        blocks: u64,
-    },
-    No(NoDelta),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoDelta {
-    /// It has not said where it is since this site started.
-    Unheard,
-    /// The journal no longer has what it lacks.
-    Lapsed,
-    /// It has what this site does not have, or does not know to be settled.
-    Ahead,
-    /// It has what never was in this site's stream.
-    Parted,
-    /// This site gives way to its peer, and feeds nobody until that is over.
-    GivesWay,
-    /// It was made primary.
-    Promoted,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ThirdStatus {
-    pub state: ThirdState,
-    /// It has everything up to here durably, as far as is known.
-    pub position: UpdateNumber,
-    /// How long ago it last said so.
-    pub said_ns_ago: Option<u64>,
-    pub delta: Delta,
-    /// Once it was made primary: what each of both has that the other has not.
-    pub promoted: Option<SplitBrain>,
-}
-
 impl Group {
     fn third_config(&self) -> &ThirdConfig {
         self.config.third.as_ref().expect("there is a feed because a third is configured")
     }
 
-    fn feed(&self) -> &Feed {
+    pub(super) fn feed(&self) -> &Feed {
         self.feed.as_ref().expect("a third is configured")
     }
 
@@ -225,6 +207,12 @@ impl Group {
     }
 
     fn give_third(&mut self, turn: &mut Turn<impl Memory>, message: ToLink) {
+        self.counters.fed_bytes += match message {
+            ToLink::Update { update, .. } => frame_bytes(&update),
+            ToLink::Control(control) => encode_control(&control, &mut [0; CONTROL_FRAME_BYTES_MAX]),
+            ToLink::Page { length, .. } => FRAME_HEADER_BYTES + usize::from(length),
+            ToLink::Begin { .. } | ToLink::Close => 0,
+        } as u64;
         turn.out.remotes[LINK].to_link.push(message);
     }
 
@@ -238,6 +226,7 @@ impl Group {
                 let feed = self.feed_mut();
                 let moved = durable > feed.position;
                 feed.pull = Pull { after, generation, upto };
+                feed.told = feed.pull;
                 (feed.position, feed.heard) = (durable, Some(turn.now));
                 if feed.talk == Talk::Lapsed && upto > UpdateNumber::NONE {
                     // It has got on elsewhere since it was told, and is to be told again if that was not far enough.
@@ -245,6 +234,7 @@ impl Group {
                 }
                 feed.unanswered_since = None;
                 if moved {
+                    self.note_resumed(turn);
                     self.note_retention();
                 }
             }
@@ -348,6 +338,7 @@ impl Group {
     }
 
     fn refuse_parted(&mut self, turn: &mut Turn<impl Memory>, last: UpdateNumber, generation: Generation) {
+        self.feed_mut().told = Pull { after: last, generation, upto: UpdateNumber::NONE };
         let (settled, ours) = (self.settled, self.generation);
         let text = format_args!(
             "the third has what is not in this site's stream: it is at {last} in {generation}, this site has settled {settled} and is in \
@@ -356,7 +347,7 @@ impl Group {
         self.refuse_third(turn, refusal(RefusalCode::SplitBrain, text));
     }
 
-    /// The generation of a settled update; `None` if the history does not reach back so far.
+    /// The generation of an update; `None` if the history does not reach back so far.
     fn generation_of(&self, number: UpdateNumber) -> Option<Generation> {
         let newest = self.history.iter().rev().find(|(_, first)| *first <= number);
         match newest {
@@ -371,7 +362,7 @@ impl Group {
             return Verdict::Wait;
         }
         match self.generation_of(pull.after) {
-            Some(generation) if generation != pull.generation => Verdict::Parted,
+            Some(_) if self.is_parted_from(pull) => Verdict::Parted,
             Some(_) if pull.after == self.window.last() || pull.after.next() >= self.oldest_kept() => {
                 Verdict::Serve
             }
@@ -379,12 +370,26 @@ impl Group {
         }
     }
 
+    /// Whether it has what never was in this site's stream, where nothing of that is dropped any more.
+    pub(super) fn is_parted_from(&self, pull: &Pull) -> bool {
+        pull.after <= self.settled && self.has_otherwise(pull)
+    }
+
+    /// Whether this site has another update at its number: a tail that it has to drop yet, if it is not settled.
+    pub(super) fn has_otherwise(&self, Pull { after, generation, .. }: &Pull) -> bool {
+        *after <= self.window.last() && self.generation_of(*after).is_some_and(|ours| ours != *generation)
+    }
+
     pub(super) fn feed_turn(&mut self, turn: &mut Turn<impl Memory>) {
         if self.feed.is_none() || !matches!(self.phase, Phase::Running) {
             return;
         }
         self.greet_third(turn);
+        let settled = self.settled;
+        let feed = self.feed_mut();
+        feed.ages.note(turn.now, settled, feed.position);
         self.answer_pull(turn);
+        self.perhaps_warn_of_lapse(turn);
         if self.feed().talk == Talk::Feeding {
             self.send_settled(turn);
         }
@@ -407,6 +412,7 @@ impl Group {
                     let feed = self.feed_mut();
                     (feed.talk, feed.next, feed.let_go) = (Talk::Feeding, pull.after.next(), false);
                     turn.event(Event::ThirdFed { from: pull.after.next() });
+                    self.begin_resumed(turn.now, pull.after);
                 }
             },
             _ => {}
@@ -423,7 +429,7 @@ impl Group {
         self.let_go_of_third(turn, oldest);
     }
 
-    fn let_go_of_third(&mut self, turn: &mut Turn<impl Memory>, oldest: UpdateNumber) {
+    pub(super) fn let_go_of_third(&mut self, turn: &mut Turn<impl Memory>, oldest: UpdateNumber) {
         let feed = self.feed_mut();
         let (position, known) = (feed.position, feed.heard.is_some());
         if !std::mem::replace(&mut feed.let_go, true) && known {
@@ -438,7 +444,7 @@ impl Group {
             let number = self.feed().next;
             let feed = self.feed();
             let room = turn.out.remotes[LINK].to_link.room() > LINK_SPARE && feed.reader.has_row();
-            if !room || feed.lent + UPDATE_BLOCKS_MAX > LENT_PAGES_MAX {
+            if !room || feed.lent + UPDATE_BLOCKS_MAX > LENT_PAGES_MAX || feed.held_back(turn.now).is_some() {
                 return;
             }
             let (update, row) = if self.window.contains(number) {
@@ -465,7 +471,7 @@ impl Group {
             let (settled, source) = (self.settled, UpdateSource::CatchUp);
             self.give_third(turn, ToLink::Update { update, settled, slot: row, source, with_old: false });
             self.counters.fed_updates += 1;
-            self.feed_mut().next = number.next();
+            self.feed_mut().sent(turn.now, &update);
         }
         if self.window.contains(self.feed().next) || self.feed().next > self.settled {
             self.read_back_end(turn, ReadFor::Third);
@@ -510,7 +516,9 @@ impl Group {
             Talk::Standing | Talk::Feeding | Talk::Lapsed => {
                 let silence = feed.unanswered_since.map(|since| since.plus(config.silence_max));
                 let beat = feed.said_at.plus(config.heartbeat_interval);
-                Some(silence.map_or(beat, |silence| silence.min(beat)))
+                let lacks = feed.talk == Talk::Feeding && feed.next <= self.settled.min(feed.pull.upto);
+                let allowed = feed.held_back(self.turned_at).filter(|_| lacks);
+                [silence, allowed, Some(beat)].into_iter().flatten().min()
             }
         }
     }
@@ -521,72 +529,9 @@ impl Group {
             self.read_back_end(turn, ReadFor::Third);
         }
     }
+}
 
-    /// The journal's tail may go up to `floor` for all others; it stays at the third's position as long as nobody has to wait for that.
-    pub(super) fn held_for_third(
-        &mut self,
-        turn: &mut Turn<impl Memory>,
-        floor: UpdateNumber,
-    ) -> UpdateNumber {
-        let Some(feed) = &self.feed else { return floor };
-        let position = feed.position;
-        if position >= floor || position.next() < self.oldest_kept() {
-            return floor;
-        }
-        if self.may_keep_after(position) {
-            return position;
-        }
-        self.let_go_of_third(turn, floor.next());
-        floor
-    }
-
-    /// Whether what is after `position` is little enough to be kept for somebody whom nobody waits for.
-    pub(super) fn may_keep_after(&self, position: UpdateNumber) -> bool {
-        let usable = Journal::usable_blocks(self.journal.ring_blocks());
-        self.journal.used_after(position) * 100 <= usable * KEPT_PERCENT
-    }
-
-    fn third_delta(&self, feed: &Feed) -> Delta {
-        // What it has taken but not made durable it may lose, and is told by it only while it is connected.
-        let known = Pull { after: feed.pull.after.max(feed.position), ..feed.pull };
-        if feed.promoted.is_some() {
-            return Delta::No(NoDelta::Promoted);
-        }
-        if feed.heard.is_none() {
-            return Delta::No(NoDelta::Unheard);
-        }
-        if self.has_given_way() {
-            return Delta::No(NoDelta::GivesWay);
-        }
-        let parted = feed.connection.is_some() && self.judge_pull(&known) == Verdict::Parted;
-        match known.after {
-            _ if parted => Delta::No(NoDelta::Parted),
-            after if after > self.window.last() => Delta::No(NoDelta::Ahead),
-            after if after < self.window.last() && after.next() < self.oldest_kept() => {
-                Delta::No(NoDelta::Lapsed)
-            }
-            after => {
-                Delta::Yes { updates: self.window.last().0 - after.0, blocks: self.journal.cost_since(after) }
-            }
-        }
-    }
-
-    pub(super) fn third_status(&self, now: Nanos) -> Option<ThirdStatus> {
-        let feed = self.feed.as_ref()?;
-        let state = match feed.talk {
-            Talk::Absent | Talk::Greeting { .. } if feed.promoted.is_some() => ThirdState::Promoted,
-            Talk::Absent => ThirdState::Disconnected,
-            Talk::Greeting { .. } => ThirdState::Greeting,
-            Talk::Standing => ThirdState::Standing,
-            Talk::Feeding => ThirdState::Feeding,
-            Talk::Lapsed => ThirdState::Lapsed,
-        };
-        Some(ThirdStatus {
-            state,
-            position: feed.position,
-            said_ns_ago: feed.heard.map(|at| now.since(at).0),
-            delta: self.third_delta(feed),
-            promoted: feed.promoted,
-        })
-    }
+/// Bytes of the frame in which a third is sent an update.
+fn frame_bytes(update: &Update) -> usize {
+    PLAIN_UPDATE_FRAME_BYTES + update.payload_blocks() * BLOCK_BYTES
 }

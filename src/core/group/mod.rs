@@ -9,6 +9,8 @@
 //! and `promoted` what becomes of both when it is made primary.
 
 mod admin;
+mod ages;
+mod allowance;
 mod capture;
 mod catch_up;
 mod comparing;
@@ -31,6 +33,7 @@ mod pace;
 mod peering;
 mod promoted;
 mod pulling;
+mod readiness;
 mod recovery;
 mod repair;
 mod resolve;
@@ -317,7 +320,7 @@ impl Group {
             peer: peering::Peer::new(),
             lent: old_blocks::Lent::new(),
             catch_up: catch_up::CatchUp::new(),
-            feed: config.third.as_ref().map(|_| Box::new(feeding::Feed::new())),
+            feed: config.third.as_ref().map(|third| Box::new(feeding::Feed::new(third))),
             sources: config.sources.iter().map(pulling::Source::new).collect(),
             ops: (0..config.fronts)
                 .map(|_| vec![host::Op::FREE; FRONT_TICKETS_MAX].into_boxed_slice())

@@ -1,10 +1,12 @@
 //! What a third does: it meets the sites of the synchronous set, pulls from one of them what is settled there, and tells the others how far
 //! it is. What it takes goes the way of a secondary's updates, and is settled here once it is durable here: its sender had settled it.
 
+use super::ages::Ages;
 use super::handshake::GREETING_MAX;
 use super::inbound::Inbound;
 use super::peering::{LINK_SPARE, refusal};
 use super::split::SplitBrain;
+use super::status::Behind;
 use super::{Group, Phase, Turn};
 use crate::base::*;
 use crate::core::config::{Role, SourceConfig};
@@ -64,6 +66,8 @@ pub(super) struct Source {
     /// It asked, or is to begin.
     owed: bool,
     heard_at: Nanos,
+    /// When it was heard that what is settled there got there.
+    ages: Ages,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +92,8 @@ pub struct SourceStatus {
     pub said_ns_ago: Option<u64>,
     /// Once this site has taken over from it: what each has that the other has not.
     pub parted: Option<SplitBrain>,
+    /// What of that this site does not have durably: as bytes at the mean of what it has pulled since it started, and since when it knows.
+    pub behind: Behind,
 }
 
 impl Source {
@@ -109,6 +115,7 @@ impl Source {
             told_at: Nanos(0),
             owed: false,
             heard_at: Nanos(0),
+            ages: Ages::new(),
         }
     }
 
@@ -337,6 +344,10 @@ impl Group {
         if self.role != Role::Third || self.stopping {
             return;
         }
+        let durable = self.journal.durable();
+        for source in &mut self.sources {
+            source.ages.note(turn.now, source.newest, durable);
+        }
         self.choose_source(turn);
         self.take_pulled(turn);
         for index in 0..self.sources.len() {
@@ -409,6 +420,7 @@ impl Group {
             let stamps = WriteStamps { numbered_at: turn.now, ..WriteStamps::default() };
             self.append(turn, update, None, stamps, |index| inbound.pages[index], None);
             self.counters.pulled_updates += 1;
+            self.counters.pulled_blocks += update.payload_blocks() as u64;
         }
     }
 
@@ -449,6 +461,8 @@ impl Group {
     }
 
     pub(super) fn source_status(&self, now: Nanos) -> [Option<SourceStatus>; SOURCES_MAX] {
+        let durable = self.journal.durable();
+        let pulled = self.counters.pulled_updates.max(1);
         let mut status = [None; SOURCES_MAX];
         for (place, source) in status.iter_mut().zip(&self.sources) {
             let state = match source.stand {
@@ -459,12 +473,17 @@ impl Group {
                 Stand::Pulling => SourceState::Pulling,
                 Stand::Lapsed { .. } => SourceState::Lapsed,
             };
+            let Source { newest, ages, config, said_at, parted, .. } = source;
+            let updates = newest.0.saturating_sub(durable.0);
+            let blocks = u128::from(updates) * u128::from(self.counters.pulled_blocks) / u128::from(pulled);
+            let bytes = blocks as u64 * BLOCK_BYTES as u64;
             *place = Some(SourceStatus {
-                site: source.config.site,
+                site: config.site,
                 state,
-                settled: source.newest,
-                said_ns_ago: source.said_at.map(|at| now.since(at).0),
-                parted: source.parted,
+                settled: *newest,
+                said_ns_ago: said_at.map(|at| now.since(at).0),
+                behind: Behind { updates, bytes, age: ages.beyond(now, durable) },
+                parted: *parted,
             });
         }
         status

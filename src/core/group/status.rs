@@ -1,8 +1,8 @@
 //! What a group tells of itself.
 
-pub use super::feeding::{Delta, NoDelta, ThirdState, ThirdStatus};
 use super::peering::Talk;
 pub use super::pulling::{SourceState, SourceStatus};
+pub use super::readiness::{Delta, LAPSE_WARN_PERCENT, NoDelta, Resumed, ThirdState, ThirdStatus};
 pub use super::resync::ResyncStatus;
 pub use super::scrub::{BadPlace, Part, PartStatus, ScrubStatus};
 use super::split::SplitBrain;
@@ -43,6 +43,9 @@ pub struct Counters {
     pub fed_updates: u64,
     pub fed_from_journal: u64,
     pub pulled_updates: u64,
+    /// Bytes of all frames given to a third's link, headers and payload; payload blocks pulled by one.
+    pub fed_bytes: u64,
+    pub pulled_blocks: u64,
     /// Blocks that the peer was copied because its position was no longer in the journal.
     pub resync_blocks: u64,
     /// Blocks that a resync of all of them left out, since they are equal at both sites, or zeros.
@@ -104,6 +107,16 @@ pub struct PendingWork {
     pub count: u64,
     pub bytes: u64,
     pub oldest_ns: u64,
+}
+
+/// How far a third is behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Behind {
+    pub updates: u64,
+    /// Payload of these updates, at most.
+    pub bytes: u64,
+    /// How long the first of them has been settled, at most: since this site started, of what was settled before.
+    pub age: Nanos,
 }
 
 /// Where a group stands: the part of its status that costs nothing to tell.

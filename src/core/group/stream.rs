@@ -66,6 +66,9 @@ impl Group {
                     self.generation = generation;
                     self.history.push(generation, first);
                     turn.event(Event::GenerationOpened { generation, first });
+                    if generation.opener() == self.config.site {
+                        self.note_takeover_for_third(turn.now, first);
+                    }
                 }
             }
             UpdateKind::StepDown => self.left = Some((update.number, Left::SteppedDown)),

@@ -34,6 +34,8 @@ pub const FRAME_VERSION: u8 = 1;
 
 /// Bytes of every frame's header.
 pub const FRAME_HEADER_BYTES: usize = 32;
+/// Bytes of an update's frame before its payload, without old blocks.
+pub const PLAIN_UPDATE_FRAME_BYTES: usize = FRAME_HEADER_BYTES + DESCRIPTOR_BYTES;
 /// Bytes of an update's frame before its payload, at most: with what is said of its old blocks.
 pub const UPDATE_FRAME_BYTES: usize = FRAME_HEADER_BYTES + WITH_OLD_BLOCKS_BYTES;
 /// Blocks that follow an update's frame, at most: new and old content of all that it may capture.

@@ -181,7 +181,7 @@ fn update_frame(update: &Update, settled: UpdateNumber) -> Vec<u8> {
 fn frame_with(update: &Update, settled: UpdateNumber, old: Option<OldBlocks>) -> Vec<u8> {
     let mut out = [0xaa; UPDATE_FRAME_BYTES];
     let length = encode_update(update, settled, old, &mut out);
-    assert_eq!(length, if old.is_some() { UPDATE_FRAME_BYTES } else { UPDATE_FRAME_BYTES - 8 });
+    assert_eq!(length, if old.is_some() { UPDATE_FRAME_BYTES } else { PLAIN_UPDATE_FRAME_BYTES });
     out[..length].to_vec()
 }
 

@@ -58,6 +58,10 @@ pub mod limits {
     pub const THIRD_HEARTBEAT_NS: u64 = 200_000_000;
     /// Above QUIC's own idle timeout, which notices a dead path; this is for a site that lives and answers nothing.
     pub const THIRD_SILENCE_NS: u64 = 10_000_000_000;
+    /// The longest update is on its way for two seconds then, well below the silence after which a connection is given up.
+    pub const THIRD_BANDWIDTH_MIN: u64 = 64 << 10;
+    /// More than any network has: the key's upper end is there to refuse slips of the pen.
+    pub const THIRD_BANDWIDTH_MAX: u64 = 1 << 40;
     /// Some times what a write takes on disks and a network that are not slow.
     pub const RESYNC_P99_BUDGET_NS: u64 = 5_000_000;
     /// Never: how long a scrub takes, and when it may, only the operator knows.
@@ -224,6 +228,8 @@ pub struct Remote {
     pub address: Option<SocketAddr>,
     pub fingerprint: Fingerprint,
     pub link: Link,
+    /// Bytes a second of updates that a third is sent at most, if that is limited.
+    pub bandwidth_max: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -311,6 +317,7 @@ impl Config {
                 site: third.id,
                 heartbeat_interval: Nanos(limits::THIRD_HEARTBEAT_NS),
                 silence_max: Nanos(limits::THIRD_SILENCE_NS),
+                bandwidth_max: third.bandwidth_max,
             }),
             sources: self
                 .sources

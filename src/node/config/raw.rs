@@ -138,6 +138,7 @@ pub(super) struct Third {
     pub fingerprint: Text,
     pub mtu: Number,
     pub congestion: Text,
+    pub bandwidth_max: Text,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -25,5 +25,5 @@ pub use server::{Control, ControlError};
 pub use status::{
     BranchShown, PeerStatus, Pending, Rates, Sample, Sampler, SplitShown, StageLoad, Status, Watermarks,
 };
-pub use third::{SourceShown, ThirdShown};
+pub use third::{ResumedShown, SourceShown, ThirdShown};
 pub use verify::{DifferingShown, Verified};

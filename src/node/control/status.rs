@@ -189,6 +189,9 @@ pub struct Totals {
     pub fed_updates: u64,
     pub fed_from_journal: u64,
     pub pulled_updates: u64,
+    /// Bytes of all frames that a third was sent, headers and payload; payload that was pulled by a third.
+    pub fed_bytes: u64,
+    pub pulled_bytes: u64,
     /// Updates sent to the peer from the journal instead of memory.
     pub catch_up_updates: u64,
     /// Bytes that the peer was copied because its position was no longer in the journal.
@@ -358,10 +361,8 @@ impl Status {
                 checkpoint: number(status.checkpoint),
             },
             peer,
-            third: third.map(|(third, (remote, link))| ThirdShown::new(remote, &third, &status, link)),
-            sources: sources
-                .map(|(source, (remote, link))| SourceShown::new(remote, source, &status, link))
-                .collect(),
+            third: third.map(|(third, (remote, link))| ThirdShown::new(remote, &third, link)),
+            sources: sources.map(|(source, (remote, link))| SourceShown::new(remote, source, link)).collect(),
             local_pending: pending(status.local_pending),
             remote_pending: pending(status.remote_pending),
             journal_bytes: status.journal_blocks * block,
@@ -391,6 +392,8 @@ impl Status {
                 fed_updates: counters.fed_updates,
                 fed_from_journal: counters.fed_from_journal,
                 pulled_updates: counters.pulled_updates,
+                fed_bytes: counters.fed_bytes,
+                pulled_bytes: counters.pulled_blocks * block,
                 catch_up_updates: counters.catch_up_updates,
                 resync_bytes: counters.resync_blocks * block,
                 resync_equal_bytes: counters.resync_equal_blocks * block,

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::links::LinkSeen;
 use super::status::SplitShown;
-use crate::base::BLOCK_BYTES;
+use crate::base::{BLOCK_BYTES, Nanos};
 use crate::core::group::status::{
     Delta, GroupStatus, NoDelta, SourceState, SourceStatus, ThirdState, ThirdStatus,
 };
@@ -20,8 +20,10 @@ pub struct ThirdShown {
     pub position: u64,
     /// How long ago it last said so; none if it has not since this site started.
     pub heard_seconds_ago: Option<f64>,
-    /// Updates that are settled here and that it does not have.
+    /// Updates that are settled here and that it does not have, their payload at most, and how long the first of them has been settled.
     pub behind: u64,
+    pub behind_bytes: u64,
+    pub behind_ms: f64,
     /// Whether it could go on from this site's journal now, reading nothing but what it lacks (`yes` or `no`).
     pub delta: String,
     /// If so: so many updates, and bytes at most.
@@ -31,8 +33,28 @@ pub struct ThirdShown {
     pub reason: Option<String>,
     /// Once it was made primary: what each of both has that the other has not, as of when they met last.
     pub promoted: Option<SplitShown>,
+    /// What the journal keeps for it, in percent of what it keeps at most: beyond that it lapses.
+    pub kept_percent: u64,
+    /// Whether that is so much that `delta` may soon be `no`.
+    pub lapses_soon: bool,
+    /// How it last began to be sent what it lacked, or since this site took over.
+    pub resumed: Option<ResumedShown>,
     pub round_trip_us: f64,
     pub problem: Option<String>,
+}
+
+/// A third that went on from this site, by nothing but what it lacked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ResumedShown {
+    /// It had everything up to here when it asked, and this site everything up to there, or did when it took over.
+    pub after: u64,
+    pub upto: u64,
+    /// Payload of the updates between.
+    pub lacked_bytes: u64,
+    /// Frames of these updates that it was sent, headers and payload.
+    pub sent_bytes: u64,
+    /// Until it had all of them durably; none before that.
+    pub took_ms: Option<f64>,
 }
 
 /// A site that this third may pull from.
@@ -46,8 +68,11 @@ pub struct SourceShown {
     pub settled: u64,
     /// How long ago it last said what is settled; none if it has not since this site started.
     pub heard_seconds_ago: Option<f64>,
-    /// Updates of these that this site does not have durably.
+    /// Updates of these that this site does not have durably, about so many bytes (at the mean of what it has pulled), and for how long it
+    /// has known of the first of them.
     pub behind: u64,
+    pub behind_bytes: u64,
+    pub behind_ms: f64,
     /// Once this site was made primary in its place: what each of both has that the other has not, as of when they met last.
     pub parted: Option<SplitShown>,
     pub round_trip_us: f64,
@@ -56,6 +81,10 @@ pub struct SourceShown {
 
 fn seconds(ns: Option<u64>) -> Option<f64> {
     ns.map(|ns| ns as f64 / 1e9)
+}
+
+fn ms(time: Nanos) -> f64 {
+    time.0 as f64 / 1e6
 }
 
 fn reason(why: NoDelta) -> &'static str {
@@ -70,7 +99,7 @@ fn reason(why: NoDelta) -> &'static str {
 }
 
 impl ThirdShown {
-    pub fn new(remote: &Remote, third: &ThirdStatus, group: &GroupStatus, link: &LinkSeen) -> ThirdShown {
+    pub fn new(remote: &Remote, third: &ThirdStatus, link: &LinkSeen) -> ThirdShown {
         let state = match third.state {
             ThirdState::Disconnected => "disconnected",
             ThirdState::Greeting => "greeting",
@@ -88,11 +117,22 @@ impl ThirdShown {
             state: state.to_owned(),
             position: third.position.0,
             heard_seconds_ago: seconds(third.said_ns_ago),
-            behind: group.settled.0.saturating_sub(third.position.0),
+            behind: third.behind.updates,
+            behind_bytes: third.behind.bytes,
+            behind_ms: ms(third.behind.age),
             delta: delta.to_owned(),
             delta_updates: updates,
             delta_bytes: blocks * BLOCK_BYTES as u64,
             reason: why,
+            kept_percent: third.kept_percent,
+            lapses_soon: third.lapses_soon(),
+            resumed: third.resumed.map(|resumed| ResumedShown {
+                after: resumed.after.0,
+                upto: resumed.upto.0,
+                lacked_bytes: resumed.lacked_bytes,
+                sent_bytes: resumed.sent_bytes,
+                took_ms: resumed.took.map(ms),
+            }),
             promoted: third.promoted.as_ref().map(SplitShown::new),
             round_trip_us: link.round_trip_us(),
             problem: link.problem(),
@@ -101,7 +141,7 @@ impl ThirdShown {
 }
 
 impl SourceShown {
-    pub fn new(remote: &Remote, source: &SourceStatus, group: &GroupStatus, link: &LinkSeen) -> SourceShown {
+    pub fn new(remote: &Remote, source: &SourceStatus, link: &LinkSeen) -> SourceShown {
         let state = match source.state {
             SourceState::Disconnected => "disconnected",
             SourceState::Greeting => "greeting",
@@ -118,9 +158,11 @@ impl SourceShown {
             heard_seconds_ago: seconds(source.said_ns_ago),
             // What it said before this site went on without it is in no relation to what this one has now.
             behind: match source.parted {
-                None => source.settled.0.saturating_sub(group.durable.0),
+                None => source.behind.updates,
                 Some(parted) => parted.theirs.last.0 - parted.common.0,
             },
+            behind_bytes: source.behind.bytes,
+            behind_ms: ms(source.behind.age),
             parted: source.parted.as_ref().map(SplitShown::new),
             round_trip_us: link.round_trip_us(),
             problem: link.problem(),

@@ -73,13 +73,25 @@ impl Reader<'_> {
         let fingerprint = self.fingerprint("third.fingerprint", keys.fingerprint, &at);
         let mtu = self.mtu("third.mtu", keys.mtu);
         let congestion = self.congestion("third.congestion", keys.congestion, Congestion::Shared);
+        let range = limits::THIRD_BANDWIDTH_MIN..=limits::THIRD_BANDWIDTH_MAX;
+        let bandwidth_max = match keys.bandwidth_max {
+            None => Some(None),
+            written => self.size("third.bandwidth_max", written, None, &at, range).map(Some),
+        };
         let link = Link {
             listen: listen?,
             identity: pair.link.identity.clone(),
             mtu: mtu?,
             congestion: congestion?,
         };
-        Some(Remote { name: name?, id: id?, address: None, fingerprint: fingerprint?, link })
+        Some(Remote {
+            name: name?,
+            id: id?,
+            address: None,
+            fingerprint: fingerprint?,
+            link,
+            bandwidth_max: bandwidth_max?,
+        })
     }
 
     fn sources(
@@ -131,7 +143,7 @@ impl Reader<'_> {
                 SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))
             };
             let link = Link { listen: any, identity: identity.clone(), mtu, congestion };
-            sources.push(Remote { name, id, address: Some(address), fingerprint, link });
+            sources.push(Remote { name, id, address: Some(address), fingerprint, link, bandwidth_max: None });
         }
         whole.then_some(sources)
     }
