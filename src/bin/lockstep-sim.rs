@@ -77,6 +77,7 @@ impl Totals {
         let all = &mut self.outcome;
         self.seeds += 1;
         all.coverage.add(&one.coverage);
+        all.readiness.add(&one.readiness);
         all.hosts.submitted += one.hosts.submitted;
         all.hosts.succeeded += one.hosts.succeeded;
         all.hosts.failed += one.hosts.failed;
@@ -168,6 +169,17 @@ impl Totals {
         println!(
             "of third sites: {} updates sent to them, {} deaths, {} times told that they have lapsed",
             self.outcome.fed, self.outcome.third_crashes, self.outcome.lapsed
+        );
+        let seen = self.outcome.readiness;
+        println!(
+            "of readiness: {} sites lost for good; {} times the delta was promised and the third went on, {} times refused, {} times promised, \
+             and hosts overran the journal first, {} times nobody could tell",
+            seen.disasters, seen.resumed, seen.refused, seen.overrun, seen.void
+        );
+        println!(
+            "of promises: {} judged; {} yes and {} no, rightly; no, though the journal had it: {} had not heard the third since the start, {} knew \
+             less of it, {} were letting go of it; {} yes of what the third had told, and was no more",
+            seen.judged, seen.yes, seen.no, seen.unheard, seen.unknown, seen.letting_go, seen.outdated
         );
         println!(
             "of rot: {} blocks went bad, {} repairs since the sites' last starts; {} extents compared on both sites",

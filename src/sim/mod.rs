@@ -19,6 +19,7 @@ mod minimise;
 mod network;
 mod plan;
 mod queue;
+mod readiness;
 mod resync;
 pub mod rng;
 mod rot;

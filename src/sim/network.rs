@@ -88,6 +88,12 @@ pub fn ends_of(plan: &Plan, site: usize) -> impl Iterator<Item = End> + use<> {
     })
 }
 
+/// The path between two sites.
+pub fn path_between(plan: &Plan, one: usize, other: usize) -> usize {
+    let joins = |sites: [usize; 2]| sites.contains(&one) && sites.contains(&other);
+    sites_of_paths(plan).position(joins).expect("each two sites have a path")
+}
+
 impl Network {
     pub fn new(plan: &Plan) -> Network {
         let leg = |site: usize, path: usize| {

@@ -107,7 +107,9 @@ impl World {
         let late = |until: u64| self.now > until;
         match self.stage {
             Stage::Working => {
-                let faults_over = self.next_fault == self.plan.faults.len() && self.armed.is_empty();
+                let faults_over = self.next_fault == self.plan.faults.len()
+                    && self.armed.is_empty()
+                    && self.disaster.is_none();
                 if self.counts.submitted < self.plan.operations || !faults_over {
                     return;
                 }

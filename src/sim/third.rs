@@ -7,10 +7,11 @@ use crate::core::group::status::{GroupStatus, SourceState};
 use crate::core::group::{PAGES_MIN, THIRD_PAGES};
 use crate::core::journal::journal_blocks_min;
 use crate::core::messages::Control;
-use crate::sim::audit::{PRIMARY, SECONDARY, THIRD};
+use crate::sim::audit::{PRIMARY, SECONDARY, THIRD, peer_of};
 use crate::sim::coverage::Struck;
 use crate::sim::network::End;
 use crate::sim::plan::{CRASHES_MAX, Crash, Fault, Plan, Planned};
+use crate::sim::readiness::Loss;
 use crate::sim::rng::Rng;
 use crate::sim::split::Audits;
 use crate::sim::world::{Event, Stage, World};
@@ -67,6 +68,11 @@ pub enum ThirdFault {
         leg: usize,
         delay_ns: u64,
         ns: u64,
+    },
+    /// It loses one of the two others, that where hosts are or its peer, for good.
+    Loses {
+        home: bool,
+        loss: Loss,
     },
 }
 
@@ -140,6 +146,17 @@ impl Plan {
             self.faults.push(Planned { after_ops, events: rng.below(400), fault });
         }
         self.faults.sort_by_key(|planned| planned.after_ops);
+        for _ in 0..rng.pick(&[0, 1, 2, 3]) {
+            let loss = match rng.below(3) {
+                0 => Loss::Dead(Crash::Power),
+                1 => Loss::Dead(Crash::Process),
+                _ => Loss::CutOff,
+            };
+            let fault = Fault::Third(ThirdFault::Loses { home: rng.once_in(2), loss });
+            let after_ops = rng.between(20, self.operations - 20);
+            self.faults.push(Planned { after_ops, events: rng.below(400), fault });
+        }
+        self.faults.sort_by_key(|planned| planned.after_ops);
         let bandwidth_max = rng.pick(&[None, None, None, Some(1 << 20), Some(16 << 20)]);
         for third in self.configs.iter_mut().flat_map(|config| &mut config.third) {
             third.bandwidth_max = bandwidth_max;
@@ -164,6 +181,10 @@ impl World {
         let end_of = |world: &World, leg: usize| -> End { world.sites[THIRD].legs[leg].end };
         let (struck, leg) = match fault {
             ThirdFault::Crash(crash) => return self.crash_third(crash),
+            ThirdFault::Loses { home, loss } => {
+                let victim = if home { self.home } else { peer_of(self.home) };
+                return self.lose_for_good(victim, loss);
+            }
             ThirdFault::SlowDisk { ns } => {
                 self.sites[THIRD].slow_until = self.now + ns;
                 (Struck::SlowDisk, None)

@@ -20,6 +20,7 @@ use crate::sim::minimise::{Case, Ingredient};
 use crate::sim::network::{End, Network, PAIR};
 use crate::sim::plan::{Crash, Fault, Plan};
 use crate::sim::queue::Queue;
+use crate::sim::readiness::{Disaster, Readiness};
 use crate::sim::resync::{self, ReplacePlan, ResyncPlan};
 use crate::sim::rng::Rng;
 use crate::sim::rot::{self, RotPlan, Rotten, RottenAside};
@@ -160,6 +161,7 @@ pub struct Outcome {
     pub fed: u64,
     pub third_crashes: u64,
     pub lapsed: u64,
+    pub readiness: Readiness,
     /// Split brains that were resolved.
     pub splits: u64,
     /// Blocks copied to a peer that lacked more than the journal held, and resyncs that were installed.
@@ -201,6 +203,8 @@ pub struct World {
     pub(super) split_rng: Rng,
     /// And the third site's.
     pub(super) third_rng: Rng,
+    /// A site is lost for good, as far as the others can tell.
+    pub(super) disaster: Option<Disaster>,
     /// And that of comparisons.
     pub(super) compare_rng: Rng,
     /// And that of bits that flip.
@@ -311,6 +315,7 @@ impl World {
             replace_rng,
             split_rng,
             third_rng,
+            disaster: None,
             compare_rng: compare::generator(seed),
             rot_rng,
             rot,
@@ -377,6 +382,7 @@ impl World {
             self.trace.event(at, &event);
             self.happen(event);
             self.fire_armed();
+            self.watch_readiness();
             self.advance_stage();
         }
         self.check_end()

@@ -52,6 +52,7 @@ pub struct Site {
     durable: u64,
     /// What its memory holds beyond its journal: number and generation of the latest update that the peer sent.
     received: (u64, u64),
+    /// Dead are those that a crash lost.
     superblocks: Vec<(IoId, SuperblockSeen, State)>,
     /// Sequence and position of the newest superblock that is durable.
     durable_position: (u64, u64),
@@ -88,6 +89,11 @@ impl Site {
     /// The last number in its journal, completed.
     pub fn written(&self) -> u64 {
         self.written.min(self.log.len() as u64)
+    }
+
+    /// The last number submitted to its journal.
+    pub fn last(&self) -> u64 {
+        self.log.len() as u64
     }
 
     pub fn durable(&self) -> u64 {
@@ -205,7 +211,8 @@ impl Site {
 
     /// The first update that its journal keeps, by the superblock that it wrote last.
     pub fn kept_from(&self) -> u64 {
-        let newest = self.superblocks.last().map(|(_, seen, _)| *seen);
+        let newest = self.superblocks.iter().rev().find(|(_, _, state)| *state != State::Dead);
+        let newest = newest.map(|(_, seen, _)| *seen);
         let from =
             newest.and_then(|seen| self.first_from(seen.position_sequence).or(Some(seen.checkpoint + 1)));
         from.unwrap_or(1)
@@ -361,7 +368,7 @@ impl Site {
                 (_, true) => State::Durable,
                 (true, false) => State::Written,
                 (false, false) if *state == State::Durable => State::Durable,
-                (false, false) => State::Submitted,
+                (false, false) => State::Dead,
             };
             if *state == State::Durable {
                 self.durable_position = self.durable_position.max((seen.sequence, seen.position_sequence));

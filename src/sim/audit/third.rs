@@ -10,6 +10,30 @@ impl Auditor {
         self.sites.len() > THIRD
     }
 
+    /// What the third's journal has.
+    pub fn third_written(&self) -> u64 {
+        self.sites[THIRD].written()
+    }
+
+    /// The first update that a site's journal keeps.
+    pub fn kept_from(&self, site: usize) -> u64 {
+        self.sites[site].kept_from()
+    }
+
+    /// Whether the third, which has everything up to `at`, lacks nothing but what the journal has of that site, which has `last` in its stream.
+    pub fn can_go_on(&self, site: usize, last: u64, at: u64) -> bool {
+        let site = &self.sites[site];
+        let stream = |number: u64| {
+            self.stream.get((number as usize).wrapping_sub(1)).map(|entry| entry.seen.generation)
+        };
+        let in_journal = || stream(at).is_some() && site.submitted(at) == stream(at);
+        // What it was sent is in its memory first; and if the latest of that is in the stream, so is all before.
+        let (received, generation) = site.received();
+        let in_memory = at > site.last() && at <= received.min(last) && stream(received) == Some(generation);
+        let has = at == 0 || in_memory || in_journal();
+        has && (site.last() <= at || site.kept_from() <= at + 1)
+    }
+
     /// A site sends the third an update.
     pub fn feeds(&mut self, site: usize, seen: Seen, blocks: &[Content], settled: u64) {
         self.check_given(site, &seen, blocks);
