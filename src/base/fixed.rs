@@ -170,6 +170,25 @@ impl Bitmap {
         }
     }
 
+    /// Takes out every bit that `other`, of the same size, has set.
+    pub fn remove_all(&mut self, other: &Bitmap) {
+        assert_eq!(self.bits, other.bits, "bitmaps of different sizes");
+        for (index, summary) in other.summary.iter().enumerate() {
+            let mut rest = *summary;
+            while rest != 0 {
+                let bit = rest.trailing_zeros();
+                rest &= rest - 1;
+                let word = index * 64 + bit as usize;
+                let removed = other.words[word] & self.words[word];
+                self.words[word] &= !removed;
+                self.count -= u64::from(removed.count_ones());
+                if self.words[word] == 0 {
+                    self.summary[index] &= !(1 << bit);
+                }
+            }
+        }
+    }
+
     /// Takes every bit out.
     pub fn clear(&mut self) {
         for (index, summary) in self.summary.iter_mut().enumerate() {
@@ -332,6 +351,12 @@ mod tests {
             prop_assert_eq!(bitmap.count(), set.len() as u64);
             prop_assert!((0..9_000).all(|bit| bitmap.contains(bit) == set.contains(&bit)));
             prop_assert_eq!(bitmap.next_from(0), set.first().copied());
+            let mut rest = Bitmap::full(9_000);
+            rest.remove_all(&bitmap);
+            prop_assert!((0..9_000).all(|bit| rest.contains(bit) != set.contains(&bit)));
+            prop_assert_eq!(rest.next_from(0), (0..9_000).find(|bit| !set.contains(bit)));
+            rest.remove_all(&Bitmap::full(9_000));
+            prop_assert_eq!((rest.count(), rest.next_from(0)), (0, None));
             bitmap.clear();
             prop_assert_eq!((bitmap.count(), bitmap.next_from(0)), (0, None));
             prop_assert!((0..9_000).all(|bit| !bitmap.contains(bit)));

@@ -51,13 +51,11 @@ impl Slots {
             .all(|slot| self.free.contains(slot) || self.given_back.contains(slot))
     }
 
-    /// Adds those that are in use to a set of as many.
+    /// Makes a set of as many those that are in use.
     pub fn put_taken(&self, set: &mut Bitmap) {
-        for slot in 0..set.bits() {
-            if !self.are_free(Slot(slot), 1) {
-                set.insert(slot);
-            }
-        }
+        set.fill();
+        set.remove_all(&self.free);
+        set.remove_all(&self.given_back);
     }
 
     /// Takes the one that somebody else chose.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use crate::checker::{Checker, Next};
@@ -105,6 +106,55 @@ fn a_secondary_that_lost_its_disks_comes_back_while_hosts_write() {
     drive_until_back(&mut checker, &sites.right);
     sites.right.wait("--in-sync");
     checker.verify(&mut sites.left.connect_when_served("data"), "the one that was primary");
+}
+
+#[test]
+fn a_site_with_older_disks_is_copied_what_differs() {
+    const PIECE: usize = 65536;
+    const CHANGED: u64 = 64;
+    let mut sites = Sites::start(&options());
+    let mut client = sites.left.connect("data");
+    let pieces = VOLUME_MIB * MIB / PIECE as u64;
+    let mut write = |piece: u64, byte: u8| {
+        client.write(piece * PIECE as u64, &[byte; PIECE], false).expect("a write");
+    };
+    (0..pieces).for_each(|piece| write(piece, 1));
+    sites.wait("--settled");
+    sites.right.stop();
+    let (disks, older) = (sites.right.directory.clone(), sites.path("older"));
+    let copy =
+        |from: &Path, to: &Path| succeeds(tool("cp", &["-a", "--sparse=always", path(from), path(to)]));
+    copy(&disks, &older);
+    sites.right.start();
+    sites.wait("--in-sync");
+    // More than the journal holds, and a part of the volume only.
+    (0..6).for_each(|round| (0..CHANGED).for_each(|piece| write(piece * 7, 2 + round)));
+    sites.wait("--settled");
+    sites.left.until("all is in the volumes", |left| {
+        let marks = &left.status()["watermarks"];
+        marks["checkpoint"] == marks["last"]
+    });
+    sites.right.kill();
+    sites.right.until("its old process is gone", |site| UnixStream::connect(&site.nbd).is_err());
+    fs::remove_dir_all(&disks).expect("a folder that is there");
+    fs::rename(&older, &disks).expect("the older folder");
+    (0..CHANGED).for_each(|piece| write(piece * 7, 9));
+    sites.right.start();
+    sites.wait("--in-sync");
+    sites.wait("--settled");
+    assert!(sites.left.log_text().contains("a resync of all blocks begins"));
+    let total = |what: &str| sites.left.status()["totals"][what].as_u64().expect("a number");
+    let (copied, equal) = (total("resync_bytes"), total("resync_equal_bytes"));
+    let differs = CHANGED * PIECE as u64;
+    println!("{differs} bytes differ, {copied} copied, {equal} equal");
+    assert!(copied >= differs && copied <= differs + MIB, "{differs} differ, {copied} copied");
+    assert!(equal >= (VOLUME_MIB * MIB - differs) * 9 / 10, "{equal} equal");
+    let mut reader = sites.right.connect_when_served("data");
+    for piece in 0..pieces {
+        let due = if piece % 7 == 0 && piece < 7 * CHANGED { 9 } else { 1 };
+        let found = reader.read(piece * PIECE as u64, PIECE as u32).expect("a read");
+        assert!(found.iter().all(|byte| *byte == due), "piece {piece} is not {due}");
+    }
 }
 
 #[test]

@@ -117,13 +117,12 @@ impl Digests {
         self.interrupt();
         self.equal = 0;
         let (slots, volumes) = self.to_compare.split_last_mut().expect("slots come last");
-        slots.clear();
         match whole {
             true => {
                 volumes.iter_mut().for_each(Bitmap::fill);
                 put_slots(slots);
             }
-            false => volumes.iter_mut().for_each(Bitmap::clear),
+            false => self.to_compare.iter_mut().for_each(Bitmap::clear),
         }
     }
 
