@@ -97,6 +97,8 @@ impl Totals {
             (&mut all.fed, one.fed),
             (&mut all.third_crashes, one.third_crashes),
             (&mut all.lapsed, one.lapsed),
+            (&mut all.heirs, one.heirs),
+            (&mut all.given_up, one.given_up),
             (&mut all.splits, one.splits),
             (&mut all.copied_blocks, one.copied_blocks),
             (&mut all.installs, one.installs),
@@ -167,8 +169,12 @@ impl Totals {
             self.outcome.reclaimed_blocks
         );
         println!(
-            "of third sites: {} updates sent to them, {} deaths, {} times told that they have lapsed",
-            self.outcome.fed, self.outcome.third_crashes, self.outcome.lapsed
+            "of third sites: {} updates sent to them, {} deaths, {} times told that they have lapsed; {} took over, and {} promised updates were given up",
+            self.outcome.fed,
+            self.outcome.third_crashes,
+            self.outcome.lapsed,
+            self.outcome.heirs,
+            self.outcome.given_up
         );
         let seen = self.outcome.readiness;
         println!(

@@ -6,6 +6,7 @@ use crate::base::*;
 use crate::core::messages::*;
 use crate::sim::audit::{Auditor, OpKind, OpSpec};
 use crate::sim::content::{Content, Print};
+use crate::sim::heir::Inheriting;
 use crate::sim::memory::SimMemory;
 use crate::sim::plan::Plan;
 use crate::sim::rng::Rng;
@@ -326,6 +327,9 @@ impl World {
             Stage::Parted { part: Part::Apart, .. } => true,
             Stage::Parted { part: Part::Joining, .. } => self.counts.submitted < self.joining_operations,
             Stage::Calm { operations, .. } => self.counts.submitted < operations,
+            Stage::Inherited { step: Inheriting::Serving { operations }, .. } => {
+                self.counts.submitted < operations
+            }
             Stage::Settling { .. } => wanted.is_some(),
             _ => false,
         };

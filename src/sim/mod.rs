@@ -9,6 +9,7 @@ mod coverage;
 pub mod disk;
 mod faults;
 mod handover;
+mod heir;
 mod hosts;
 mod io;
 mod link;

@@ -7,6 +7,7 @@ use crate::core::group::PAGES_MIN;
 use crate::core::journal::journal_blocks_min;
 use crate::sim::aimed::AimedPlan;
 use crate::sim::audit::{PRIMARY, SECONDARY};
+use crate::sim::heir::HeirPlan;
 use crate::sim::resync::{ReplacePlan, ResyncPlan};
 use crate::sim::rng::Rng;
 use crate::sim::snapshots::SnapshotPlan;
@@ -140,6 +141,7 @@ pub struct Plan {
     pub split: Option<SplitPlan>,
     pub aimed: Option<AimedPlan>,
     pub third: Option<ThirdPlan>,
+    pub heir: Option<HeirPlan>,
 }
 
 impl Plan {
@@ -235,6 +237,7 @@ impl Plan {
             split: None,
             aimed: None,
             third: None,
+            heir: None,
         }
     }
 

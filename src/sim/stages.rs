@@ -25,7 +25,8 @@ impl World {
 
     /// The sites that run.
     pub(super) fn members(&self) -> impl Iterator<Item = usize> + use<> {
-        0..if self.plan.has_peer() { self.sites.len() } else { 1 }
+        let last = if self.plan.has_peer() { self.sites.len() } else { 1 };
+        if self.is_inherited() { THIRD..last } else { 0..last }
     }
 
     /// Those of them that are, or should be, in lockstep.
@@ -79,10 +80,10 @@ impl World {
         });
         !under_way
             && self.now > self.operator_until
-            && (!self.plan.has_peer() || self.network.is_whole(PAIR, self.now))
+            && (!self.plan.has_peer() || self.is_inherited() || self.network.is_whole(PAIR, self.now))
     }
 
-    fn wake_fronts(&mut self) {
+    pub(super) fn wake_fronts(&mut self) {
         for site in self.members() {
             for front in 0..self.sites[site].fronts.len() {
                 self.sites[site].fronts[front].next_at = self.now;
@@ -93,7 +94,7 @@ impl World {
 
     pub(super) fn settled(&self) -> bool {
         let idle = |site: usize| self.sites[site].fronts.iter().all(|front| front.outstanding() == 0);
-        if !self.members().all(idle) || !self.third_has_all() {
+        if !self.members().all(idle) || !(self.is_inherited() || self.third_has_all()) {
             return false;
         }
         self.pair().all(|site| {
@@ -155,11 +156,13 @@ impl World {
                 if !self.settled() {
                     return;
                 }
-                self.perhaps_rot_aside();
-                if !self.is_whole() {
-                    return self.scrub_when_due();
+                if !self.is_inherited() {
+                    self.perhaps_rot_aside();
+                    if !self.is_whole() {
+                        return self.scrub_when_due();
+                    }
                 }
-                if !self.perhaps_part() {
+                if !self.perhaps_part() && !self.perhaps_inherit() {
                     self.trace.note(self.now, || "settled; stopping".into());
                     self.stage = Stage::Stopping { until: self.now + HEAL_NS_MAX };
                     for site in self.members() {
@@ -177,6 +180,14 @@ impl World {
                     self.all_status()
                 );
                 self.go_on_parted(part);
+            }
+            Stage::Inherited { step, until } => {
+                assert!(
+                    !late(until),
+                    "liveness: a third has not taken over, {step:?}: {:#?}",
+                    self.all_status()
+                );
+                self.go_on_inheriting(step);
             }
             Stage::Stopping { until } => {
                 assert!(
@@ -201,9 +212,9 @@ impl World {
 
     pub(super) fn check_end(&mut self) -> Outcome {
         for site in self.members() {
-            let upto =
-                if site == THIRD { self.standing(site).map_or(0, |at| at.settled.0) } else { u64::MAX };
-            if site == THIRD {
+            let follows = site == THIRD && !self.is_inherited();
+            let upto = if follows { self.standing(site).map_or(0, |at| at.settled.0) } else { u64::MAX };
+            if follows {
                 self.audit.check_third_volumes(upto, &self.sites[site].disk);
             } else {
                 self.audit.check_volumes(site, &self.sites[site].disk);
@@ -226,6 +237,7 @@ impl World {
         self.outcome.snapshots = self.audit.snapshots_taken() as u64;
         self.outcome.takeovers = self.audit.takeovers;
         (self.outcome.fed, self.outcome.lapsed) = (self.audit.fed, self.audit.lapsed);
+        self.outcome.given_up = self.audit.given_up;
         self.outcome.copied_blocks = self.audit.copied_blocks;
         self.outcome.installs = self.audit.installs;
         self.outcome.installed_snapshots = self.audit.installed_snapshots;

@@ -15,6 +15,7 @@ use crate::sim::compare;
 use crate::sim::coverage::Coverage;
 use crate::sim::disk::IoId;
 use crate::sim::handover;
+use crate::sim::heir::{self, HeirPlan, Inheriting};
 use crate::sim::hosts::HostCounts;
 use crate::sim::minimise::{Case, Ingredient};
 use crate::sim::network::{End, Network, PAIR};
@@ -121,6 +122,11 @@ pub(super) enum Stage {
         part: Part,
         until: u64,
     },
+    /// Both sites of the pair are dead for good, and the third takes over.
+    Inherited {
+        step: Inheriting,
+        until: u64,
+    },
     Stopping {
         until: u64,
     },
@@ -162,6 +168,9 @@ pub struct Outcome {
     pub third_crashes: u64,
     pub lapsed: u64,
     pub readiness: Readiness,
+    /// Thirds that took over, and what hosts had been told of that was given up with that.
+    pub heirs: u64,
+    pub given_up: u64,
     /// Split brains that were resolved.
     pub splits: u64,
     /// Blocks copied to a peer that lacked more than the journal held, and resyncs that were installed.
@@ -205,6 +214,8 @@ pub struct World {
     pub(super) third_rng: Rng,
     /// A site is lost for good, as far as the others can tell.
     pub(super) disaster: Option<Disaster>,
+    /// And that of a third that takes over.
+    pub(super) heir_rng: Rng,
     /// And that of comparisons.
     pub(super) compare_rng: Rng,
     /// And that of bits that flip.
@@ -277,6 +288,8 @@ impl World {
         if has(Ingredient::Third) {
             plan.follow(&mut third_rng);
         }
+        let mut heir_rng = heir::generator(seed);
+        plan.heir = HeirPlan::new(&mut heir_rng, &plan);
         plan.end_after(case.operations);
         let mut trace = Trace::new(print);
         trace.note(0, || format!("{plan:#?}"));
@@ -316,6 +329,7 @@ impl World {
             split_rng,
             third_rng,
             disaster: None,
+            heir_rng,
             compare_rng: compare::generator(seed),
             rot_rng,
             rot,

@@ -1,7 +1,7 @@
 //! The auditor and the disks: journals, superblocks, destage, crashes, and what the volumes hold in the end.
 
 use crate::sim::audit::journal::{KIND_CUT, KIND_SOLO_BEGIN, RING_FIRST, Seen, batch, superblock};
-use crate::sim::audit::{Auditor, Lack, Media, PRIMARY, Place, SECONDARY, THIRD};
+use crate::sim::audit::{Auditor, Lack, Media, PRIMARY, Place, SECONDARY, SITES_MAX, THIRD};
 use crate::sim::content::{Content, Print};
 use crate::sim::disk::IoId;
 
@@ -72,7 +72,7 @@ impl Auditor {
         self.check_claim(site, "settled", seen.settled);
         let updates = seen.updates.iter().filter(|update| update.kind != KIND_CUT);
         assert!(
-            site != THIRD || seen.updates.iter().all(|update| update.kind != KIND_CUT),
+            !self.pulls_only(site) || seen.updates.iter().all(|update| update.kind != KIND_CUT),
             "INV-6: the third cuts its journal"
         );
         self.sites[site].forms(updates.map(|update| (update.number, update.generation)));
@@ -80,7 +80,7 @@ impl Auditor {
         for update in seen.updates.iter().filter(|update| update.kind != KIND_CUT) {
             let (mine, rest) = payload.split_at(update.payload());
             payload = rest;
-            if site == THIRD {
+            if self.pulls_only(site) {
                 self.third_journals(update, mine);
             } else {
                 self.sees(site, *update, mine);
@@ -213,19 +213,19 @@ impl Auditor {
 
     /// A site died; `media` is what its disks hold now.
     pub fn crashed(&mut self, site: usize, media: &dyn Media) {
-        if site == THIRD {
+        if self.pulls_only(site) {
             return self.third_crashed(media);
         }
         self.check_waits(site);
         self.lets_go[site] = None;
         let had = self.has(site);
         if site == self.leader {
-            self.before_death = [[0; 4]; 2];
+            self.before_death = [[0; 4]; SITES_MAX];
         }
         for (before, had) in self.before_death[site].iter_mut().zip(had) {
             *before = if site == self.leader { 0 } else { (*before).max(had) };
         }
-        self.installing[site] = self.mark_of(media);
+        self.installing[site] = if site == THIRD { None } else { self.mark_of(media) };
         self.applied[site] = self.sites[site].crashed(media);
         self.lost(site, had[0]);
         for op in self.ops.iter_mut().filter(|op| op.site == site) {
@@ -274,7 +274,10 @@ impl Auditor {
 
     /// What neither site has is gone; the level allowed it, or acknowledging it would have been the violation.
     fn forget_what_nobody_has(&mut self) {
-        let held = self.received(PRIMARY).max(self.received(SECONDARY));
+        let held = match self.inherited {
+            Some(_) => self.received(THIRD),
+            None => self.received(PRIMARY).max(self.received(SECONDARY)),
+        };
         for entry in &mut self.stream[held as usize..] {
             if entry.promised && !entry.excused {
                 entry.excused = true;

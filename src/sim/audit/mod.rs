@@ -4,6 +4,7 @@
 //! A violation panics with the invariant's name: the run is over and its seed replays it.
 
 mod disks;
+mod heir;
 mod hosts;
 pub mod journal;
 mod matching;
@@ -36,7 +37,7 @@ pub const SITES_MAX: usize = 3;
 
 /// The other one of the two.
 pub const fn peer_of(site: usize) -> usize {
-    1 - site
+    if site == PRIMARY { SECONDARY } else { PRIMARY }
 }
 
 /// A file of a site.
@@ -190,7 +191,7 @@ struct Entry {
     /// It was promised without the peer.
     alone: bool,
     /// A crash took it from the site, which may not have told that it had it at a level that survives.
-    lost: [bool; 2],
+    lost: [bool; SITES_MAX],
     /// No site holds it any more, and the level it was acknowledged at allows that.
     excused: bool,
 }
@@ -323,14 +324,14 @@ pub struct Auditor {
     solo: Vec<(u64, bool)>,
     alive: [bool; SITES_MAX],
     /// The site's present incarnation has gone on with a stream of its own.
-    resumed: [bool; 2],
+    resumed: [bool; SITES_MAX],
     /// The other site took over from this one, which has not followed it since.
-    deposed: [bool; 2],
+    deposed: [bool; SITES_MAX],
     /// What each site has truthfully claimed to have in its volumes.
     applied: [u64; SITES_MAX],
     /// What each site had before it died, received, written, durable and applied: the primary may still hear of it, until
     /// it knows that the connection is over.
-    before_death: [[u64; 4]; 2],
+    before_death: [[u64; 4]; SITES_MAX],
     /// What each site had durably when its disks were replaced.
     replaced_at: [u64; 2],
     /// What each site is about to install, or installs.
@@ -343,6 +344,9 @@ pub struct Auditor {
     /// Updates that went to the third, and how often it was told that it has lapsed.
     pub fed: u64,
     pub lapsed: u64,
+    /// What a third had when it was to take over, and what hosts had been told of beyond that.
+    inherited: Option<u64>,
+    pub given_up: u64,
     /// What each site has told the third that its journal begins with, and its next superblock is to let go of.
     lets_go: [Option<u64>; SITES_MAX],
     pub acknowledged_writes: u64,
@@ -380,10 +384,10 @@ impl Auditor {
             unread: [false; SITES_MAX],
             solo: Vec::new(),
             alive: [true; SITES_MAX],
-            resumed: [false; 2],
-            deposed: [false; 2],
+            resumed: [false; SITES_MAX],
+            deposed: [false; SITES_MAX],
             applied: [0; SITES_MAX],
-            before_death: [[0; 4]; 2],
+            before_death: [[0; 4]; SITES_MAX],
             replaced_at: [0; 2],
             installing: [None; SITES_MAX],
             copied_blocks: 0,
@@ -392,6 +396,8 @@ impl Auditor {
             takeovers: 0,
             fed: 0,
             lapsed: 0,
+            inherited: None,
+            given_up: 0,
             lets_go: [None; SITES_MAX],
             acknowledged_writes: 0,
             excused_writes: 0,
@@ -502,6 +508,10 @@ impl Auditor {
         } else {
             at("journaled", local, self.written(local))?;
         }
+        if self.inherited.is_some() {
+            let lack = Lack { site: local, has: 0, what: "alone", number };
+            return if self.alone(local, number) { Ok(()) } else { Err(lack) };
+        }
         let other = peer_of(local);
         let [received, written, durable, applied] = self.has(other);
         let [received_before, written_before, durable_before, applied_before] = self.before_death[other];
@@ -538,6 +548,11 @@ impl Auditor {
             let has = self.durable(site);
             if has >= number { Ok(()) } else { Err(Lack { site, has, what: "durable", number }) }
         };
+        if self.inherited.is_some() {
+            let lack = Lack { site: self.leader, has: 0, what: "alone", number };
+            let alone = self.was_inherited(number) || self.alone(self.leader, number);
+            return at(self.leader).and(if alone { Ok(()) } else { Err(lack) });
+        }
         let both = at(self.leader).and_then(|()| at(peer_of(self.leader)));
         both.or_else(|why| {
             // Whoever numbered it may have been alone, though another site has taken over since.

@@ -90,7 +90,7 @@ impl Auditor {
 
     /// The tail of the leader's journal may pass its peer only when a durable set has every block that the peer lacks (INV-9).
     pub(super) fn check_tail(&self, site: usize, seen: &SuperblockSeen, media: &dyn Media) {
-        if site != self.leader || !self.config.peer {
+        if site != self.leader || !self.config.peer || self.inherited.is_some() {
             return;
         }
         // One that was formatted anew lacks what nobody marks: it is copied everything.

@@ -5,7 +5,7 @@ use crate::sim::audit::journal::{
     KIND_SOLO_END, KIND_STEP_DOWN, KIND_ZERO, Seen,
 };
 use crate::sim::audit::snapshots::record_of;
-use crate::sim::audit::{Auditor, Entry, Version};
+use crate::sim::audit::{Auditor, Entry, SITES_MAX, Version};
 use crate::sim::content::Content;
 
 impl Auditor {
@@ -30,7 +30,7 @@ impl Auditor {
             self.take_over(site, seen.number);
         }
         if let Some(entry) = self.replaced.get(&(seen.generation, seen.number)) {
-            let held = (0..2).any(|site| self.sites[site].has(seen.number, seen.generation));
+            let held = (0..self.sites.len()).any(|site| self.sites[site].has(seen.number, seen.generation));
             // One that it numbered in this life is that still, in its journal or not.
             let numbered = entry.known_ops.start == self.first_op[site];
             if site != self.leader && (held || numbered || Auditor::opener(seen.generation) != site) {
@@ -122,7 +122,7 @@ impl Auditor {
             op: None,
             promised: false,
             alone: false,
-            lost: [false; 2],
+            lost: [false; SITES_MAX],
             excused: false,
         }
     }

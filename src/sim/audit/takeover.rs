@@ -1,7 +1,7 @@
 //! The auditor and takeovers: what the new primary may go on without, and what the old one does before it knows.
 
 use crate::sim::audit::journal::{KIND_GENERATION_OPEN, KIND_HAND_OVER, Seen};
-use crate::sim::audit::{Auditor, Entry, Level, peer_of};
+use crate::sim::audit::{Auditor, Entry, Level, SITES_MAX, peer_of};
 use crate::sim::content::Content;
 
 impl Auditor {
@@ -86,7 +86,7 @@ impl Auditor {
         self.newest_generation = self.stream.last().map_or(0, |entry| entry.seen.generation);
         self.takeovers += 1;
         self.acknowledged = 0;
-        self.before_death = [[0; 4]; 2];
+        self.before_death = [[0; 4]; SITES_MAX];
         self.blocks.iter_mut().flatten().for_each(|block| block.read_at_secondary = 0);
     }
 
@@ -99,6 +99,10 @@ impl Auditor {
 
     /// A crash may have undone the opening of the newest generation: then the one before is in force, and all that its primary has.
     pub(super) fn takeover_undone(&mut self) {
+        // There is nobody else.
+        if self.inherited.is_some() {
+            return;
+        }
         let leader = match self.stream.last() {
             _ if self.succeeds(peer_of(self.leader)) => peer_of(self.leader),
             Some(newest) => Auditor::opener(newest.seen.generation),

@@ -135,7 +135,7 @@ impl Auditor {
 
     /// Updates from `first` on are no longer in the stream.
     pub(super) fn check_third_keeps(&self, first: u64) {
-        if !self.has_third() {
+        if !self.has_third() || self.inherited.is_some() {
             return;
         }
         let (received, generation) = self.sites[THIRD].received();
