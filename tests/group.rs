@@ -58,6 +58,8 @@ struct Site {
     out: Outbox,
     disks: HashMap<(IoTarget, u64), Block>,
     marks: Marked,
+    /// In this life.
+    requests: Vec<(IoTarget, IoOp)>,
     /// Sites that refuse each other are no mistake.
     may_refuse: bool,
     front_pages: Vec<PageId>,
@@ -128,6 +130,7 @@ impl Site {
             tables: Tables::of(&config),
             out: Outbox::of(&config),
             disks,
+            requests: Vec::new(),
             marks: Marked::default(),
             may_refuse: false,
             front_pages: Vec::new(),
@@ -173,6 +176,7 @@ impl Site {
                     Executor::Volumes => &mut self.out.to_volumes,
                 };
                 let Some(request) = queue.pop() else { break };
+                self.requests.push((request.target, request.op));
                 let table = match executor {
                     Executor::Journal => &self.tables.journal_io,
                     Executor::Volumes => &self.tables.volume_io,

@@ -95,6 +95,21 @@ fn what_is_equal_at_both_is_not_copied() {
     split.finish();
 }
 
+/// If power was lost between, a start would take a block for zeros, and leave it as it is (simulator seed 16882).
+#[test]
+fn checksums_of_what_is_installed_come_behind_its_blocks() {
+    let mut split = Split::left_alone(1);
+    split.replace(kept);
+    split.link();
+    split.until("what it is copied is whole", |split| split.installed);
+    let requests = &split.pair.sites[1].requests;
+    let sums = requests.iter().position(|at| matches!(at, (IoTarget::Checksums(_), IoOp::Write)));
+    let before = &requests[..sums.expect("checksums are written")];
+    let blocks = before.iter().rposition(|at| matches!(at, (IoTarget::Volume(_), IoOp::Write)));
+    let flush = before.iter().rposition(|at| matches!(at, (IoTarget::Volume(_), IoOp::Flush)));
+    assert!(blocks.expect("blocks are written") < flush.expect("and flushed"));
+}
+
 #[test]
 fn a_block_that_has_gone_bad_is_equal_to_none() {
     let mut split = Split::left_alone(1);

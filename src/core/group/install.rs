@@ -37,6 +37,11 @@ enum At {
     /// Whether a part of the log is being read.
     Reading(bool),
     Applying(Row),
+    /// All of it is written; the volumes from this one on are yet to be flushed. A checksum that is durable before its block would have
+    /// another start take the block for zeros that need not be written.
+    Flushing {
+        volume: u16,
+    },
     /// All of it is in the volumes.
     Ending,
 }
@@ -55,7 +60,7 @@ pub(super) struct Install {
     mark: Box<Superblock>,
     head: JournalPosition,
     at: At,
-    /// By target, first block and end: what is being written.
+    /// By target, first block and end: what is being written, or flushed.
     writing: FixedQueue<(IoTarget, u64, u64)>,
     page: Page,
     blocks: u64,
@@ -100,6 +105,7 @@ impl Group {
                 At::Reading(true) => false,
                 At::Reading(false) => self.read_log(turn),
                 At::Applying(row) => self.apply_row(turn, row),
+                At::Flushing { volume } => self.flush_installed(turn, volume),
                 At::Ending => {
                     self.end_install_if_durable(turn);
                     false
@@ -122,13 +128,34 @@ impl Group {
                 self.log_is_rotten(turn, head.block);
                 return false;
             }
-            self.end_log();
+            self.install().at = At::Flushing { volume: 0 };
             return true;
         }
         let count = (end.block - head.block).min(BATCH_BLOCKS_MAX as u64) as u32;
         self.recovery_read(turn, IoTarget::Staging, head.block, count);
         self.install().at = At::Reading(true);
         false
+    }
+
+    fn flush_installed(&mut self, turn: &mut Turn<impl Memory>, volume: u16) -> bool {
+        if usize::from(volume) == self.config.volumes.len() {
+            let flushed = self.install().writing.is_empty();
+            if flushed {
+                self.end_log();
+            }
+            return flushed;
+        }
+        if self.install().writing.room() == 0 || self.volume_slots.is_empty() {
+            return false;
+        }
+        let slot = self.volume_slots.pop().expect("checked above");
+        let target = IoTarget::Volume(VolumeId(volume));
+        let install = self.install();
+        install.writing.push((target, 0, 0));
+        install.at = At::Flushing { volume: volume + 1 };
+        let request = IoRequest { slot, target, op: IoOp::Flush, block: 0, count: 0 };
+        self.submit_volume(turn, slot, VolumeIo::Install { target, block: 0 }, request);
+        true
     }
 
     fn log_is_rotten(&mut self, turn: &mut Turn<impl Memory>, block: u64) {

@@ -236,6 +236,10 @@ impl Auditor {
         self.first_op[site] = self.ops.len() as u64;
         self.resumed[site] = false;
         self.unread[site] = false;
+        if site == THIRD {
+            // Readers found it on its way to being primary again, and what it acknowledges it may lose as its level allows.
+            self.blocks.iter_mut().flatten().for_each(|block| block.read_at_third = 0);
+        }
         if site == self.leader {
             self.acknowledged = 0;
         } else {
