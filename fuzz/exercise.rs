@@ -230,7 +230,7 @@ pub fn snapshot(data: &[u8]) {
     }
 }
 
-/// A page of a changed-block set.
+/// A page of digests of what blocks hold.
 fn digests(body: &[u8]) {
     let page = block_of(body);
     let Some((volume, first, told)) = take_digests(&page) else { return };
@@ -240,6 +240,7 @@ fn digests(body: &[u8]) {
     assert_eq!(again, page, "digests of {volume:?} from {first:?} on");
 }
 
+/// A page of a changed-block set.
 fn marks(body: &[u8]) {
     let page = block_of(body);
     let Some((volume, chunk, words)) = take_marks(&page) else { return };

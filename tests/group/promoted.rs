@@ -7,6 +7,21 @@ use lockstep::core::messages::AdminError;
 use lockstep::core::outbox::RoleRefused;
 
 impl Trio {
+    fn cut_off_third(&mut self) {
+        self.set_link(1, false);
+        self.set_link(2, false);
+    }
+
+    /// All three have the same, and the third hears nothing of what follows.
+    fn with_third_cut_off() -> (Trio, HashMap<u64, u8>) {
+        let mut trio = Trio::new();
+        let mut expected = HashMap::new();
+        trio.exercise(FIRST, &mut expected, 5, 1);
+        trio.third_is_equal(FIRST, &expected);
+        trio.cut_off_third();
+        (trio, expected)
+    }
+
     fn answer(&mut self, site: usize, op: AdminOp) -> Result<UpdateNumber, AdminError> {
         self.ask(site, op);
         self.until("an answer", |trio| trio.sites[site].out.to_admin.front().is_some());
@@ -62,8 +77,7 @@ fn a_third_is_promoted_when_nobody_else_is_there_and_the_loss_is_accepted() {
     trio.restart(FIRST);
     trio.until("in lockstep again", |trio| trio.status(FIRST).peer == PeerState::InSync);
     // It hears of more than it is sent before they are gone.
-    trio.set_link(1, false);
-    trio.set_link(2, false);
+    trio.cut_off_third();
     trio.exercise(FIRST, &mut HashMap::new(), 8, 7);
     trio.steps(100);
     trio.set_link(1, true);
@@ -115,12 +129,7 @@ fn a_promoted_third_stays_one_after_a_restart() {
 
 #[test]
 fn sites_that_promised_more_are_shown_both_histories_and_nobody_takes_anything() {
-    let mut trio = Trio::new();
-    let mut expected = HashMap::new();
-    trio.exercise(FIRST, &mut expected, 5, 1);
-    trio.third_is_equal(FIRST, &expected);
-    trio.set_link(1, false);
-    trio.set_link(2, false);
+    let (mut trio, mut expected) = Trio::with_third_cut_off();
     let parted_at = trio.status(THIRD).last;
     let mut old = expected.clone();
     trio.exercise(FIRST, &mut old, 3, 40);
@@ -159,12 +168,7 @@ fn sites_that_promised_more_are_shown_both_histories_and_nobody_takes_anything()
 
 #[test]
 fn a_primary_that_promised_nothing_more_serves_nobody_until_its_operator_says_so() {
-    let mut trio = Trio::new();
-    let mut expected = HashMap::new();
-    trio.exercise(FIRST, &mut expected, 5, 1);
-    trio.third_is_equal(FIRST, &expected);
-    trio.set_link(1, false);
-    trio.set_link(2, false);
+    let (mut trio, mut expected) = Trio::with_third_cut_off();
     assert!(trio.answer(THIRD, ORDER).is_ok());
     trio.exercise(THIRD, &mut expected.clone(), 2, 80);
     let before = trio.status(FIRST).last;
