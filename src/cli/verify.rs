@@ -20,6 +20,9 @@ pub struct Verify {
     /// Compare at most so much a second; while hosts are at work, it takes a tenth of the disks' time besides
     #[arg(long, value_name = "SIZE", value_parser = size, default_value = "64MiB")]
     rate: u64,
+    /// Where the sites differ, let both hold what this one has, unless a host writes there meanwhile
+    #[arg(long, value_name = "SITE")]
+    repair: Option<String>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -29,15 +32,26 @@ pub struct Verify {
 #[derive(Debug, thiserror::Error)]
 pub struct Differ {
     bytes: u64,
+    /// Those that were to be repaired, and by the content of which site.
+    unrepaired: Option<(u64, String)>,
 }
 
 impl fmt::Display for Differ {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "the sites hold different content in {}; docs/OPERATIONS.md on comparing the sites says how they become equal",
-            bytes(self.bytes as f64)
-        )
+        match &self.unrepaired {
+            None => write!(
+                f,
+                "the sites hold different content in {}; find out which one is right, then give its name by --repair (docs/OPERATIONS.md on \
+                 comparing the sites)",
+                bytes(self.bytes as f64)
+            ),
+            Some((blocks, site)) => write!(
+                f,
+                "the sites still hold different content in {}: {blocks} blocks have gone bad at {site}, so they cannot be taken from there; its log \
+                 has them. Repair by the other site's content, or write them anew",
+                bytes(self.bytes as f64)
+            ),
+        }
     }
 }
 
@@ -47,31 +61,43 @@ impl Verify {
             bail!("at 0 bytes a second it would never end; write a --rate like 64MiB");
         }
         let bar = progress_bar()?;
-        let verified = client(&self.config)?.verify(&self.volumes, self.rate, &mut |done, total| {
-            bar.set_length(total);
-            bar.set_position(done);
-        })?;
+        let verified = client(&self.config)?.verify(
+            &self.volumes,
+            self.rate,
+            self.repair.as_deref(),
+            &mut |done, total| {
+                bar.set_length(total);
+                bar.set_position(done);
+            },
+        )?;
         bar.finish_and_clear();
         if self.json {
             println!("{}", serde_json::to_string_pretty(&verified).context("the result as JSON")?);
         } else {
             print(&verified);
         }
-        match verified.differing_bytes {
+        match verified.differing_bytes - verified.repaired_bytes {
             0 => Ok(()),
-            bytes => Err(Differ { bytes }.into()),
+            bytes => {
+                let unrepaired = self.repair.clone().map(|site| (verified.unrepaired_blocks, site));
+                Err(Differ { bytes, unrepaired }.into())
+            }
         }
     }
 }
 
 fn print(verified: &Verified) {
-    let Verified { compared_bytes, differing_bytes, first_as_of, last_as_of, seconds, .. } = *verified;
+    let Verified {
+        compared_bytes, differing_bytes, repaired_bytes, first_as_of, last_as_of, seconds, ..
+    } = *verified;
     println!(
-        "{} compared in {seconds:.1} s, as of #{first_as_of} to #{last_as_of}: {differing_bytes} bytes differ",
-        bytes(compared_bytes as f64)
+        "{} compared in {seconds:.1} s, as of #{first_as_of} to #{last_as_of}: {differing_bytes} bytes differ{}",
+        bytes(compared_bytes as f64),
+        if repaired_bytes > 0 { format!("ed, {repaired_bytes} are the same now") } else { String::new() }
     );
     for extent in &verified.differing {
-        println!("  {}: {} bytes at {}", extent.volume, extent.length, extent.offset);
+        let repaired = if extent.repaired { ", repaired" } else { "" };
+        println!("  {}: {} bytes at {}{repaired}", extent.volume, extent.length, extent.offset);
     }
     if verified.more {
         println!("  and more");

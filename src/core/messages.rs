@@ -388,6 +388,13 @@ pub enum AdminOp {
     Compare {
         extent: Extent,
     },
+    /// If the sites differ in this block, both are to hold what this primary has of it, or with `theirs` what its peer has, unless a host
+    /// writes it meanwhile: then they are the same by that. Answered once it is settled.
+    Equalise {
+        volume: VolumeId,
+        lba: Lba,
+        theirs: bool,
+    },
     /// No host is connected any more that could write: what a site that leaves its role waits for, but not for long.
     HostsGone,
 }
@@ -501,6 +508,8 @@ pub enum AdminError {
     DifferenceUnknownThere,
     #[error("the sites hold different content there")]
     Differ,
+    #[error("the block has gone bad at the site that it is to be taken from")]
+    SourceDamaged,
     #[error("the primary refuses, and this version does not know why")]
     Unknown,
 }

@@ -43,6 +43,9 @@ pub enum UpdateKind {
     Slots = 16,
     /// Staging log only: the page of [snapshot tables](crate::format::tables) whose index is in `lba`.
     Tables = 17,
+    /// `count` blocks of payload at `lba`, in which the sites differed: what one of them had is to be what both have had all along, so
+    /// nothing is captured.
+    Rewrite = 18,
 }
 
 impl UpdateKind {
@@ -63,6 +66,7 @@ impl UpdateKind {
             15 => Some(UpdateKind::GiveWay),
             16 => Some(UpdateKind::Slots),
             17 => Some(UpdateKind::Tables),
+            18 => Some(UpdateKind::Rewrite),
             _ => None,
         }
     }
@@ -88,7 +92,7 @@ impl UpdateKind {
     /// The fewest and the most blocks an update of this kind has.
     const fn count_bounds(self) -> (u32, u32) {
         match self {
-            UpdateKind::Write => (1, UPDATE_BLOCKS_MAX as u32),
+            UpdateKind::Write | UpdateKind::Rewrite => (1, UPDATE_BLOCKS_MAX as u32),
             UpdateKind::Zero => (1, ZERO_BLOCKS_MAX as u32),
             UpdateKind::SnapshotCreate | UpdateKind::Tables => (1, 1),
             UpdateKind::Slots => (1, UPDATE_BLOCKS_MAX as u32),
@@ -119,7 +123,7 @@ pub struct Update {
 /// Why bytes are not an update's descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DescriptorError {
-    #[error("update kind {found}, expected 1 to 4, 7 to 17")]
+    #[error("update kind {found}, expected 1 to 4, 7 to 18")]
     Kind { found: u8 },
     #[error("update number 0 in a {kind:?}, expected 1 or higher")]
     Number { kind: UpdateKind },
@@ -188,7 +192,7 @@ impl Update {
             return not_zero("block", lba.0);
         }
         if self.captures() {
-            if !self.touches_blocks() {
+            if !self.touches_blocks() || kind == UpdateKind::Rewrite {
                 return not_zero("slot", self.slot.0);
             }
             if count as usize > UPDATE_BLOCKS_MAX {
@@ -208,9 +212,11 @@ impl Update {
     /// Payload blocks that travel with the update.
     pub fn payload_blocks(&self) -> usize {
         match self.kind {
-            UpdateKind::Write | UpdateKind::SnapshotCreate | UpdateKind::Slots | UpdateKind::Tables => {
-                self.count as usize
-            }
+            UpdateKind::Write
+            | UpdateKind::SnapshotCreate
+            | UpdateKind::Slots
+            | UpdateKind::Tables
+            | UpdateKind::Rewrite => self.count as usize,
             _ => 0,
         }
     }
@@ -227,7 +233,7 @@ impl Update {
 
     /// Whether the update changes blocks of a volume.
     pub fn touches_blocks(&self) -> bool {
-        matches!(self.kind, UpdateKind::Write | UpdateKind::Zero)
+        matches!(self.kind, UpdateKind::Write | UpdateKind::Zero | UpdateKind::Rewrite)
     }
 }
 
@@ -309,6 +315,7 @@ pub(crate) mod tests {
             1 => Just(UpdateKind::GiveWay),
             1 => Just(UpdateKind::Slots),
             1 => Just(UpdateKind::Tables),
+            1 => Just(UpdateKind::Rewrite),
             1 => Just(UpdateKind::Cut),
         ];
         let numbers = (2..=u64::MAX, any::<u64>(), any::<u64>(), any::<Option<u64>>());
@@ -317,9 +324,11 @@ pub(crate) mod tests {
                 let (min, max) = kind.count_bounds();
                 let count = min + count % (max - min + 1);
                 let lba = match kind {
-                    UpdateKind::Write | UpdateKind::Zero | UpdateKind::Slots | UpdateKind::Tables => {
-                        lba.min(u64::MAX - u64::from(count))
-                    }
+                    UpdateKind::Write
+                    | UpdateKind::Zero
+                    | UpdateKind::Slots
+                    | UpdateKind::Tables
+                    | UpdateKind::Rewrite => lba.min(u64::MAX - u64::from(count)),
                     kind if kind.names_snapshot() => 1 + lba % (number - 1),
                     UpdateKind::GiveWay => lba.max(1),
                     _ => 0,
@@ -334,7 +343,8 @@ pub(crate) mod tests {
                     volume: VolumeId(0),
                     kind,
                 };
-                let slot = slot.filter(|_| update.touches_blocks() && count as usize <= UPDATE_BLOCKS_MAX);
+                let captures = update.touches_blocks() && kind != UpdateKind::Rewrite;
+                let slot = slot.filter(|_| captures && count as usize <= UPDATE_BLOCKS_MAX);
                 Update {
                     slot: slot.map_or(Slot::NONE, |slot| Slot(slot.min(u64::MAX - u64::from(count)))),
                     sum: if update.payload_blocks() > 0 { sum } else { 0 },
@@ -385,7 +395,7 @@ pub(crate) mod tests {
             put(&mut bytes, offset, field);
             decode_descriptor(&bytes).expect_err("the field is out of bounds")
         };
-        for kind in [0u8, 5, 6, 18, 255] {
+        for kind in [0u8, 5, 6, 19, 255] {
             assert_eq!(refused(KIND, &[kind]), DescriptorError::Kind { found: kind });
         }
         assert!(matches!(refused(NUMBER, &[0; 8]), DescriptorError::Number { .. }));
@@ -426,6 +436,8 @@ pub(crate) mod tests {
         }
         let slot = refused(delete, SLOT, &5u64.to_le_bytes());
         assert!(matches!(slot, DescriptorError::NotZero { field: "slot", found: 4, .. }));
+        let rewrite = refused(Update { kind: UpdateKind::Rewrite, ..WRITE }, SLOT, &5u64.to_le_bytes());
+        assert!(matches!(rewrite, DescriptorError::NotZero { field: "slot", found: 4, .. }));
         let zero = Update { kind: UpdateKind::Zero, sum: 0, count: 33, ..WRITE };
         let captured = refused(zero, SLOT, &5u64.to_le_bytes());
         assert_eq!(captured, DescriptorError::Captured { number: WRITE.number, count: 33 });

@@ -110,7 +110,9 @@ impl Survey {
     pub fn peer(&mut self, message: &FromLink) {
         let FromLink::Update { update, .. } = message else { return };
         match update.kind {
-            UpdateKind::Write => self.allocation.mark(update.volume, update.lba, update.count),
+            UpdateKind::Write | UpdateKind::Rewrite => {
+                self.allocation.mark(update.volume, update.lba, update.count)
+            }
             UpdateKind::Zero => self.zeroed(update.volume, update.lba, update.count),
             _ => {}
         }

@@ -52,28 +52,144 @@ fn plant(pair: &mut Pair, site: usize, lba: u64, fill: u8) {
     pair.sites[site].disks.insert(key(lba), block);
 }
 
-/// Both have everything, but for these blocks of site 1.
-fn apart(lbas: &[u64]) -> Pair {
-    let mut pair = rested(&[]);
+/// Both have everything, but for these blocks of site 1; `cold` has nothing in memory.
+fn apart(cold: &[usize], lbas: &[u64]) -> Pair {
+    let mut pair = rested(cold);
+    let connection = 1 + cold.len() as u32;
     lbas.iter().for_each(|&lba| plant(&mut pair, 1, lba, 0xd1));
     // It reads its checksums at a start.
     let (config, now) = (pair.sites[1].config.clone(), pair.now);
     let disks = std::mem::take(&mut pair.sites[1].disks);
     pair.sites[1] = Site::started(config, disks);
     pair.sites[1].may_refuse = true;
-    let lost = FromLink::Disconnected { connection: 1 };
+    let lost = FromLink::Disconnected { connection };
     pair.sites[0].with(now, |group, turn| group.on_link(turn, lost));
     pair.sites[1].with(now, |group, turn| group.start(turn));
     pair.sites[1].with(now, |group, turn| group.end_turn(turn));
     assert!(pair.sites[1].drain(now).is_empty());
-    pair.connect(2);
+    pair.connect(connection + 1);
     in_sync(&mut pair);
     pair
 }
 
+fn ask_to_equalise(pair: &mut Pair, lba: u64, theirs: bool) {
+    let (now, op) = (pair.now, AdminOp::Equalise { volume: VolumeId(0), lba: Lba(lba), theirs });
+    pair.sites[0].with(now, |group, turn| group.on_admin(turn, AdminRequest { id: 9, op }));
+}
+
+/// Both sites have it, to be read and on their disks.
+fn both_have(pair: &mut Pair, lba: u64, fill: u8) {
+    pair.settled();
+    assert_eq!([0, 1].map(|site| pair.read(site, lba)), [fill; 2], "block {lba}");
+    pair.run_until("it is on both disks", |pair| [0, 1].iter().all(|&site| on_disk(pair, site, lba, fill)));
+    assert!(compare(pair, lba, 1).is_ok());
+}
+
+#[test]
+fn a_block_that_differs_becomes_what_the_named_site_has_of_it_at_both() {
+    for (cold, theirs) in [(&[][..], false), (&[], true), (&[0], false), (&[0], true)] {
+        // The last one is zeros at the primary.
+        let mut pair = apart(cold, &[5, 70]);
+        for lba in [5, 70] {
+            ask_to_equalise(&mut pair, lba, theirs);
+            let at = answer(&mut pair).expect("it is done");
+            assert!(at <= pair.sites[0].group.status(pair.now).settled, "it is durable at both");
+            both_have(&mut pair, lba, if theirs { 0xd1 } else { due(lba) });
+            let last = pair.sites[0].group.status(pair.now).last;
+            ask_to_equalise(&mut pair, lba, theirs);
+            assert!(answer(&mut pair).is_ok());
+            assert_eq!(
+                pair.sites[0].group.status(pair.now).last,
+                last,
+                "what is the same is not written again"
+            );
+        }
+        assert!(compare(&mut pair, 0, 256).is_ok());
+    }
+}
+
+#[test]
+fn zeros_of_the_peer_are_taken_without_asking_for_them() {
+    let mut pair = rested(&[]);
+    plant(&mut pair, 0, 200, 0xd1);
+    let (config, now) = (pair.sites[0].config.clone(), pair.now);
+    let disks = std::mem::take(&mut pair.sites[0].disks);
+    pair.sites[0] = Site::started(config, disks);
+    pair.sites[0].may_refuse = true;
+    pair.sites[1].with(now, |group, turn| group.on_link(turn, FromLink::Disconnected { connection: 1 }));
+    pair.sites[0].with(now, |group, turn| group.start(turn));
+    pair.sites[0].with(now, |group, turn| group.end_turn(turn));
+    assert!(pair.sites[0].drain(now).is_empty());
+    pair.connect(2);
+    in_sync(&mut pair);
+    assert_eq!((pair.read(0, 200), pair.read(1, 200)), (0xd1, 0));
+    ask_to_equalise(&mut pair, 200, true);
+    assert!(answer(&mut pair).is_ok());
+    both_have(&mut pair, 200, 0);
+}
+
+#[test]
+fn what_a_host_writes_meanwhile_stays_whenever_it_comes() {
+    for (theirs, steps, again) in (0..32).flat_map(|steps| {
+        [(false, steps, false), (true, steps, false), (false, steps, true), (true, steps, true)]
+    }) {
+        let mut pair = apart(&[0], &[5]);
+        ask_to_equalise(&mut pair, 5, theirs);
+        (0..steps).for_each(|_| pair.step());
+        let now = pair.now;
+        // And if it writes what was there before, that is as good as anything else.
+        let fills = if again { [7, due(5)] } else { [due(5), 7] };
+        (0..2).for_each(|ticket| pair.sites[0].write(now, 1 + ticket, 5, fills[ticket as usize], false));
+        (0..2).for_each(|ticket| assert_eq!(pair.reply(0, 1 + ticket), Ok(())));
+        assert!(answer(&mut pair).is_ok(), "{theirs} after {steps}");
+        both_have(&mut pair, 5, fills[1]);
+    }
+}
+
+#[test]
+fn a_block_that_has_gone_bad_at_the_named_site_is_not_taken_from_there() {
+    for theirs in [false, true] {
+        let mut pair = apart(&[0], &[5]);
+        flip(&mut pair, usize::from(theirs), 5);
+        ask_to_equalise(&mut pair, 5, theirs);
+        assert_eq!(answer(&mut pair), Err(AdminError::SourceDamaged));
+        ask_to_equalise(&mut pair, 5, !theirs);
+        assert!(answer(&mut pair).is_ok());
+        both_have(&mut pair, 5, if theirs { due(5) } else { 0xd1 });
+    }
+}
+
+#[test]
+fn a_block_is_not_taken_from_a_site_that_is_not_in_lockstep() {
+    let mut pair = apart(&[], &[5]);
+    let now = pair.now;
+    let op = AdminOp::Equalise { volume: VolumeId(0), lba: Lba(5), theirs: false };
+    pair.sites[1].with(now, |group, turn| group.on_admin(turn, AdminRequest { id: 9, op }));
+    assert_eq!(pair.sites[1].out.to_admin.pop().expect("at once").result, Err(AdminError::ReadOnly));
+    for steps in 0..12 {
+        ask_to_equalise(&mut pair, 5, true);
+        (0..steps).for_each(|_| pair.step());
+        let now = pair.now;
+        let connection = 2 + steps;
+        for site in &mut pair.sites {
+            site.with(now, |group, turn| group.on_link(turn, FromLink::Disconnected { connection }));
+        }
+        if let Ok(done) = answer(&mut pair) {
+            assert!(done <= pair.sites[0].group.status(pair.now).settled);
+        }
+        ask_to_equalise(&mut pair, 5, true);
+        assert_eq!(answer(&mut pair), Err(AdminError::NotInLockstep));
+        pair.connect(connection + 1);
+        in_sync(&mut pair);
+    }
+    ask_to_equalise(&mut pair, 5, true);
+    assert!(answer(&mut pair).is_ok());
+    both_have(&mut pair, 5, 0xd1);
+}
+
 #[test]
 fn what_differs_is_found_to_the_block_and_is_equal_once_it_is_written() {
-    let mut pair = apart(&[5, 70, 300]);
+    let mut pair = apart(&[], &[5, 70, 300]);
     for (first, count, differs) in
         [(0, 256, true), (256, 256, true), (0, 5, false), (5, 1, true), (6, 64, false), (301, 211, false)]
     {

@@ -60,7 +60,8 @@ pub fn flip(pair: &mut Pair, site: usize, lba: u64) {
 }
 
 pub fn on_disk(pair: &Pair, site: usize, lba: u64, fill: u8) -> bool {
-    pair.sites[site].disks[&key(lba)].iter().all(|byte| *byte == fill)
+    let block = pair.sites[site].disks.get(&key(lba));
+    block.map_or(fill == 0, |block| block.iter().all(|byte| *byte == fill))
 }
 
 /// What a read of some blocks comes to, and the first byte of each.

@@ -81,7 +81,7 @@ fn sites_are_compared_while_hosts_write_and_a_difference_is_found_to_the_block()
     sites.right.start();
     sites.wait("--in-sync");
     let (code, said, why) = verify(&sites.left, &[]);
-    let extent = |volume: &str, block: usize, count: usize| json!({ "volume": volume, "offset": block * BLOCK, "length": count * BLOCK });
+    let extent = |volume: &str, block: usize, count: usize| json!({ "volume": volume, "offset": block * BLOCK, "length": count * BLOCK, "repaired": false });
     assert_eq!(code, Some(7), "{said} {why}");
     let differing = json!([extent("data", 3, 2), extent("data", 1500, 1), extent("log", 77, 1)]);
     assert_eq!((&said["differing"], &said["differing_bytes"]), (&differing, &json!(4 * BLOCK)), "{said}");
@@ -112,4 +112,105 @@ fn sites_are_compared_while_hosts_write_and_a_difference_is_found_to_the_block()
     let (code, said, why) = verify(&sites.left, &[]);
     assert_eq!((code, &said["damaged_blocks_there"]), (Some(0), &json!(1)), "{said} {why}");
     sites.right.until("the log says so", |site| site.log_text().contains("block 4 is repaired"));
+}
+
+/// Restarts the secondary with blocks that it believes in and the primary has not.
+fn set_apart(sites: &mut Sites, blocks: &[usize]) {
+    sites.wait("--settled");
+    assert!(sites.right.stop().success());
+    blocks.iter().for_each(|&block| plant(&sites.right, "data", block));
+    sites.right.start();
+    sites.wait("--in-sync");
+}
+
+#[test]
+fn what_differs_becomes_what_the_named_site_has_while_hosts_write_and_in_snapshots_too() {
+    for differential in ["reference", "value"] {
+        let mut options = Options { volumes: vec![("data", 8)], ..Options::default() };
+        options.group += &format!("\ndifferential = \"{differential}\"");
+        let mut sites = Sites::start(&options);
+        let mut client = sites.left.connect("data");
+        for block in 0..1024 {
+            client.write((block * BLOCK) as u64, &[block as u8; BLOCK], false).expect("written");
+        }
+        client.flush().expect("flushed");
+        drop(client);
+        succeeds(lockstep(&["snapshot", "create", "--config", path(&sites.left.config), "before"]));
+        for (named, fill) in [("left", None), ("right", Some(0xd1))] {
+            // Those up to 900 are not overwritten, so the snapshot shows what the volume has.
+            let blocks = [3, 4, 700, 900, 1500];
+            set_apart(&mut sites, &blocks);
+            let ends = AtomicBool::new(false);
+            let mut client = sites.left.connect("data");
+            let (code, said, why) = std::thread::scope(|scope| {
+                let writer = scope.spawn(|| {
+                    let mut written = 0u64;
+                    while !ends.load(Relaxed) {
+                        let block = 950 + written * 7919 % 500;
+                        client.write(block * BLOCK as u64, &[written as u8; BLOCK], false).expect("written");
+                        written += 1;
+                    }
+                    written
+                });
+                let repaired = verify(&sites.left, &["--repair", named]);
+                ends.store(true, Relaxed);
+                assert!(writer.join().expect("it ends") > 20, "hosts wrote meanwhile");
+                repaired
+            });
+            assert_eq!(code, Some(0), "{said} {why}");
+            assert_eq!(
+                (&said["differing_bytes"], &said["repaired_bytes"]),
+                (&json!(5 * BLOCK), &json!(5 * BLOCK))
+            );
+            assert_eq!(
+                said["differing"][0],
+                json!({ "volume": "data", "offset": 3 * BLOCK, "length": 2 * BLOCK, "repaired": true })
+            );
+            let (code, said, why) = verify(&sites.left, &[]);
+            assert_eq!(code, Some(0), "{said} {why}");
+            sites.wait("--settled");
+            for site in [&sites.left, &sites.right] {
+                let mut client = site.connect("data");
+                let mut then = site.connect("data@before");
+                for block in blocks {
+                    let due = fill.unwrap_or(if block < 1024 { block as u8 } else { 0 });
+                    let at = (block * BLOCK) as u64;
+                    for client in [&mut client, &mut then] {
+                        let read = client.read(at, BLOCK as u32).expect("read");
+                        assert!(read.iter().all(|byte| *byte == due), "{named} {} {block}", site.name);
+                    }
+                }
+            }
+            let digest = |site: &Site| {
+                succeeds(lockstep(&["snapshot", "digest", "--config", path(&site.config), "before"]))
+            };
+            assert_eq!(digest(&sites.left), digest(&sites.right), "{differential} {named}");
+        }
+        // What is overwritten now was the same at both.
+        let mut client = sites.left.connect("data");
+        [3, 4, 700, 900, 1500].iter().for_each(|block| {
+            client.write(block * BLOCK as u64, &[1; BLOCK], false).expect("written");
+        });
+        client.flush().expect("flushed");
+        sites.wait("--settled");
+        let digest = |site: &Site| {
+            succeeds(lockstep(&["snapshot", "digest", "--config", path(&site.config), "before"]))
+        };
+        assert_eq!(digest(&sites.left), digest(&sites.right), "{differential}");
+        assert!(sites.right.runs());
+
+        // It is refused where it would be wrong.
+        let refused = |arguments: &[&str], why: &str| {
+            let (code, _, said) = verify(&sites.left, arguments);
+            assert!(code == Some(1) && said.contains(why), "{said}");
+        };
+        refused(
+            &["--repair", "middle"],
+            "there is no site middle that could be repaired by: this one is left, the other one right",
+        );
+        sites.right.kill();
+        sites.left.until("it is lost", |site| site.status()["peer"]["state"] != "in_sync");
+        let (code, _, said) = verify(&sites.left, &["--repair", "left"]);
+        assert!(code == Some(1) && said.contains("not in lockstep"), "{said}");
+    }
 }

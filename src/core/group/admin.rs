@@ -23,7 +23,11 @@ impl Group {
             return self.on_scrub(turn, request, blocks_per_second);
         }
         if let AdminOp::Compare { extent } = request.op {
-            return self.on_compare(turn, request, extent);
+            return self.on_compare(turn, request, extent, None);
+        }
+        if let AdminOp::Equalise { volume, lba, theirs } = request.op {
+            let extent = Extent { volume, first: lba, count: 1, reads: true };
+            return self.on_compare(turn, request, extent, Some(theirs));
         }
         if matches!(request.op, AdminOp::Switchover | AdminOp::Demote | AdminOp::GiveWay | AdminOp::HostsGone)
         {
@@ -89,6 +93,7 @@ impl Group {
             | AdminOp::GiveWay
             | AdminOp::HostsGone
             | AdminOp::Compare { .. }
+            | AdminOp::Equalise { .. }
             | AdminOp::Scrub { .. } => unreachable!("judged elsewhere"),
         }
     }
@@ -191,6 +196,7 @@ impl Group {
             | AdminOp::GiveWay
             | AdminOp::HostsGone
             | AdminOp::Compare { .. }
+            | AdminOp::Equalise { .. }
             | AdminOp::Scrub { .. } => {
                 unreachable!("never queued")
             }

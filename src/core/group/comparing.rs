@@ -5,6 +5,7 @@
 //! Updates settle one by one on either site, in the same order, so there is a moment at which exactly those up to the number have. The
 //! primary takes what it has settled for the number, and its question comes to the secondary before any word of a later one.
 
+use super::equalising::Equalising;
 use super::host::DESTAGE_SLOTS;
 use super::peering::{LINK_SPARE, Talk};
 use super::status::PeerState;
@@ -19,7 +20,7 @@ use crate::core::outbox::{Event, LossReason};
 const ANSWER_MAX: Nanos = Nanos::from_millis(10_000);
 
 /// When to look again if a page or a slot is lacking.
-const LOOKS_AGAIN_AFTER: Nanos = Nanos::from_millis(5);
+pub(super) const LOOKS_AGAIN_AFTER: Nanos = Nanos::from_millis(5);
 
 /// An extent that is being looked at.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +49,8 @@ struct Asked {
 pub(super) struct Comparing {
     look: Option<Look>,
     asked: Option<Asked>,
+    /// What is asked is more: that block is to become the same.
+    pub equalising: Option<Equalising>,
     /// Looks so far, and reads in flight: those of a look that is over are of no use.
     serial: u32,
     reads: u32,
@@ -57,11 +60,20 @@ pub(super) struct Comparing {
 
 impl Comparing {
     pub fn new() -> Comparing {
-        Comparing { look: None, asked: None, serial: 0, reads: 0, zeros: sum_of_block(&[0; BLOCK_BYTES]) }
+        let zeros = sum_of_block(&[0; BLOCK_BYTES]);
+        Comparing { look: None, asked: None, equalising: None, serial: 0, reads: 0, zeros }
     }
 
     pub fn is_reading(&self) -> bool {
         self.reads > 0
+    }
+
+    pub fn begin_read(&mut self) {
+        self.reads += 1;
+    }
+
+    pub fn end_read(&mut self) {
+        self.reads -= 1;
     }
 
     /// Whether what is settled up to this number is to be looked at before anything is settled behind it.
@@ -73,7 +85,14 @@ impl Comparing {
 impl Group {
     // ------------------------------------------------------------------------------------------------------ the primary
 
-    pub(super) fn on_compare(&mut self, turn: &mut Turn<impl Memory>, request: AdminRequest, extent: Extent) {
+    /// With `theirs`, the extent's only block is to become the same, see `equalising`.
+    pub(super) fn on_compare(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        request: AdminRequest,
+        extent: Extent,
+        theirs: Option<bool>,
+    ) {
         let verdict = self.judge_compare(&extent);
         let room = self.comparing.asked.is_none() && turn.out.to_link.room() > LINK_SPARE;
         let verdict = verdict.and_then(|()| room.then_some(()).ok_or(AdminError::Busy));
@@ -81,6 +100,7 @@ impl Group {
             return turn.out.to_admin.push(AdminReply { id: request.id, result: Err(why) });
         }
         self.comparing.asked = Some(Asked { request: request.id, since: turn.now, answer: None });
+        self.comparing.equalising = theirs.map(|theirs| self.watched(extent.volume, extent.first, theirs));
         self.begin_look(turn.now, extent, self.settled);
         self.ask_peer_to_compare(turn);
     }
@@ -130,8 +150,13 @@ impl Group {
         }
     }
 
-    fn end_compare(&mut self, turn: &mut Turn<impl Memory>, result: Result<UpdateNumber, AdminError>) {
+    pub(super) fn end_compare(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        result: Result<UpdateNumber, AdminError>,
+    ) {
         self.comparing.look = None;
+        self.forget_equalising(turn);
         if let Some(asked) = self.comparing.asked.take() {
             turn.out.to_admin.push(AdminReply { id: asked.request, result });
         }
@@ -200,14 +225,19 @@ impl Group {
             None => self.sums[usize::from(volume.0)].get(lba),
         };
         let sums = (0..u64::from(count)).map(|index| sum(first.plus(index)));
-        digest_of_sums(sums.map(|sum| if sum == self.comparing.zeros { BlockSum::ZEROS } else { sum }))
+        let mut sums = sums.map(|sum| if sum == self.comparing.zeros { BlockSum::ZEROS } else { sum });
+        match count {
+            // Whoever is to have the block asks for it by that.
+            1 => Digest128([u64::from(sums.next().expect("one").0), 0]),
+            _ => digest_of_sums(sums),
+        }
     }
 
     pub(super) fn compare_turn(&mut self, turn: &mut Turn<impl Memory>) {
-        let Some(look) = self.comparing.look else { return };
         if self.comparing.asked.is_some_and(|asked| turn.now.since(asked.since) >= ANSWER_MAX) {
             return self.end_compare(turn, Err(AdminError::Deadline));
         }
+        let Some(look) = self.comparing.look else { return };
         if look.reading || turn.now < look.due_at {
             return;
         }
@@ -224,8 +254,14 @@ impl Group {
             Some(Asked { answer: Some((theirs, damaged)), .. }) => {
                 self.counters.damaged_here += u64::from(look.damaged);
                 self.counters.damaged_there += u64::from(damaged);
-                let alike = if digest == theirs { Ok(look.at) } else { Err(AdminError::Differ) };
-                self.end_compare(turn, alike);
+                if digest == theirs {
+                    self.end_compare(turn, Ok(look.at));
+                } else if self.comparing.equalising.is_some() {
+                    self.comparing.look = None;
+                    self.begin_equalising(turn, look.damaged, (theirs, damaged));
+                } else {
+                    self.end_compare(turn, Err(AdminError::Differ));
+                }
             }
             Some(_) => {}
         }
@@ -237,7 +273,7 @@ impl Group {
         let late = self.comparing.asked.map(|asked| asked.since.plus(ANSWER_MAX));
         // What is read and was answered waits for its pause alone.
         let pause = look.filter(|look| self.turned_at < look.due_at).map(|look| look.due_at);
-        [reads, late, pause].into_iter().flatten().min()
+        [reads, late, pause, self.equalise_deadline()].into_iter().flatten().min()
     }
 
     fn read_to_compare(&mut self, turn: &mut Turn<impl Memory>, look: Look) {

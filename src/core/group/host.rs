@@ -588,7 +588,12 @@ impl Group {
     }
 
     /// Whether an update of `blocks`, `payload` of them with data, can be numbered, journaled and sent without waiting.
-    fn room_to_number(&mut self, turn: &mut Turn<impl Memory>, blocks: usize, payload: usize) -> bool {
+    pub(super) fn room_to_number(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        blocks: usize,
+        payload: usize,
+    ) -> bool {
         if self.cache.free_entries() < blocks {
             self.cache.evict(0, blocks, 4 * ZERO_BLOCKS_MAX, &mut self.pages, turn.memory);
         }

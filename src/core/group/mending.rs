@@ -16,7 +16,7 @@ use crate::core::outbox::{Event, LossReason, NotRepaired, RepairedBy};
 const ANSWER_MAX: Nanos = Nanos::from_millis(1_000);
 
 /// When a peer that was busy is asked again, and when the ring to the link is looked at again that had no place for a question.
-const ASK_AGAIN_AFTER: Nanos = Nanos::from_millis(1);
+pub(super) const ASK_AGAIN_AFTER: Nanos = Nanos::from_millis(1);
 
 /// What becomes of a bad block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! A consistency group: one owner of the cache index, numbering, write-pending indicators, journal positions, destage and
 //! peer state. The rooms: `host` (operations), `stream` (numbering and watermarks), `storage` (completions), `destage`,
 //! `handshake`, `peering` (streaming, loss, solo), `catch_up` (the journal read back), `cut` (a tail dropped), `recovery`, `warm_up`,
-//! `scrub`, `comparing` (both sites), `status`; and of snapshots: `capture` (what an update's blocks held before), `old_blocks` (sending that, by value), `differential`
+//! `scrub`, `comparing` (both sites), `equalising` (where they differ), `status`; and of snapshots: `capture` (what an update's blocks held before), `old_blocks` (sending that, by value), `differential`
 //! (making that durable), `admin` (creating, deleting), `snapshot_reads`, `repair` and `tables` (what has gone bad, here or at the
 //! peer; of volumes: `mending`). `takeover` changes what a site is to its peer, `handover` by agreement; `split` says what keeps two apart, and `resolve`
 //! lets one of them give way; `resync` copies to one what the journal has no more, `digests` leaves out what is equal, `copy_kept` has what
@@ -19,6 +19,7 @@ mod cut;
 mod destage;
 mod differential;
 mod digests;
+mod equalising;
 mod feeding;
 mod handover;
 mod handshake;
@@ -164,6 +165,8 @@ pub struct Group {
     acknowledged: UpdateNumber,
     settled: UpdateNumber,
     checkpoint: UpdateNumber,
+    /// The last update that made a block the same at both sites again.
+    rewritten: UpdateNumber,
     /// The last update that replay found, and no cut has dropped since.
     replayed: UpdateNumber,
 
@@ -313,6 +316,7 @@ impl Group {
             acknowledged: UpdateNumber::NONE,
             settled: UpdateNumber::NONE,
             checkpoint: UpdateNumber::NONE,
+            rewritten: UpdateNumber::NONE,
             replayed: UpdateNumber::NONE,
             alone: Alone::No,
             joint_from: UpdateNumber(1),
@@ -447,6 +451,7 @@ impl Group {
             self.leave_turn(turn);
             self.mend_turn(turn);
             self.retry_waiting(turn);
+            self.equalise_turn(turn);
             self.peer_turn(turn);
             self.pull_turn(turn);
             self.lend_tables(turn);

@@ -375,6 +375,7 @@ impl Group {
                     self.repair_lacks(turn, slot, why);
                 }
                 self.mend_lacks(turn.now, place, why);
+                self.equalise_lacks(turn, place, why);
             }
             Control::Compare { at, extent } if !primary => self.on_compare_wanted(turn, at, extent),
             Control::Compared { at, answer } if primary => self.on_compared(turn, at, answer),
@@ -411,6 +412,7 @@ impl Group {
             PageFrame::Block => {
                 self.repair_with(turn, page, length);
                 self.mend_with(turn, page, length);
+                self.equalise_with(turn, page, length);
             }
             PageFrame::Marks => self.on_marks(turn, page),
             PageFrame::Digests => self.on_digests(turn, page),

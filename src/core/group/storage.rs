@@ -134,6 +134,11 @@ pub(super) enum VolumeIo {
         count: u32,
         serial: u32,
     },
+    /// A block in which the sites differ, for what this one has of it.
+    Equalise {
+        volume: VolumeId,
+        lba: Lba,
+    },
     /// A block that had gone bad on its way to its volume, and then the flush behind it.
     Mend {
         volume: VolumeId,
@@ -286,6 +291,9 @@ impl Group {
             }
             (VolumeIo::Compare { volume, lba, count, serial }, result) => {
                 self.read_for_compare(turn, slot, (volume, lba, count), serial, result);
+            }
+            (VolumeIo::Equalise { volume, lba }, result) => {
+                self.read_to_equalise(turn, slot, (volume, lba), result);
             }
             (VolumeIo::ScrubSums { volume, block, count, writes }, result) => {
                 self.sums_scrubbed(turn, slot, (volume, block, count), writes, result);

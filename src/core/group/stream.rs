@@ -42,6 +42,7 @@ impl Group {
         self.index(turn, &update);
         self.note_control(turn, &update);
         self.note_changed(&update);
+        self.note_written(&update);
     }
 
     fn index(&mut self, turn: &mut Turn<impl Memory>, update: &Update) {
@@ -71,6 +72,7 @@ impl Group {
                     }
                 }
             }
+            UpdateKind::Rewrite => self.rewritten = update.number,
             UpdateKind::StepDown => self.left = Some((update.number, Left::SteppedDown)),
             UpdateKind::HandOver => self.left = Some((update.number, Left::HandedOver)),
             UpdateKind::GiveWay => {

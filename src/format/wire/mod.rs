@@ -24,8 +24,8 @@ use crate::format::update::{
 };
 
 /// Versions of the protocol that this build speaks; `Hello` carries them, and the highest common one is used.
-pub const PROTOCOL_MIN: u16 = 15;
-pub const PROTOCOL_MAX: u16 = 15;
+pub const PROTOCOL_MIN: u16 = 16;
+pub const PROTOCOL_MAX: u16 = 16;
 
 /// The first four bytes of a frame.
 pub const FRAME_MAGIC: [u8; 4] = *b"LSTP";
@@ -185,7 +185,7 @@ pub enum Control {
     Pull { after: UpdateNumber, generation: Generation, durable: UpdateNumber, upto: UpdateNumber },
     /// Primary to secondary: what do these blocks hold as of `at`, which is what this site has settled.
     Compare { at: UpdateNumber, extent: Extent },
-    /// The answer: [`crate::base::digest_of_sums`] of them, and how many were damaged on the disk; nothing if the secondary had settled more.
+    /// The answer: [`crate::base::digest_of_sums`] of them, or of a single one its checksum, and how many were damaged on the disk; nothing if the secondary had settled more.
     Compared { at: UpdateNumber, answer: Option<(Digest128, u32)> },
     /// The answer if this site's journal begins with `oldest`, and what the third lacks was before that.
     Lapsed { oldest: UpdateNumber },

@@ -189,14 +189,16 @@ impl Client {
         self.done(Request::Scrub { bytes_per_second }, AGREEMENT_MAX)
     }
 
-    /// `progress` is told how many bytes are compared, of how many.
+    /// `repair` names the site whose content is to be at both where they differ. `progress` is told how many bytes are compared, of how many.
     pub fn verify(
         &self,
         volumes: &[String],
         bytes_per_second: u64,
+        repair: Option<&str>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Verified, ClientError> {
-        let request = Request::Verify { volumes: volumes.to_vec(), bytes_per_second };
+        let repair = repair.map(str::to_owned);
+        let request = Request::Verify { volumes: volumes.to_vec(), bytes_per_second, repair };
         let mut replies = self.ask(&request, AGREEMENT_MAX)?;
         loop {
             match self.reply(&mut replies)? {

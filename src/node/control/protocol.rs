@@ -69,6 +69,9 @@ pub enum Request {
     Verify {
         volumes: Vec<String>,
         bytes_per_second: u64,
+        /// The site whose content is to be at both where they differ.
+        #[serde(default)]
+        repair: Option<String>,
     },
     /// Drain, checkpoint, and end the process; answered at once.
     Stop,

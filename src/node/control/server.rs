@@ -157,9 +157,9 @@ impl Control {
                         }
                     })
                 }
-                Ok(Request::Verify { volumes, bytes_per_second }) => {
+                Ok(Request::Verify { volumes, bytes_per_second, repair }) => {
                     let mut shown = Instant::now();
-                    self.verify(&volumes, bytes_per_second, &mut |done, total| {
+                    self.verify(&volumes, bytes_per_second, repair.as_deref(), &mut |done, total| {
                         if shown.elapsed() < PROGRESS_EVERY {
                             return true;
                         }
