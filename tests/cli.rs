@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use lockstep::base::{BLOCK_BYTES, SiteId, UpdateNumber};
+use lockstep::base::{BLOCK_BYTES, SiteId, UpdateNumber, sum_of_block};
 use lockstep::format::superblock::{Superblock, newest_of};
 use lockstep::io::metadata::Metadata;
 
@@ -150,6 +150,51 @@ fn a_journal_formatted_halfway_has_no_superblock() {
     fails(&["format", "--config", path, "--force"], 4, &["data.volume", "neither a file nor a block device"]);
     let error = superblock(&left.join("journal")).expect_err("no superblock may be left");
     assert!(error.contains("neither superblock slot is valid"), "{error}");
+}
+
+#[test]
+fn a_site_adopts_what_its_volumes_hold_and_nothing_else() {
+    let folder = folder();
+    let file = site(folder.path());
+    let path = file.to_str().expect("a path");
+    let adopt = ["format", "--config", path, "--adopt"];
+    fails(&adopt, 4, &["data.volume", "nothing to adopt"]);
+    let left = folder.path().join("left");
+    fs::create_dir_all(&left).expect("a folder");
+    let mut data = vec![0; 8 << 20];
+    data[5 * BLOCK_BYTES..6 * BLOCK_BYTES].fill(0x5a);
+    data[1500 * BLOCK_BYTES] = 1;
+    fs::write(left.join("data.volume"), &data).expect("written");
+    fs::write(left.join("log.volume"), vec![7; 5 << 20]).expect("written");
+    fails(&adopt, 4, &["log.volume", "5242880 bytes", "4194304", "adopted as a whole"]);
+    assert!(!left.join("journal").exists() && !left.join("data.checksums").exists(), "nothing was made");
+    fs::write(left.join("log.volume"), vec![7; 4 << 20]).expect("written");
+    let said = succeeds(&adopt);
+    assert!(said.contains("with what its volumes hold, and begins as primary"), "{said}");
+    assert!(fs::read(left.join("data.volume")).expect("read") == data, "a volume is as it was");
+
+    let found = superblock(&left.join("journal")).expect("a superblock");
+    let first = UpdateNumber(1);
+    assert_eq!([found.checkpoint, found.settled, found.known_durable], [first; 3]);
+    let generations: Vec<_> = found.history.iter().collect();
+    assert_eq!(generations, [(found.checkpoint_generation, first)]);
+    assert_eq!(found.checkpoint_generation.opener(), SiteId(7));
+    assert!(!found.solo, "without a peer nobody is alone");
+    let sums = fs::read(left.join("data.checksums")).expect("read");
+    let sum = |block: usize| u32::from_le_bytes(sums[4 * block..4 * block + 4].try_into().expect("four"));
+    let due = |block: usize| {
+        let bytes = data[block * BLOCK_BYTES..][..BLOCK_BYTES].try_into().expect("a block");
+        sum_of_block(bytes).0
+    };
+    assert_eq!([sum(0), sum(5), sum(6), sum(1500)], [0, due(5), 0, due(1500)]);
+    assert_eq!(sums.len(), 8 << 10);
+
+    // What it was before is overwritten by force only, and then it is another one.
+    fails(&adopt, 4, &["journal", "data.checksums", "nothing was changed"]);
+    succeeds(&["format", "--config", path, "--adopt", "--force"]);
+    assert!(fs::read(left.join("data.volume")).expect("read") == data, "by force neither");
+    let again = superblock(&left.join("journal")).expect("a superblock");
+    assert!(again.checkpoint_generation > found.checkpoint_generation);
 }
 
 #[test]

@@ -100,6 +100,12 @@ impl Generation {
         Generation((((self.0 >> 16) + 1) << 16) | u64::from(site.0))
     }
 
+    /// The generation that `site` begins with when it adopts contents, this many milliseconds after 1970: another one each time, and from
+    /// every other site's.
+    pub fn of_adoption(site: SiteId, at_ms: u64) -> Generation {
+        Generation(at_ms.max(1) << 16 | u64::from(site.0))
+    }
+
     /// The site that opened it.
     pub fn opener(self) -> SiteId {
         SiteId((self.0 & 0xffff) as u16)

@@ -104,6 +104,7 @@ impl Totals {
             (&mut all.installs, one.installs),
             (&mut all.installed_snapshots, one.installed_snapshots),
             (&mut all.replaced, one.replaced),
+            (&mut all.adopted, one.adopted),
             (&mut all.logs_found, one.logs_found),
             (&mut all.snapshots, one.snapshots),
             (&mut all.snapshot_reads, one.snapshot_reads),
@@ -151,12 +152,13 @@ impl Totals {
         );
         println!(
             "of resyncs: {} blocks copied, {} times gone on after a restart, {} times installed, with {} snapshots; {} times a site was formatted \
-             anew",
+             anew, {} pairs began with contents of one site",
             self.outcome.copied_blocks,
             self.outcome.logs_found,
             self.outcome.installs,
             self.outcome.installed_snapshots,
-            self.outcome.replaced
+            self.outcome.replaced,
+            self.outcome.adopted
         );
         println!(
             "of snapshots: {} taken, {} reads, {} blocks told whether they changed, {} updates sent with what they overwrote, \

@@ -122,11 +122,12 @@ fn shown(status: &Status) -> String {
 }
 
 fn split_brain(split: &SplitShown) -> Vec<String> {
+    let parted = match split.common {
+        0 => "each site has contents that the other one never had".to_owned(),
+        common => format!("both sites went on alone after update {common}"),
+    };
     vec![
-        format!(
-            "SPLIT BRAIN: both sites went on alone after update {}, and neither is changed",
-            split.common
-        ),
+        format!("SPLIT BRAIN: {parted}, and neither is changed"),
         branch("this site", &split.ours),
         branch("the other site", &split.theirs),
     ]
@@ -134,7 +135,8 @@ fn split_brain(split: &SplitShown) -> Vec<String> {
 
 fn branch(whose: &str, branch: &BranchShown) -> String {
     let BranchShown { generation, last, updates, acknowledged, covered } = branch;
-    let unknown = if *covered { "" } else { "; it does not know all that it has changed" };
+    let unknown =
+        if *covered { "" } else { "; it does not know all that it has changed, so all blocks are compared" };
     format!(
         "  {whose} went on to {last} in generation {generation}: discarding it loses {updates} updates, {acknowledged} of which hosts may \
          have been told of{unknown}"

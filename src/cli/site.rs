@@ -10,7 +10,7 @@ use crate::io::disk::FaultPlan;
 use crate::io::quic::identity::Identity;
 use crate::node::config::Config;
 use crate::node::config::quantity::show_size;
-use crate::node::format::{self, Progress};
+use crate::node::format::{self, Existing, Progress};
 use crate::node::run;
 
 /// Says what a correct configuration amounts to.
@@ -75,14 +75,19 @@ pub struct Format {
     /// Destroy what the site's files and devices hold
     #[arg(long)]
     force: bool,
+    /// Keep what the volumes hold: this site begins as primary, and the other one is copied it
+    #[arg(long)]
+    adopt: bool,
 }
 
 impl Format {
     pub fn run(&self) -> anyhow::Result<()> {
         let config = self.config.load()?;
-        format_site(&config, self.force)?;
+        let existing = Existing { force: self.force, adopt: self.adopt };
+        format_site(&config, existing)?;
+        let adopts = if self.adopt { " with what its volumes hold, and begins as primary" } else { "" };
         println!(
-            "site {} is formatted; `lockstep run --config {}` starts it",
+            "site {} is formatted{adopts}; `lockstep run --config {}` starts it",
             config.site.name,
             config.file.display()
         );
@@ -122,7 +127,7 @@ impl Run {
 }
 
 /// Formats with a progress bar a file that is written through.
-pub fn format_site(config: &Config, force: bool) -> anyhow::Result<()> {
+pub fn format_site(config: &Config, existing: Existing) -> anyhow::Result<()> {
     let style =
         ProgressStyle::with_template("{msg:<14} {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
             .context("the progress bar's template")?;
@@ -141,5 +146,5 @@ pub fn format_site(config: &Config, force: bool) -> anyhow::Result<()> {
             }
         }
     };
-    Ok(format::format(config, force, &mut show)?)
+    Ok(format::format(config, existing, &mut show)?)
 }

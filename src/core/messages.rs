@@ -497,13 +497,13 @@ pub enum AdminError {
     )]
     NoSplitBrain,
     #[error(
-        "this site does not know every block that it has changed since the histories parted (without a staging file it marks none), so \
-         the other one cannot be copied onto it; save what is worth saving through NBD, and format both anew"
+        "this site marks no block that it changes (it has no staging file), so the other one cannot be copied onto it; save what is worth saving \
+         through NBD, and format both anew"
     )]
     DifferenceUnknownHere,
     #[error(
-        "the other site does not know every block that it has changed since the histories parted (without a staging file it marks none), \
-         so it cannot be copied onto this one; discard the other one if it is not needed, or save what is worth saving through NBD, and format both anew"
+        "the other site does not mark what it changes, so nobody can tell what to copy: if it is not alone, `lockstep promote --fenced` there, let both \
+         meet, and ask again; if it has no staging file, discard the other one, or save what is worth saving through NBD and format both anew"
     )]
     DifferenceUnknownThere,
     #[error("the sites hold different content there")]

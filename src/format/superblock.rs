@@ -177,6 +177,17 @@ impl Superblock {
         }
     }
 
+    /// The same of a site whose volumes hold contents from before: its stream begins with the opening of this generation, which nobody else
+    /// has, and which stands for them. With a peer it is alone, so that it serves them, until the peer has been copied all of it.
+    pub fn adopting(mut self, generation: Generation, alone: bool) -> Superblock {
+        let first = UpdateNumber(1);
+        (self.checkpoint, self.known_durable, self.settled) = (first, first, first);
+        self.checkpoint_generation = generation;
+        self.history.push(generation, first);
+        (self.role, self.solo) = (Role::Primary, alone);
+        self
+    }
+
     /// The slot this superblock is written to: a block of the journal.
     pub fn slot(&self) -> u64 {
         self.sequence % SUPERBLOCK_SLOTS

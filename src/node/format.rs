@@ -3,15 +3,17 @@
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::FallocateFlags;
 
-use crate::base::BLOCK_BYTES;
-use crate::core::config::VolumeSpec;
+use crate::base::{BLOCK_BYTES, Generation, sum_of_block};
+use crate::core::config::{Role, VolumeSpec};
+use crate::core::sums::SUMS_PER_BLOCK;
 use crate::format::superblock::{SUPERBLOCK_SLOTS, Superblock};
 use crate::io::disk::{Disk, DiskError, Space};
 use crate::io::metadata::{Metadata, MetadataError, SiteRecord};
-use crate::node::config::{Config, FileSpace};
+use crate::node::config::{Config, FileSpace, Volume};
 
 /// How much of a device's beginning and end must read as zeros before it is taken without `--force`: where partition
 /// tables, filesystems and RAID members have their labels.
@@ -25,10 +27,16 @@ pub enum FormatError {
     )]
     Exists { paths: Vec<PathBuf> },
     #[error(
-        "{path}: the device holds data in its {place} MiB. A volume starts empty, since both sites must be equal; \
-         `lockstep format --force` erases the device"
+        "{path}: the device holds data in its {place} MiB; nothing was changed. `lockstep format --force` erases it; if it is a volume's, \
+         `lockstep format --adopt` keeps what all volumes hold"
     )]
     DeviceHoldsData { path: PathBuf, place: &'static str },
+    #[error(
+        "{path}: does not exist, so there is nothing to adopt; without `--adopt` an empty volume is made"
+    )]
+    NothingToAdopt { path: PathBuf },
+    #[error("a third site is given what the others have; adopt at the one of them that is to be the primary")]
+    ThirdAdopts,
     #[error(transparent)]
     Disk(#[from] DiskError),
     #[error(transparent)]
@@ -69,20 +77,43 @@ pub fn record(config: &Config) -> SiteRecord {
     }
 }
 
-/// Makes everything, or nothing if any of it exists and `force` is not given. The journal's superblock is the last thing
+/// What becomes of what is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Existing {
+    /// It is overwritten.
+    pub force: bool,
+    /// But volumes keep what they hold, and the site claims that nobody else has it.
+    pub adopt: bool,
+}
+
+/// Makes everything, or nothing if any of it exists and is not to be overwritten or adopted. The journal's superblock is the last thing
 /// written and the first thing destroyed, so a site that was formatted halfway does not start.
 pub fn format(
     config: &Config,
-    force: bool,
+    existing: Existing,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<(), FormatError> {
-    refuse_existing(config, force)?;
+    let Existing { force, adopt } = existing;
+    if adopt && config.site.role == Role::Third {
+        return Err(FormatError::ThirdAdopts);
+    }
+    let to_make = if adopt { other_paths(config) } else { paths(config) };
+    refuse_existing(&to_make, force)?;
+    let mut held = Vec::new();
+    if adopt {
+        // Before anything is changed.
+        for volume in &config.volumes {
+            held.push(adopted(volume)?);
+        }
+    }
     make_folders(config)?;
 
     let journal = Part { path: &config.journal.path, bytes: config.journal.bytes, space: FileSpace::Written };
     let mut parts = Vec::new();
     for volume in &config.volumes {
-        parts.push(Part { path: &volume.path, bytes: volume.bytes, space: volume.space });
+        if !adopt {
+            parts.push(Part { path: &volume.path, bytes: volume.bytes, space: volume.space });
+        }
         parts.push(Part {
             path: &volume.checksums,
             bytes: volume.checksum_bytes(),
@@ -104,7 +135,7 @@ pub fn format(
     if force && config.metadata.exists() {
         std::fs::remove_file(&config.metadata).map_err(system(&config.metadata, "remove it"))?;
     }
-    let mut held = Vec::new();
+    let mut made = Vec::new();
     for part in &parts {
         let disk = make(part, force)?;
         if disk.is_device() {
@@ -113,38 +144,45 @@ pub fn format(
             pre_write(&disk, part, progress)?;
         }
         disk.sync()?;
-        held.push(disk);
+        made.push(disk);
+    }
+    for ((volume, disk), checksums) in config.volumes.iter().zip(&held).zip(&made) {
+        store_checksums(volume, disk, checksums, progress)?;
     }
     pre_write(&journal_disk, &journal, progress)?;
     drop(Metadata::create(&config.metadata, &record(config))?);
-    write_superblocks(config, &journal_disk)?;
+    write_superblocks(config, &journal_disk, adopt)?;
     sync_folders(config)
 }
 
-/// Every path of the site, in the order in which they are made.
+/// Every path of the site.
 fn paths(config: &Config) -> Vec<&Path> {
-    let volumes = config.volumes.iter().flat_map(|volume| [volume.path.as_path(), &volume.checksums]);
+    config.volumes.iter().map(|volume| volume.path.as_path()).chain(other_paths(config)).collect()
+}
+
+/// All but the volumes.
+fn other_paths(config: &Config) -> Vec<&Path> {
+    let checksums = config.volumes.iter().map(|volume| volume.checksums.as_path());
     let rest = [config.differential.path.as_path(), &config.journal.path, &config.metadata];
     let staging = config.replication.as_ref().map(|_| config.staging.as_path());
-    volumes.chain(rest).chain(staging).collect()
+    checksums.chain(rest).chain(staging).collect()
 }
 
 fn is_device(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device())
 }
 
-fn refuse_existing(config: &Config, force: bool) -> Result<(), FormatError> {
+fn refuse_existing(paths: &[&Path], force: bool) -> Result<(), FormatError> {
     if force {
         return Ok(());
     }
     // `symlink_metadata`, so that a dangling link counts as there.
-    let existing =
-        paths(config).into_iter().filter(|path| path.symlink_metadata().is_ok() && !is_device(path));
-    let existing: Vec<PathBuf> = existing.map(Path::to_owned).collect();
+    let existing = paths.iter().filter(|path| path.symlink_metadata().is_ok() && !is_device(path));
+    let existing: Vec<PathBuf> = existing.map(|path| path.to_path_buf()).collect();
     if !existing.is_empty() {
         return Err(FormatError::Exists { paths: existing });
     }
-    for path in paths(config).into_iter().filter(|path| is_device(path)) {
+    for path in paths.iter().filter(|path| is_device(path)) {
         refuse_data(path)?;
     }
     Ok(())
@@ -201,11 +239,49 @@ fn sync_folders(config: &Config) -> Result<(), FormatError> {
 
 /// Devices were looked at by [`refuse_existing`], or are to be overwritten.
 fn make(part: &Part<'_>, force: bool) -> Result<Disk, FormatError> {
-    let space = match part.space {
+    Ok(Disk::create(part.path, part.bytes, space_of(part.space), force || is_device(part.path))?)
+}
+
+fn space_of(space: FileSpace) -> Space {
+    match space {
         FileSpace::Sparse => Space::Sparse,
         FileSpace::Reserved | FileSpace::Written => Space::Reserved,
-    };
-    Ok(Disk::create(part.path, part.bytes, space, force || is_device(part.path))?)
+    }
+}
+
+/// A volume that is there, as it is, under a lock.
+fn adopted(volume: &Volume) -> Result<Disk, FormatError> {
+    if !volume.path.exists() {
+        return Err(FormatError::NothingToAdopt { path: volume.path.clone() });
+    }
+    Ok(Disk::adopt(&volume.path, volume.bytes, space_of(volume.space))?)
+}
+
+/// Reads a volume and writes the checksums of what it holds. What was read may be in a volatile cache, so it is flushed.
+fn store_checksums(
+    volume: &Volume,
+    disk: &Disk,
+    checksums: &Disk,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<(), FormatError> {
+    disk.sync()?;
+    let mut blocks = vec![0; SUMS_PER_BLOCK as usize * BLOCK_BYTES];
+    for first in (0..volume.blocks()).step_by(SUMS_PER_BLOCK as usize) {
+        let count = SUMS_PER_BLOCK.min(volume.blocks() - first) as usize;
+        let blocks = &mut blocks[..count * BLOCK_BYTES];
+        disk.read_blocks(first, blocks)?;
+        let mut stored = [0; BLOCK_BYTES];
+        for (block, sum) in blocks.as_chunks::<BLOCK_BYTES>().0.iter().zip(stored.as_chunks_mut::<4>().0) {
+            // Zeros that were never written have none.
+            if block.iter().any(|byte| *byte != 0) {
+                *sum = sum_of_block(block).0.to_le_bytes();
+            }
+        }
+        checksums.write_blocks(first / SUMS_PER_BLOCK, &stored)?;
+        let done = (first + count as u64) * BLOCK_BYTES as u64;
+        progress(Progress { path: &volume.path, done, total: volume.bytes });
+    }
+    Ok(checksums.sync()?)
 }
 
 /// A device's old contents read as zeros from here on: by the drive's own means if it has them, else by writing.
@@ -228,7 +304,9 @@ fn pre_write(
     Ok(disk.pre_write(total, |done| progress(Progress { path, done, total }))?)
 }
 
-fn write_superblocks(config: &Config, journal: &Disk) -> Result<(), FormatError> {
+fn write_superblocks(config: &Config, journal: &Disk, adopt: bool) -> Result<(), FormatError> {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let generation = Generation::of_adoption(config.site.id, since_1970.as_millis() as u64);
     let volumes: Vec<u64> = config.volumes.iter().map(|volume| volume.blocks()).collect();
     let journal_blocks = config.journal.bytes / BLOCK_BYTES as u64;
     for sequence in 0..SUPERBLOCK_SLOTS {
@@ -240,6 +318,10 @@ fn write_superblocks(config: &Config, journal: &Disk) -> Result<(), FormatError>
             journal_blocks,
             &volumes,
         );
+        let superblock = match adopt {
+            true => superblock.adopting(generation, config.replication.is_some()),
+            false => superblock,
+        };
         let mut block = [0; BLOCK_BYTES];
         superblock.encode(&mut block);
         journal.write_blocks(superblock.slot(), &block)?;

@@ -17,10 +17,11 @@ pub enum Ingredient {
     Split,
     Rot,
     Aimed,
+    Adopt,
 }
 
 impl Ingredient {
-    pub const ALL: [Ingredient; 7] = [
+    pub const ALL: [Ingredient; 8] = [
         Ingredient::Third,
         Ingredient::Handover,
         Ingredient::Resync,
@@ -28,6 +29,7 @@ impl Ingredient {
         Ingredient::Split,
         Ingredient::Rot,
         Ingredient::Aimed,
+        Ingredient::Adopt,
     ];
 
     fn name(self) -> &'static str {
@@ -39,6 +41,7 @@ impl Ingredient {
             Ingredient::Split => "split",
             Ingredient::Rot => "rot",
             Ingredient::Aimed => "aimed",
+            Ingredient::Adopt => "adopt",
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Floor 4, feature `sim`: all sites in one thread, in virtual nanoseconds, from one seed; see
 //! `docs/SIMULATOR.md`.
 
+mod adopt;
 mod aimed;
 pub mod audit;
 mod compare;

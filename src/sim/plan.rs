@@ -5,6 +5,7 @@ use crate::base::*;
 use crate::core::config::*;
 use crate::core::group::PAGES_MIN;
 use crate::core::journal::journal_blocks_min;
+use crate::sim::adopt::AdoptPlan;
 use crate::sim::aimed::AimedPlan;
 use crate::sim::audit::{PRIMARY, SECONDARY};
 use crate::sim::heir::HeirPlan;
@@ -142,6 +143,7 @@ pub struct Plan {
     pub aimed: Option<AimedPlan>,
     pub third: Option<ThirdPlan>,
     pub heir: Option<HeirPlan>,
+    pub adopt: Option<AdoptPlan>,
 }
 
 impl Plan {
@@ -238,6 +240,7 @@ impl Plan {
             aimed: None,
             third: None,
             heir: None,
+            adopt: None,
         }
     }
 

@@ -9,6 +9,7 @@ use crate::core::group::Turn;
 use crate::core::messages::*;
 use crate::core::outbox::Event as GroupEvent;
 use crate::format::wire::RefusalCode;
+use crate::sim::adopt::{self, AdoptPlan};
 use crate::sim::aimed::{self, Aim, AimedPlan};
 use crate::sim::audit::{AuditConfig, Auditor, JournalSeen, Level, PRIMARY, SECONDARY, THIRD};
 use crate::sim::compare;
@@ -178,6 +179,8 @@ pub struct Outcome {
     pub installs: u64,
     /// Sites that were formatted anew.
     pub replaced: u64,
+    /// Pairs that began with contents of one site.
+    pub adopted: u64,
     /// Snapshots that came with them.
     pub installed_snapshots: u64,
     /// Resyncs that went on after a restart of the site that was copied to.
@@ -281,7 +284,7 @@ impl World {
         let mut split_rng = split::generator(seed);
         plan.split = SplitPlan::new(&mut split_rng, &plan).filter(|_| has(Ingredient::Split));
         let mut rot_rng = rot::generator(seed);
-        let rot = if has(Ingredient::Rot) { RotPlan::new(&mut rot_rng, &plan) } else { RotPlan::NONE };
+        let mut rot = if has(Ingredient::Rot) { RotPlan::new(&mut rot_rng, &plan) } else { RotPlan::NONE };
         let mut aimed_rng = aimed::generator(seed);
         plan.aimed = AimedPlan::new(&mut aimed_rng, &plan).filter(|_| has(Ingredient::Aimed));
         let mut third_rng = third::generator(seed);
@@ -290,6 +293,12 @@ impl World {
         }
         let mut heir_rng = heir::generator(seed);
         plan.heir = HeirPlan::new(&mut heir_rng, &plan);
+        let mut adopt_rng = adopt::generator(seed);
+        plan.adopt = AdoptPlan::new(&mut adopt_rng, &plan).filter(|_| has(Ingredient::Adopt));
+        if plan.adopt.is_some() {
+            // Nobody could repair what one site alone has.
+            rot.working = 0;
+        }
         plan.end_after(case.operations);
         let mut trace = Trace::new(print);
         trace.note(0, || format!("{plan:#?}"));
@@ -301,7 +310,7 @@ impl World {
             AckLevel::Durable => Level::Durable,
             AckLevel::Applied => Level::Applied,
         };
-        let audit = Auditor::new(AuditConfig {
+        let mut audit = Auditor::new(AuditConfig {
             volumes: volumes.clone(),
             level,
             peer: plan.has_peer(),
@@ -317,7 +326,11 @@ impl World {
             wait_ns_max: config.host_deadline.0 + config.host_deadline.0 / 8 + SLACK_NS,
         });
         let sums = Rc::default();
-        let sites = (0..plan.configs.len()).map(|index| Site::new(&plan, index, &volumes, &sums)).collect();
+        let mut sites: Vec<Site> =
+            (0..plan.configs.len()).map(|index| Site::new(&plan, index, &volumes, &sums)).collect();
+        if let Some(adopts) = plan.adopt {
+            adopts.adopt(&mut adopt_rng, &plan, &mut sites[PRIMARY].disk, &mut audit);
+        }
         let mut world = World {
             rng,
             snapshot_rng,
@@ -358,7 +371,7 @@ impl World {
             strikes: 0,
             spared: case.spared.clone(),
             counts: HostCounts::default(),
-            outcome: Outcome::default(),
+            outcome: Outcome { adopted: u64::from(plan.adopt.is_some()), ..Outcome::default() },
             plan,
         };
         world.schedule(0, Event::Restart { site: PRIMARY });

@@ -3,6 +3,9 @@
 use super::*;
 use lockstep::core::group::split::SplitBrain;
 
+/// Contents from before.
+#[path = "adopting.rs"]
+mod adopting;
 /// One whose disks are replaced.
 #[path = "replacing.rs"]
 mod replacing;

@@ -7,6 +7,7 @@ mod pair;
 #[path = "../common/relay.rs"]
 mod relay;
 
+mod adopt;
 mod by_value;
 mod clients;
 mod crashes;

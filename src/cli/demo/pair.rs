@@ -18,6 +18,7 @@ use crate::io::nbd_client::NbdUri;
 use crate::io::quic::identity::Identity;
 use crate::node::config::Config;
 use crate::node::control::{Client, Status};
+use crate::node::format::Existing;
 
 pub const NAMES: [&str; 3] = ["left", "right", "far"];
 const ROLES: [&str; 3] = ["primary", "secondary", "third"];
@@ -95,7 +96,7 @@ impl Pair {
             let file = path.join(format!("{name}.toml"));
             std::fs::write(&file, text).with_context(|| format!("{} cannot be written", file.display()))?;
             let config = Config::load(&file)?;
-            format_site(&config, false)?;
+            format_site(&config, Existing::default())?;
             configs.push(config);
         }
         Ok(Pair { folder: Some(folder), keep, path, setup, configs, children: Vec::new() })

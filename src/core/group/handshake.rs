@@ -176,7 +176,7 @@ impl Group {
             self.peer.waiting_since = Some(turn.now);
             turn.out.to_link.push(ToLink::Control(Control::CutTo { keep: common }));
         } else if common.next() < held && common < last {
-            self.offer_resync(turn, common);
+            self.offer_resync(turn, common, false);
         } else {
             self.begin_streaming(turn, common.next());
         }
@@ -186,7 +186,7 @@ impl Group {
     pub(super) fn go_on_after_cut(&mut self, turn: &mut Turn<impl Memory>, keep: UpdateNumber) {
         let held = self.oldest_kept();
         if keep.next() < held && keep < self.window.last() {
-            self.offer_resync(turn, keep);
+            self.offer_resync(turn, keep, false);
         } else {
             self.begin_streaming(turn, keep.next());
         }

@@ -32,6 +32,8 @@ struct Taking {
     common: UpdateNumber,
     /// The newest generation of what is to go.
     theirs: Generation,
+    /// One of the two does not know every block that it has changed since: all of them are compared.
+    compares: bool,
     pages: u64,
     last: Option<Place>,
     whole: bool,
@@ -68,10 +70,10 @@ impl Group {
     /// Whether this site may give way to the other one: the newest generation of that.
     pub(super) fn judge_giving_way(&self) -> Result<Generation, AdminError> {
         let Some(split) = self.split else { return Err(AdminError::NoSplitBrain) };
-        if !self.changed.covers(split.common) {
+        if !self.changed.tracking() {
             return Err(AdminError::DifferenceUnknownHere);
         }
-        if !split.theirs.covered {
+        if !split.theirs.marks {
             return Err(AdminError::DifferenceUnknownThere);
         }
         Ok(split.theirs.generation)
@@ -134,12 +136,12 @@ impl Group {
         hello: &Hello,
         common: UpdateNumber,
     ) {
-        if !self.changed.covers(common) || self.alone != Alone::Yes {
+        if !self.changed.tracking() || self.alone != Alone::Yes {
             let refusal = refusal(
                 RefusalCode::ResyncRequired,
                 format_args!(
-                    "your site gives way from {common} on, and this site does not know what it has changed since: promote yours to keep \
-                     what it has, or format both anew"
+                    "your site gives way from {common} on, and this site, which is not alone or has no staging file, cannot copy to it: promote \
+                     yours to keep what it has, or format both anew"
                 ),
             );
             return self.refuse(turn, refusal);
@@ -149,6 +151,7 @@ impl Group {
         self.merging.taking = Some(Taking {
             common,
             theirs: hello.last_generation,
+            compares: !self.changed.covers(common) || hello.marks_after > common,
             pages: 0,
             last: None,
             whole: false,
@@ -186,7 +189,7 @@ impl Group {
         if taking.whole {
             if self.save_changes(turn) {
                 self.merging.taking = None;
-                self.offer_merged(turn, taking.common, taking.theirs);
+                self.offer_merged(turn, taking.common, taking.theirs, taking.compares);
             }
         } else {
             self.lose_if_silent(turn, taking.heard_at);

@@ -278,15 +278,20 @@ impl Group {
     }
 
     /// The peer has the stream up to `common`, and the journal begins later. If the changed-block set begins later too, or it was formatted
-    /// anew, nobody knows what it lacks: it is copied all blocks.
-    pub(super) fn offer_resync(&mut self, turn: &mut Turn<impl Memory>, common: UpdateNumber) {
+    /// anew, nobody knows what it lacks: it is copied all blocks, as it is if it `compares` for another reason.
+    pub(super) fn offer_resync(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        common: UpdateNumber,
+        compares: bool,
+    ) {
         if let Alone::Beginning(_) = self.alone {
             return self.lose_peer(turn, LossReason::Protocol("this site is about to go on alone"));
         }
         if self.alone == Alone::No || !self.may_resync() {
             return self.refuse_resync(turn, common);
         }
-        if !self.resync_covers(common) {
+        if !self.resync_covers(common) || (compares && !self.resync.whole) {
             self.resync.step = Step::None;
         }
         self.peer.talk = Talk::Copying;
@@ -303,7 +308,7 @@ impl Group {
                 }
             }
             Step::None => {
-                self.resync.whole = !self.changed.covers(common);
+                self.resync.whole = compares || !self.changed.covers(common);
                 self.begin_resync(turn.now);
             }
             _ => {}
@@ -335,11 +340,12 @@ impl Group {
         turn: &mut Turn<impl Memory>,
         common: UpdateNumber,
         theirs: Generation,
+        compares: bool,
     ) {
         if self.resync.merged != theirs {
             self.resync.step = Step::None;
         }
-        self.offer_resync(turn, common);
+        self.offer_resync(turn, common, compares);
         self.resync.merged = theirs;
     }
 

@@ -13,7 +13,9 @@ pub struct Branch {
     pub last: UpdateNumber,
     /// Up to where it may have acknowledged without the other.
     pub promised: UpdateNumber,
-    /// It knows every block that it has changed after the common point.
+    /// It marks what it changes, and so can be copied to, or copy.
+    pub marks: bool,
+    /// It knows every block that it has changed after the common point. If one of them does not, all blocks are compared.
     pub covered: bool,
 }
 
@@ -28,8 +30,8 @@ pub struct SplitBrain {
 impl Branch {
     fn of(hello: &Hello, common: UpdateNumber) -> Branch {
         let promised = hello.settled.max(hello.alone_upto).min(hello.last);
-        let covered = hello.marks_after <= common;
-        Branch { generation: hello.last_generation, last: hello.last, promised, covered }
+        let (marks, covered) = (hello.marks_after != UpdateNumber(u64::MAX), hello.marks_after <= common);
+        Branch { generation: hello.last_generation, last: hello.last, promised, marks, covered }
     }
 }
 

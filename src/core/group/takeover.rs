@@ -156,12 +156,16 @@ impl Group {
             Lead::SplitBrain => {
                 let (ours, last, settled) = (self.generation, self.window.last(), self.settled);
                 let common = common_point(&self.history, last, &hello.history, hello.last);
+                let parted = match common {
+                    UpdateNumber::NONE => "each site has contents that the other one never had",
+                    _ => "both sites went on alone",
+                };
                 refuse(
                     self,
                     turn,
                     RefusalCode::SplitBrain,
                     format_args!(
-                        "both sites went on alone after {common}: this site to {last} in {ours}, of which {settled} is settled, yours \
+                        "{parted} after {common}: this site to {last} in {ours}, of which {settled} is settled, yours \
                          to {} in {} of which {} is settled",
                         hello.last, hello.last_generation, hello.settled
                     ),

@@ -39,6 +39,10 @@ pub enum DiskError {
     NotADisk { path: PathBuf },
     #[error("{path}: {have} bytes, {need} are needed")]
     TooSmall { path: PathBuf, have: u64, need: u64 },
+    #[error(
+        "{path}: {have} bytes, the configuration says {need}, and a file is adopted as a whole: configure that size, or cut the file"
+    )]
+    TooLarge { path: PathBuf, have: u64, need: u64 },
     #[error("{path}: cannot {action}: {source}")]
     System { path: PathBuf, action: &'static str, source: io::Error },
 }
@@ -92,9 +96,23 @@ impl Disk {
         made
     }
 
-    fn size_to(mut self, bytes: u64, space: Space) -> Result<Disk, DiskError> {
-        let sized = rustix::fs::ftruncate(&self.fd, 0).and_then(|()| rustix::fs::ftruncate(&self.fd, bytes));
-        sized.map_err(|errno| self.failed("set its size", errno))?;
+    /// Opens a file of exactly `bytes`, or a device that has as many, for what it holds; space that it lacks is allocated like a new
+    /// file's.
+    pub fn adopt(path: &Path, bytes: u64, space: Space) -> Result<Disk, DiskError> {
+        let disk = Disk::open(path)?;
+        if disk.bytes < bytes {
+            return Err(DiskError::TooSmall { path: path.into(), have: disk.bytes, need: bytes });
+        }
+        if !disk.device && disk.bytes != bytes {
+            return Err(DiskError::TooLarge { path: path.into(), have: disk.bytes, need: bytes });
+        }
+        match disk.device {
+            true => Ok(disk),
+            false => disk.allocate(bytes, space),
+        }
+    }
+
+    fn allocate(self, bytes: u64, space: Space) -> Result<Disk, DiskError> {
         if space == Space::Reserved {
             match rustix::fs::fallocate(&self.fd, FallocateFlags::empty(), 0, bytes) {
                 // A filesystem that cannot reserve allocates as blocks are written.
@@ -102,8 +120,14 @@ impl Disk {
                 Err(errno) => return Err(self.failed("reserve its space", errno)),
             }
         }
-        self.bytes = bytes;
         Ok(self)
+    }
+
+    fn size_to(mut self, bytes: u64, space: Space) -> Result<Disk, DiskError> {
+        let sized = rustix::fs::ftruncate(&self.fd, 0).and_then(|()| rustix::fs::ftruncate(&self.fd, bytes));
+        sized.map_err(|errno| self.failed("set its size", errno))?;
+        self.bytes = bytes;
+        self.allocate(bytes, space)
     }
 
     fn with_flags(path: &Path, flags: OFlags) -> Result<Disk, DiskError> {

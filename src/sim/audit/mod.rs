@@ -3,6 +3,7 @@
 //!
 //! A violation panics with the invariant's name: the run is over and its seed replays it.
 
+mod adopt;
 mod disks;
 mod heir;
 mod hosts;
