@@ -234,3 +234,13 @@ fn two_that_adopted_are_kept_apart_until_an_operator_names_one() {
         block => block.is_multiple_of(STEP).then_some(1),
     });
 }
+
+#[test]
+fn a_third_adopts_nothing() {
+    let mut sites = Sites::format(&Options { third: true, ..options() });
+    let [_, _, third] = sites.three();
+    let before = fs::read(third.directory.join("journal")).expect("a journal");
+    let said = fails(lockstep(&["format", "--config", path(&third.config), "--adopt", "--force"]));
+    assert!(said.contains("a third site is given what the others have"), "{said}");
+    assert!(fs::read(third.directory.join("journal")).expect("a journal") == before, "nothing was changed");
+}
