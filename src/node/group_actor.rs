@@ -245,7 +245,8 @@ impl GroupActor {
     }
 
     fn answer(&mut self, now: Nanos) -> bool {
-        let Some(question) = self.ends.control.questions.pop() else { return false };
+        let ControlEnds { questions, answers, .. } = &mut self.ends.control;
+        let Some(question) = questions.pop_if_answerable(answers) else { return false };
         let answer = match question {
             Question::Status => Answer::Status(self.group.status(now)),
             Question::Record(empty) => Answer::Record(std::mem::replace(&mut self.recorder, empty)),

@@ -166,6 +166,11 @@ impl<T> Receiver<T> {
         self.ring.queue.pop()
     }
 
+    /// A question, unless there is no place for its answer: whoever gave up on an earlier one may not have taken that answer yet.
+    pub fn pop_if_answerable<A>(&mut self, answers: &Sender<A>) -> Option<T> {
+        if answers.room() > 0 { self.pop() } else { None }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.ring.queue.is_empty()
     }

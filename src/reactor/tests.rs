@@ -143,6 +143,23 @@ fn rally(idle: [IdlePolicy; 2], last: u64) {
 }
 
 #[test]
+fn a_question_waits_until_the_answer_to_the_last_one_is_taken() {
+    let [here, there] = mesh(2).unwrap().try_into().expect("two ports");
+    let (mut ask, mut asked) = edge::<u32>(1, &here, &there);
+    let (mut answer, mut answers) = edge::<u32>(1, &there, &here);
+    // The first one was given up on: its answer comes late, and is still there when the second one is asked.
+    ask.push(1);
+    assert_eq!(asked.pop_if_answerable(&answer), Some(1));
+    ask.push(2);
+    answer.push(10);
+    assert_eq!(asked.pop_if_answerable(&answer), None);
+    assert_eq!(answers.pop(), Some(10));
+    assert_eq!(asked.pop_if_answerable(&answer), Some(2));
+    answer.push(20);
+    assert_eq!(answers.pop(), Some(20));
+}
+
+#[test]
 fn parking_loses_no_message() {
     rally([IdlePolicy::Park, IdlePolicy::Park], 5_000);
 }

@@ -57,7 +57,7 @@ impl Actor<Ring> for FrontActor {
         for wait in self.front.reply_waits() {
             self.recorder.record(Stage::ReplyRing, wait);
         }
-        let answer = match self.questions.pop() {
+        let answer = match self.questions.pop_if_answerable(&self.answers) {
             None => return worked,
             Some(FrontQuestion::Record(empty)) => {
                 FrontAnswer::Record(std::mem::replace(&mut self.recorder, empty))
