@@ -2,34 +2,29 @@
 
 use crate::base::{FixedQueue, Nanos, UpdateNumber};
 
-/// Points kept; even, since they are thinned by pairs.
+/// Points kept.
 const POINTS_MAX: usize = 128;
 
-/// Numbers that came within so much are one point. The spacing doubles whenever there are too many, so an age is right to a sixty-fourth.
+/// Numbers that came within so much are one point, or within a share of all the time that points reach back. Beyond that the two that are
+/// closest are made one: an age is right to a sixty-fourth of the longest, however long nothing came in between.
 const SPACING_MIN: Nanos = Nanos::from_millis(1);
-
-const _: () = assert!(POINTS_MAX.is_multiple_of(2));
 
 /// Oldest first: from when on the stream got to a number, beyond the one before it.
 #[derive(Debug)]
 pub(super) struct Ages {
     points: FixedQueue<(Nanos, UpdateNumber)>,
-    spacing: Nanos,
     newest: UpdateNumber,
 }
 
 impl Ages {
     pub fn new() -> Ages {
-        Ages { points: FixedQueue::new(POINTS_MAX), spacing: SPACING_MIN, newest: UpdateNumber::NONE }
+        Ages { points: FixedQueue::new(POINTS_MAX), newest: UpdateNumber::NONE }
     }
 
     /// The stream is at `newest`, and nobody asks any more for what is up to `had`.
     pub fn note(&mut self, now: Nanos, newest: UpdateNumber, had: UpdateNumber) {
         while self.points.front().is_some_and(|(_, number)| *number <= had) {
             self.points.pop();
-        }
-        if self.points.is_empty() {
-            self.spacing = SPACING_MIN;
         }
         if newest <= self.newest {
             return;
@@ -38,7 +33,8 @@ impl Ages {
         if newest <= had {
             return;
         }
-        let spacing = self.spacing;
+        let reach = self.points.front().map_or(Nanos(0), |(since, _)| now.since(*since));
+        let spacing = SPACING_MIN.max(Nanos(reach.0 / POINTS_MAX as u64));
         match self.points.back_mut() {
             Some((since, number)) if now.since(*since) < spacing => *number = newest,
             _ => {
@@ -48,15 +44,19 @@ impl Ages {
         }
     }
 
+    /// Makes room for a point.
     fn thin(&mut self) {
         if self.points.room() > 0 {
             return;
         }
-        self.spacing = Nanos(2 * self.spacing.0);
-        for _ in 0..POINTS_MAX / 2 {
-            let (since, _) = self.points.pop().expect("it is full");
-            let (_, number) = self.points.pop().expect("it is full, and even");
-            self.points.push((since, number));
+        let since = |index: usize| self.points.get(index).expect("it is full").0;
+        let closest = (1..POINTS_MAX).min_by_key(|&index| since(index).since(since(index - 1)));
+        for index in 0..POINTS_MAX {
+            let (since, number) = self.points.pop().expect("it is full");
+            match self.points.back_mut().filter(|_| Some(index) == closest) {
+                Some((_, before)) => *before = number,
+                None => self.points.push((since, number)),
+            }
         }
     }
 
@@ -86,6 +86,20 @@ mod tests {
             assert!(age >= is && age <= is + 100_000 * MS / 48, "{age} for {is} after #{had}");
         }
         assert_eq!(ages.beyond(now, UpdateNumber(100_000)), Nanos(0));
+    }
+
+    #[test]
+    fn a_long_silence_is_nobodys_age() {
+        const DAY: u64 = 86_400_000 * MS;
+        let mut ages = Ages::new();
+        ages.note(Nanos(MS), UpdateNumber(1), UpdateNumber::NONE);
+        for at in 0..1_000u64 {
+            ages.note(Nanos(DAY + at * MS), UpdateNumber(2 + at), UpdateNumber::NONE);
+        }
+        let now = Nanos(DAY + 2_000 * MS);
+        assert_eq!(ages.beyond(now, UpdateNumber::NONE), Nanos(DAY + 1_999 * MS));
+        let age = ages.beyond(now, UpdateNumber(1));
+        assert!(age >= Nanos(2_000 * MS) && age <= Nanos(DAY / 64), "{age:?}");
     }
 
     #[test]

@@ -48,12 +48,13 @@ pub(super) enum Step {
     SuperblockFlush(Ending),
 }
 
-/// The superblock on its way: its I/O slot, its page, and where it lets replay begin.
+/// The superblock on its way: its I/O slot, its page, where it lets replay begin, and up to where nobody but a third needs the journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ending {
     slot: SlotId,
     page: PageId,
     position: JournalPosition,
+    floor: UpdateNumber,
 }
 
 #[derive(Debug)]
@@ -77,6 +78,10 @@ pub(super) struct Destage {
     superblock_sequence: u64,
     /// Whether replay begins later since the last superblock: there is ring space to gain without any block to write.
     retention_moved: bool,
+    /// As of the last superblock, nobody but a third needs what the journal has up to here.
+    floor: UpdateNumber,
+    /// The superblock is written for the journal's sake, and the checkpoint stays.
+    trims: bool,
     /// Somebody waits for a superblock, though there may be no block to write.
     owed: bool,
     /// Writes to checksum files so far.
@@ -124,6 +129,8 @@ impl Destage {
             dirtied_at: Nanos(0),
             superblock_sequence: 0,
             retention_moved: false,
+            floor: UpdateNumber::NONE,
+            trims: false,
             owed: false,
             sums_writes: 0,
         }
@@ -228,9 +235,14 @@ impl Group {
         }
     }
 
-    /// How full the fuller of journal, cache pages and index is, in percent of what updates may use.
+    /// How full the fuller of journal, cache pages and index is, in percent of what updates may use. What the journal keeps for a third alone
+    /// does not count: it is let go of without a sweep, and a third that is behind is to hurry none.
     fn pressure_percent(&self) -> u64 {
-        let journal = self.journal.used_blocks() * 100 / Journal::usable_blocks(self.journal.ring_blocks());
+        let used = match self.feed {
+            Some(_) => self.journal.used_after(self.destage.floor),
+            None => self.journal.used_blocks(),
+        };
+        let journal = used * 100 / Journal::usable_blocks(self.journal.ring_blocks());
         let usable = (self.pages.total() - RESERVED_PAGES - third_pages(&self.config)) as u64;
         let dirty = (self.held_pages() + self.staged_pages()) * 100 / usable;
         let entries =
@@ -299,7 +311,13 @@ impl Group {
     pub(super) fn destage_turn(&mut self, turn: &mut Turn<impl Memory>) {
         let may_begin =
             self.destage.step == Step::Idle && !self.staging.installing() && !self.mending.writes();
-        if may_begin && self.sweep_due(turn.now) {
+        // With `applied` one sweep follows another, hosts wait for them, and each lets go of what is kept for too long.
+        let trims = self.config.ack != AckLevel::Applied && self.keeps_too_much(self.destage.floor);
+        if may_begin && trims {
+            let volume = self.config.volumes.len() as u16;
+            (self.destage.target, self.destage.trims) = (self.checkpoint, true);
+            self.destage.step = Step::Flush { volume };
+        } else if may_begin && self.sweep_due(turn.now) {
             self.destage.target = self.settled;
             self.destage.began_percent = self.pressure_percent();
             self.destage.began_captures = self.captures_through(self.settled);
@@ -540,17 +558,20 @@ impl Group {
         }
         let slot = self.journal.take_slot().expect("checked above");
         let page = self.pages.take().expect("checked above");
-        let floor = self.retention_floor().min(self.destage.target);
-        let floor = self.held_for_third(turn, floor);
-        let floor = self.held_for_former_sources(floor);
-        let position = self.journal.position_after(floor);
+        let floor = match self.destage.trims {
+            true => self.destage.floor,
+            false => self.retention_floor().min(self.destage.target),
+        };
+        let held = self.held_for_third(turn, floor);
+        let held = self.held_for_former_sources(held);
+        let position = self.journal.position_after(held);
         self.destage.superblock_sequence += 1;
         let superblock = self.superblock(position);
         superblock.encode(turn.memory.bytes_mut(page));
         turn.memory.seal(page);
         turn.tables.journal_io.set(slot, 0, page, BlockSum::ZEROS);
         let block = self.destage.superblock_sequence % SUPERBLOCK_SLOTS;
-        self.destage.step = Step::Superblock(Ending { slot, page, position });
+        self.destage.step = Step::Superblock(Ending { slot, page, position, floor });
         turn.out.to_journal.push(IoRequest {
             slot,
             target: IoTarget::Journal,
@@ -620,16 +641,19 @@ impl Group {
                     count: 0,
                 });
             }
-            Step::SuperblockFlush(Ending { page, position, .. }) => {
+            Step::SuperblockFlush(Ending { page, position, floor, .. }) => {
                 self.journal.return_slot(slot);
                 self.pages.release(page, turn.memory);
+                self.destage.step = Step::Idle;
+                if std::mem::take(&mut self.destage.trims) {
+                    return self.journal.release_before(position);
+                }
                 let grew = self.pressure_percent().saturating_sub(self.destage.began_percent);
                 self.destage.begins_percent = SWEEP_ENDS_PERCENT
                     .saturating_sub(grew)
                     .clamp(*SWEEP_BEGINS_PERCENT.start(), *SWEEP_BEGINS_PERCENT.end());
                 self.journal.release_before(position);
-                self.checkpoint = self.destage.target;
-                self.destage.step = Step::Idle;
+                (self.checkpoint, self.destage.floor) = (self.destage.target, floor);
                 turn.event(Event::Checkpointed { number: self.checkpoint });
             }
             _ => unreachable!("is_superblock matched"),

@@ -432,6 +432,8 @@ impl Group {
     pub(super) fn let_go_of_third(&mut self, turn: &mut Turn<impl Memory>, oldest: UpdateNumber) {
         let feed = self.feed_mut();
         let (position, known) = (feed.position, feed.heard.is_some());
+        // If it goes on after all, it is warned of again.
+        feed.warned = false;
         if !std::mem::replace(&mut feed.let_go, true) && known {
             turn.event(Event::ThirdLapsed { position, oldest });
         }

@@ -9,8 +9,8 @@ use crate::base::*;
 use crate::core::journal::Journal;
 use crate::core::outbox::Event;
 
-/// The journal keeps what a third lacks up to this share of its ring, in percent: sweeps begin when half of it is in use, and a third that
-/// is behind is to hurry none (US 7,143,254's third computer never delays the first).
+/// The journal keeps what a third lacks up to this share of its ring, in percent: sweeps begin when half of it is in use for others, and then
+/// there is nothing kept that they would need (US 7,143,254's third computer never delays the first).
 const KEPT_PERCENT: u64 = 50;
 
 /// An operator hears of a third for which the journal keeps this much of that, in percent, and again only after it was less.
@@ -116,6 +116,12 @@ impl Group {
         }
         self.let_go_of_third(turn, floor.next());
         floor
+    }
+
+    /// Whether the journal has more than it keeps for a third, and not all of that after `floor`, which is what others need.
+    pub(super) fn keeps_too_much(&self, floor: UpdateNumber) -> bool {
+        let used = self.journal.used_blocks();
+        self.feed.is_some() && used > self.kept_blocks_max() && self.journal.used_after(floor) < used
     }
 
     /// Whether what is after `position` is little enough to be kept for somebody whom nobody waits for.
