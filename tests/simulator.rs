@@ -1,6 +1,6 @@
 //! Seeds of the simulator: a few of all kinds, those that once failed, and the promise that a seed replays.
 
-use lockstep::sim::{keep_panics, run_seed};
+use lockstep::sim::{FarSeen, keep_panics, run_far, run_seed};
 
 /// Each found a mistake once; the commit that mended it names it.
 const REGRESSIONS: [u64; 45] = [
@@ -19,6 +19,21 @@ fn run(seed: u64) {
 fn seeds_hold_every_invariant() {
     keep_panics(false);
     (0..40).chain(REGRESSIONS).for_each(run);
+}
+
+/// Far away, dead or cut off for days, with slow disks, a full journal and disks that refuse.
+#[test]
+fn hosts_are_told_the_same_with_a_third_far_away_and_without_it() {
+    keep_panics(false);
+    let mut all = FarSeen::default();
+    for seed in 0..12 {
+        match run_far(seed) {
+            Ok(seen) => seen.iter().for_each(|seen| all.add(seen)),
+            Err(violation) => panic!("seed {seed}: {}", violation.what),
+        }
+    }
+    assert!(all.operations > 30_000 && all.moved == 0, "{all:?}");
+    assert!(all.warnings > 0 && all.lapses > 0 && all.judged > 0, "{all:?}");
 }
 
 #[test]

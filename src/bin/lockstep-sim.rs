@@ -12,8 +12,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use clap::Parser;
 use lockstep::sim::{
-    CRASHES_MIN, Case, HOST_OPERATIONS_MIN, Outcome, Tried, Violation, keep_panics, minimise, run_case,
+    CRASHES_MIN, Case, FarSeen, HOST_OPERATIONS_MIN, Outcome, TROUBLES, Tried, Violation, keep_panics,
+    minimise, run_case, run_far,
 };
+
+const DAY_NS: f64 = 86_400e9;
 
 #[derive(Parser)]
 #[command(
@@ -39,6 +42,9 @@ struct Arguments {
     /// Hosts submit no more than these while faults strike, as --minimise says; with --seed.
     #[arg(long, requires = "seed")]
     operations: Option<u64>,
+    /// A third far away that has trouble of its own, and no other faults: hosts are told the same as without a third.
+    #[arg(long, conflicts_with_all = ["ledger", "coverage", "hashes"])]
+    far: bool,
     /// Print each seed's trace hash, to compare two builds.
     #[arg(long)]
     hashes: bool,
@@ -200,16 +206,18 @@ fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     keep_panics(arguments.trace);
     let begun = Instant::now();
-    let mut case = Case { operations: arguments.operations, ..Case::default() };
+    let mut case = Case { operations: arguments.operations, far: arguments.far, ..Case::default() };
     case.leave_out(&arguments.without).map_err(anyhow::Error::msg).context("--without")?;
     if let Some(seed) = arguments.seed.filter(|_| arguments.minimise) {
         return make_smaller(Case { seed, ..case });
     }
     let whole = case.is_whole();
+    let compared = arguments.far && !arguments.trace;
     let (from, to) = arguments.seed.map_or(arguments.seeds, |seed| (seed, seed + 1));
     ensure!(from < to, "--seeds {from}..{to} is empty");
     let next = AtomicU64::new(from);
     let totals = Mutex::new(Totals::default());
+    let far = Mutex::new((0, FarSeen::default()));
     let violations: Mutex<Vec<Violation>> = Mutex::default();
     let until = arguments.minutes.map(|minutes| Duration::from_secs_f64(minutes * 60.0));
     let work = || {
@@ -220,8 +228,19 @@ fn main() -> anyhow::Result<()> {
             if over || enough || seed >= to {
                 break;
             }
-            match run_case(&Case { seed, ..case.clone() }, arguments.trace) {
-                Ok(outcome) => {
+            let ran = if compared {
+                run_far(seed).map(|seen| {
+                    let (seeds, all) = &mut *far.lock().expect("no holder panics");
+                    *seeds += u64::from(seen.is_some());
+                    seen.iter().for_each(|seen| all.add(seen));
+                    None
+                })
+            } else {
+                run_case(&Case { seed, ..case.clone() }, arguments.trace).map(Some)
+            };
+            match ran {
+                Ok(None) => {}
+                Ok(Some(outcome)) => {
                     assert!(
                         !whole
                             || outcome.hosts.submitted >= HOST_OPERATIONS_MIN
@@ -245,6 +264,10 @@ fn main() -> anyhow::Result<()> {
     let took = begun.elapsed();
     let totals = totals.into_inner().expect("no holder panics");
     let violations = violations.into_inner().expect("no holder panics");
+    if compared {
+        let (seeds, seen) = far.into_inner().expect("no holder panics");
+        print_far(seeds, &seen, took);
+    }
     if totals.seeds > 0 {
         totals.print(took);
         if arguments.coverage {
@@ -259,13 +282,40 @@ fn main() -> anyhow::Result<()> {
         None => Ok(()),
         Some(first) => {
             println!(
-                "replay with: lockstep-sim --seed {} --trace, or make it smaller with --minimise (commit {})",
-                first.seed,
+                "replay with: lockstep-sim {} --trace, or make it smaller with --minimise (commit {})",
+                Case { seed: first.seed, ..case },
                 commit()
             );
             std::process::exit(1)
         }
     }
+}
+
+fn print_far(seeds: u64, seen: &FarSeen, took: Duration) {
+    println!(
+        "{seeds} seeds with a third and without it in {:.1} s: {} operations of hosts, each answered with the same words; {} seeds in which each was at \
+         the same instant; {} operations at another one, at most {:.3} ms later and {:.3} ms earlier",
+        took.as_secs_f64(),
+        seen.operations,
+        seen.alike,
+        seen.moved,
+        seen.later_ns_max as f64 / 1e6,
+        seen.earlier_ns_max as f64 / 1e6
+    );
+    let troubles: Vec<_> =
+        TROUBLES.iter().zip(seen.troubles).map(|(name, seeds)| format!("{name} {seeds}")).collect();
+    println!("seeds whose third is or has: {}", troubles.join(", "));
+    println!(
+        "{:.0} days went by; a third was {:.1} days behind at most; {} were lost, {} warnings, {} lapses, each after a warning; {} times what was \
+         said of one was judged; the primaries' journals went round {} times",
+        seen.virtual_ns as f64 / DAY_NS,
+        seen.age_ns_max as f64 / DAY_NS,
+        seen.lost,
+        seen.warnings,
+        seen.lapses,
+        seen.judged,
+        seen.rounds
+    );
 }
 
 /// Prints the arguments that run the smallest case found of a seed that fails.

@@ -5,6 +5,7 @@ use crate::core::group::{Group, Turn};
 use crate::core::outbox::Outbox;
 use crate::sim::audit::{PRIMARY, SECONDARY, THIRD, peer_of};
 use crate::sim::coverage::Struck;
+use crate::sim::far::{HOSTS_COME_AT, TICKETS};
 use crate::sim::hosts::Front;
 use crate::sim::link::Link;
 use crate::sim::network::{End, PAIR};
@@ -171,7 +172,11 @@ impl World {
         site.memory.restart();
         let ring = if self.plan.turn_messages == 1 { 1 } else { LINK_INBOUND_SLOTS };
         site.legs.iter_mut().for_each(|leg| leg.link = Link::new(ring));
-        site.fronts = (0..site.fronts.len()).map(|_| Front::new(index, self.plan.depth)).collect();
+        let tickets = if self.plan.far.is_some() { TICKETS } else { self.plan.depth };
+        site.fronts = (0..site.fronts.len()).map(|_| Front::new(index, tickets)).collect();
+        if self.plan.far.is_some() {
+            site.fronts.iter_mut().for_each(|front| front.next_at = HOSTS_COME_AT);
+        }
         site.journal_done.clear();
         site.volume_done.clear();
         site.metadata_done.clear();
@@ -192,6 +197,7 @@ impl World {
         self.sites[index].group = Some(group);
         self.drain(index);
         self.wake_group(index, self.now);
+        self.dial_at_once(index);
         if index == THIRD {
             return self.perhaps_crash_third_again();
         }

@@ -291,6 +291,10 @@ impl World {
     /// Replies that are there are taken, and operations are sent as the stage has it.
     pub(super) fn front_turn(&mut self, index: usize, number: usize) {
         let now = self.now;
+        if self.far.is_some() && index != self.home {
+            return;
+        }
+        let before = self.counts.submitted;
         let plan = &self.plan;
         let lacked = self.slots_lacked();
         let (asked, host) = (self.is_asked(index), self.is_host(index));
@@ -323,7 +327,7 @@ impl World {
         }
         let more = match self.stage {
             _ if !asked => false,
-            Stage::Working => true,
+            Stage::Working => self.far.is_none() || before < plan.operations,
             Stage::Parted { part: Part::Apart, .. } => true,
             Stage::Parted { part: Part::Joining, .. } => self.counts.submitted < self.joining_operations,
             Stage::Calm { operations, .. } => self.counts.submitted < operations,
@@ -357,7 +361,10 @@ impl World {
                     self.audit.of(index),
                     &mut self.counts,
                 );
-                let Some((op, HostRequest { volume, op: request, .. })) = sent else { break };
+                let Some((op, HostRequest { ticket, volume, op: request, .. })) = sent else { break };
+                if let Some(far) = &mut self.far {
+                    far.asked(now, number, ticket, request);
+                }
                 self.trace.note(now, || {
                     format!("site {index} front {number}: op {op:?} {request:?} of volume {}", volume.0)
                 });
@@ -381,6 +388,7 @@ impl World {
             self.wake_front(index, number, at.max(now + 1));
         }
         if submitted && host {
+            self.perhaps_pause(index, before);
             self.perhaps_administer();
             self.perhaps_switch_over();
             self.perhaps_rot();

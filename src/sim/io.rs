@@ -10,6 +10,7 @@ use crate::sim::world::{Event, World};
 impl World {
     pub(super) fn submit_io(&mut self, index: usize, executor: Executor, request: IoRequest) {
         let now = self.now;
+        let (stands_still_ns, refuses) = (self.stands_still_ns(index, executor), self.refuses(index));
         let plan = &self.plan;
         let Site { memory, tables, disk, slow_until, disturbed_io_until, errors, incarnation, .. } =
             &mut self.sites[index];
@@ -43,8 +44,8 @@ impl World {
             IoOp::Flush => (disk.flush(target), plan.flush_ns),
         };
         let slow = if now < *slow_until { 100 } else { 1 };
-        let latency = self.rng.latency(typical * slow);
-        let result = match errors[executor as usize].take() {
+        let latency = self.rng.latency(typical * slow) + stands_still_ns;
+        let result = match errors[executor as usize].take().or(refuses) {
             Some(errno) => Err(IoFault::Errno(errno)),
             None => Ok(()),
         };

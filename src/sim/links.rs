@@ -7,7 +7,7 @@ use crate::core::outbox::{RemoteOutbox, Tables};
 use crate::sim::content::Content;
 use crate::sim::memory::SimMemory;
 use crate::sim::site::{Leg, Site, seen};
-use crate::sim::world::{TURN_GAP_NS, World};
+use crate::sim::world::World;
 
 /// The tables that a link reads and fills.
 pub(super) struct LinkTables<'a> {
@@ -134,7 +134,8 @@ impl World {
     }
 
     pub(super) fn link_turn(&mut self, index: usize, leg: usize) {
-        let messages = self.rng.between(1, self.plan.turn_messages.max(8));
+        let most = self.plan.turn_messages.max(8);
+        let messages = if self.far.is_some() { most } else { self.rng.between(1, most) };
         let Site { group, legs, memory, tables, .. } = &mut self.sites[index];
         let leg_at = &mut legs[leg];
         let (now, ring_ns) = (self.now, self.plan.ring_ns);
@@ -150,7 +151,7 @@ impl World {
             self.transmit(end, said);
         }
         if let Some(at) = next {
-            self.wake_link(index, leg, at.max(self.now + TURN_GAP_NS));
+            self.wake_link(index, leg, at.max(self.now + self.turn_gap_ns()));
         }
     }
 }

@@ -55,6 +55,8 @@ pub struct Case {
     pub spared: BTreeSet<u32>,
     /// Hosts submit no more than these while faults strike.
     pub operations: Option<u64>,
+    /// No faults but a third's, far away: see `far.rs`.
+    pub far: bool,
 }
 
 impl From<u64> for Case {
@@ -91,6 +93,9 @@ impl Case {
 impl fmt::Display for Case {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "--seed {}", self.seed)?;
+        if self.far {
+            write!(out, " --far")?;
+        }
         if let Some(operations) = self.operations {
             write!(out, " --operations {operations}")?;
         }

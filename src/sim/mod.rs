@@ -8,6 +8,7 @@ mod compare;
 pub mod content;
 mod coverage;
 pub mod disk;
+mod far;
 mod faults;
 mod handover;
 mod heir;
@@ -37,7 +38,8 @@ mod trace;
 mod world;
 
 pub use coverage::Coverage;
+pub use far::{FarSeen, TROUBLES};
 pub use minimise::{Case, Tried, minimise};
 pub use plan::{CRASHES_MIN, HOST_OPERATIONS_MIN, Plan};
-pub use run::{Violation, keep_panics, run_case, run_seed};
+pub use run::{Violation, keep_panics, run_case, run_far, run_seed};
 pub use world::{Outcome, World};

@@ -10,6 +10,11 @@ use crate::sim::world::{Event, World};
 
 const MS: u64 = 1_000_000;
 
+/// What one datagram carries.
+const DATAGRAM_BYTES: usize = 1_400;
+
+const MILLION: u64 = 1_000_000;
+
 /// The path between the two sites that are in lockstep.
 pub const PAIR: usize = 0;
 
@@ -43,6 +48,9 @@ struct Connection {
 
 /// What lies between two sites.
 struct Path {
+    delay_ns: u64,
+    /// Datagrams that are lost, of a million: what they carry comes a round trip later.
+    lost_ppm: u64,
     /// The site at each end, and which of its legs this is.
     ends: [(usize, usize); 2],
     connection: Option<Connection>,
@@ -67,7 +75,6 @@ impl Path {
 }
 
 pub struct Network {
-    delay_ns: u64,
     notice_ns: u64,
     paths: Vec<Path>,
 }
@@ -100,6 +107,8 @@ impl Network {
             ends_of(plan, site).position(|end| end.path == path).expect("it is an end of this path")
         };
         let path = |(path, sites): (usize, [usize; 2])| Path {
+            delay_ns: if path == PAIR { plan.network_ns } else { plan.way_of_third_ns() },
+            lost_ppm: if path == PAIR { 0 } else { plan.lost_to_third_ppm() },
             ends: sites.map(|site| (site, leg(site, path))),
             connection: None,
             connections: 0,
@@ -109,11 +118,7 @@ impl Network {
             garble: [false; 2],
             dialing: true,
         };
-        Network {
-            delay_ns: plan.network_ns,
-            notice_ns: plan.notice_ns,
-            paths: sites_of_paths(plan).enumerate().map(path).collect(),
-        }
+        Network { notice_ns: plan.notice_ns, paths: sites_of_paths(plan).enumerate().map(path).collect() }
     }
 
     pub fn paths(&self) -> usize {
@@ -139,8 +144,13 @@ impl Network {
         let path = &self.paths[path];
         now >= path.partitioned_until
             && path.connection.as_ref().is_some_and(|connection| {
-                !connection.doomed && connection.arrives.iter().all(|at| *at <= now + 10 * self.delay_ns)
+                !connection.doomed && connection.arrives.iter().all(|at| *at <= now + 10 * path.delay_ns)
             })
+    }
+
+    /// Whether both ends of the path are there, and nothing is between them.
+    pub fn has_both(&self, path: usize, now: u64, is_there: impl Fn(usize) -> bool) -> bool {
+        self.paths[path].ends.iter().all(|(site, _)| is_there(*site)) && !self.is_partitioned(path, now)
     }
 
     pub fn is_partitioned(&self, path: usize, now: u64) -> bool {
@@ -170,7 +180,7 @@ impl World {
         if !alive || self.now < self.network.paths[path].partitioned_until {
             return self.dial_later(path);
         }
-        let delay = self.network.delay_ns;
+        let delay = self.network.paths[path].delay_ns;
         let ready = [0, 1].map(|_| self.now + 2 * delay + self.rng.latency(2 * delay));
         let at = &mut self.network.paths[path];
         at.connections += 1;
@@ -191,9 +201,11 @@ impl World {
         self.dial_later(path);
     }
 
-    fn dial_later(&mut self, path: usize) {
-        if !std::mem::replace(&mut self.network.paths[path].dialing, true) {
-            let at = self.now + self.rng.latency(4 * MS);
+    pub(super) fn dial_later(&mut self, path: usize) {
+        if self.may_be_dialled(path) && !std::mem::replace(&mut self.network.paths[path].dialing, true) {
+            // Not before what was dialled may be there.
+            let typical = (4 * MS).max(16 * self.network.paths[path].delay_ns);
+            let at = self.now + self.rng.latency(typical);
             self.schedule(at, Event::Dial { path });
         }
     }
@@ -227,23 +239,30 @@ impl World {
             };
             let piece = std::mem::replace(&mut rest, tail);
             if !piece.is_empty() {
-                let at = self.arrival(to);
+                let at = self.arrival(to, piece.len());
                 self.network.paths[path].current().pieces[to.side].push_back(piece);
                 self.schedule(at, Event::Arrive { end: to, connection: number });
             }
         }
         if close {
-            let at = self.arrival(to);
+            let at = self.arrival(to, 0);
             self.schedule(at, Event::Lost { end: to, connection: number });
             self.network.paths[path].doom();
             self.after_loss(from);
         }
     }
 
-    fn arrival(&mut self, to: End) -> u64 {
+    fn arrival(&mut self, to: End, bytes: usize) -> u64 {
         let path = &mut self.network.paths[to.path];
         let gray = if self.now < path.gray_until { path.gray_ns } else { 0 };
-        let at = self.now + self.rng.latency(self.network.delay_ns) + gray;
+        // The pair's own path has no jitter then: a heartbeat that is sent otherwise would move what is behind it.
+        let even = self.far.is_some() && to.path == PAIR;
+        let way = if even { path.delay_ns } else { self.rng.latency(path.delay_ns) };
+        let mut at = self.now + way + gray;
+        let datagrams = bytes.div_ceil(DATAGRAM_BYTES) as u64;
+        if path.lost_ppm > 0 && self.rng.below(MILLION) < path.lost_ppm * datagrams {
+            at += 2 * path.delay_ns;
+        }
         let connection = path.current();
         connection.arrives[to.side] = at.max(connection.arrives[to.side]).max(connection.ready[to.side]);
         connection.arrives[to.side]

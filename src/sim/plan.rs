@@ -8,6 +8,7 @@ use crate::core::journal::journal_blocks_min;
 use crate::sim::adopt::AdoptPlan;
 use crate::sim::aimed::AimedPlan;
 use crate::sim::audit::{PRIMARY, SECONDARY};
+use crate::sim::far::FarPlan;
 use crate::sim::heir::HeirPlan;
 use crate::sim::resync::{ReplacePlan, ResyncPlan};
 use crate::sim::rng::Rng;
@@ -144,6 +145,7 @@ pub struct Plan {
     pub third: Option<ThirdPlan>,
     pub heir: Option<HeirPlan>,
     pub adopt: Option<AdoptPlan>,
+    pub far: Option<FarPlan>,
 }
 
 impl Plan {
@@ -241,6 +243,7 @@ impl Plan {
             third: None,
             heir: None,
             adopt: None,
+            far: None,
         }
     }
 

@@ -3,7 +3,8 @@
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 
-use crate::sim::minimise::Case;
+use crate::sim::far::{Far, FarSeen};
+use crate::sim::minimise::{Case, Ingredient};
 use crate::sim::world::{Outcome, World};
 
 thread_local! {
@@ -44,12 +45,28 @@ pub fn run_seed(seed: u64, print: bool) -> Result<Outcome, Violation> {
 
 /// One seed, less what the case leaves out.
 pub fn run_case(case: &Case, print: bool) -> Result<Outcome, Violation> {
+    run_world(case, print).map(|(outcome, _)| outcome)
+}
+
+fn run_world(case: &Case, print: bool) -> Result<(Outcome, Option<Box<Far>>), Violation> {
     let mut world = World::new(case, print);
-    catch_unwind(AssertUnwindSafe(|| world.run())).map_err(|_| Violation {
+    let outcome = catch_unwind(AssertUnwindSafe(|| world.run())).map_err(|_| Violation {
         seed: case.seed,
         what: REASON.with(|reason| reason.borrow_mut().take()).unwrap_or("a panic nobody kept".into()),
         strikes: world.strikes,
-    })
+    })?;
+    Ok((outcome, world.far.take()))
+}
+
+/// One seed with a third far away and without one, which are to be the same to their hosts; nothing if it has no pair.
+pub fn run_far(seed: u64) -> Result<Option<FarSeen>, Violation> {
+    let mut case = Case { far: true, ..Case::from(seed) };
+    let (outcome, with) = run_world(&case, false)?;
+    case.without.insert(Ingredient::Third);
+    let (_, without) = run_world(&case, false)?;
+    let (Some(with), Some(without)) = (with, without) else { return Ok(None) };
+    let seen = with.compare(&without).map_err(|what| Violation { seed, what, strikes: 0 })?;
+    Ok(Some(FarSeen { virtual_ns: outcome.virtual_ns, ..seen }))
 }
 
 impl Violation {

@@ -206,7 +206,8 @@ impl World {
         }
         let typical_ns = self.plan.snapshots.map_or(METADATA_NS, |plan| plan.metadata_ns);
         while let Some(request) = self.sites[index].out.to_metadata.pop() {
-            let latency = self.snapshot_rng.latency(typical_ns);
+            let even = self.far.is_some();
+            let latency = if even { typical_ns } else { self.snapshot_rng.latency(typical_ns) };
             self.trace.note(self.now, || format!("site {index} asks its metadata {request:?}"));
             let site = &mut self.sites[index];
             site.disk.metadata.submit(self.now, latency, request, &mut site.memory, &site.tables);

@@ -116,28 +116,8 @@ impl Plan {
         };
         self.third = Some(third);
         let silence_max = Nanos(rng.pick(&[40, 150, 600]) * MS);
-        let site = SiteId(THIRD as u16 + 1);
-        let config = self.configs[PRIMARY].clone();
-        let source = |at: usize| SourceConfig { site: SiteId(at as u16 + 1), silence_max };
-        let order = if third.prefers_second { [SECONDARY, PRIMARY] } else { [PRIMARY, SECONDARY] };
         let heartbeat_interval = Nanos(rng.pick(&[1, 5, 10]) * MS);
-        for config in &mut self.configs {
-            config.third = Some(ThirdConfig { site, heartbeat_interval, silence_max, bandwidth_max: None });
-            config.pages += THIRD_PAGES as u32;
-        }
-        self.configs.push(GroupConfig {
-            site,
-            role: Role::Third,
-            peer: None,
-            sources: order.map(source).to_vec(),
-            journal_blocks: journal_blocks_min() + rng.pick(&[0, 40, 300, 1500]),
-            journal_volatile: !rng.once_in(4),
-            pages: PAGES_MIN + rng.pick(&[0, 100, 800]) as u32,
-            flush_interval: Nanos(rng.pick(&[MS / 5, 2 * MS, 5 * MS])),
-            destage_depth_max: rng.pick(&[1, 4, 32]) as usize,
-            fronts: 1,
-            ..config
-        });
+        self.add_third(third.prefers_second, heartbeat_interval, silence_max, rng);
         let crashes = rng.pick(&[0, 1, 3]);
         for number in 0..crashes + rng.below(FAULTS_MAX) {
             let crash = ThirdFault::Crash(if rng.once_in(2) { Crash::Power } else { Crash::Process });
@@ -161,6 +141,39 @@ impl Plan {
         for third in self.configs.iter_mut().flat_map(|config| &mut config.third) {
             third.bandwidth_max = bandwidth_max;
         }
+    }
+}
+
+impl Plan {
+    /// The third's configuration, and what the other two are told of it.
+    pub(super) fn add_third(
+        &mut self,
+        prefers_second: bool,
+        heartbeat_interval: Nanos,
+        silence_max: Nanos,
+        rng: &mut Rng,
+    ) {
+        let site = SiteId(THIRD as u16 + 1);
+        let config = self.configs[PRIMARY].clone();
+        let source = |at: usize| SourceConfig { site: SiteId(at as u16 + 1), silence_max };
+        let order = if prefers_second { [SECONDARY, PRIMARY] } else { [PRIMARY, SECONDARY] };
+        for config in &mut self.configs {
+            config.third = Some(ThirdConfig { site, heartbeat_interval, silence_max, bandwidth_max: None });
+            config.pages += THIRD_PAGES as u32;
+        }
+        self.configs.push(GroupConfig {
+            site,
+            role: Role::Third,
+            peer: None,
+            sources: order.map(source).to_vec(),
+            journal_blocks: journal_blocks_min() + rng.pick(&[0, 40, 300, 1500]),
+            journal_volatile: !rng.once_in(4),
+            pages: PAGES_MIN + rng.pick(&[0, 100, 800]) as u32,
+            flush_interval: Nanos(rng.pick(&[MS / 5, 2 * MS, 5 * MS])),
+            destage_depth_max: rng.pick(&[1, 4, 32]) as usize,
+            fronts: 1,
+            ..config
+        });
     }
 }
 

@@ -15,6 +15,7 @@ use crate::sim::audit::{AuditConfig, Auditor, JournalSeen, Level, PRIMARY, SECON
 use crate::sim::compare;
 use crate::sim::coverage::Coverage;
 use crate::sim::disk::IoId;
+use crate::sim::far::{self, Far};
 use crate::sim::handover;
 use crate::sim::heir::{self, HeirPlan, Inheriting};
 use crate::sim::hosts::HostCounts;
@@ -193,7 +194,7 @@ const EVENTS_MAX: u64 = 4_000_000;
 /// Events of one instant; beyond, those who wake each other keep time from going on.
 const INSTANT_EVENTS_MAX: u64 = 10_000;
 /// A group that asks to be called again at once gets its turn after this.
-pub(super) const TURN_GAP_NS: u64 = 300;
+const TURN_GAP_NS: u64 = 300;
 /// What turns, rings and the deadline scan may add to a host's deadline.
 const SLACK_NS: u64 = 5 * MS;
 
@@ -261,6 +262,8 @@ pub struct World {
     pub(super) spared: BTreeSet<u32>,
     pub(super) counts: HostCounts,
     pub(super) outcome: Outcome,
+    /// What hosts are told, where that is to be the same without a third.
+    pub far: Option<Box<Far>>,
 }
 
 impl World {
@@ -284,11 +287,12 @@ impl World {
         let mut split_rng = split::generator(seed);
         plan.split = SplitPlan::new(&mut split_rng, &plan).filter(|_| has(Ingredient::Split));
         let mut rot_rng = rot::generator(seed);
-        let mut rot = if has(Ingredient::Rot) { RotPlan::new(&mut rot_rng, &plan) } else { RotPlan::NONE };
+        let rotten = has(Ingredient::Rot) && !case.far;
+        let mut rot = if rotten { RotPlan::new(&mut rot_rng, &plan) } else { RotPlan::NONE };
         let mut aimed_rng = aimed::generator(seed);
         plan.aimed = AimedPlan::new(&mut aimed_rng, &plan).filter(|_| has(Ingredient::Aimed));
         let mut third_rng = third::generator(seed);
-        if has(Ingredient::Third) {
+        if has(Ingredient::Third) && !case.far {
             plan.follow(&mut third_rng);
         }
         let mut heir_rng = heir::generator(seed);
@@ -298,6 +302,9 @@ impl World {
         if plan.adopt.is_some() {
             // Nobody could repair what one site alone has.
             rot.working = 0;
+        }
+        if case.far {
+            plan.far(&mut far::generator(seed), has(Ingredient::Third));
         }
         plan.end_after(case.operations);
         let mut trace = Trace::new(print);
@@ -372,6 +379,7 @@ impl World {
             spared: case.spared.clone(),
             counts: HostCounts::default(),
             outcome: Outcome { adopted: u64::from(plan.adopt.is_some()), ..Outcome::default() },
+            far: plan.far.filter(|_| plan.has_peer()).map(|_| Box::new(Far::new(&plan))),
             plan,
         };
         world.schedule(0, Event::Restart { site: PRIMARY });
@@ -407,9 +415,11 @@ impl World {
             self.outcome.events += 1;
             assert!(self.outcome.events < EVENTS_MAX, "livelock: {EVENTS_MAX} events, in {:?}", self.stage);
             self.trace.event(at, &event);
+            self.draw_in_place(&event);
             self.happen(event);
             self.fire_armed();
             self.watch_readiness();
+            self.watch_far();
             self.advance_stage();
         }
         self.check_end()
@@ -447,6 +457,11 @@ impl World {
             let token = alarm.token;
             self.schedule(at, Event::Front { site, front, token });
         }
+    }
+
+    /// Whoever asks to be called again at once is called after this.
+    pub(super) fn turn_gap_ns(&self) -> u64 {
+        if self.far.is_some() { 0 } else { TURN_GAP_NS }
     }
 
     pub(super) fn alive(&self, site: usize) -> bool {
@@ -533,11 +548,12 @@ impl World {
         let first_leg = 2;
         let first_front = first_leg + legs.len();
         let edges = first_front + fronts.len();
-        let start = rng.below(edges as u64) as usize;
-        let backwards = rng.once_in(2);
+        let all = self.far.is_some();
+        let (start, backwards) =
+            if all { (0, false) } else { (rng.below(edges as u64) as usize, rng.once_in(2)) };
         for step in 0..edges {
             let edge = if backwards { start + edges - step } else { start + step } % edges;
-            for _ in 0..rng.between(1, bound) {
+            for _ in 0..if all { u64::MAX } else { rng.between(1, bound) } {
                 match edge {
                     0 | 1 => {
                         let (ring, executor) = match edge {
@@ -596,6 +612,7 @@ impl World {
         if let Some(status) = self.standing(index).filter(|_| disconnected) {
             self.audit.of(index).disconnected(index, status.last.0, status.generation.0);
         }
+        let gap = self.turn_gap_ns();
         let site = &self.sites[index];
         let rings = [
             site.journal_done.front().map(|done| done.ready),
@@ -605,8 +622,8 @@ impl World {
             site.admin.front().map(|(ready, _)| *ready),
         ];
         let hosts = site.fronts.iter().map(|front| front.ring.front().map(|(ready, _)| *ready));
-        let next = rings.into_iter().chain(hosts).flatten().map(|at| at.max(now + TURN_GAP_NS)).min();
-        let due = deadline.map(|deadline| deadline.0.max(now + TURN_GAP_NS)).filter(|_| !stopped);
+        let next = rings.into_iter().chain(hosts).flatten().map(|at| at.max(now + gap)).min();
+        let due = deadline.map(|deadline| deadline.0.max(now + gap)).filter(|_| !stopped);
         if let Some(at) = next.into_iter().chain(due).min() {
             self.wake_group(index, at);
         }
@@ -634,6 +651,9 @@ impl World {
                 let ready = after.max(now + self.rng.below(ring_ns + 1));
                 let (op, request) =
                     front.judge(&reply, heard, memory, self.audit.of(index), &mut self.counts);
+                if let Some(far) = &mut self.far {
+                    far.answered(now, number, &reply);
+                }
                 self.trace.note(now, || {
                     format!("site {index} front {number}: op {op:?} {request:?} -> {:?}", reply.result)
                 });
@@ -651,6 +671,9 @@ impl World {
         let mut resyncs = false;
         while let Some(event) = out.events.pop() {
             self.trace.note(now, || format!("site {index}: {event:?}"));
+            if let Some(far) = &mut self.far {
+                far.hears(index, &event);
+            }
             match event {
                 GroupEvent::ResyncBegan { .. } | GroupEvent::StagedWhole { .. } => resyncs = true,
                 GroupEvent::Recovered { replayed, .. } => self.outcome.replayed += replayed,

@@ -15,6 +15,19 @@ impl Auditor {
         self.sites[THIRD].written()
     }
 
+    /// And what it would have after a loss of power.
+    pub fn third_durable(&self) -> u64 {
+        self.sites[THIRD].durable()
+    }
+
+    /// Payload of the updates after one and up to another, in blocks.
+    pub fn payload_between(&self, after: u64, upto: u64) -> u64 {
+        self.stream[after as usize..upto.max(after) as usize]
+            .iter()
+            .map(|entry| entry.seen.payload() as u64)
+            .sum()
+    }
+
     /// The first update that a site's journal keeps.
     pub fn kept_from(&self, site: usize) -> u64 {
         self.sites[site].kept_from()
