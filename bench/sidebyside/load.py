@@ -15,9 +15,13 @@ class Workload:
     block_bytes: int
     depth: int
     read_percent: int | None = None
+    # Operations a second of an open loop, which then has at most `depth` under way.
+    rate: int | None = None
 
     @property
     def name(self):
+        if self.rate is not None:
+            return f"{self.block_bytes >> 10} KiB {self.pattern}, {self.rate:,} a second"
         mix = f" {self.read_percent}/{100 - self.read_percent}" if self.read_percent is not None else ""
         return f"{self.block_bytes >> 10} KiB {self.pattern}{mix} QD{self.depth}"
 
@@ -50,6 +54,8 @@ def fio(workload, target, seconds, size_bytes, cpus, seed):
     ]
     if workload.read_percent is not None:
         argv.append(f"--rwmixread={workload.read_percent}")
+    if workload.rate is not None:
+        argv += [f"--rate_iops={workload.rate}", "--rate_process=poisson"]
     output = run(argv, cpus, seconds + RAMP_SECONDS + 60)
     # fio may put notices before the JSON.
     job = json.loads(output[output.index("{") :])["jobs"][0]

@@ -37,6 +37,10 @@ class Site:
         self.nbd = self.directory + ".nbd"
         self.link = f"127.0.0.1:{free_port(socket.SOCK_DGRAM)}"
         self.peer = None
+        # A third that pulls from this site: (site, its fingerprint, where this site listens for it, congestion).
+        self.third = None
+        # Of a third: (site, its fingerprint, where that is found).
+        self.sources = []
         self.differential = "reference"
         self.warm_up = True
         # Long enough for a machine that is both sites and the hosts; not the default of 50 ms.
@@ -91,12 +95,28 @@ fingerprint = "{fingerprint}"
 [link]
 listen = "{self.link}"
 """
+        if self.third:
+            site, fingerprint, listen, congestion = self.third
+            text += f"""[third]
+name = "{site.name}"
+id = {site.number}
+listen = "{listen}"
+fingerprint = "{fingerprint}"
+congestion = "{congestion}"
+"""
+        for site, fingerprint, address in self.sources:
+            text += f"""[[source]]
+name = "{site.name}"
+id = {site.number}
+address = "{address}"
+fingerprint = "{fingerprint}"
+"""
         with open(self.config, "w") as file:
             file.write(text)
 
-    def format(self):
+    def format(self, again=False):
         self.write("adaptive")
-        run([self.bench.lockstep, "format", "--config", self.config], seconds_max=600)
+        run([self.bench.lockstep, "format", *(["--force"] if again else []), "--config", self.config], seconds_max=600)
 
     def status(self):
         """The site's answer on its control socket, as `lockstep status --json` prints it; None while there is none."""
