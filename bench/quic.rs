@@ -255,6 +255,7 @@ impl Group {
                     applied: received,
                     journal_ns: 0,
                     journal_free_blocks: u32::MAX,
+                    heard: 0,
                 };
                 self.to_link.push(ToLink::Control(ack));
             }

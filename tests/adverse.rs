@@ -22,6 +22,9 @@ mod by_value;
 /// Roles that change as planned.
 #[path = "adverse/handover.rs"]
 mod handover;
+/// Who may read, and who may take over unasked.
+#[path = "adverse/lease.rs"]
+mod lease;
 /// What is lost with a peer or with an earlier life of a site.
 #[path = "adverse/lost.rs"]
 mod lost;
@@ -369,6 +372,7 @@ impl Site {
             applied,
             journal_ns: 1,
             journal_free_blocks,
+            heard: 0,
         });
     }
 
@@ -489,6 +493,10 @@ fn hello(ours: Role, history: &[(Generation, u64)], last: u64, settled: u64) -> 
         differential: DifferentialBy::Reference,
         solo: false,
         serving: false,
+        alone: false,
+        suspends: false,
+        // What this peer acknowledges once is enough for a whole test; `lease` has others.
+        read_lease: Nanos::from_millis(3_600_000),
     }
 }
 

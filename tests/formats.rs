@@ -136,6 +136,9 @@ fn hello() -> Vec<u8> {
         gives_way_to: generation(3),
         differential: DifferentialBy::Value,
         serving: true,
+        alone: true,
+        suspends: false,
+        read_lease: Nanos::from_micros(0xb1b2_b3b4),
     };
     let mut body = [0; BLOCK_BYTES];
     let length = hello.encode(&mut body);
@@ -247,6 +250,7 @@ fn controls() -> Vec<u8> {
             applied: number(0x0102_0304),
             journal_ns: 0x6162_6364,
             journal_free_blocks: 0x6566_6768,
+            heard: 0x7172_7374,
         },
         Control::Heartbeat { settled: number(0x0102_0301), sequence: 0x7172_7374 },
         Control::FlushRequest { number: number(0x0102_0307) },

@@ -67,6 +67,7 @@ fn every_kind_of_message_crosses() {
             applied: number,
             journal_ns: 9,
             journal_free_blocks: 1,
+            heard: 3,
         },
         Control::Heartbeat { settled: number, sequence: 3 },
         Control::FlushRequest { number },

@@ -100,6 +100,7 @@ impl Totals {
             (&mut all.catch_ups, one.catch_ups),
             (&mut all.cuts, one.cuts),
             (&mut all.takeovers, one.takeovers),
+            (&mut all.unasked, one.unasked),
             (&mut all.fed, one.fed),
             (&mut all.third_crashes, one.third_crashes),
             (&mut all.lapsed, one.lapsed),
@@ -145,13 +146,14 @@ impl Totals {
         );
         println!(
             "in all: {} acknowledged writes, {} updates replayed, {} checkpoints, {} catch-ups, {} tail cuts, {} \
-             takeovers, {} split brains, {} solo ranges, {} writes lost as their level allows",
+             takeovers ({} with nobody fenced), {} split brains, {} solo ranges, {} writes lost as their level allows",
             self.outcome.acknowledged_writes,
             self.outcome.replayed,
             self.outcome.checkpoints,
             self.outcome.catch_ups,
             self.outcome.cuts,
             self.outcome.takeovers,
+            self.outcome.unasked,
             self.outcome.splits,
             self.outcome.solo_ranges,
             self.outcome.excused_writes,

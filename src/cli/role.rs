@@ -8,7 +8,8 @@ use crate::node::control::Status;
 pub struct Promote {
     #[command(flatten)]
     config: ConfigArgument,
-    /// The other site is dead, or cut off from its hosts until it follows this one: what it acknowledged without this site is lost
+    /// The other site is dead, or cut off from its hosts until it follows this one: what it acknowledged without this site is lost. Without
+    /// this the command waits until the other one can answer nobody any more, or is refused
     #[arg(long)]
     fenced: bool,
     /// At a third: give up so many updates, which the command says are lost at least

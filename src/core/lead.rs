@@ -84,7 +84,7 @@ pub fn leader(ours: &Hello, theirs: &Hello) -> Lead {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::{BLOCK_BYTES, GroupId, SiteId, VOLUMES_MAX};
+    use crate::base::{BLOCK_BYTES, GroupId, Nanos, SiteId, VOLUMES_MAX};
     use crate::core::config::{AckLevel, DifferentialBy};
     use crate::format::history::History;
     use crate::format::wire::HelloVolume;
@@ -120,6 +120,9 @@ mod tests {
             gives_way_to: Generation::NONE,
             solo,
             serving: false,
+            alone: solo,
+            suspends: false,
+            read_lease: Nanos(0),
         }
     }
 

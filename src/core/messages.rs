@@ -456,14 +456,20 @@ pub enum AdminError {
     PrimaryAlready,
     #[error(
         "the primary is alive and sends this site its updates, so nothing is to be taken over; stop it, or cut it off from its hosts, \
-         then promote with --fenced"
+         then promote with --fenced. If it fell silent only now, ask again in a few seconds"
     )]
     PrimaryAlive,
     #[error(
         "the other site cannot be asked: it may be serving hosts at this moment, and what it acknowledged without this site would be \
-         lost; make sure that it is dead or cut off from its hosts, then promote with --fenced"
+         lost. This site knows better only of a primary with on_peer_loss = \"suspend\" that it has followed since it was started; make sure \
+         that it is dead or cut off from its hosts, then promote with --fenced"
     )]
     NotFenced,
+    #[error(
+        "this site was still catching up when the other one was lost: what it lacks was acknowledged, and would be lost; bring the other \
+         site back, or, if it is gone for good, promote with --fenced"
+    )]
+    LacksUpdates,
     #[error("the sites did not agree in time; it may still happen")]
     Deadline,
     #[error("this site is not the primary; ask the other one")]

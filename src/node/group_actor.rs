@@ -149,7 +149,7 @@ impl GroupActor {
     }
 
     /// Pops at most `TURN_MESSAGES_MAX` from each ring into the group. Returns whether there was anything.
-    fn take(&mut self, now: Nanos) -> bool {
+    fn take(&mut self, now: Nanos, driver: &mut impl Driver) -> bool {
         let GroupActor { group, ends, view, tables, out, recorder, survey, .. } = self;
         let mut turn = Turn { now, memory: view, tables, out };
         let mut taken = false;
@@ -196,6 +196,10 @@ impl GroupActor {
             for request in pop(&mut front.requests, TURN_MESSAGES_MAX) {
                 recorder.counters.operation(&request.op);
                 survey.host(&request);
+                // A read is answered by what the lease says after it was asked, however long this thread stood still before.
+                if request.op.reads() {
+                    turn.now = driver.now();
+                }
                 group.on_host(&mut turn, index, request);
                 taken = true;
             }
@@ -297,7 +301,7 @@ impl<D: Driver> Actor<D> for GroupActor {
     }
 
     fn turn(&mut self, now: Nanos, driver: &mut D) -> bool {
-        let taken = self.take(now);
+        let taken = self.take(now, driver);
         let due = self.group.next_deadline().is_some_and(|deadline| deadline <= now);
         let mut given = false;
         if taken || due || self.busy || self.stopping {

@@ -140,13 +140,15 @@ impl Front {
         self.pages.extend(flight.pages);
     }
 
-    /// Sends one operation if a ticket and pages are free, a read of the block that is wanted if one is; returns it for the trace.
+    /// Sends one operation if a ticket and pages are free, a read of the block that is wanted if one is; returns it for the trace. Only
+    /// hosts write, unless they are told not to.
     #[allow(clippy::too_many_arguments)]
     pub fn submit(
         &mut self,
         now: u64,
         plan: &Plan,
         host: bool,
+        writes: bool,
         rng: &mut Rng,
         changes: &mut Rng,
         wanted: Option<(u16, u64)>,
@@ -163,7 +165,7 @@ impl Front {
         let volume = rng.below(plan.configs[0].volumes.len() as u64) as u16;
         let blocks = plan.configs[0].volumes[usize::from(volume)].blocks;
         let wrong = rng.percent(plan.mix.wrong);
-        let mut spec = self.draw(plan, host, rng, volume, blocks);
+        let mut spec = self.draw(plan, host && writes, rng, volume, blocks);
         if let Some(snapshots) = &plan.snapshots {
             if matches!(spec.kind, OpKind::Zero { .. }) || spec.zeros {
                 // Zeros do not say whose they are, so the auditor could not tell the parts of one operation from others.
@@ -297,7 +299,8 @@ impl World {
         let before = self.counts.submitted;
         let plan = &self.plan;
         let lacked = self.slots_lacked();
-        let (asked, host) = (self.is_asked(index), self.is_host(index));
+        let (asked, behind) = (self.is_asked(index), self.stays_behind(index));
+        let host = behind || self.is_host(index);
         let wanted = match self.stage {
             Stage::Settling { .. } => self.next_rotten(index),
             _ => None,
@@ -353,6 +356,7 @@ impl World {
                     now,
                     plan,
                     host,
+                    !behind,
                     rng,
                     changes,
                     wanted,

@@ -18,10 +18,11 @@ pub enum Ingredient {
     Rot,
     Aimed,
     Adopt,
+    Unasked,
 }
 
 impl Ingredient {
-    pub const ALL: [Ingredient; 8] = [
+    pub const ALL: [Ingredient; 9] = [
         Ingredient::Third,
         Ingredient::Handover,
         Ingredient::Resync,
@@ -30,6 +31,7 @@ impl Ingredient {
         Ingredient::Rot,
         Ingredient::Aimed,
         Ingredient::Adopt,
+        Ingredient::Unasked,
     ];
 
     fn name(self) -> &'static str {
@@ -42,6 +44,7 @@ impl Ingredient {
             Ingredient::Rot => "rot",
             Ingredient::Aimed => "aimed",
             Ingredient::Adopt => "adopt",
+            Ingredient::Unasked => "unasked",
         }
     }
 }

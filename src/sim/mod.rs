@@ -14,6 +14,7 @@ mod handover;
 mod heir;
 mod hosts;
 mod io;
+mod lease;
 mod link;
 mod links;
 pub mod memory;

@@ -28,6 +28,8 @@ pub struct TakeoverPlan {
     /// Nobody goes on alone because a partition lasts.
     pub suspends: bool,
     pub handover: Option<HandoverPlan>,
+    /// Promotions for which nobody is fenced, in a hundred.
+    pub unasked_percent: u64,
 }
 
 /// Tells the generator of takeovers from the others of its seed.
@@ -56,6 +58,7 @@ impl TakeoverPlan {
             delay_ns: rng.pick(&[1, 5, 40]) * MS,
             suspends,
             handover: None,
+            unasked_percent: 0,
         })
     }
 }
@@ -71,6 +74,7 @@ impl World {
         self.plan.takeover.is_none()
             || self.is_parted()
             || site == self.home
+            || self.stays_behind(site)
             || self.standing(site).is_some_and(|status| status.role != Role::Primary)
     }
 
@@ -90,12 +94,16 @@ impl World {
         if self.stage == Stage::Working && self.takeover_rng.percent(percent) {
             let at = self.now + self.takeover_rng.latency(plan.delay_ns);
             self.schedule(at, Event::Promote { site: peer_of(self.home) });
+            self.ask_again(peer_of(self.home));
         }
     }
 
     /// The operator's word that the other site is fenced is true: it is dead, or cut off from its peer and from now on from its
     /// hosts. One that has acknowledged alone is not taken over from.
     pub(super) fn promote(&mut self, site: usize) {
+        if self.promotes_unasked(site) {
+            return;
+        }
         let old = peer_of(site);
         let follows = self
             .standing(site)
@@ -114,6 +122,7 @@ impl World {
         self.administer(site, AdminOp::Promote { fenced: true });
         self.audit.ordered_to_take_over(site);
         // Hosts of the old primary are cut off at once, and come to the new one when it serves.
+        self.left_behind = None;
         self.home = site;
         self.home_generation = self.standing(site).map_or(Generation::NONE, |status| status.generation);
         (0..self.sites[site].fronts.len()).for_each(|front| self.wake_front(site, front, self.now));
@@ -130,7 +139,11 @@ impl World {
         if self.plan.takeover.is_none() || self.is_parted() || site == THIRD {
             return;
         }
+        self.note_left_behind(site);
         let Some(status) = self.standing(site).filter(serves) else { return };
+        if self.stays_behind(site) {
+            return;
+        }
         let other = self.standing(peer_of(site)).filter(serves);
         if let Some(other) = other {
             assert!(
@@ -140,10 +153,13 @@ impl World {
             );
         }
         let newest = other.is_none_or(|other| other.generation < status.generation);
+        // The one left behind may have opened a generation that nobody else has heard of.
+        let unasked = self.left_behind == Some(self.home) && status.solo;
         if site == self.home {
             self.home_generation = self.home_generation.max(status.generation);
-        } else if newest && status.generation >= self.home_generation && !self.is_promoting() {
+        } else if unasked || (newest && status.generation >= self.home_generation && !self.is_promoting()) {
             self.trace.note(self.now, || format!("hosts go to site {site}"));
+            self.outcome.unasked += u64::from(unasked);
             self.home = site;
             self.home_generation = status.generation;
             (0..self.sites[site].fronts.len()).for_each(|front| self.wake_front(site, front, self.now));

@@ -19,6 +19,7 @@ use crate::sim::far::{self, Far};
 use crate::sim::handover;
 use crate::sim::heir::{self, HeirPlan, Inheriting};
 use crate::sim::hosts::HostCounts;
+use crate::sim::lease;
 use crate::sim::minimise::{Case, Ingredient};
 use crate::sim::network::{End, Network, PAIR};
 use crate::sim::plan::{Crash, Fault, Plan};
@@ -165,6 +166,8 @@ pub struct Outcome {
     pub cuts: u64,
     pub coverage: Coverage,
     pub takeovers: u64,
+    /// Takeovers, of a primary that may have been alive, for which nobody was fenced.
+    pub unasked: u64,
     /// Updates that went to a third site, its deaths, and how often it was told that it has lapsed.
     pub fed: u64,
     pub third_crashes: u64,
@@ -208,6 +211,9 @@ pub struct World {
     /// Takeovers' own, for the same reason.
     pub(super) takeover_rng: Rng,
     pub(super) handover_rng: Rng,
+    pub(super) lease_rng: Rng,
+    /// The primary from which the other site was asked to take over, nobody being fenced.
+    pub(super) left_behind: Option<usize>,
     /// And resyncs' own.
     pub(super) resync_rng: Rng,
     /// And that of disks that are replaced.
@@ -280,6 +286,10 @@ impl World {
         if has(Ingredient::Handover) {
             plan.hand_over(&mut handover_rng);
         }
+        let mut lease_rng = lease::generator(seed);
+        if has(Ingredient::Unasked) {
+            plan.take_over_unasked(&mut lease_rng);
+        }
         let mut resync_rng = resync::generator(seed);
         plan.resync = ResyncPlan::new(&mut resync_rng, &plan).filter(|_| has(Ingredient::Resync));
         let mut replace_rng = resync::generator_of_replacing(seed);
@@ -344,6 +354,8 @@ impl World {
             changes_rng: snapshots::generator_of_changes(seed),
             takeover_rng,
             handover_rng,
+            lease_rng,
+            left_behind: None,
             resync_rng,
             replace_rng,
             split_rng,
@@ -637,7 +649,7 @@ impl World {
         let ring_ns = self.plan.ring_ns;
         // What a site that was taken over from says does not reach its hosts.
         let parted = self.is_parted();
-        let heard = self.plan.takeover.is_none() || index == self.home || parted;
+        let heard = self.plan.takeover.is_none() || index == self.home || parted || self.stays_behind(index);
         let Site { out, memory, fronts, .. } = &mut self.sites[index];
         let mut woken = [false; FRONTS_MAX];
         for (number, front) in fronts.iter_mut().enumerate() {

@@ -74,6 +74,7 @@ fn a_secondary_that_lost_its_disks_comes_back_while_hosts_write() {
     sites.right.kill();
     sites.left.pause();
     sites.right.start();
+    sites.right.until("it has replayed", |site| site.status()["state"] == "serving");
     assert_eq!(sites.right.status()["watermarks"]["last"], 0);
     let said = fails(lockstep(&["promote", "--config", path(&sites.right.config), "--fenced"]));
     assert!(said.contains("holds nothing yet"), "{said}");

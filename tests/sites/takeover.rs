@@ -97,11 +97,16 @@ fn hosts_at_a_site_that_takes_over_have_to_come_again() {
     assert!(why.contains("the primary is alive"), "{why}");
     let why = fails(lockstep(&["promote", "--config", path(&sites.left.config), "--fenced"]));
     assert!(why.contains("primary already"), "{why}");
-    let mut reader = sites.right.connect("data");
+    let reader = sites.right.connect("data");
     assert_ne!(reader.flags() & READ_ONLY, 0);
     sites.left.kill();
     let loses = |site: &Site| site.status()["peer"]["state"] == "disconnected";
     sites.right.until("it has lost the primary", loses);
+    // What it knew of its primary it has forgotten with its process.
+    sites.right.kill();
+    sites.right.start();
+    sites.right.until("it has replayed", |site| site.status()["state"] == "serving");
+    let mut reader = sites.right.connect("data");
     let why = fails(lockstep(&["promote", "--config", path(&sites.right.config)]));
     assert!(why.contains("--fenced"), "{why}");
     assert_eq!(role(&sites.right), "secondary");
@@ -122,4 +127,44 @@ fn hosts_at_a_site_that_takes_over_have_to_come_again() {
         assert!(told.starts_with("right primary\n"), "{told}");
         told == "right primary\nleft secondary\n"
     });
+}
+
+/// Nobody says that the primary is fenced, and it is not: its host asks it again as soon as it goes on.
+#[test]
+fn a_primary_that_stood_still_reads_nothing_once_the_other_site_has_taken_over() {
+    // Promises of 4.2 s: long enough for a busy machine, and short enough to be waited for.
+    let group = "latency_budget = \"1s\"\nheartbeat_interval = \"50ms\"".to_owned();
+    let sites = Sites::start(&Options { group, ..Options::default() });
+    let mut behind = sites.left.connect("data");
+    behind.write(0, &[1; 4096], true).expect("a write");
+    assert_eq!(behind.read(0, 4096).expect("a read"), [1; 4096]);
+    sites.left.pause();
+    // Until it notices that nothing comes any more, the primary is alive as far as it knows.
+    let begun = Instant::now();
+    while !lockstep(&["promote", "--config", path(&sites.right.config)]).status.success() {
+        assert!(begun.elapsed() < PATIENCE, "it does not take over");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    println!("takeover of a silent primary: {} ms", begun.elapsed().as_millis());
+    sites.right.connect("data").write(0, &[2; 4096], true).expect("a write");
+    let asks = std::thread::spawn(move || behind.read(0, 4096));
+    std::thread::sleep(Duration::from_millis(100));
+    sites.left.resume();
+    let read = asks.join().expect("it does not panic");
+    assert!(read.is_err(), "the old primary read {:?}", read.map(|bytes| bytes[0]));
+    wait(&sites.right, "--in-sync");
+    assert_eq!((role(&sites.left).as_str(), role(&sites.right).as_str()), ("secondary", "primary"));
+}
+
+#[test]
+fn nobody_takes_over_unasked_from_a_primary_that_may_go_on_alone() {
+    let group = format!("{}\non_peer_loss = \"solo\"", Options::default().group);
+    let mut sites = Sites::start(&Options { group, ..Options::default() });
+    sites.left.pause();
+    let loses = |site: &Site| site.status()["peer"]["state"] == "disconnected";
+    sites.right.until("it has lost the primary", loses);
+    let why = fails(lockstep(&["promote", "--config", path(&sites.right.config)]));
+    assert!(why.contains("--fenced"), "{why}");
+    sites.left.resume();
+    sites.wait("--in-sync");
 }

@@ -33,7 +33,7 @@ impl Group {
         {
             return self.on_leave(turn, request);
         }
-        let verdict = match self.judge_admin(&request.op) {
+        let verdict = match self.judge_admin(turn.now, &request.op) {
             Ok(()) if self.admin.room() == 0 => Err(AdminError::Busy),
             verdict => verdict,
         };
@@ -49,12 +49,12 @@ impl Group {
         self.snapshots.living().map(move |record| (record, record.number <= visible))
     }
 
-    fn judge_admin(&self, op: &AdminOp) -> Result<(), AdminError> {
+    fn judge_admin(&self, now: Nanos, op: &AdminOp) -> Result<(), AdminError> {
         if let AdminOp::Promote { fenced } = *op {
-            return self.judge_promotion(fenced);
+            return self.judge_promotion(now, fenced);
         }
         if let AdminOp::PromoteThird { fenced, accepted } = *op {
-            return self.judge_third(fenced, accepted);
+            return self.judge_third(now, fenced, accepted);
         }
         if !self.serving() || self.stopping {
             return Err(AdminError::NotServing);
@@ -105,11 +105,15 @@ impl Group {
             let mut waiting = self.admin.pop().expect("counted");
             if waiting.number == UpdateNumber::NONE && !blocked {
                 // Another request may have changed what this one was judged by.
-                if let Err(error) = self.judge_admin(&waiting.request.op) {
+                if let Err(error) = self.judge_admin(turn.now, &waiting.request.op) {
                     self.answer_admin(turn, waiting, Err(error));
                     continue;
                 }
                 waiting.number = self.number_admin(turn, &waiting.request.op);
+                if self.awaits_promise(turn.now, &waiting).is_some() {
+                    // Nobody is late before that.
+                    waiting.since = turn.now;
+                }
                 blocked = waiting.number == UpdateNumber::NONE;
             }
             if waiting.number != UpdateNumber::NONE && waiting.number <= self.acknowledged {
@@ -139,9 +143,16 @@ impl Group {
         self.forget_leaving(turn);
     }
 
+    /// When this site may take over, if that is asked and has to wait.
+    fn awaits_promise(&self, now: Nanos, waiting: &Waiting) -> Option<Nanos> {
+        let asked = waiting.request.op == AdminOp::Promote { fenced: false };
+        self.promised_until(now).filter(|_| asked && waiting.number == UpdateNumber::NONE)
+    }
+
     pub(super) fn admin_deadline(&self) -> Option<Nanos> {
         let oldest = self.admin.iter().map(|waiting| waiting.since).min()?;
-        Some(oldest.plus(self.config.host_deadline))
+        let promised = self.admin.iter().filter_map(|waiting| self.awaits_promise(Nanos(0), waiting)).min();
+        [Some(oldest.plus(self.config.host_deadline)), promised].into_iter().flatten().min()
     }
 
     /// Whether a control update with so many blocks of payload can be numbered now.
@@ -189,6 +200,9 @@ impl Group {
                 let kind =
                     if protected { UpdateKind::SnapshotProtect } else { UpdateKind::SnapshotUnprotect };
                 self.append_naming(turn, kind, self.generation, Lba(snapshot.0))
+            }
+            AdminOp::Promote { fenced: false } if self.promised_until(turn.now).is_some() => {
+                UpdateNumber::NONE
             }
             AdminOp::Promote { .. } | AdminOp::PromoteThird { .. } => self.promote(turn),
             AdminOp::Switchover

@@ -66,6 +66,7 @@ impl Group {
         for (place, volume) in volumes.iter_mut().zip(&self.config.volumes) {
             *place = HelloVolume { name: VolumeName::new(&volume.name), blocks: volume.blocks };
         }
+        let (alone, suspends, read_lease) = self.lease_terms();
         Hello {
             protocol_min: PROTOCOL_MIN,
             protocol_max: PROTOCOL_MAX,
@@ -91,6 +92,9 @@ impl Group {
             differential: self.config.differential,
             solo: self.alone == Alone::Yes,
             serving: self.serving,
+            alone,
+            suspends,
+            read_lease,
         }
     }
 
@@ -117,6 +121,8 @@ impl Group {
             let sent = self.send_page(turn, PageFrame::Hello, |out| hello.encode(out));
             self.peer.talk = Talk::Greeting { since, hello_sent: sent };
             self.peer.said_hello = sent.then(|| Box::new(hello));
+            // Whoever hears it may be served by that, as the primary that this site knew or as another.
+            self.lease.forget_terms();
         }
         if let Talk::Greeting { hello_sent: true, .. } = self.peer.talk
             && let Some(hello) = self.peer.hello.take()
@@ -146,6 +152,7 @@ impl Group {
         self.peer.applied = hello.checkpoint.min(common);
         self.peer.journal_free_blocks = hello.journal_free_blocks;
         self.peer.window_blocks = hello.window_blocks;
+        self.lease.begin(hello.read_lease);
         self.peer.waiting_since = None;
         self.peer.heartbeat_unanswered = false;
         self.peer.flush_asked = UpdateNumber::NONE;

@@ -192,6 +192,7 @@ impl Group {
         if !self.serving() {
             return;
         }
+        self.lease.wanted = false;
         while let Some(&at) = self.queued.front() {
             if self.op(at).state == OpState::Waiting {
                 let request = self.op(at).request;
@@ -224,6 +225,9 @@ impl Group {
 
     fn begin_read(&mut self, turn: &mut Turn<impl Memory>, at: (u8, Ticket)) -> bool {
         let HostRequest { volume, snapshot, op, .. } = self.op(at).request;
+        if snapshot == UpdateNumber::NONE && !self.may_read(turn.now) {
+            return false;
+        }
         let HostOp::Read { lba, count } = op else { return self.start_changes(turn, at) };
         match snapshot {
             UpdateNumber::NONE => self.start_read(turn, at, volume, lba, count),

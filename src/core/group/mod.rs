@@ -3,7 +3,7 @@
 //! `handshake`, `peering` (streaming, loss, solo), `catch_up` (the journal read back), `cut` (a tail dropped), `recovery`, `warm_up`,
 //! `scrub`, `comparing` (both sites), `equalising` (where they differ), `status`; and of snapshots: `capture` (what an update's blocks held before), `old_blocks` (sending that, by value), `differential`
 //! (making that durable), `admin` (creating, deleting), `snapshot_reads`, `repair` and `tables` (what has gone bad, here or at the
-//! peer; of volumes: `mending`). `takeover` changes what a site is to its peer, `handover` by agreement; `split` says what keeps two apart, and `resolve`
+//! peer; of volumes: `mending`). `takeover` changes what a site is to its peer, `handover` by agreement, and `lease` keeps a primary that was taken over from reading; `split` says what keeps two apart, and `resolve`
 //! lets one of them give way; `resync` copies to one what the journal has no more, `digests` leaves out what is equal, `copy_kept` has what
 //! snapshots keep, `staging` keeps that apart, `install` brings it to the volumes. `feeding` serves a third site, `pulling` is that site's own part,
 //! and `promoted` what becomes of both when it is made primary.
@@ -26,6 +26,7 @@ mod handshake;
 mod host;
 mod inbound;
 mod install;
+mod lease;
 mod log_scan;
 mod marking;
 mod mending;
@@ -176,6 +177,7 @@ pub struct Group {
     /// The last `SoloEnd` of this site's: what is before it may have been acknowledged alone.
     solo_ended: UpdateNumber,
     peer: peering::Peer,
+    lease: lease::Lease,
     /// Old blocks that the link reads.
     lent: old_blocks::Lent,
     catch_up: catch_up::CatchUp,
@@ -322,6 +324,7 @@ impl Group {
             joint_from: UpdateNumber(1),
             solo_ended: UpdateNumber::NONE,
             peer: peering::Peer::new(),
+            lease: lease::Lease::NONE,
             lent: old_blocks::Lent::new(),
             catch_up: catch_up::CatchUp::new(),
             feed: config.third.as_ref().map(|third| Box::new(feeding::Feed::new(third))),

@@ -242,6 +242,7 @@ impl Group {
                 return self.leave_for_difference(turn, update.volume, lba);
             }
             self.follow_slots(&update);
+            self.note_alone(&update);
             let stamps = WriteStamps { numbered_at: turn.now, ..WriteStamps::default() };
             let old = inbound.old.as_ref();
             self.append(turn, update, None, stamps, |index| inbound.pages[index], old);
@@ -326,13 +327,21 @@ impl Group {
         }
         let primary = self.role == Role::Primary;
         match control {
-            Control::Ack { received, journaled, durable, applied, journal_ns, journal_free_blocks }
-                if primary =>
-            {
+            Control::Ack {
+                received,
+                journaled,
+                durable,
+                applied,
+                journal_ns,
+                journal_free_blocks,
+                heard,
+            } if primary => {
+                self.renew_lease(received, heard);
                 self.peer.journal_free_blocks = u64::from(journal_free_blocks);
                 self.on_ack(turn, [received, journaled, durable, applied], journal_ns);
             }
-            Control::Heartbeat { settled, .. } if !primary => {
+            Control::Heartbeat { settled, sequence } if !primary => {
+                self.lease.heard = sequence;
                 self.peer.told_settled = self.peer.told_settled.max(settled);
                 self.peer.ack_owed = true;
             }
@@ -666,10 +675,11 @@ impl Group {
                 || self.config.ack == AckLevel::Applied
                 || !self.peer_has_pages(self.peer.next_to_send));
         let beat = silence >= self.peer_config().heartbeat_interval && !self.peer.heartbeat_unanswered;
-        if !self.peer.introduced || news || beat {
+        if !self.peer.introduced || news || beat || self.lease.is_due(turn.now) {
             self.peer.heartbeats += 1;
             let heartbeat = Control::Heartbeat { settled: self.settled, sequence: self.peer.heartbeats };
             turn.out.to_link.push(ToLink::Control(heartbeat));
+            self.lease.note_heartbeat(self.peer.heartbeats, turn.now);
             self.peer.heartbeat_unanswered = true;
             self.peer.introduced = true;
             self.said(turn.now, self.settled);
@@ -767,7 +777,9 @@ impl Group {
             applied,
             journal_ns: self.journal_latency_ns,
             journal_free_blocks: u32::try_from(self.journal_room()).unwrap_or(u32::MAX),
+            heard: self.lease.heard,
         }));
+        self.promise(turn.now);
         self.peer.last_ack = levels;
         self.peer.ack_owed = false;
     }

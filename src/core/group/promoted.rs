@@ -53,9 +53,14 @@ impl Group {
 
     // ------------------------------------------------------------------------------------------- the third that takes over
 
-    pub(super) fn judge_third(&self, fenced: bool, accepted: Option<u64>) -> Result<(), AdminError> {
+    pub(super) fn judge_third(
+        &self,
+        now: Nanos,
+        fenced: bool,
+        accepted: Option<u64>,
+    ) -> Result<(), AdminError> {
         if self.role != Role::Third {
-            return self.judge_promotion(fenced);
+            return self.judge_promotion(now, fenced);
         }
         self.judge_phase()?;
         if self.window.last() < self.applied {

@@ -44,9 +44,9 @@ impl Group {
 
     // ----------------------------------------------------------------------------------------------------- taking over
 
-    pub(super) fn judge_promotion(&self, fenced: bool) -> Result<(), AdminError> {
+    pub(super) fn judge_promotion(&self, now: Nanos, fenced: bool) -> Result<(), AdminError> {
         if self.role == Role::Third {
-            return self.judge_third(fenced, None);
+            return self.judge_third(now, fenced, None);
         }
         self.judge_phase()?;
         if self.role == Role::Primary && self.serving {
@@ -61,13 +61,17 @@ impl Group {
         if self.holds_nothing() {
             return Err(AdminError::HoldsNothing);
         }
-        // A connection may outlive its peer by a second or two, so the operator's word counts for more.
+        // A connection may outlive its peer by a second or two, so the operator's word counts for more, and so does a promise that has
+        // run out: nothing has come that was to be acknowledged.
+        let binds = self.promised_until(now).is_some();
         match fenced {
             true => Ok(()),
             false if self.is_being_handed_over() => Err(AdminError::LeavesAlready),
             false if self.is_released() => Ok(()),
-            false if self.engaged() => Err(AdminError::PrimaryAlive),
-            false => Err(AdminError::NotFenced),
+            false if self.engaged() && (binds || self.judge_unfenced().is_err()) => {
+                Err(AdminError::PrimaryAlive)
+            }
+            false => self.judge_unfenced(),
         }
     }
 
@@ -181,6 +185,7 @@ impl Group {
         self.peer.talk = self.talk_that_follows(turn, hello);
         self.peer.led_settled = hello.settled;
         self.leaving.follows(hello);
+        self.note_terms(hello, turn.now);
         self.peer.send_to = UpdateNumber::NONE;
         self.peer.ack_owed = true;
     }
@@ -201,6 +206,7 @@ impl Group {
     /// Whoever waits gets an error: what is numbered may be kept or dropped by the new primary.
     pub(super) fn become_secondary(&mut self, turn: &mut Turn<impl Memory>) {
         self.role = Role::Secondary;
+        self.lease.forget_terms();
         self.role_at = UpdateNumber::NONE;
         self.opened = false;
         self.serving = false;

@@ -1,7 +1,7 @@
 //! The two frames that begin or refuse a connection. Their bodies fit a page.
 
 use crate::base::{
-    BLOCK_BYTES, Generation, GroupId, HISTORY_MAX, NAME_BYTES_MAX, SiteId, UpdateNumber, VOLUMES_MAX,
+    BLOCK_BYTES, Generation, GroupId, HISTORY_MAX, NAME_BYTES_MAX, Nanos, SiteId, UpdateNumber, VOLUMES_MAX,
 };
 use crate::format::bytes::{nonzero_in, put, u16_at, u32_at, u64_at, u128_at};
 use crate::format::history::{HISTORY_ENTRY_BYTES, History};
@@ -59,6 +59,12 @@ pub struct Hello {
     pub solo: bool,
     /// Whether the sender serves hosts.
     pub serving: bool,
+    /// Whether it acknowledges without its peer, or is about to.
+    pub alone: bool,
+    /// Whether losing its peer makes its hosts wait, rather than letting it go on alone.
+    pub suspends: bool,
+    /// For how long an acknowledgement of the sender's, as a secondary, is a promise not to take over unasked. Whole microseconds.
+    pub read_lease: Nanos,
 }
 
 const PROTOCOL_MIN: usize = 0;
@@ -82,7 +88,10 @@ const WINDOW_BLOCKS: usize = 80;
 const DIFFERENTIAL_BLOCKS: usize = 88;
 const ALONE_UPTO: usize = 96;
 const DIFFERENTIAL: usize = 104;
-const RESERVED: usize = 105;
+const ALONE: usize = 105;
+const SUSPENDS: usize = 106;
+const RESERVED: usize = 107;
+const READ_LEASE: usize = 108;
 const MARKS_AFTER: usize = 112;
 const GIVES_WAY_TO: usize = 120;
 const VOLUMES: usize = 128;
@@ -131,6 +140,10 @@ impl Hello {
         put(out, DIFFERENTIAL_BLOCKS, &self.differential_blocks.to_le_bytes());
         put(out, ALONE_UPTO, &self.alone_upto.0.to_le_bytes());
         out[DIFFERENTIAL] = self.differential as u8;
+        out[ALONE] = u8::from(self.alone);
+        out[SUSPENDS] = u8::from(self.suspends);
+        let read_lease_us = u32::try_from(self.read_lease.0 / 1000).unwrap_or(u32::MAX);
+        put(out, READ_LEASE, &read_lease_us.to_le_bytes());
         put(out, MARKS_AFTER, &self.marks_after.0.to_le_bytes());
         put(out, GIVES_WAY_TO, &self.gives_way_to.0.to_le_bytes());
         for (volume, entry) in self.volumes().iter().zip(out[VOLUMES..].chunks_exact_mut(VOLUME_BYTES)) {
@@ -172,7 +185,7 @@ impl Hello {
             2 => DifferentialBy::Value,
             found => return field("Hello's differential data", "1 or 2", u64::from(found)),
         };
-        if let Some(offset) = nonzero_in(bytes, RESERVED, MARKS_AFTER) {
+        if let Some(offset) = nonzero_in(bytes, RESERVED, READ_LEASE) {
             return Err(WireError::Reserved { frame: "Hello", offset, found: bytes[offset] });
         }
         let mut volumes = [HelloVolume::default(); VOLUMES_MAX];
@@ -204,6 +217,9 @@ impl Hello {
             gives_way_to: Generation(u64_at(bytes, GIVES_WAY_TO)),
             solo: flag("Hello's solo flag", bytes[SOLO])?,
             serving: flag("Hello's serving flag", bytes[SERVING])?,
+            alone: flag("Hello's flag of being alone", bytes[ALONE])?,
+            suspends: flag("Hello's policy flag", bytes[SUSPENDS])?,
+            read_lease: Nanos::from_micros(u64::from(u32_at(bytes, READ_LEASE))),
         };
         hello.check_order()?;
         Ok(hello)

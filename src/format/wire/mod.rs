@@ -24,8 +24,8 @@ use crate::format::update::{
 };
 
 /// Versions of the protocol that this build speaks; `Hello` carries them, and the highest common one is used.
-pub const PROTOCOL_MIN: u16 = 16;
-pub const PROTOCOL_MAX: u16 = 16;
+pub const PROTOCOL_MIN: u16 = 17;
+pub const PROTOCOL_MAX: u16 = 17;
 
 /// The first four bytes of a frame.
 pub const FRAME_MAGIC: [u8; 4] = *b"LSTP";
@@ -139,7 +139,8 @@ const _: () = assert!(UPDATE_BLOCKS_MAX <= u32::BITS as usize, "each captured bl
 pub enum Control {
     /// Secondary to primary, cumulative: the stream's prefix it has in memory, in its journal, flushed, and applied to
     /// its volumes. `journal_ns` is its own latest journal write, submission to completion; `journal_free_blocks` is what
-    /// its journal has room for after `received`, headers included.
+    /// its journal has room for after `received`, headers included. `heard` is the sequence of the last heartbeat in this
+    /// conversation, or 0: the secondary promises not to take over unasked for as long as its hello said (DESIGN section 5).
     Ack {
         received: UpdateNumber,
         journaled: UpdateNumber,
@@ -147,9 +148,9 @@ pub enum Control {
         applied: UpdateNumber,
         journal_ns: u32,
         journal_free_blocks: u32,
+        heard: u64,
     },
-    /// Primary to secondary: `settled`, when no update carries it; always answered by an `Ack`. `sequence` is echoed by
-    /// nobody, it only tells frames apart in traces.
+    /// Primary to secondary: `settled`, when no update carries it; always answered by an `Ack`, which echoes `sequence`.
     Heartbeat { settled: UpdateNumber, sequence: u64 },
     /// Primary to secondary: flush your journal now; a host waits for `number` to settle.
     FlushRequest { number: UpdateNumber },
@@ -244,7 +245,7 @@ pub enum FrameType {
 }
 
 const WITH_OLD_BLOCKS_BYTES: usize = DESCRIPTOR_BYTES + 8;
-const ACK_BYTES: usize = 40;
+const ACK_BYTES: usize = 48;
 const HEARTBEAT_BYTES: usize = 8;
 const FLUSH_REQUEST_BYTES: usize = 8;
 const FETCH_BYTES: usize = 16;
@@ -516,12 +517,13 @@ pub fn encode_control(control: &Control, out: &mut [u8]) -> usize {
     let out = &mut out[..FRAME_HEADER_BYTES + body_bytes];
     let body = &mut out[FRAME_HEADER_BYTES..];
     match *control {
-        Control::Ack { received, journaled, durable, applied, journal_ns, journal_free_blocks } => {
+        Control::Ack { received, journaled, durable, applied, journal_ns, journal_free_blocks, heard } => {
             for (index, number) in [received, journaled, durable, applied].iter().enumerate() {
                 put(body, 8 * index, &number.0.to_le_bytes());
             }
             put(body, 32, &journal_ns.to_le_bytes());
             put(body, 36, &journal_free_blocks.to_le_bytes());
+            put(body, 40, &heard.to_le_bytes());
         }
         Control::Heartbeat { sequence, .. } => put(body, 0, &sequence.to_le_bytes()),
         Control::FlushRequest { number } => put(body, 0, &number.0.to_le_bytes()),
@@ -678,6 +680,7 @@ pub fn decode_body<'a>(header: &FrameHeader, body: &'a [u8]) -> Result<Frame<'a>
             applied: number_at(24),
             journal_ns: u32_at(body, 32),
             journal_free_blocks: u32_at(body, 36),
+            heard: u64_at(body, 40),
         },
         FrameType::Heartbeat => Control::Heartbeat { settled, sequence: u64_at(body, 0) },
         FrameType::FlushRequest => Control::FlushRequest { number: number_at(0) },

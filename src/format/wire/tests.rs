@@ -1,5 +1,5 @@
 use super::*;
-use crate::base::{Generation, GroupId, HISTORY_MAX, Lba, SiteId, Slot, VOLUMES_MAX, VolumeId};
+use crate::base::{Generation, GroupId, HISTORY_MAX, Lba, Nanos, SiteId, Slot, VOLUMES_MAX, VolumeId};
 use crate::format::history::History;
 use crate::format::history::tests::any_history;
 use crate::format::text::Text;
@@ -19,14 +19,15 @@ fn any_place() -> impl Strategy<Value = BlockPlace> {
 fn any_control() -> impl Strategy<Value = Control> {
     let number = || any::<u64>().prop_map(UpdateNumber);
     prop_oneof![
-        (number(), number(), number(), number(), any::<u32>(), any::<u32>()).prop_map(
-            |(received, journaled, durable, applied, journal_ns, journal_free_blocks)| Control::Ack {
+        (number(), number(), number(), number(), any::<u32>(), any::<u32>(), any::<u64>()).prop_map(
+            |(received, journaled, durable, applied, journal_ns, journal_free_blocks, heard)| Control::Ack {
                 received,
                 journaled,
                 durable,
                 applied,
                 journal_ns,
                 journal_free_blocks,
+                heard,
             }
         ),
         (number(), any::<u64>()).prop_map(|(settled, sequence)| Control::Heartbeat { settled, sequence }),
@@ -85,14 +86,14 @@ fn any_hello() -> impl Strategy<Value = Hello> {
     ];
     let numbers = any::<([u64; 4], u64, [u16; 2], u128, u16, u32)>();
     let volumes = prop::collection::vec(volume, 0..=VOLUMES_MAX);
-    (numbers, volumes, role, ack, any_history(), any::<[bool; 3]>()).prop_map(
+    (numbers, volumes, role, ack, any_history(), any::<([bool; 5], u32)>()).prop_map(
         |(
             (mut numbers, generation, mut versions, group, site, block_bytes),
             list,
             role,
             ack,
             history,
-            flags,
+            (flags, lease_us),
         )| {
             numbers.sort_unstable();
             versions.sort_unstable();
@@ -122,6 +123,9 @@ fn any_hello() -> impl Strategy<Value = Hello> {
                 last: UpdateNumber(numbers[3]),
                 last_generation: Generation(generation),
                 solo: flags[0],
+                alone: flags[3],
+                suspends: flags[4],
+                read_lease: Nanos::from_micros(u64::from(lease_us)),
                 serving: flags[1],
             }
         },
@@ -158,6 +162,9 @@ fn full_hello() -> Hello {
         differential: DifferentialBy::Value,
         solo: false,
         serving: true,
+        alone: true,
+        suspends: true,
+        read_lease: Nanos::from_micros(600_000),
     }
 }
 
@@ -460,6 +467,7 @@ fn every_flipped_bit_is_refused() {
         applied: UpdateNumber(1),
         journal_ns: 50_000,
         journal_free_blocks: 1_000,
+        heard: 7,
     };
     for frame in [
         update_frame(&update(), UpdateNumber(4)),
