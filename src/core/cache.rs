@@ -251,6 +251,11 @@ impl Cache {
         true
     }
 
+    /// Whether the block is on its way from the disk.
+    pub fn is_being_read(&self, volume: VolumeId, lba: Lba) -> bool {
+        self.find(volume, lba).is_some_and(|at| self.entries[at as usize].fetching > 0)
+    }
+
     /// The read ended. With `value`, the page (one reference of it) becomes the index's, unless the block got a settled
     /// value meanwhile, which is then the one to use. Without, the read failed.
     pub fn fetch_end(

@@ -151,7 +151,8 @@ impl Group {
 
     pub(super) fn admin_deadline(&self) -> Option<Nanos> {
         let oldest = self.admin.iter().map(|waiting| waiting.since).min()?;
-        let promised = self.admin.iter().filter_map(|waiting| self.awaits_promise(Nanos(0), waiting)).min();
+        let promised =
+            self.admin.iter().filter_map(|waiting| self.awaits_promise(self.turned_at, waiting)).min();
         [Some(oldest.plus(self.config.host_deadline)), promised].into_iter().flatten().min()
     }
 

@@ -560,9 +560,9 @@ impl Group {
         self.serving() && self.ops_live == 0 && self.settled == self.window.last()
     }
 
-    /// Whether a read of the block needs no disk.
+    /// Whether a read of the block needs no disk, or has begun.
     pub fn has_in_memory(&self, volume: VolumeId, lba: Lba) -> bool {
-        self.cache.peek(volume, lba).is_some()
+        self.cache.peek(volume, lba).is_some() || self.cache.is_being_read(volume, lba)
     }
 
     /// Whether a block is known to read as zeros; certain when `at_rest`.

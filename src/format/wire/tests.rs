@@ -599,8 +599,9 @@ fn hello_fields_are_checked() {
     assert_eq!(field_name(refused(48, &[101])), "durable number");
     assert_eq!(field_name(refused(96, &[102])), "number up to which it was alone");
     assert_eq!(field_name(refused(104, &[0])), "Hello's differential data");
-    assert!(matches!(refused(105, &[1]), WireError::Reserved { offset: 105, .. }));
-    assert!(matches!(refused(111, &[1]), WireError::Reserved { offset: 111, .. }));
+    assert_eq!(field_name(refused(105, &[2])), "Hello's flag of being alone");
+    assert_eq!(field_name(refused(106, &[2])), "Hello's policy flag");
+    assert!(matches!(refused(107, &[1]), WireError::Reserved { offset: 107, .. }));
     assert_eq!(field_name(refused(128, &[0; 8])), "a volume's blocks in Hello");
     for length in [0, 65, 255] {
         assert_eq!(field_name(refused(136, &[length])), "the length of a volume's name in Hello");

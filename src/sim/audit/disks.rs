@@ -231,8 +231,17 @@ impl Auditor {
         for op in self.ops.iter_mut().filter(|op| op.site == site) {
             op.outstanding = false;
         }
-        let ops = &self.ops;
-        self.unnumbered.retain(|id| ops[*id as usize].site != site);
+        // What it was asked is gone with it, but for what its journal has though another took over: that may turn out to be no takeover.
+        let mut unnumbered = std::mem::take(&mut self.unnumbered);
+        let journaled = |id: u64| {
+            let mut updates = self.replaced.iter();
+            updates.any(|(&(generation, number), entry)| {
+                let there = entry.seen.touches() > 0 && self.sites[site].has(number, generation);
+                there && self.fits(id, entry)
+            })
+        };
+        unnumbered.retain(|&id| self.ops[id as usize].site != site || journaled(id));
+        self.unnumbered = unnumbered;
         self.first_op[site] = self.ops.len() as u64;
         self.resumed[site] = false;
         self.unread[site] = false;

@@ -164,7 +164,7 @@ impl Auditor {
     }
 
     /// Whether the update may be operation `id`, by its place in the stream and by what it is.
-    fn fits(&self, id: u64, entry: &Entry) -> bool {
+    pub(super) fn fits(&self, id: u64, entry: &Entry) -> bool {
         let op = &self.ops[id as usize];
         (op.floor + 1..=op.limit).contains(&entry.seen.number) && self.is_of(id, entry)
     }
