@@ -360,8 +360,11 @@ impl Site {
     }
 
     fn ack(&mut self, received: u64, journaled: u64, durable: u64, applied: u64) {
-        let [received, journaled, durable, applied] =
-            [received, journaled, durable, applied].map(UpdateNumber);
+        self.ack_hearing([received, journaled, durable, applied], 0);
+    }
+
+    fn ack_hearing(&mut self, levels: [u64; 4], heard: u64) {
+        let [received, journaled, durable, applied] = levels.map(UpdateNumber);
         // Each update that it has not applied may lie behind a header of its own.
         let journal_free_blocks =
             PEER_FREE_BLOCKS.saturating_sub(2 * received.0.saturating_sub(applied.0)) as u32;
@@ -372,7 +375,7 @@ impl Site {
             applied,
             journal_ns: 1,
             journal_free_blocks,
-            heard: 0,
+            heard,
         });
     }
 

@@ -2,11 +2,11 @@
 //! primary and read there for as long as it answers.
 
 use crate::core::config::{OnPeerLoss, Role};
-use crate::core::group::status::{GroupState, Standing};
 use crate::core::messages::AdminOp;
 use crate::sim::audit::peer_of;
 use crate::sim::plan::{Fault, Plan, Planned};
 use crate::sim::rng::Rng;
+use crate::sim::takeover::follows;
 use crate::sim::world::{Event, Stage, World};
 
 /// Tells this generator from the others of its seed.
@@ -65,12 +65,10 @@ impl World {
     /// Whether a promotion of `site` is asked for without the word; then the group alone decides whether it may be.
     pub(super) fn promotes_unasked(&mut self, site: usize) -> bool {
         let percent = self.plan.takeover.map_or(0, |plan| plan.unasked_percent);
-        let follows =
-            |status: Standing| (status.role, status.state) == (Role::Secondary, GroupState::Serving);
         if percent == 0
             || self.stage != Stage::Working
             || !self.lease_rng.percent(percent)
-            || !self.standing(site).is_some_and(follows)
+            || !self.standing(site).is_some_and(|status| follows(&status))
         {
             return false;
         }

@@ -164,7 +164,7 @@ impl World {
         if self.audit.journals_part() {
             return;
         }
-        if self.audit.is_to_install(index) {
+        if self.audit.is_installing(index) {
             // They come with what is staged.
             let step = self.plan.snapshots.map_or(1, |plan| plan.reclaim_step);
             self.sites[index].disk.metadata = Metadata::new(step);

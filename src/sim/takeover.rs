@@ -67,6 +67,11 @@ fn serves(status: &Standing) -> bool {
     (status.role, status.state) == (Role::Primary, GroupState::Serving)
 }
 
+/// Whether it may be told to take over.
+pub(super) fn follows(status: &Standing) -> bool {
+    (status.role, status.state) == (Role::Secondary, GroupState::Serving)
+}
+
 impl World {
     /// Whether hosts ask this site for anything: the one where they are, and as readers one that follows. One that has not heard
     /// yet that it was taken over from is cut off from everybody.
@@ -105,9 +110,7 @@ impl World {
             return;
         }
         let old = peer_of(site);
-        let follows = self
-            .standing(site)
-            .is_some_and(|status| (status.role, status.state) == (Role::Secondary, GroupState::Serving));
+        let follows = self.standing(site).is_some_and(|status| follows(&status));
         let alone = self.standing(old).is_some_and(|status| status.solo);
         let cut = self.plan.takeover.is_some_and(|plan| plan.suspends)
             && self.network.is_partitioned(PAIR, self.now);
@@ -168,8 +171,7 @@ impl World {
 
     /// Whether the site where hosts are going may yet serve them, or may have: only one that runs and follows does not.
     fn is_promoting(&self) -> bool {
-        let follows =
-            |status: Standing| (status.role, status.state) == (Role::Secondary, GroupState::Serving);
-        !self.standing(self.home).is_some_and(follows) || !self.sites[self.home].admin.is_empty()
+        !self.standing(self.home).is_some_and(|status| follows(&status))
+            || !self.sites[self.home].admin.is_empty()
     }
 }

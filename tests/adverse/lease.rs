@@ -53,17 +53,7 @@ impl Site {
     }
 
     fn heard(&mut self, heard: u64) {
-        let [received, journaled, durable] = [UpdateNumber(2); 3];
-        let (applied, journal_ns, journal_free_blocks) = (UpdateNumber::NONE, 1, PEER_FREE_BLOCKS as u32);
-        self.control(Control::Ack {
-            received,
-            journaled,
-            durable,
-            applied,
-            journal_ns,
-            journal_free_blocks,
-            heard,
-        });
+        self.ack_hearing([2, 2, 2, 0], heard);
     }
 
     fn take_over(&mut self) {

@@ -19,7 +19,7 @@ const RATES_DIFFER_BY: u64 = 16;
 /// No number settles it.
 const FOREVER: UpdateNumber = UpdateNumber(u64::MAX);
 
-/// What a secondary knows of its primary's promises.
+/// What a secondary knows of its primary: whether that can acknowledge anything without it.
 #[derive(Clone, Copy, Debug)]
 struct Terms {
     /// Losing this site lets it acknowledge nothing.
@@ -27,7 +27,7 @@ struct Terms {
     /// It may acknowledge without this site until this has settled, the `SoloEnd` of that: before, its disk may lose it, and with that the
     /// memory that it is alone no more.
     alone_until: UpdateNumber,
-    /// What it had then.
+    /// All that it had numbered when it was last met.
     had: UpdateNumber,
 }
 

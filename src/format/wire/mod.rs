@@ -186,7 +186,8 @@ pub enum Control {
     Pull { after: UpdateNumber, generation: Generation, durable: UpdateNumber, upto: UpdateNumber },
     /// Primary to secondary: what do these blocks hold as of `at`, which is what this site has settled.
     Compare { at: UpdateNumber, extent: Extent },
-    /// The answer: [`crate::base::digest_of_sums`] of them, or of a single one its checksum, and how many were damaged on the disk; nothing if the secondary had settled more.
+    /// The answer: [`crate::base::digest_of_sums`] of them, or of a single one its checksum, and how many were damaged on the disk; nothing if
+    /// the secondary had settled more.
     Compared { at: UpdateNumber, answer: Option<(Digest128, u32)> },
     /// The answer if this site's journal begins with `oldest`, and what the third lacks was before that.
     Lapsed { oldest: UpdateNumber },

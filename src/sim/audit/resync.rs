@@ -38,11 +38,6 @@ impl Auditor {
         self.rotten_slots.retain(|rotten| rotten.0 != site);
     }
 
-    /// Whether a site that is dead installs something when it starts.
-    pub fn is_to_install(&self, site: usize) -> bool {
-        self.installing[site].is_some()
-    }
-
     /// The number that a site which starts now will install: it has a durable mark that no superblock came after.
     pub(super) fn mark_of(&self, media: &dyn Media) -> Option<u64> {
         if !self.config.peer {
