@@ -44,11 +44,9 @@ impl World {
             && self.standing(site).is_some_and(|status| status.role == Role::Primary)
     }
 
-    /// It has heard, and is a primary like any other if it becomes one again.
+    /// It has heard, and is a primary like any other if it becomes one again. What it is while it recovers says nothing of that.
     pub(super) fn note_left_behind(&mut self, site: usize) {
-        if self.left_behind == Some(site)
-            && self.standing(site).is_some_and(|status| status.role != Role::Primary)
-        {
+        if self.left_behind == Some(site) && self.standing(site).is_some_and(|status| follows(&status)) {
             self.left_behind = None;
         }
     }

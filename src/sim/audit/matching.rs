@@ -62,8 +62,14 @@ impl Auditor {
             self.unnumbered.retain(|&unnumbered| unnumbered != id);
         }
         // Not by moving this one on again, if there is another way.
-        let (mut moved, mut displaced, mut kept) = (vec![id], Vec::new(), vec![id]);
-        let explained = self.find_number(id, &mut Vec::new(), &mut moved)
+        let (mut moved, mut displaced, mut kept) = (Vec::new(), Vec::new(), vec![id]);
+        // Nor further than some explanation needs, since as much is promised.
+        let first = self.promised.max(numbers[0]);
+        let found = (first..=self.last().max(first)).any(|upto| {
+            moved = vec![id];
+            self.find_number(id, upto, &mut Vec::new(), &mut moved)
+        });
+        let explained = found
             && before.is_none_or(|before| {
                 self.stream[before as usize - 1].op.is_some()
                     || self.find_op(before, &mut kept)
@@ -125,10 +131,10 @@ impl Auditor {
         false
     }
 
-    /// Gives the answered operation an update: of no operation, of one without a reply, or of one that has another.
-    fn find_number(&mut self, id: u64, tried: &mut Vec<u64>, moved: &mut Vec<u64>) -> bool {
+    /// Gives the answered operation an update up to this one: of no operation, of one without a reply, or of one that has another.
+    fn find_number(&mut self, id: u64, upto: u64, tried: &mut Vec<u64>, moved: &mut Vec<u64>) -> bool {
         for number in self.numbers_for(id) {
-            if tried.contains(&number) {
+            if number > upto || tried.contains(&number) {
                 continue;
             }
             tried.push(number);
@@ -140,7 +146,7 @@ impl Auditor {
                 }
                 Some(owner) => {
                     moved.push(owner);
-                    if !self.find_number(owner, tried, moved) {
+                    if !self.find_number(owner, upto, tried, moved) {
                         continue;
                     }
                 }
@@ -352,6 +358,23 @@ mod tests {
         watched.reply(second);
         watched.journal();
         watched.reply(first);
+    }
+
+    #[test]
+    fn no_more_is_promised_than_some_explanation_needs() {
+        let mut watched = Watched::new();
+        let (whole, partial, late) = (watched.op(ZERO), watched.op(ZERO_PARTIAL), watched.op(ZERO_PARTIAL));
+        let (write, last) = (watched.op(WRITE), watched.op(ZERO));
+        watched.zero();
+        watched.zero();
+        watched.update(KIND_WRITE, &[content(write)]);
+        // Over what was written, this is no `ZeroPartial`; the last update may be any of the four.
+        let needed = watched.zero();
+        watched.zero();
+        watched.journal();
+        [whole, partial, late].into_iter().for_each(|id| watched.reply(id));
+        assert_eq!(watched.audit.promised, needed);
+        watched.reply(last);
     }
 
     #[test]
