@@ -21,7 +21,7 @@ use lockstep::core::outbox::Tables;
 use lockstep::format::update::{Update, UpdateKind};
 use lockstep::io::arena::Arena;
 use lockstep::io::quic::connection::{Change, Connector, LinkConfig};
-use lockstep::io::quic::identity::Identity;
+use lockstep::io::quic::identity::{Fingerprints, Identity};
 use lockstep::io::quic::link::{Link, LinkActor, LinkEdges};
 use lockstep::io::quic::transport::{Congestion, PayloadSize};
 use lockstep::io::ring::{Ring, RingConfig};
@@ -91,7 +91,7 @@ fn configs(payload: PayloadSize) -> Result<(LinkConfig, LinkConfig), Failure> {
         local: any,
         dial: None,
         identity: identity.clone(),
-        peer: peer.fingerprint(),
+        peer: Fingerprints::one(peer.fingerprint()),
         payload,
         congestion: Congestion::Dedicated,
         window_bytes: WINDOW_BYTES,

@@ -96,7 +96,12 @@ fn a_pair_reaches_the_group() {
     let config = parse(&text).expect("correct");
     let replication = config.replication.as_ref().expect("a pair");
     assert_eq!(replication.link.congestion, Congestion::Dedicated);
-    assert!(replication.peer.fingerprint.to_string().ends_with("8899aabbccddeeff"));
+    assert!(replication.peer.fingerprints.to_string().ends_with("8899aabbccddeeff"));
+    let two = "fingerprint = [\"sha256:1111111111111111111111111111111111111111111111111111111111111111\", ";
+    let text_of_two = text.replace("fingerprint = ", two).replace("EEFF\"", "EEFF\"]");
+    let both = parse(&text_of_two).expect("correct").replication.expect("a pair").peer.fingerprints;
+    assert!(both.contain(replication.peer.fingerprints.iter().next().expect("one")));
+    assert_eq!(both.iter().count(), 2);
     let group = config.group_config(5000, 1);
     assert_eq!((group.ack, group.on_differential_full), (AckLevel::Applied, OnDifferentialFull::Error));
     assert_eq!(group.differential, DifferentialBy::Value);
@@ -169,6 +174,16 @@ fn what_cannot_work_is_refused() {
     refused(&format!("{MINIMAL}[link]\nlisten = \"127.0.0.1:1\""), &["link", "no [peer]"]);
     refused(&pair.replace("id = 2", "id = 1"), &["peer.id", "own id"]);
     refused(&pair.replace("aabb", "aab"), &["peer.fingerprint", "64 hexadecimal digits", "keygen"]);
+    let line = pair.lines().find(|line| line.starts_with("fingerprint = ")).expect("a peer's fingerprint");
+    let one = line.trim_start_matches("fingerprint = ");
+    for (list, what) in [
+        (format!("[{one}, {one}]"), "a list of 2"),
+        ("[]".to_owned(), "a list of 0"),
+        (format!("[{one}, \"sha256:1\"]"), "64 hexadecimal digits"),
+        ("7".to_owned(), "a string or a list of strings"),
+    ] {
+        refused(&pair.replace(line, &format!("fingerprint = {list}")), &["fingerprint", what]);
+    }
     refused(&pair.replace("\"127.0.0.1:7400\"", "\"right:7400\""), &["peer.address", "not an IP address"]);
     refused(&pair.replace("[link]", "[link]\nmtu = 100"), &["link.mtu", "1280 to 16048"]);
     refused(

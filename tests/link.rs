@@ -16,7 +16,8 @@ use lockstep::core::messages::{BlockPlace, Control, FromLink, Lacking, PageFrame
 use lockstep::format::update::{Update, UpdateKind};
 use lockstep::format::wire;
 use lockstep::io::quic::connection::{Connector, LinkConfig, Problem};
-use lockstep::io::quic::identity::Identity;
+use lockstep::io::quic::identity::{Fingerprints, Identity};
+use lockstep::io::quic::keys::{KeysError, NewKeys};
 use lockstep::io::quic::link::{Link, LinkActor};
 use lockstep::io::quic::transport::{
     Congestion, PAYLOAD_BYTES_JUMBO, PAYLOAD_BYTES_MAX, PAYLOAD_BYTES_MIN, PayloadSize,
@@ -205,7 +206,7 @@ fn a_wrong_identity_is_refused_and_named() {
         let wrong = |problem: &Problem| matches!(problem, Problem::WrongPeer { .. });
         let refusal = problem(&mut dialer, &mut listener, !dialer_is_strange, wrong);
         let Problem::WrongPeer { wrong, .. } = &refusal else { panic!("{refusal}") };
-        assert_eq!((wrong.expected, wrong.presented), (expected, stranger.fingerprint()));
+        assert_eq!((wrong.expected, wrong.presented), (Fingerprints::one(expected), stranger.fingerprint()));
         let text = refusal.to_string();
         assert!(
             text.contains(&expected.to_string()) && text.contains(&stranger.fingerprint().to_string()),
@@ -216,6 +217,161 @@ fn a_wrong_identity_is_refused_and_named() {
         let told = problem(&mut dialer, &mut listener, dialer_is_strange, refused);
         assert!(told.to_string().contains(&stranger.fingerprint().to_string()), "{told}");
         assert_eq!((&dialer.seen, &listener.seen), (&vec![], &vec![]), "neither group hears of strangers");
+    }
+}
+
+/// A connected pair, one of which is to have another identity.
+struct Rotation {
+    dialer: Site,
+    listener: Site,
+    /// Of the one that keeps its identity, and of the other: as it was, and as it is to be.
+    constant: Identity,
+    old: Identity,
+    new: Identity,
+    dialer_renews: bool,
+}
+
+impl Rotation {
+    /// `both_known`: the one that keeps its identity accepts both of the other's.
+    fn begin(dialer_renews: bool, both_known: bool) -> Rotation {
+        let (mut dials, mut listens) = pair();
+        let new = Identity::generate("new").unwrap();
+        let (renews, other) = if dialer_renews { (&dials, &mut listens) } else { (&listens, &mut dials) };
+        let old = renews.identity.clone();
+        if both_known {
+            other.peer = Fingerprints::of(&[old.fingerprint(), new.fingerprint()]).unwrap();
+        }
+        let constant = other.identity.clone();
+        let listener = Site::new(&listens);
+        dials.dial = Some(listener.link.local_address().unwrap());
+        let (mut dialer, mut listener) = connect(Site::new(&dials), listener);
+        stream(&mut dialer, &mut listener, 1..50);
+        Rotation { dialer, listener, constant, old, new, dialer_renews }
+    }
+
+    /// The one whose identity changes, and the other.
+    fn sites(&mut self) -> (&mut Site, &mut Site) {
+        let Rotation { dialer, listener, dialer_renews, .. } = self;
+        if *dialer_renews { (dialer, listener) } else { (listener, dialer) }
+    }
+
+    fn renew(&mut self) {
+        let keys = NewKeys {
+            identity: self.new.clone(),
+            accepted: Fingerprints::one(self.constant.fingerprint()),
+            disconnect: false,
+        };
+        let (site, _) = self.sites();
+        let now = site.clock.now();
+        site.link.take_keys(now, keys).unwrap();
+        assert!(site.link.keys().unproven);
+    }
+
+    /// The one that keeps its identity accepts these of the other from here on.
+    fn accept(&mut self, accepted: &[&Identity], disconnect: bool) -> Result<(), KeysError> {
+        let accepted: Vec<_> = accepted.iter().map(|identity| identity.fingerprint()).collect();
+        let accepted = Fingerprints::of(&accepted).unwrap();
+        let keys = NewKeys { identity: self.constant.clone(), accepted, disconnect };
+        let (_, other) = self.sites();
+        let now = other.clock.now();
+        other.link.take_keys(now, keys)
+    }
+
+    #[track_caller]
+    fn until_connected(&mut self, dialer: u32, listener: u32) {
+        run(&mut self.dialer, &mut self.listener, "connected anew", |a, b| {
+            (a.connected(), b.connected()) == (Some(dialer), Some(listener))
+        });
+    }
+
+    #[track_caller]
+    fn expect(&mut self, shown: &Identity, refused: Option<&Identity>) {
+        let (site, other) = self.sites();
+        let keys = site.link.keys();
+        assert_eq!((keys.identity, keys.unproven), (shown.fingerprint(), false), "{keys:?}");
+        assert_eq!(keys.refused, refused.map(Identity::fingerprint));
+        assert_eq!(other.link.keys().presented, Some(shown.fingerprint()));
+    }
+
+    /// Updates flow on the connection that is up.
+    fn stream(&mut self, numbers: std::ops::Range<u64>) {
+        self.dialer.begin();
+        self.listener.begin();
+        stream(&mut self.dialer, &mut self.listener, numbers);
+    }
+}
+
+#[test]
+fn a_new_identity_is_taken_by_a_peer_that_knows_it_and_the_old_one_is_refused_once_it_is_dropped() {
+    for dialer_renews in [true, false] {
+        let mut pair = Rotation::begin(dialer_renews, true);
+        let (old, new) = (pair.old.clone(), pair.new.clone());
+        assert_eq!(pair.accept(&[&new], false), Err(KeysError::PeerUses(old.fingerprint())));
+        pair.renew();
+        pair.until_connected(2, 2);
+        pair.expect(&new, None);
+        pair.stream(50..100);
+        pair.accept(&[&new], false).unwrap();
+        pair.stream(100..120);
+        assert_eq!((pair.dialer.connected(), pair.listener.connected()), (Some(2), Some(2)));
+
+        let (_, other) = pair.sites();
+        let accepted = other.link.keys().accepted;
+        assert!(!accepted.contain(&old.fingerprint()), "{accepted}");
+        if dialer_renews {
+            let mut dials = config(&old, pair.constant.fingerprint());
+            dials.dial = Some(pair.listener.link.local_address().unwrap());
+            let mut stranger = Site::new(&dials);
+            let refused = |problem: &Problem| matches!(problem, Problem::RefusedByPeer { .. });
+            problem(&mut stranger, &mut pair.listener, true, refused);
+            assert_eq!(pair.listener.connected(), Some(2), "the old identity takes nobody's place");
+        }
+    }
+}
+
+#[test]
+fn a_new_identity_that_the_peer_does_not_know_leaves_the_old_one_in_use() {
+    for dialer_renews in [true, false] {
+        let mut pair = Rotation::begin(dialer_renews, false);
+        let (old, new) = (pair.old.clone(), pair.new.clone());
+        pair.renew();
+        let refused = new.fingerprint();
+        run(&mut pair.dialer, &mut pair.listener, "it was refused", |a, b| {
+            (if dialer_renews { a } else { b }).link.keys().refused == Some(refused)
+        });
+        // A dialer tries beside the connection it has; a listener is dialed anew.
+        let connection = if dialer_renews { 1 } else { 2 };
+        pair.until_connected(connection, connection);
+        pair.expect(&old, Some(&new));
+        pair.stream(50..100);
+
+        pair.accept(&[&old, &new], false).unwrap();
+        pair.renew();
+        pair.until_connected(connection + 1, connection + 1);
+        pair.expect(&new, None);
+        pair.stream(100..120);
+    }
+}
+
+#[test]
+fn a_peer_whose_identity_is_dropped_from_the_list_is_cut_off_only_if_that_is_meant() {
+    for dialer_renews in [true, false] {
+        let mut pair = Rotation::begin(dialer_renews, true);
+        let (old, new) = (pair.old.clone(), pair.new.clone());
+        assert_eq!(pair.accept(&[&new], false), Err(KeysError::PeerUses(old.fingerprint())));
+        pair.stream(50..60);
+        pair.accept(&[&new], true).unwrap();
+        let wrong = |problem: &Problem| matches!(problem, Problem::WrongPeer { .. });
+        let Problem::WrongPeer { wrong, .. } =
+            problem(&mut pair.dialer, &mut pair.listener, !dialer_renews, wrong)
+        else {
+            unreachable!("that was waited for")
+        };
+        assert_eq!(wrong.presented, old.fingerprint());
+        assert_eq!((pair.dialer.connected(), pair.listener.connected()), (None, None));
+        pair.renew();
+        pair.until_connected(2, 2);
+        pair.expect(&new, None);
     }
 }
 

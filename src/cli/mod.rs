@@ -2,6 +2,7 @@
 
 mod demo;
 pub mod histogram;
+mod keys;
 mod load;
 mod log;
 mod observe;
@@ -90,6 +91,9 @@ enum Command {
     Scrub(scrub::Scrub),
     /// Compare both sites' volumes while hosts write; at the primary
     Verify(verify::Verify),
+    /// Replace the keys by which sites know each other, while they run
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
     /// Let a running site drain, checkpoint and end
     Stop(ConfigArgument),
 }
@@ -169,6 +173,7 @@ fn perform(command: Command) -> anyhow::Result<()> {
         Command::Resolve(arguments) => arguments.run()?,
         Command::Scrub(arguments) => arguments.run()?,
         Command::Verify(arguments) => arguments.run()?,
+        Command::Keys(command) => command.run()?,
         Command::Stop(argument) => observe::stop(&argument)?,
     }
     Ok(())

@@ -9,7 +9,7 @@ use super::ConfigArgument;
 use super::histogram::{Format, plot};
 use crate::node::config::quantity::parse_duration;
 use crate::node::control::{
-    BranchShown, Client, Goal, PeerStatus, Pending, SourceShown, SplitShown, Status, ThirdShown,
+    BranchShown, Client, Goal, KeysShown, PeerStatus, Pending, SourceShown, SplitShown, Status, ThirdShown,
 };
 
 /// A duration as in the configuration, like `500ms` or `30s`.
@@ -173,6 +173,29 @@ fn peer(peer: &PeerStatus) -> Vec<String> {
         peer.datagrams_sent
     )];
     lines.extend(peer.problem.iter().map(|problem| format!("no connection: {problem}")));
+    lines.extend(peer.keys.iter().flat_map(|shown| keys(name, shown)));
+    lines
+}
+
+/// Who is known to whom by what.
+pub(super) fn keys(name: &str, shown: &KeysShown) -> Vec<String> {
+    let KeysShown { identity, unproven, refused, accepted, presented } = shown;
+    let other = match presented {
+        Some(presented) => format!("{name} is {presented}"),
+        None => format!("{name} is not connected"),
+    };
+    let others: Vec<&str> =
+        accepted.iter().filter(|one| Some(*one) != presented.as_ref()).map(String::as_str).collect();
+    let also = match (others.is_empty(), presented) {
+        (true, _) => String::new(),
+        (false, Some(_)) => format!(", and may be {}", others.join(" or ")),
+        (false, None) => format!(", and is accepted as {}", others.join(" or ")),
+    };
+    let untaken = if *unproven { ", which it has not taken yet" } else { "" };
+    let mut lines = vec![format!("keys: this site is {identity}{untaken}; {other}{also}")];
+    lines.extend(refused.iter().map(|refused| {
+        format!("WARNING: {name} refuses this site's new identity {refused}; configure it there, then `lockstep keys reload` here again")
+    }));
     lines
 }
 
@@ -200,6 +223,7 @@ fn third(third: &ThirdShown) -> Vec<String> {
         parted(split, &format!("{name} was made primary in place of this site and its peer"), name)
     }));
     lines.extend(third.problem.iter().map(|problem| format!("no connection to {name}: {problem}")));
+    lines.extend(third.keys.iter().flat_map(|shown| keys(name, shown)));
     lines
 }
 
@@ -223,6 +247,7 @@ fn source(source: &SourceShown) -> Vec<String> {
             .flat_map(|split| parted(split, &format!("this site was made primary in place of {name}"), name)),
     );
     lines.extend(source.problem.iter().map(|problem| format!("no connection to {name}: {problem}")));
+    lines.extend(source.keys.iter().flat_map(|shown| keys(name, shown)));
     lines
 }
 

@@ -23,14 +23,23 @@ pub fn check(config: &Config) {
     }
     println!("journal: {} in {}", show_size(config.journal.bytes), config.journal.path.display());
     match &config.replication {
-        Some(pair) => println!("peer {} (id {}) at {}", pair.peer.name, pair.peer.id.0, pair.peer.address),
+        Some(pair) => println!(
+            "peer {} (id {}) at {}, known as {}",
+            pair.peer.name, pair.peer.id.0, pair.peer.address, pair.peer.fingerprints
+        ),
         None if config.sources.is_empty() => println!("no peer: writes are held by this site alone"),
         None => {}
     }
     for remote in config.remotes() {
         match remote.address {
-            Some(address) => println!("pulls from {} (id {}) at {address}", remote.name, remote.id.0),
-            None => println!("third {} (id {}), awaited at {}", remote.name, remote.id.0, remote.link.listen),
+            Some(address) => println!(
+                "pulls from {} (id {}) at {address}, known as {}",
+                remote.name, remote.id.0, remote.fingerprints
+            ),
+            None => println!(
+                "third {} (id {}), awaited at {}, known as {}",
+                remote.name, remote.id.0, remote.link.listen, remote.fingerprints
+            ),
         }
     }
     let reactors = &config.reactors;

@@ -313,7 +313,7 @@ impl Site {
     }
 
     /// Of the identity that it has.
-    fn fingerprint(&self) -> String {
+    pub fn fingerprint(&self) -> String {
         let identity = self.directory.join("identity.pem");
         succeeds(lockstep(&["keygen", "--identity", path(&identity), "--show"])).trim().to_owned()
     }

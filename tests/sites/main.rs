@@ -13,6 +13,7 @@ mod clients;
 mod crashes;
 mod damage;
 mod images;
+mod keys;
 mod loss;
 mod random;
 mod refusals;

@@ -11,7 +11,7 @@ use lockstep::core::outbox::{LINK_CONTROL_MAX, Tables};
 use lockstep::format::update::{Update, UpdateKind};
 use lockstep::io::arena::{Arena, ArenaView};
 use lockstep::io::quic::connection::LinkConfig;
-use lockstep::io::quic::identity::{Fingerprint, Identity};
+use lockstep::io::quic::identity::{Fingerprint, Fingerprints, Identity};
 use lockstep::io::quic::link::{Link, LinkEdges};
 use lockstep::io::quic::transport::{Congestion, PayloadSize};
 use lockstep::reactor::{Clock, Port, Receiver, Sender, edge, mesh};
@@ -55,7 +55,7 @@ pub fn config(identity: &Identity, peer: Fingerprint) -> LinkConfig {
         local: loopback(),
         dial: None,
         identity: identity.clone(),
-        peer,
+        peer: Fingerprints::one(peer),
         payload: PayloadSize::Discover,
         congestion: Congestion::Dedicated,
         window_bytes: 2 << 20,

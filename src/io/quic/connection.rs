@@ -10,10 +10,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
+use crossbeam_queue::ArrayQueue;
 use quinn::{ClientConfig, ConnectionError, Endpoint, Incoming, ReadError, RecvStream, SendStream, VarInt};
-use quinn::{ServerConfig, WriteError};
+use quinn::{ServerConfig, TransportConfig, WriteError};
+use rustls::pki_types::CertificateDer;
 
-use super::identity::{Fingerprint, Identity, SERVER_NAME};
+use super::identity::{Fingerprint, Fingerprints, Identity, SERVER_NAME};
+use super::keys::{KeysError, KeysInUse, NewKeys};
 use super::runtime::Executor;
 use super::tls::{Credentials, WrongIdentities, WrongIdentity};
 use super::transport::{self, Congestion, PayloadSize, Window};
@@ -57,6 +60,8 @@ const CODE_CLOSED: VarInt = VarInt::from_u32(0);
 const CODE_REPLACED: VarInt = VarInt::from_u32(1);
 const CODE_GREETING: VarInt = VarInt::from_u32(2);
 const CODE_PROTOCOL: VarInt = VarInt::from_u32(3);
+/// The listener has a new identity, and is to be dialed again at once.
+const CODE_RENEWED: VarInt = VarInt::from_u32(4);
 
 /// What a link is told at start.
 #[derive(Clone, Debug)]
@@ -66,7 +71,7 @@ pub struct LinkConfig {
     /// The peer's address, at the site that dials.
     pub dial: Option<SocketAddr>,
     pub identity: Identity,
-    pub peer: Fingerprint,
+    pub peer: Fingerprints,
     pub payload: PayloadSize,
     pub congestion: Congestion,
     /// Bytes in flight each way, at most: at least the path's bandwidth times its round trip.
@@ -86,9 +91,20 @@ pub enum LinkError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
     #[error("{peer} was refused: {wrong}")]
-    WrongPeer { peer: SocketAddr, wrong: WrongIdentity },
+    WrongPeer { peer: SocketAddr, wrong: Box<WrongIdentity> },
     #[error("{peer} refuses this site's identity {identity}; configure it at the peer")]
     RefusedByPeer { peer: SocketAddr, identity: Fingerprint },
+    #[error(
+        "{peer} refuses this site's new identity {identity}, so {kept} stays in use; configure the new one at the peer, too, then \
+         give `lockstep keys reload` here again"
+    )]
+    NewIdentityRefused { peer: SocketAddr, identity: Fingerprint, kept: Fingerprint },
+    #[error("the connection to {peer} was closed, since its identity {presented} is not accepted any more")]
+    NoLongerAccepted { peer: SocketAddr, presented: Fingerprint },
+    #[error("the connection to {peer} was closed to show it this site's new identity")]
+    Renewed { peer: SocketAddr },
+    #[error("the connection to {peer} was closed by it to show its new identity")]
+    RenewedByPeer { peer: SocketAddr },
     #[error("{peer} speaks another protocol version; run the same version of lockstep on both sites")]
     Version { peer: SocketAddr },
     #[error(
@@ -140,6 +156,8 @@ struct Attempt {
 /// The connection that counts.
 struct Current {
     connection: quinn::Connection,
+    /// What the peer has shown.
+    presented: Fingerprint,
     send: SendStream,
     recv: RecvStream,
     since: Nanos,
@@ -168,7 +186,13 @@ pub struct Connector {
     /// Whether reading and writing may find something to do: cleared when quinn says no, set when it wakes the link.
     readable: bool,
     writable: bool,
-    identity: Fingerprint,
+    transport: Arc<TransportConfig>,
+    identity: Identity,
+    accepted: Fingerprints,
+    /// The identity before, as long as the peer has not taken the new one: it is gone back to if the peer refuses that.
+    previous: Option<Identity>,
+    /// The new one that the peer has refused.
+    refused: Option<Fingerprint>,
     wrong: WrongIdentities,
 }
 
@@ -190,31 +214,17 @@ impl Connector {
         }
 
         let window = Window { send_bytes: config.window_bytes, receive_bytes: receive_window };
-        let transport = || transport::transport(config.payload, config.congestion, window);
-        let identity = config.identity.fingerprint();
-        let unusable = |source| LinkError::Identity { identity, source };
-        let credentials = Credentials::new(&config.identity, config.peer);
+        let transport = Arc::new(transport::transport(config.payload, config.congestion, window));
+        let unusable = |source| LinkError::Identity { identity: config.identity.fingerprint(), source };
+        let wrong: WrongIdentities = Arc::new(ArrayQueue::new(1));
+        let credentials = Credentials::new(&config.identity, config.peer, wrong.clone());
         let dial = match config.dial {
-            Some(peer) => {
-                let mut client = ClientConfig::new(Arc::new(credentials.client().map_err(unusable)?));
-                client.transport_config(Arc::new(transport()));
-                Some((peer, client))
-            }
+            Some(peer) => Some((peer, dials_with(&credentials, &transport).map_err(unusable)?)),
             None => None,
         };
         let server = match dial {
             Some(_) => None,
-            None => {
-                let tls = Arc::new(credentials.server().map_err(unusable)?);
-                let mut server = ServerConfig::with_crypto(tls);
-                server
-                    .transport_config(Arc::new(transport()))
-                    .max_incoming(ATTEMPTS_MAX)
-                    .incoming_buffer_size(INCOMING_BYTES_MAX)
-                    .incoming_buffer_size_total(INCOMING_BYTES_MAX * ATTEMPTS_MAX as u64)
-                    .migration(false);
-                Some(server)
-            }
+            None => Some(listens_with(&credentials, &transport).map_err(unusable)?),
         };
         let listens = server.is_some();
         let endpoint = Endpoint::new_with_abstract_socket(
@@ -240,9 +250,85 @@ impl Connector {
             current: None,
             readable: false,
             writable: false,
-            identity,
-            wrong: credentials.wrong_identities(),
+            transport,
+            identity: config.identity.clone(),
+            accepted: config.peer,
+            previous: None,
+            refused: None,
+            wrong,
         })
+    }
+
+    pub fn keys(&self) -> KeysInUse {
+        KeysInUse {
+            identity: self.identity.fingerprint(),
+            unproven: self.previous.is_some(),
+            refused: self.refused,
+            accepted: self.accepted,
+            presented: self.current.as_ref().map(|current| current.presented),
+        }
+    }
+
+    /// Shows another identity, or accepts other ones, from here on. A dialer keeps its connection until one with the new identity is up; a
+    /// listener has to close it, and is dialed again at once. Either goes back to the identity before if the peer refuses the new one.
+    /// Returns why there is no connection any more, if there was one.
+    pub fn take_keys(&mut self, now: Nanos, keys: NewKeys) -> Result<Option<Problem>, KeysError> {
+        let connected =
+            self.current.as_ref().map(|current| (current.connection.remote_address(), current.presented));
+        let unaccepted = connected.filter(|(_, presented)| !keys.accepted.contain(presented));
+        if let Some((_, presented)) = unaccepted
+            && !keys.disconnect
+        {
+            return Err(KeysError::PeerUses(presented));
+        }
+        let before = self.identity.clone();
+        let identity = keys.identity.fingerprint();
+        self.use_keys(keys.identity, keys.accepted)
+            .map_err(|error| KeysError::Unusable { identity, reason: error.to_string() })?;
+        let renewed = before.fingerprint() != identity;
+        if renewed {
+            self.refused = None;
+            // Not one in between that the peer never took.
+            let taken = self.previous.take().unwrap_or(before);
+            self.previous = (taken.fingerprint() != identity).then_some(taken);
+            self.redial_at = now;
+        }
+        self.wake();
+        if let Some((peer, presented)) = unaccepted {
+            self.drop_current(now, CODE_CLOSED);
+            return Ok(Some(Problem::NoLongerAccepted { peer, presented }));
+        }
+        if renewed
+            && self.dial.is_none()
+            && let Some((peer, _)) = connected
+        {
+            self.drop_current(now, CODE_RENEWED);
+            return Ok(Some(Problem::Renewed { peer }));
+        }
+        Ok(None)
+    }
+
+    /// Errs, and changes nothing, if the key does not fit its certificate.
+    fn use_keys(&mut self, identity: Identity, accepted: Fingerprints) -> Result<(), rustls::Error> {
+        let credentials = Credentials::new(&identity, accepted, self.wrong.clone());
+        match &mut self.dial {
+            Some((_, client)) => *client = dials_with(&credentials, &self.transport)?,
+            None => self.endpoint.set_server_config(Some(listens_with(&credentials, &self.transport)?)),
+        }
+        (self.identity, self.accepted) = (identity, accepted);
+        // They began with the keys before.
+        self.attempts.clear();
+        Ok(())
+    }
+
+    /// A new identity that the peer refuses is of no use before the peer is told of it.
+    fn go_back_if_refused(&mut self, problem: Problem) -> Problem {
+        let Problem::RefusedByPeer { peer, identity } = problem else { return problem };
+        let Some(previous) = self.previous.take() else { return problem };
+        let kept = previous.fingerprint();
+        self.use_keys(previous, self.accepted).expect("an identity that was in use");
+        self.refused = Some(identity);
+        Problem::NewIdentityRefused { peer, identity, kept }
     }
 
     pub fn local_address(&self) -> io::Result<SocketAddr> {
@@ -297,7 +383,7 @@ impl Connector {
     }
 
     pub fn deadline(&self) -> Option<Nanos> {
-        let redial = (self.dial.is_some() && self.idle()).then_some(self.redial_at);
+        let redial = (self.dial.is_some() && self.may_dial()).then_some(self.redial_at);
         let attempts = self.attempts.iter().map(|attempt| attempt.deadline);
         let closing = self.current.iter().filter_map(|current| Some(current.closing.as_ref()?.deadline));
         attempts.chain(closing).chain(redial).chain(self.executor.next_deadline()).min()
@@ -348,7 +434,10 @@ impl Connector {
             Poll::Ready(Err(ReadError::ConnectionLost(error))) => self.problem(peer, &error),
             Poll::Ready(Err(error)) => Problem::Lost { peer, reason: error.to_string() },
         };
-        self.drop_current(now, CODE_CLOSED);
+        let was_good = self.drop_current(now, CODE_CLOSED);
+        if was_good && matches!(problem, Problem::RenewedByPeer { .. }) {
+            self.redial_at = now;
+        }
         Err(problem)
     }
 
@@ -398,8 +487,11 @@ impl Connector {
         Some(self.current.as_ref()?.connection.stats())
     }
 
-    fn idle(&self) -> bool {
-        self.current.is_none() && self.attempts.is_empty()
+    /// There is no connection, or none with the new identity yet.
+    fn may_dial(&self) -> bool {
+        let wanted =
+            self.current.as_ref().is_none_or(|current| self.previous.is_some() && current.closing.is_none());
+        wanted && self.attempts.is_empty()
     }
 
     /// Whether an attempt or a close has run out of time.
@@ -413,7 +505,7 @@ impl Connector {
     }
 
     fn dial(&mut self, now: Nanos) -> bool {
-        if !self.idle() || now < self.redial_at || !self.room() {
+        if !self.may_dial() || now < self.redial_at || !self.room() {
             return false;
         }
         let Some((peer, config)) = &self.dial else { return false };
@@ -487,28 +579,37 @@ impl Connector {
                     self.attempts.swap(index, last);
                 }
                 Ok(Step::Greeted(connection, send, recv)) => {
+                    let Some(presented) = presented_on(&connection) else {
+                        connection.close(CODE_PROTOCOL, b"no identity");
+                        let reason = "it has shown no identity".to_owned();
+                        return Some(Change::Failed(Problem::Protocol { peer, reason }));
+                    };
                     let replaced = self.current.is_some();
                     self.drop_current(now, CODE_REPLACED);
-                    self.current = Some(Current { connection, send, recv, since: now, closing: None });
+                    // The peer has taken the identity that this site shows now.
+                    self.previous = None;
+                    self.current =
+                        Some(Current { connection, presented, send, recv, since: now, closing: None });
                     return Some(Change::Up { peer, replaced });
                 }
-                Err(problem) => return Some(Change::Failed(problem)),
+                Err(problem) => return Some(Change::Failed(self.go_back_if_refused(problem))),
             }
         }
         None
     }
 
-    fn drop_current(&mut self, now: Nanos, code: VarInt) {
-        if let Some(current) = self.current.take() {
-            current.connection.close(code, b"");
-            let carried = current.connection.stats();
-            if now.since(current.since) >= GOOD_CONNECTION
-                || carried.udp_tx.bytes + carried.udp_rx.bytes >= GOOD_CONNECTION_BYTES
-            {
-                self.redial_pause = REDIAL_MIN;
-            }
-            self.redial_at = now.plus(self.redial_pause);
+    /// Returns whether there was a good one.
+    fn drop_current(&mut self, now: Nanos, code: VarInt) -> bool {
+        let Some(current) = self.current.take() else { return false };
+        current.connection.close(code, b"");
+        let carried = current.connection.stats();
+        let good = now.since(current.since) >= GOOD_CONNECTION
+            || carried.udp_tx.bytes + carried.udp_rx.bytes >= GOOD_CONNECTION_BYTES;
+        if good {
+            self.redial_pause = REDIAL_MIN;
         }
+        self.redial_at = now.plus(self.redial_pause);
+        good
     }
 
     /// Names what ended a connection or an attempt.
@@ -519,7 +620,7 @@ impl Connector {
         if matches!(error, ConnectionError::TransportError(_))
             && let Some(wrong) = self.wrong.pop()
         {
-            return Problem::WrongPeer { peer, wrong };
+            return Problem::WrongPeer { peer, wrong: Box::new(wrong) };
         }
         let code = match error {
             ConnectionError::TransportError(error) => Some(u64::from(error.code)),
@@ -527,9 +628,14 @@ impl Connector {
             _ => None,
         };
         match (code, error) {
-            (Some(ACCESS_DENIED), _) => Problem::RefusedByPeer { peer, identity: self.identity },
+            (Some(ACCESS_DENIED), _) => {
+                Problem::RefusedByPeer { peer, identity: self.identity.fingerprint() }
+            }
             (Some(NO_APPLICATION_PROTOCOL), _) | (_, ConnectionError::VersionMismatch) => {
                 Problem::Version { peer }
+            }
+            (_, ConnectionError::ApplicationClosed(close)) if close.error_code == CODE_RENEWED => {
+                Problem::RenewedByPeer { peer }
             }
             (_, ConnectionError::ApplicationClosed(_)) => Problem::ClosedByPeer { peer },
             // A peer's text may hold anything.
@@ -542,6 +648,35 @@ impl AsFd for Connector {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
+}
+
+fn dials_with(
+    credentials: &Credentials,
+    transport: &Arc<TransportConfig>,
+) -> Result<ClientConfig, rustls::Error> {
+    let mut client = ClientConfig::new(Arc::new(credentials.client()?));
+    client.transport_config(transport.clone());
+    Ok(client)
+}
+
+fn listens_with(
+    credentials: &Credentials,
+    transport: &Arc<TransportConfig>,
+) -> Result<ServerConfig, rustls::Error> {
+    let mut server = ServerConfig::with_crypto(Arc::new(credentials.server()?));
+    server
+        .transport_config(transport.clone())
+        .max_incoming(ATTEMPTS_MAX)
+        .incoming_buffer_size(INCOMING_BYTES_MAX)
+        .incoming_buffer_size_total(INCOMING_BYTES_MAX * ATTEMPTS_MAX as u64)
+        .migration(false);
+    Ok(server)
+}
+
+/// The fingerprint of what the peer has shown; TLS has seen to it that there is one.
+fn presented_on(connection: &quinn::Connection) -> Option<Fingerprint> {
+    let shown = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    shown.first().map(Fingerprint::of)
 }
 
 fn accept(endpoint: &Endpoint) -> Accepting {

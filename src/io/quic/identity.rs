@@ -65,6 +65,60 @@ impl FromStr for Fingerprint {
     }
 }
 
+/// Fingerprints that one peer may be known by: the one it has, the one it is to have, and two of rotations that were begun and not
+/// ended.
+pub const FINGERPRINTS_MAX: usize = 4;
+
+/// What a peer may be known by: from one fingerprint to [`FINGERPRINTS_MAX`], each once.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Fingerprints {
+    list: [Fingerprint; FINGERPRINTS_MAX],
+    count: u8,
+}
+
+impl Fingerprints {
+    pub fn one(fingerprint: Fingerprint) -> Fingerprints {
+        Fingerprints { list: [fingerprint; FINGERPRINTS_MAX], count: 1 }
+    }
+
+    /// None if the list is empty, too long, or has one of them twice.
+    pub fn of(list: &[Fingerprint]) -> Option<Fingerprints> {
+        let (first, others) = list.split_first()?;
+        let mut all = Fingerprints::one(*first);
+        for fingerprint in others {
+            if all.contain(fingerprint) || usize::from(all.count) == FINGERPRINTS_MAX {
+                return None;
+            }
+            all.list[usize::from(all.count)] = *fingerprint;
+            all.count += 1;
+        }
+        Some(all)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Fingerprint> {
+        self.list[..usize::from(self.count)].iter()
+    }
+
+    pub fn contain(&self, fingerprint: &Fingerprint) -> bool {
+        self.iter().any(|one| one == fingerprint)
+    }
+}
+
+impl fmt::Display for Fingerprints {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, fingerprint) in self.iter().enumerate() {
+            write!(f, "{}{fingerprint}", if index == 0 { "" } else { " or " })?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Fingerprints {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 /// Why an identity could not be made, written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
@@ -213,6 +267,19 @@ mod tests {
             assert!(matches!(refused, Err(IdentityError::Malformed { .. })), "{name}: {refused:?}");
         }
         assert!(matches!(Identity::load(&folder.path().join("none")), Err(IdentityError::File { .. })));
+    }
+
+    #[test]
+    fn a_list_of_fingerprints_is_short_and_has_each_once() {
+        let all: Vec<_> = (0..=FINGERPRINTS_MAX as u8).map(|byte| Fingerprint([byte; 32])).collect();
+        assert_eq!(Fingerprints::of(&[]), None);
+        assert_eq!(Fingerprints::of(&all), None, "too long");
+        assert_eq!(Fingerprints::of(&[all[0], all[1], all[0]]), None, "one of them twice");
+        let full = Fingerprints::of(&all[..FINGERPRINTS_MAX]).unwrap();
+        assert!(full.iter().eq(&all[..FINGERPRINTS_MAX]));
+        assert!(full.contain(&all[FINGERPRINTS_MAX - 1]) && !full.contain(&all[FINGERPRINTS_MAX]));
+        assert_eq!(Fingerprints::of(&all[..1]), Some(Fingerprints::one(all[0])));
+        assert_eq!(Fingerprints::of(&all[..2]).unwrap().to_string(), format!("{} or {}", all[0], all[1]));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::base::{FixedQueue, LINK_GATHER_MAX, Memory, Nanos, PageId, SlotId, Up
 use crate::core::messages::{FromLink, ToLink, UpdateSource};
 use crate::core::outbox::Tables;
 use crate::io::quic::connection::{Change, Connector, LinkConfig, LinkError, Problem};
+use crate::io::quic::keys::{KeysError, KeysInUse, NewKeys};
 use crate::io::quic::stats::LinkStats;
 use crate::reactor::{Clock, Receiver, Sender};
 
@@ -110,6 +111,18 @@ impl<M: Memory> Link<M> {
 
     pub fn stats(&self) -> Arc<LinkStats> {
         self.stats.clone()
+    }
+
+    pub fn keys(&self) -> KeysInUse {
+        self.connector.keys()
+    }
+
+    /// Whether a connection goes on or is made anew: [`Connector::take_keys`]. The group only sees that one has ended.
+    pub fn take_keys(&mut self, now: Nanos, keys: NewKeys) -> Result<(), KeysError> {
+        if let Some(problem) = self.connector.take_keys(now, keys)? {
+            self.lost(problem);
+        }
+        Ok(())
     }
 
     /// The bound address, its port chosen by the system if the configuration said 0.
@@ -389,14 +402,21 @@ impl ProblemLog {
             return;
         }
         self.quiet_until = now.plus(LOG_INTERVAL);
-        tracing::warn!(unsaid = self.unsaid, "no connection: {problem}");
+        match problem {
+            // A dialer tried it beside the connection that it has.
+            Problem::NewIdentityRefused { .. } => tracing::warn!(unsaid = self.unsaid, "{problem}"),
+            _ => tracing::warn!(unsaid = self.unsaid, "no connection: {problem}"),
+        }
         self.unsaid = 0;
         self.last = Some(problem.clone());
     }
 
     fn lost(&mut self, problem: &Problem) {
         match problem {
-            Problem::Closed { .. } | Problem::ClosedByPeer { .. } => tracing::info!("{problem}"),
+            Problem::Closed { .. }
+            | Problem::ClosedByPeer { .. }
+            | Problem::Renewed { .. }
+            | Problem::RenewedByPeer { .. } => tracing::info!("{problem}"),
             _ => tracing::warn!("{problem}"),
         }
         self.last = None;

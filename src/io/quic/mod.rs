@@ -2,6 +2,7 @@
 
 pub mod connection;
 pub mod identity;
+pub mod keys;
 pub mod link;
 mod runtime;
 mod stats;

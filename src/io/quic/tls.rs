@@ -15,27 +15,27 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::version::TLS13;
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
-use super::identity::{Fingerprint, Identity};
+use super::identity::{Fingerprint, Fingerprints, Identity};
 
 /// The application protocol: the wire format's name and version. Peers that differ fail the handshake.
 pub const ALPN: &[u8] = b"lockstep/1";
 
-/// A peer presented a certificate other than the pinned one.
+/// A peer presented a certificate other than those that it may be known by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the peer presented {presented}, but {expected} is configured; if the peer has a new identity, configure it here"
 )]
 pub struct WrongIdentity {
-    pub expected: Fingerprint,
+    pub expected: Fingerprints,
     pub presented: Fingerprint,
 }
 
 /// Where the verifier leaves the latest wrong identity: rustls would only keep its text.
 pub(super) type WrongIdentities = Arc<ArrayQueue<WrongIdentity>>;
 
-/// Takes one certificate, by fingerprint, and checks that the peer holds its key.
+/// Takes a certificate by its fingerprint, and checks that the peer holds its key.
 struct Pinned {
-    peer: Fingerprint,
+    peer: Fingerprints,
     provider: Arc<CryptoProvider>,
     wrong: WrongIdentities,
 }
@@ -49,7 +49,7 @@ impl fmt::Debug for Pinned {
 impl Pinned {
     fn check(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
         let presented = Fingerprint::of(certificate);
-        if presented == self.peer {
+        if self.peer.contain(&presented) {
             return Ok(());
         }
         let wrong = WrongIdentity { expected: self.peer, presented };
@@ -169,13 +169,10 @@ pub(super) struct Credentials {
 }
 
 impl Credentials {
-    pub(super) fn new(identity: &Identity, peer: Fingerprint) -> Credentials {
-        let pinned = Pinned { peer, provider: provider(), wrong: Arc::new(ArrayQueue::new(1)) };
+    /// `wrong` has room for one.
+    pub(super) fn new(identity: &Identity, peer: Fingerprints, wrong: WrongIdentities) -> Credentials {
+        let pinned = Pinned { peer, provider: provider(), wrong };
         Credentials { verifier: Arc::new(pinned), certificate: identity.certificate(), key: identity.key() }
-    }
-
-    pub(super) fn wrong_identities(&self) -> WrongIdentities {
-        self.verifier.wrong.clone()
     }
 
     /// For a dialing site. Errs if the key does not fit the certificate.

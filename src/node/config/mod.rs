@@ -19,7 +19,7 @@ use crate::core::group::{Group as CoreGroup, pages_min};
 use crate::core::outbox::RemoteTables;
 use crate::format::superblock::RING_FIRST_BLOCK;
 use crate::format::tables::table_pages_max;
-use crate::io::quic::identity::Fingerprint;
+use crate::io::quic::identity::Fingerprints;
 use crate::io::quic::transport::{Congestion, PAYLOAD_BYTES_MAX};
 
 pub use problems::{ConfigError, Problem};
@@ -215,8 +215,8 @@ pub struct Peer {
     pub name: String,
     pub id: SiteId,
     pub address: SocketAddr,
-    /// Of the peer's certificate, as `lockstep keygen` printed it there.
-    pub fingerprint: Fingerprint,
+    /// Of the peer's certificate, as `lockstep keygen` printed it there; more than one while its key is being replaced.
+    pub fingerprints: Fingerprints,
 }
 
 /// A site outside the synchronous set, or of a third one inside, and this one's end of the link to it.
@@ -226,7 +226,7 @@ pub struct Remote {
     pub id: SiteId,
     /// Where a third dials.
     pub address: Option<SocketAddr>,
-    pub fingerprint: Fingerprint,
+    pub fingerprints: Fingerprints,
     pub link: Link,
     /// Bytes a second of updates that a third is sent at most, if that is limited.
     pub bandwidth_max: Option<u64>,

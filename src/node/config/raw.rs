@@ -1,11 +1,45 @@
 //! The file as written: every value optional and still text, so that one reading can report every mistake at once.
 
+use std::fmt;
+
 use serde::Deserialize;
+use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use toml::Spanned;
 
 pub(super) type Text = Option<Spanned<String>>;
 pub(super) type Number = Option<Spanned<i64>>;
 pub(super) type Flag = Option<Spanned<bool>>;
+pub(super) type Texts = Option<Spanned<OneOrMore>>;
+
+/// A text, or a list of them.
+#[derive(Debug)]
+pub(super) struct OneOrMore(pub Vec<String>);
+
+impl<'de> Deserialize<'de> for OneOrMore {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<OneOrMore, D::Error> {
+        struct Texts;
+        impl<'de> Visitor<'de> for Texts {
+            type Value = OneOrMore;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string or a list of strings")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<OneOrMore, E> {
+                Ok(OneOrMore(vec![text.to_owned()]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<OneOrMore, A::Error> {
+                let mut texts = Vec::new();
+                while let Some(text) = list.next_element()? {
+                    texts.push(text);
+                }
+                Ok(OneOrMore(texts))
+            }
+        }
+        from.deserialize_any(Texts)
+    }
+}
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -117,7 +151,7 @@ pub(super) struct Peer {
     pub name: Text,
     pub id: Number,
     pub address: Text,
-    pub fingerprint: Text,
+    pub fingerprint: Texts,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -135,7 +169,7 @@ pub(super) struct Third {
     pub name: Text,
     pub id: Number,
     pub listen: Text,
-    pub fingerprint: Text,
+    pub fingerprint: Texts,
     pub mtu: Number,
     pub congestion: Text,
     pub bandwidth_max: Text,
@@ -147,7 +181,7 @@ pub(super) struct Source {
     pub name: Text,
     pub id: Number,
     pub address: Text,
-    pub fingerprint: Text,
+    pub fingerprint: Texts,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::{Goal, Request, Response, SnapshotList, Status, Verified};
+use super::{Goal, KeysReloaded, Request, Response, SnapshotList, Status, Verified};
 use crate::node::telemetry::{Report, ReportError};
 
 /// Longest a request that does not wait may take.
@@ -206,6 +206,14 @@ impl Client {
                 Response::Verified(verified) => return Ok(verified),
                 _ => return Err(self.unexpected()),
             }
+        }
+    }
+
+    /// Answered when the other sites have taken what is new.
+    pub fn reload_keys(&self, disconnect: bool) -> Result<KeysReloaded, ClientError> {
+        match self.request(Request::KeysReload { disconnect }, AGREEMENT_MAX)? {
+            Response::Keys(reloaded) => Ok(reloaded),
+            _ => Err(self.unexpected()),
         }
     }
 

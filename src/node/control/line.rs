@@ -43,7 +43,7 @@ impl<Q, A> Line<Q, A> {
     }
 
     /// Asks and waits; `late` is given the answers to earlier questions that come now.
-    fn ask(&mut self, port: &Port, question: Q, mut late: impl FnMut(A)) -> Result<A, LineError> {
+    pub(super) fn ask(&mut self, port: &Port, question: Q, mut late: impl FnMut(A)) -> Result<A, LineError> {
         if self.questions.is_closed() {
             return Err(LineError::Ended);
         }

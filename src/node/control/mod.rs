@@ -2,6 +2,7 @@
 //! through rings of one place, so that nothing on a reactor waits for it.
 
 mod client;
+mod keys;
 mod line;
 mod links;
 mod protocol;
@@ -16,8 +17,9 @@ mod third;
 mod verify;
 
 pub use client::{Client, ClientError};
+pub use keys::{KeysReloaded, KeysShown};
 pub use line::{AdminLine, GroupLine, Line, LineError, Lines};
-pub use links::{LinkSeen, Links};
+pub use links::{LinkLine, LinkSeen, Links};
 pub use protocol::{DifferentialShown, Goal, Request, Response, SnapshotList, SnapshotShown};
 pub use role::RoleSeen;
 pub use scrub::{BadShown, PartShown, ScrubShown, TablesShown};

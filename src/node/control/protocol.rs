@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Status, Verified};
+use super::{KeysReloaded, Status, Verified};
 use crate::node::telemetry::WireReport;
 
 /// Longest request line, in bytes; the requests below need a few dozen.
@@ -73,6 +73,12 @@ pub enum Request {
         #[serde(default)]
         repair: Option<String>,
     },
+    /// Read the identity and the other sites' fingerprints from their files anew. `disconnect` ends the connection to a site that has shown what
+    /// is not in its list any more; without it such a list is refused.
+    KeysReload {
+        #[serde(default)]
+        disconnect: bool,
+    },
     /// Drain, checkpoint, and end the process; answered at once.
     Stop,
 }
@@ -139,6 +145,7 @@ pub enum Response {
     },
     Snapshots(SnapshotList),
     Verified(Verified),
+    Keys(KeysReloaded),
     /// The goal was not reached in time; what is missing.
     TimedOut(String),
     Failed(String),

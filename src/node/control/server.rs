@@ -49,7 +49,9 @@ pub enum ControlError {
 pub struct Control {
     pub(super) config: Config,
     line: Mutex<GroupLine>,
-    links: Links,
+    pub(super) links: Links,
+    /// The configuration that keys were last loaded from, if not at the start.
+    pub(super) keys_in_force: Mutex<Option<Config>>,
     /// To ask every reactor to stop.
     port: Port,
     connections: AtomicUsize,
@@ -73,6 +75,7 @@ impl Control {
             config,
             line: Mutex::new(line),
             links,
+            keys_in_force: Mutex::new(None),
             port,
             connections: AtomicUsize::new(0),
             rolling_back: Mutex::new(()),
@@ -204,6 +207,7 @@ impl Control {
             Request::Demote => self.demote(),
             Request::Resolve { discard } => self.resolve(&discard),
             Request::Scrub { bytes_per_second } => self.scrub(bytes_per_second),
+            Request::KeysReload { disconnect } => Ok(self.reload_keys(disconnect)),
             Request::Stop => {
                 self.port.request_stop();
                 Ok(Response::Done)

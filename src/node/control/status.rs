@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use serde::{Deserialize, Serialize};
 
-use super::ScrubShown;
 use super::links::{LinkSeen, Links};
 use super::third::{SourceShown, ThirdShown};
+use super::{KeysShown, ScrubShown};
 use crate::base::{BLOCK_BYTES, Nanos, UpdateNumber};
 use crate::core::group::split::{Branch, SplitBrain};
 use crate::core::group::status::{Counters, GroupState, GroupStatus, PeerState, PendingWork, ResyncStatus};
@@ -125,6 +125,7 @@ pub struct PeerStatus {
     pub datagrams_lost: u64,
     /// Why the last connection ended or did not come about; kept until there is one.
     pub problem: Option<String>,
+    pub keys: Option<KeysShown>,
     /// At a primary that is alone: how much has changed since the peer had everything. If it is away for longer than the journal lasts, it
     /// is copied so much.
     pub changed_bytes: u64,
@@ -338,6 +339,7 @@ impl Status {
             datagrams_sent: load(|link| link.datagrams_sent.load(Relaxed)),
             datagrams_lost: load(|link| link.datagrams_lost.load(Relaxed)),
             problem: link.and_then(LinkSeen::problem),
+            keys: link.and_then(LinkSeen::keys_shown),
             changed_bytes: status.resync.changed_blocks * block,
             resync: resync(&status.resync),
         });

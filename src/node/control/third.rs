@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::KeysShown;
 use super::links::LinkSeen;
 use super::status::SplitShown;
 use crate::base::{BLOCK_BYTES, Nanos};
@@ -41,6 +42,7 @@ pub struct ThirdShown {
     pub resumed: Option<ResumedShown>,
     pub round_trip_us: f64,
     pub problem: Option<String>,
+    pub keys: Option<KeysShown>,
 }
 
 /// A third that went on from this site, by nothing but what it lacked.
@@ -77,6 +79,7 @@ pub struct SourceShown {
     pub parted: Option<SplitShown>,
     pub round_trip_us: f64,
     pub problem: Option<String>,
+    pub keys: Option<KeysShown>,
 }
 
 fn seconds(ns: Option<u64>) -> Option<f64> {
@@ -136,6 +139,7 @@ impl ThirdShown {
             promoted: third.promoted.as_ref().map(SplitShown::new),
             round_trip_us: link.round_trip_us(),
             problem: link.problem(),
+            keys: link.keys_shown(),
         }
     }
 }
@@ -166,6 +170,7 @@ impl SourceShown {
             parted: source.parted.as_ref().map(SplitShown::new),
             round_trip_us: link.round_trip_us(),
             problem: link.problem(),
+            keys: link.keys_shown(),
         }
     }
 }

@@ -25,7 +25,7 @@ use crate::io::quic::transport::PayloadSize;
 use crate::io::ring::{ArenaId, Ring};
 use crate::node::allocation::{Allocation, SharedMap};
 use crate::node::config::{Config, Remote, Replication, Volume};
-use crate::node::control::{AdminLine, GroupLine, Line, Lines, RoleSeen};
+use crate::node::control::{AdminLine, GroupLine, Line, Lines, LinkLine, RoleSeen};
 use crate::node::events::Names;
 use crate::node::group_actor::*;
 use crate::reactor::{Actor, Clock, Loads, Port, edge, mesh};
@@ -94,9 +94,10 @@ pub struct Assembly {
     pub ports: BTreeMap<usize, Port>,
     /// What each CPU runs, in the order of a write's way.
     pub builds: BTreeMap<usize, Vec<Build>>,
-    pub link_stats: Option<Arc<LinkStats>>,
+    /// The figures of the peer's link, and a line to it.
+    pub link: Option<(Arc<LinkStats>, LinkLine)>,
     /// Of the links beside the peer's, by their number.
-    pub remote_stats: Vec<Arc<LinkStats>>,
+    pub remotes: Vec<(Arc<LinkStats>, LinkLine)>,
     line: Option<Lines>,
     /// What became of the group.
     pub fate: Arc<Fate>,
@@ -166,25 +167,26 @@ impl Assembly {
             arena.view(),
         );
         let mut link_builds = Vec::new();
-        let mut link_stats = None;
+        let mut peer_link = None;
         let mut link_ends = None;
         if let Some(pair) = &config.replication {
             let updates = WINDOW_UPDATES_MAX + CATCH_UP_SLOTS;
             let (ends, edges) = link_edge(group, &ports[&reactors.link], updates);
             let link = link(config, pair, edges, &tables, &arena, clock)?;
-            link_stats = Some(link.stats());
-            link_ends = Some(ends);
-            link_builds.push(build_link(link));
+            let (line, build) = build_link(link, &main_port, &ports[&reactors.link]);
+            (peer_link, link_ends) = (Some(line), Some(ends));
+            link_builds.push(build);
         }
-        let (mut remote_ends, mut remote_stats) = (Vec::new(), Vec::new());
+        let (mut remote_ends, mut remote_links) = (Vec::new(), Vec::new());
         for (index, remote) in config.remotes().enumerate() {
             let (ends, edges) = link_edge(group, &ports[&reactors.link], CATCH_UP_SLOTS);
             let link_config = remote_config(remote)?;
             let link =
                 Link::new(&link_config, edges, arena.view(), tables.clone(), clock.clone())?.beside(index);
-            remote_stats.push(link.stats());
+            let (line, build) = build_link(link, &main_port, &ports[&reactors.link]);
+            remote_links.push(line);
             remote_ends.push(ends);
-            link_builds.push(build_link(link));
+            link_builds.push(build);
         }
 
         let ends = GroupEnds {
@@ -236,8 +238,8 @@ impl Assembly {
             main_port,
             ports,
             builds,
-            link_stats,
-            remote_stats,
+            link: peer_link,
+            remotes: remote_links,
             line: Some((
                 Line::new(questions, answered),
                 Line::new(front_questions, front_answered),
@@ -313,11 +315,16 @@ fn link(
     Ok(Link::new(&link_config(config, pair)?, edges, arena.view(), tables.clone(), clock.clone())?)
 }
 
-fn build_link(link: Link<ArenaView>) -> Build {
-    Box::new(move |ring| {
+/// What builds a link's actor, and what is known of it: its figures, and a line from `here` to where it runs.
+fn build_link(link: Link<ArenaView>, here: &Port, there: &Port) -> ((Arc<LinkStats>, LinkLine), Build) {
+    let (questions, asked) = edge(QUESTIONS_MAX, here, there);
+    let (answers, answered) = edge(QUESTIONS_MAX, there, here);
+    let seen = (link.stats(), LinkLine::new(questions, answered));
+    let build = move |ring: &mut Ring| -> Result<Box<dyn Actor<Ring>>, RunError> {
         let actor = LinkActor::new(link, ring).map_err(RunError::LinkSocket)?;
-        Ok(Box::new(actor))
-    })
+        Ok(Box::new(actor.answering(asked, answers)))
+    };
+    (seen, Box::new(build))
 }
 
 /// How this site meets its third, or a third what it pulls from.
@@ -326,7 +333,7 @@ fn remote_config(remote: &Remote) -> Result<LinkConfig, IdentityError> {
         local: remote.link.listen,
         dial: remote.address,
         identity: Identity::load(&remote.link.identity)?,
-        peer: remote.fingerprint,
+        peer: remote.fingerprints,
         payload: remote.link.mtu.map_or(PayloadSize::Discover, PayloadSize::of_mtu),
         congestion: remote.link.congestion,
         window_bytes: LINK_WINDOW_BYTES,
@@ -341,7 +348,7 @@ pub fn link_config(config: &Config, pair: &Replication) -> Result<LinkConfig, Id
         local: pair.link.listen,
         dial: dials.then_some(pair.peer.address),
         identity: Identity::load(&pair.link.identity)?,
-        peer: pair.peer.fingerprint,
+        peer: pair.peer.fingerprints,
         payload: pair.link.mtu.map_or(PayloadSize::Discover, PayloadSize::of_mtu),
         congestion: pair.link.congestion,
         window_bytes: LINK_WINDOW_BYTES,

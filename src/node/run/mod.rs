@@ -167,7 +167,7 @@ impl Site {
         let port = assembly.main_port.clone();
         let threads = Threads::start(config, &mut assembly, &clock)?;
         let line = assembly.group_line(&clock, threads.loads());
-        let links = Links::new(assembly.link_stats.take(), std::mem::take(&mut assembly.remote_stats));
+        let links = Links::new(&port, assembly.link.take(), std::mem::take(&mut assembly.remotes));
         let space = assembly.space.clone();
         let role = assembly.fate.role.clone();
         let control = Control::new(config.clone(), line, links, port.clone(), space, role);
@@ -236,8 +236,14 @@ pub fn run(config: &Config, faults: FaultPlan) -> Result<(), RunError> {
         }
     });
     watcher.map_err(RunError::Signals)?;
-    while site.wait()? == Ended::ToInstall && !asked.load(SeqCst) {
-        site = Site::start(config, Extras { front: None, faults: faults.clone() })?;
+    loop {
+        let ended = site.handle();
+        if site.wait()? != Ended::ToInstall || asked.load(SeqCst) {
+            break;
+        }
+        // With the keys that it took meanwhile.
+        let config = ended.control().config_in_force();
+        site = Site::start(&config, Extras { front: None, faults: faults.clone() })?;
         *running.lock().unwrap_or_else(PoisonError::into_inner) = site.handle();
         // Whoever asked in between asked the one before.
         if asked.load(SeqCst) {

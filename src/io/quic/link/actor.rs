@@ -5,9 +5,10 @@ use std::os::fd::AsFd;
 
 use crate::base::Nanos;
 use crate::io::arena::ArenaView;
+use crate::io::quic::keys::{LinkAnswer, LinkQuestion};
 use crate::io::quic::link::Link;
 use crate::io::ring::{FileId, Ring};
-use crate::reactor::{Actor, Completion};
+use crate::reactor::{Actor, Completion, Receiver, Sender};
 
 /// The only operation's token.
 const POLL: u64 = 1;
@@ -17,6 +18,7 @@ pub struct LinkActor {
     link: Link<ArenaView>,
     socket: FileId,
     polling: bool,
+    control: Option<(Receiver<LinkQuestion>, Sender<LinkAnswer>)>,
 }
 
 impl LinkActor {
@@ -26,7 +28,24 @@ impl LinkActor {
         let Some(socket) = ring.add_file(socket) else {
             return Err(io::Error::other("the ring has no room for the link's socket"));
         };
-        Ok(LinkActor { link, socket, polling: false })
+        Ok(LinkActor { link, socket, polling: false, control: None })
+    }
+
+    /// Lets the control plane ask it.
+    pub fn answering(mut self, asked: Receiver<LinkQuestion>, answers: Sender<LinkAnswer>) -> LinkActor {
+        self.control = Some((asked, answers));
+        self
+    }
+
+    fn answer(&mut self, now: Nanos) -> bool {
+        let Some((asked, answers)) = &mut self.control else { return false };
+        let answer = match asked.pop_if_answerable(answers) {
+            None => return false,
+            Some(LinkQuestion::Keys) => LinkAnswer::Keys(self.link.keys()),
+            Some(LinkQuestion::Take(keys)) => LinkAnswer::Taken(self.link.take_keys(now, *keys)),
+        };
+        answers.push(answer);
+        true
     }
 }
 
@@ -44,7 +63,8 @@ impl Actor<Ring> for LinkActor {
             self.polling = true;
             ring.poll_multishot(POLL, self.socket);
         }
-        self.link.turn(now)
+        let worked = self.link.turn(now);
+        self.answer(now) || worked
     }
 
     fn complete(&mut self, _: Nanos, _: &mut Ring, completion: Completion) {
@@ -53,7 +73,7 @@ impl Actor<Ring> for LinkActor {
     }
 
     fn ready(&self) -> bool {
-        self.link.ready()
+        self.link.ready() || self.control.as_ref().is_some_and(|(asked, _)| !asked.is_empty())
     }
 
     fn deadline(&self) -> Option<Nanos> {

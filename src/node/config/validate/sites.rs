@@ -1,6 +1,7 @@
 //! The other sites of a group: a peer, a third, or what a third pulls from.
 
 use super::*;
+use crate::io::quic::identity::FINGERPRINTS_MAX;
 
 /// What a configuration says of them.
 pub(super) struct Others {
@@ -70,7 +71,7 @@ impl Reader<'_> {
             let message = format!("{} is link.listen; each link has an address of its own", pair.link.listen);
             self.problems.add("third.listen", listen_at, message);
         }
-        let fingerprint = self.fingerprint("third.fingerprint", keys.fingerprint, &at);
+        let fingerprints = self.fingerprints("third.fingerprint", keys.fingerprint, &at);
         let mtu = self.mtu("third.mtu", keys.mtu);
         let congestion = self.congestion("third.congestion", keys.congestion, Congestion::Shared);
         let range = limits::THIRD_BANDWIDTH_MIN..=limits::THIRD_BANDWIDTH_MAX;
@@ -88,7 +89,7 @@ impl Reader<'_> {
             name: name?,
             id: id?,
             address: None,
-            fingerprint: fingerprint?,
+            fingerprints: fingerprints?,
             link,
             bandwidth_max: bandwidth_max?,
         })
@@ -130,9 +131,9 @@ impl Reader<'_> {
             }
             let remedy = "that site's third.listen, like \"10.0.0.1:7401\"";
             let address = self.address("source.address", keys.address, &at, remedy);
-            let fingerprint = self.fingerprint("source.fingerprint", keys.fingerprint, &at);
-            let (Some(name), Some(id), Some(address), Some(fingerprint), Some(mtu), Some(congestion)) =
-                (name, id, address, fingerprint, mtu, congestion)
+            let fingerprints = self.fingerprints("source.fingerprint", keys.fingerprint, &at);
+            let (Some(name), Some(id), Some(address), Some(fingerprints), Some(mtu), Some(congestion)) =
+                (name, id, address, fingerprints, mtu, congestion)
             else {
                 whole = false;
                 continue;
@@ -143,7 +144,14 @@ impl Reader<'_> {
                 SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))
             };
             let link = Link { listen: any, identity: identity.clone(), mtu, congestion };
-            sources.push(Remote { name, id, address: Some(address), fingerprint, link, bandwidth_max: None });
+            sources.push(Remote {
+                name,
+                id,
+                address: Some(address),
+                fingerprints,
+                link,
+                bandwidth_max: None,
+            });
         }
         whole.then_some(sources)
     }
@@ -204,7 +212,7 @@ impl Reader<'_> {
             &at,
             "the other site's link.listen, like \"10.0.0.2:7400\"",
         );
-        let fingerprint = self.fingerprint("peer.fingerprint", keys.fingerprint, &at);
+        let fingerprints = self.fingerprints("peer.fingerprint", keys.fingerprint, &at);
         let Section { at, keys } = section(link);
         let listen = self.address(
             "link.listen",
@@ -216,18 +224,33 @@ impl Reader<'_> {
         let mtu = self.mtu("link.mtu", keys.mtu);
         let congestion = self.congestion("link.congestion", keys.congestion, Congestion::Dedicated);
         Some(Some(Replication {
-            peer: Peer { name: name?, id: id?, address: address?, fingerprint: fingerprint? },
+            peer: Peer { name: name?, id: id?, address: address?, fingerprints: fingerprints? },
             link: Link { listen: listen?, identity, mtu: mtu?, congestion: congestion? },
         }))
     }
 
-    fn fingerprint(&mut self, key: &str, written: raw::Text, at: &Span) -> Option<Fingerprint> {
+    fn fingerprints(&mut self, key: &str, written: raw::Texts, at: &Span) -> Option<Fingerprints> {
         let remedy = "what `lockstep keygen` printed on the other site";
         let written = self.required(key, written, at, remedy)?;
-        let parsed = written.get_ref().parse();
-        if let Err(error) = &parsed {
-            self.problems.add(key, Some(written.span()), format!("{error}; write {remedy}"));
+        let at = Some(written.span());
+        let mut list = Vec::new();
+        for text in &written.get_ref().0 {
+            match text.parse() {
+                Ok(fingerprint) => list.push(fingerprint),
+                Err(error) => {
+                    self.problems.add(key, at, format!("{error}; write {remedy}"));
+                    return None;
+                }
+            }
         }
-        parsed.ok()
+        let fingerprints = Fingerprints::of(&list);
+        if fingerprints.is_none() {
+            let message = format!(
+                "is a list of {}; write one, or up to {FINGERPRINTS_MAX} that are not the same while that site's key is replaced",
+                list.len()
+            );
+            self.problems.add(key, at, message);
+        }
+        fingerprints
     }
 }
