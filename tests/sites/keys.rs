@@ -141,8 +141,7 @@ fn both_sites_keys_are_replaced_under_load_and_the_old_ones_are_refused() {
     }
 
     // What was taken while they ran is what they start with.
-    sites.left.kill();
-    sites.right.kill();
+    assert!(sites.left.stop().success() && sites.right.stop().success());
     sites.start_both();
     checker.verify(&mut sites.left.connect("data"), "the primary");
 }
@@ -216,7 +215,10 @@ fn a_third_that_was_forgotten_goes_on_with_the_old_key_until_it_is_told() {
         (used(left, "third", "identity"), used(left, "third", "refused")),
         (old.clone().into(), new.clone().into())
     );
+    // It may pull from the other one meanwhile; a listener that goes back is dialed again by and by.
     far.wait("--in-sync");
+    sees(far, "/sources/0/keys/presented", &old);
+    sees(left, "/third/keys/presented", &far.fingerprint());
 
     know(far, &one(&old), &both(&old, &new));
     succeeds(reload(far, &[]));
