@@ -22,6 +22,7 @@ use crate::io::metadata::MetadataError;
 use crate::node::config::{Config, ConfigError, SAMPLE};
 use crate::node::control::ClientError;
 use crate::node::format::FormatError;
+use crate::node::grow::GrowError;
 use crate::node::run::RunError;
 
 /// Exit codes, the same for every command; `docs/OPERATIONS.md` lists them.
@@ -66,6 +67,8 @@ enum Command {
     Keygen(site::Keygen),
     /// Make a site's volumes, checksums, differential volume, journal and metadata
     Format(site::Format),
+    /// Make the volumes of a site that is stopped as large as its configuration says
+    Grow(site::Grow),
     /// Run a site in the foreground until SIGTERM or SIGINT
     Run(site::Run),
     /// Show a running site: role, watermarks, peer, pending writes, rates, CPU
@@ -138,7 +141,10 @@ fn told(error: &anyhow::Error) -> String {
 
 fn code_of(error: &anyhow::Error) -> u8 {
     let run_files = error.downcast_ref().is_some_and(RunError::is_about_files);
-    let files = error.is::<FormatError>() || error.is::<DiskError>() || error.is::<MetadataError>();
+    let files = error.is::<FormatError>()
+        || error.is::<GrowError>()
+        || error.is::<DiskError>()
+        || error.is::<MetadataError>();
     if error.is::<ConfigError>() {
         exit::CONFIG
     } else if files || run_files {
@@ -161,6 +167,7 @@ fn perform(command: Command) -> anyhow::Result<()> {
         Command::Check(argument) => site::check(&argument.load()?),
         Command::Keygen(arguments) => arguments.run()?,
         Command::Format(arguments) => arguments.run()?,
+        Command::Grow(arguments) => arguments.run()?,
         Command::Run(arguments) => arguments.run()?,
         Command::Status(arguments) => arguments.run()?,
         Command::Histogram(arguments) => arguments.run()?,

@@ -72,6 +72,9 @@ fn shown(status: &Status) -> String {
             marks.checkpoint
         ),
     ];
+    let volumes = status.volumes.iter();
+    let volumes = volumes.map(|volume| format!("{} {}", volume.name, bytes(volume.size_bytes as f64)));
+    lines.push(format!("volumes: {}", volumes.collect::<Vec<_>>().join(", ")));
     lines.extend(status.split_brain.iter().flat_map(split_brain));
     lines.extend(status.peer.iter().flat_map(peer));
     lines.extend(status.third.iter().flat_map(third));

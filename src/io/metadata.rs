@@ -205,6 +205,11 @@ impl Metadata {
         }
     }
 
+    /// The site has volumes of other sizes from here on, durably.
+    pub fn set_volumes(&self, volumes: &[VolumeSpec]) -> Result<(), MetadataError> {
+        set_volumes(&self.database, volumes).map_err(|error| Metadata::failed(&self.path, error))
+    }
+
     /// The tables of snapshots, for the thread that serves the group.
     pub fn into_store(self) -> Store {
         Store::new(self.database, self.path, self.names)
@@ -290,11 +295,23 @@ fn write(database: &Database, record: &SiteRecord) -> Result<(), redb::Error> {
         let mut names = transaction.open_table(NAMES)?;
         names.insert("group", record.group.as_str())?;
         names.insert("site", record.site.as_str())?;
-        let mut volumes = transaction.open_table(VOLUMES)?;
-        for (index, volume) in (0u16..).zip(&record.volumes) {
-            volumes.insert(index, (volume.name.as_str(), volume.blocks))?;
-        }
+        put_volumes(&transaction, &record.volumes)?;
     }
+    transaction.commit()?;
+    Ok(())
+}
+
+fn put_volumes(transaction: &WriteTransaction, volumes: &[VolumeSpec]) -> Result<(), redb::Error> {
+    let mut table = transaction.open_table(VOLUMES)?;
+    for (index, volume) in (0u16..).zip(volumes) {
+        table.insert(index, (volume.name.as_str(), volume.blocks))?;
+    }
+    Ok(())
+}
+
+fn set_volumes(database: &Database, volumes: &[VolumeSpec]) -> Result<(), redb::Error> {
+    let transaction = begin_write(database)?;
+    put_volumes(&transaction, volumes)?;
     transaction.commit()?;
     Ok(())
 }

@@ -5,8 +5,6 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::fs::FallocateFlags;
-
 use crate::base::{BLOCK_BYTES, Generation, sum_of_block};
 use crate::core::config::{Role, VolumeSpec};
 use crate::core::sums::SUMS_PER_BLOCK;
@@ -139,7 +137,8 @@ pub fn format(
     for part in &parts {
         let disk = make(part, force)?;
         if disk.is_device() {
-            erase(&disk, part, progress)?;
+            let (path, total) = (part.path, part.bytes);
+            disk.erase(0, total, |done| progress(Progress { path, done, total }))?;
         } else if part.space == FileSpace::Written {
             pre_write(&disk, part, progress)?;
         }
@@ -282,17 +281,6 @@ fn store_checksums(
         progress(Progress { path: &volume.path, done, total: volume.bytes });
     }
     Ok(checksums.sync()?)
-}
-
-/// A device's old contents read as zeros from here on: by the drive's own means if it has them, else by writing.
-fn erase(disk: &Disk, part: &Part<'_>, progress: &mut dyn FnMut(Progress<'_>)) -> Result<(), FormatError> {
-    let file = std::fs::OpenOptions::new().write(true).open(part.path);
-    let file = file.map_err(system(part.path, "open it"))?;
-    let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-    match rustix::fs::fallocate(&file, flags, 0, part.bytes) {
-        Ok(()) => Ok(()),
-        Err(_) => pre_write(disk, part, progress),
-    }
 }
 
 fn pre_write(

@@ -6,6 +6,7 @@ pub mod control;
 pub mod events;
 pub mod format;
 pub mod group_actor;
+pub mod grow;
 pub mod load;
 pub mod run;
 pub mod tables;

@@ -113,14 +113,39 @@ impl Disk {
     }
 
     fn allocate(self, bytes: u64, space: Space) -> Result<Disk, DiskError> {
-        if space == Space::Reserved {
-            match rustix::fs::fallocate(&self.fd, FallocateFlags::empty(), 0, bytes) {
-                // A filesystem that cannot reserve allocates as blocks are written.
-                Ok(()) | Err(Errno::OPNOTSUPP) => {}
-                Err(errno) => return Err(self.failed("reserve its space", errno)),
-            }
-        }
+        self.reserve(0, bytes, space)?;
         Ok(self)
+    }
+
+    fn reserve(&self, from: u64, to: u64, space: Space) -> Result<(), DiskError> {
+        if space == Space::Sparse {
+            return Ok(());
+        }
+        match rustix::fs::fallocate(&self.fd, FallocateFlags::empty(), from, to - from) {
+            // A filesystem that cannot reserve allocates as blocks are written.
+            Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
+            Err(errno) => Err(self.failed("reserve its space", errno)),
+        }
+    }
+
+    /// Makes a file `to` bytes long, of which those from `from` on read as zeros.
+    pub fn lengthen(&mut self, from: u64, to: u64, space: Space) -> Result<(), DiskError> {
+        self.shorten(from)?;
+        rustix::fs::ftruncate(&self.fd, to).map_err(|errno| self.failed("set its size", errno))?;
+        self.bytes = to;
+        self.reserve(from, to, space)
+    }
+
+    /// Makes a file `to` bytes long, and gives back the space of what was behind.
+    pub fn shorten(&mut self, to: u64) -> Result<(), DiskError> {
+        assert!(
+            !self.device && to.is_multiple_of(BLOCK_BYTES as u64),
+            "{to} bytes of {}",
+            self.path.display()
+        );
+        rustix::fs::ftruncate(&self.fd, to).map_err(|errno| self.failed("set its size", errno))?;
+        self.bytes = to;
+        Ok(())
     }
 
     fn size_to(mut self, bytes: u64, space: Space) -> Result<Disk, DiskError> {
@@ -198,14 +223,25 @@ impl Disk {
 
     /// Writes zeros over the first `bytes`, then makes them and the file's size durable, so that later writes in place
     /// change no metadata and a flush is only a flush. `progress` is told the bytes written so far.
-    pub fn pre_write(&self, bytes: u64, mut progress: impl FnMut(u64)) -> Result<(), DiskError> {
-        assert!(bytes.is_multiple_of(BLOCK_BYTES as u64) && bytes <= self.bytes, "{bytes} of {}", self.bytes);
+    pub fn pre_write(&self, bytes: u64, progress: impl FnMut(u64)) -> Result<(), DiskError> {
+        self.write_zeros(0, bytes, progress)
+    }
+
+    /// The same from `from` to `to`, whole blocks.
+    pub fn write_zeros(&self, from: u64, to: u64, mut progress: impl FnMut(u64)) -> Result<(), DiskError> {
+        let whole = |bytes: u64| bytes.is_multiple_of(BLOCK_BYTES as u64);
+        assert!(
+            whole(from) && whole(to) && from <= to && to <= self.bytes,
+            "{from} to {to} of {}",
+            self.bytes
+        );
+        let bytes = to - from;
         let spacious = vec![0; PRE_WRITE_BYTES + BLOCK_BYTES];
         let zeros = &spacious[spacious.as_ptr().align_offset(BLOCK_BYTES)..][..PRE_WRITE_BYTES];
         let mut written = 0;
         while written < bytes {
             let length = (bytes - written).min(PRE_WRITE_BYTES as u64) as usize;
-            match rustix::io::pwrite(&self.fd, &zeros[..length], written) {
+            match rustix::io::pwrite(&self.fd, &zeros[..length], from + written) {
                 Ok(0) => return Err(self.failed("write to it", Errno::NOSPC)),
                 // Direct writes go by the device's sectors; the next one starts on a whole block again.
                 Ok(count) => written += (count / BLOCK_BYTES * BLOCK_BYTES) as u64,
@@ -215,6 +251,15 @@ impl Disk {
             progress(written);
         }
         self.sync()
+    }
+
+    /// What is from `from` to `to` reads as zeros from here on: by the drive's own means if it has them, else by writing.
+    pub fn erase(&self, from: u64, to: u64, progress: impl FnMut(u64)) -> Result<(), DiskError> {
+        let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(&self.fd, flags, from, to - from) {
+            Ok(()) => Ok(()),
+            Err(_) => self.write_zeros(from, to, progress),
+        }
     }
 
     /// Writes whole blocks from `block` on, outside any reactor: superblocks and headers at format.

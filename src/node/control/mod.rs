@@ -25,7 +25,8 @@ pub use role::RoleSeen;
 pub use scrub::{BadShown, PartShown, ScrubShown, TablesShown};
 pub use server::{Control, ControlError};
 pub use status::{
-    BranchShown, PeerStatus, Pending, Rates, Sample, Sampler, SplitShown, StageLoad, Status, Watermarks,
+    BranchShown, PeerStatus, Pending, Rates, Sample, Sampler, SplitShown, StageLoad, Status, VolumeShown,
+    Watermarks,
 };
 pub use third::{ResumedShown, SourceShown, ThirdShown};
 pub use verify::{DifferingShown, Verified};

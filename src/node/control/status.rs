@@ -36,6 +36,8 @@ pub struct Status {
     /// What each site has that the other has not, if both went on alone and have met since.
     pub split_brain: Option<SplitShown>,
     pub generation: String,
+    /// In the group's order.
+    pub volumes: Vec<VolumeShown>,
     pub watermarks: Watermarks,
     pub peer: Option<PeerStatus>,
     /// The third site that pulls from this one.
@@ -63,6 +65,12 @@ pub struct Status {
     pub totals: Totals,
     pub rates: Rates,
     pub stages: Vec<StageLoad>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeShown {
+    pub name: String,
+    pub size_bytes: u64,
 }
 
 /// Two histories that part.
@@ -354,6 +362,11 @@ impl Status {
             gives_way: status.gives_way,
             split_brain: status.split.map(|split| SplitShown::new(&split)),
             generation: status.generation.to_string(),
+            volumes: config
+                .volumes
+                .iter()
+                .map(|volume| VolumeShown { name: volume.name.clone(), size_bytes: volume.bytes })
+                .collect(),
             watermarks: Watermarks {
                 last: number(status.last),
                 journaled: number(status.journaled),

@@ -25,7 +25,7 @@ use crate::reactor::{Actor, Clock, Port};
 
 pub use assembly::{FrontPlace, link_config};
 pub use front::{FrontAnswer, FrontQuestion};
-pub use storage::{installs, names};
+pub use storage::{installs, names, staged, superblock};
 
 use assembly::{Assembly, Fate};
 use reactors::Threads;
@@ -42,7 +42,7 @@ pub enum RunError {
     #[error(transparent)]
     Metadata(#[from] MetadataError),
     #[error(
-        "{}; put the configuration back, or format the site anew",
+        "{}; put the configuration back, let `lockstep grow` make volumes larger, or format the site anew",
         .0.iter().map(Difference::to_string).collect::<Vec<_>>().join("; ")
     )]
     Differs(Vec<Difference>),

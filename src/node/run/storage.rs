@@ -114,8 +114,25 @@ pub fn installs(config: &Config, journal: &Disk) -> Result<bool, DiskError> {
     is_marked(&Disk::open(&config.staging)?, superblock(journal)?.as_ref())
 }
 
+/// Whether the site's next start installs what is staged, or the site holds nothing until it has been copied everything: a log that was
+/// merely begun is begun anew, these are not.
+pub fn staged(config: &Config, journal: &Disk) -> Result<bool, DiskError> {
+    if installs(config, journal)? {
+        return Ok(true);
+    }
+    if config.replication.is_none() || config.staging.symlink_metadata().is_err() {
+        return Ok(false);
+    }
+    let disk = Disk::open(&config.staging)?;
+    let mut mark = [0; BLOCK_BYTES];
+    if disk.blocks() > 0 {
+        disk.read_blocks(0, &mut mark)?;
+    }
+    Ok(take_empty_mark(&mark).is_some())
+}
+
 /// The journal's superblock; a site without a valid one does not start, which is the group's to say.
-fn superblock(journal: &Disk) -> Result<Option<Superblock>, DiskError> {
+pub fn superblock(journal: &Disk) -> Result<Option<Superblock>, DiskError> {
     let slots = [0, 1].map(|slot| {
         let mut block = [0; BLOCK_BYTES];
         journal.read_blocks(slot, &mut block).map(|()| Superblock::decode(&block))
