@@ -451,6 +451,15 @@ impl Site {
         }
     }
 
+    /// Waits until it shows all that its primary has, at which hosts rest. It shows what it knows to be settled; and of a peer that is lost,
+    /// as on a busy machine it may be at any moment, `wait --settled` at a primary which goes on alone says nothing.
+    pub fn until_it_shows(&mut self, primary: &Site) {
+        self.until("it shows what its primary has", |site| {
+            let settled = site.try_status().map(|status| status["watermarks"]["settled"].clone());
+            settled.is_some_and(|settled| settled == primary.status()["watermarks"]["last"])
+        });
+    }
+
     pub fn log_text(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -479,6 +488,12 @@ impl Site {
         self.until("it serves its export", |site| site.try_connect(export).is_ok());
         self.connect(export)
     }
+}
+
+/// Between two turns of hosts at a primary whose peer is being copied to: longer each time. With journals as small as the tests' hosts that
+/// never rested would write on for longer than the journal keeps while a busy machine installs the copy, and again during the next one.
+pub fn rest(turns: u64) {
+    std::thread::sleep(Duration::from_millis(50 + 10 * turns));
 }
 
 pub fn lockstep(arguments: &[&str]) -> Output {

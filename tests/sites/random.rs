@@ -581,6 +581,7 @@ impl Torture {
         primary.wait("--settled");
         self.checker.all_is_flushed();
         self.checker.verify(&mut connect(primary), "the primary");
+        secondary.until_it_shows(primary);
         self.checker.verify(&mut secondary.connect_when_served("data"), "the secondary");
         assert_eq!(primary.status()["solo"], false, "{}", primary.status());
         for (name, frozen) in &mut self.snapshots {

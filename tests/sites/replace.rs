@@ -3,7 +3,6 @@
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
 
 use crate::checker::{Checker, Next};
 use crate::crashes::seed;
@@ -46,9 +45,9 @@ fn drive_until_back(checker: &mut Checker, site: &Site) -> u64 {
     let mut turns = 0;
     while site.status()["peer"]["state"] != "in_sync" {
         drive(checker, site, 50);
-        std::thread::sleep(Duration::from_millis(50));
+        rest(turns);
         turns += 1;
-        assert!(turns < 600, "{}", site.status());
+        assert!(turns < 200, "{}", site.status());
     }
     turns
 }
@@ -88,6 +87,7 @@ fn a_secondary_that_lost_its_disks_comes_back_while_hosts_write() {
         assert!(site.log_text().contains("a resync of all blocks begins"), "{}", site.name);
     }
     checker.verify(&mut sites.left.connect("data"), "the primary");
+    sites.right.until_it_shows(&sites.left);
     checker.verify(&mut sites.right.connect_when_served("data"), "the secondary");
     let log = sites.right.connect("log").read(0, 65536).expect("a read");
     assert!(log.iter().all(|byte| *byte == 7));
@@ -106,6 +106,7 @@ fn a_secondary_that_lost_its_disks_comes_back_while_hosts_write() {
     sites.left.start();
     drive_until_back(&mut checker, &sites.right);
     sites.right.wait("--in-sync");
+    sites.left.until_it_shows(&sites.right);
     checker.verify(&mut sites.left.connect_when_served("data"), "the one that was primary");
 }
 
@@ -150,6 +151,7 @@ fn a_site_with_older_disks_is_copied_what_differs() {
     println!("{differs} bytes differ, {copied} copied, {equal} equal");
     assert!(copied >= differs && copied <= differs + MIB, "{differs} differ, {copied} copied");
     assert!(equal >= (VOLUME_MIB * MIB - differs) * 9 / 10, "{equal} equal");
+    sites.right.until_it_shows(&sites.left);
     let mut reader = sites.right.connect_when_served("data");
     for piece in 0..pieces {
         let due = if piece % 7 == 0 && piece < 7 * CHANGED { 9 } else { 1 };
@@ -176,5 +178,6 @@ fn a_primary_that_is_not_alone_says_how_its_peer_can_be_copied_to() {
     succeeds(lockstep(&["promote", "--config", path(&sites.left.config), "--fenced"]));
     drive_until_back(&mut checker, &sites.left);
     sites.wait("--in-sync");
+    sites.right.until_it_shows(&sites.left);
     checker.verify(&mut sites.right.connect_when_served("data"), "the secondary");
 }

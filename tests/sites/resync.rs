@@ -50,13 +50,14 @@ fn a_secondary_comes_back_by_what_has_changed_while_hosts_write() {
     let mut waited = 0;
     while sites.left.status()["peer"]["state"] != "in_sync" {
         drive(&mut checker, &sites.left, 50);
-        std::thread::sleep(Duration::from_millis(50));
+        rest(waited);
         waited += 1;
-        assert!(waited < 600, "{}", sites.left.status());
+        assert!(waited < 200, "{}", sites.left.status());
     }
     sites.wait("--in-sync");
     sites.wait("--settled");
     checker.verify(&mut sites.left.connect("data"), "the primary");
+    sites.right.until_it_shows(&sites.left);
     checker.verify(&mut sites.right.connect_when_served("data"), "the secondary");
     // What hosts changed meanwhile may have been copied too: fifty writes a turn at most.
     let (copied, meanwhile) = (copied(&sites.left), waited * 50 * 64 * 1024);
@@ -72,6 +73,7 @@ fn a_secondary_comes_back_by_what_has_changed_while_hosts_write() {
     sites.right.start();
     sites.wait("--in-sync");
     sites.wait("--settled");
+    sites.right.until_it_shows(&sites.left);
     checker.verify(&mut sites.right.connect_when_served("data"), "the secondary");
 }
 
@@ -105,15 +107,16 @@ fn a_secondary_comes_back_with_the_snapshots_that_were_taken_meanwhile() {
             taken += 1;
             take(&sites, &format!("resyncing-{taken}"));
         }
-        std::thread::sleep(Duration::from_millis(50));
+        rest(waited);
         waited += 1;
-        assert!(waited < 600, "{}", sites.left.status());
+        assert!(waited < 200, "{}", sites.left.status());
     }
     sites.wait("--in-sync");
     drive(&mut checker, &sites.left, 300);
     sites.wait("--settled");
     assert!(copied(&sites.left) > 20 * MIB, "the journal sufficed");
     checker.verify(&mut sites.left.connect("data"), "the primary");
+    sites.right.until_it_shows(&sites.left);
     checker.verify(&mut sites.right.connect_when_served("data"), "the secondary");
     let names = listed(&sites.left);
     assert_eq!(names.len(), 2 + taken, "{names:?}");
@@ -154,6 +157,7 @@ fn a_copy_goes_on_where_it_was_after_the_secondary_died() {
     println!("{changed} bytes changed, {copied} copied, {deaths} deaths");
     assert!(deaths > 0, "too fast to be interrupted");
     assert!(copied >= changed && copied <= changed + MIB, "{changed} changed, {copied} copied");
+    sites.right.until_it_shows(&sites.left);
     let mut reader = sites.right.connect_when_served("data");
     for index in 0..VOLUME_MIB * 16 {
         let found = reader.read(index * 16 * BLOCK as u64, 16 * BLOCK as u32).expect("a read");
@@ -182,6 +186,7 @@ fn no_more_is_copied_than_has_changed() {
     sites.wait("--settled");
     let copied = copied(&sites.left);
     assert!(copied >= changed && copied <= changed * 105 / 100, "{changed} changed, {copied} copied");
+    sites.right.until_it_shows(&sites.left);
     let mut reader = sites.right.connect_when_served("data");
     for index in 0..1024 {
         let due = if index % 3 == 0 { 3 } else { 1 };
