@@ -1,10 +1,9 @@
 //! Two groups joined by a perfect link over perfect disks: the shortest whole way of a write, and the first place to look
 //! when the simulator finds something it cannot explain.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use lockstep::base::*;
-use lockstep::core::cache::{Cache, Value};
 use lockstep::core::config::*;
 use lockstep::core::group::status::{GroupState, PeerState};
 use lockstep::core::group::{Group, PAGES_MIN, Turn};
@@ -15,6 +14,9 @@ use lockstep::format::metadata::take_marks;
 use lockstep::format::superblock::{SUPERBLOCK_SLOTS, Superblock};
 use lockstep::format::update::{Update, UpdateKind};
 
+/// What is in memory.
+#[path = "group/caching.rs"]
+mod caching;
 /// Both sites compared.
 #[path = "group/comparing.rs"]
 mod comparing;
@@ -27,6 +29,9 @@ mod resolve;
 /// A third site.
 #[path = "group/third.rs"]
 mod third;
+/// Blocks that cannot be read.
+#[path = "group/unreadable.rs"]
+mod unreadable;
 
 type Block = Box<[u8; BLOCK_BYTES]>;
 
@@ -57,6 +62,8 @@ struct Site {
     tables: Tables,
     out: Outbox,
     disks: HashMap<(IoTarget, u64), Block>,
+    /// What cannot be read until it is written.
+    unreadable: HashSet<(IoTarget, u64)>,
     marks: Marked,
     /// In this life.
     requests: Vec<(IoTarget, IoOp)>,
@@ -130,6 +137,7 @@ impl Site {
             tables: Tables::of(&config),
             out: Outbox::of(&config),
             disks,
+            unreadable: HashSet::new(),
             requests: Vec::new(),
             marks: Marked::default(),
             may_refuse: false,
@@ -152,7 +160,10 @@ impl Site {
         while let Some(event) = self.out.events.pop() {
             let bad = matches!(
                 event,
-                Event::Failed { .. } | Event::ChecksumMismatch { .. } | Event::Refused { .. }
+                Event::Failed { .. }
+                    | Event::ChecksumMismatch { .. }
+                    | Event::BlockUnreadable { .. }
+                    | Event::Refused { .. }
             ) || matches!(event, Event::PeerLost { reason } if reason != LossReason::Disconnected);
             assert!(!bad || self.may_refuse, "{:?}: {event:?}", self.config.role);
         }
@@ -181,11 +192,16 @@ impl Site {
                     Executor::Journal => &self.tables.journal_io,
                     Executor::Volumes => &self.tables.volume_io,
                 };
+                let mut unread = 0;
                 for index in 0..request.count as usize {
                     let page = table.page(request.slot, index);
                     let key = (request.target, request.block + index as u64);
                     match request.op {
-                        IoOp::Write => drop(self.disks.insert(key, Box::new(*self.memory.bytes(page)))),
+                        IoOp::Write => {
+                            self.unreadable.remove(&key);
+                            self.disks.insert(key, Box::new(*self.memory.bytes(page)));
+                        }
+                        IoOp::Read if self.unreadable.contains(&key) => unread |= 1 << index,
                         IoOp::Read => {
                             let bytes = self.disks.get(&key).map_or([0; BLOCK_BYTES], |block| **block);
                             *self.memory.bytes_mut(page) = bytes;
@@ -193,9 +209,12 @@ impl Site {
                         IoOp::Flush => unreachable!("a flush has no blocks"),
                     }
                 }
-                self.with(now, |group, turn| {
-                    group.on_io(turn, executor, IoDone { slot: request.slot, result: Ok(()) })
-                });
+                let result = match unread {
+                    0 => Ok(()),
+                    blocks => Err(IoFault::Unreadable { blocks, errno: 5 }),
+                };
+                let done = IoDone { slot: request.slot, result };
+                self.with(now, |group, turn| group.on_io(turn, executor, done));
             }
         }
         self.drain_metadata(now);
@@ -431,35 +450,6 @@ fn both_sites_hold_every_write_while_the_ring_wraps() {
 }
 
 #[test]
-fn a_cache_that_holds_its_volume_reads_it_at_start() {
-    let mut pair = pair();
-    let mut expected = HashMap::new();
-    exercise(&mut pair, &mut expected, 40, 7);
-    pair.run_until("a checkpoint of everything", |pair| {
-        pair.sites.iter().all(|site| {
-            let status = site.group.status(pair.now);
-            status.checkpoint == status.last
-        })
-    });
-    for (site, pages) in [(0, PAGES_MIN + 2000), (1, PAGES_MIN + 8)] {
-        let Site { disks, config, .. } = &pair.sites[site];
-        let config = GroupConfig { warm_up: true, pages, ..config.clone() };
-        let mut site = Site::started(config, disks.clone());
-        site.with(pair.now, |group, turn| group.start(turn));
-        for _ in 0..1000 {
-            pair.now = pair.now.plus(Nanos::from_millis(1));
-            site.with(pair.now, |group, turn| group.end_turn(turn));
-            site.drain(pair.now);
-        }
-        let status = site.group.status(pair.now);
-        assert!(!status.warming_up);
-        // The other's pages are too few to begin.
-        let warmed = if pages > PAGES_MIN + VOLUME_BLOCKS as u32 { VOLUME_BLOCKS } else { 0 };
-        assert_eq!(status.counters.warmed_blocks, warmed);
-    }
-}
-
-#[test]
 fn either_site_restarts_from_its_journal() {
     let mut pair = pair();
     let mut expected = HashMap::new();
@@ -554,34 +544,6 @@ fn a_secondary_whose_pages_all_hold_unsettled_updates_greets_again_after_a_resta
         })
     });
     exercise(&mut pair, &mut HashMap::new(), 20, 5);
-}
-
-/// Simulator seed 398417 (at 340fbb6): readers had warmed what a secondary could not settle yet, and it had no page for a hello.
-#[test]
-fn a_settled_block_beneath_an_unsettled_one_is_evicted_once_the_volume_has_it() {
-    let mut memory = Pages((0..8).map(|_| Box::new([0; BLOCK_BYTES])).collect());
-    let mut pages = lockstep::core::pages::Pages::new(8);
-    let mut cache = Cache::new(8, [16].into_iter());
-    let (volume, lba) = (VolumeId(0), Lba(3));
-    let value = |page, number| Value { page, sum: BlockSum(7), number: UpdateNumber(number) };
-    let [first, second] = [1, 2].map(|number| value(pages.take().expect("it has seven"), number));
-    cache.number(volume, lba, first);
-    cache.settle(volume, lba, first, &mut pages, &mut memory);
-    pages.release(first.page, &mut memory);
-    cache.number(volume, lba, second);
-    let all = pages.total();
-    cache.evict(all, 0, 32, &mut pages, &mut memory);
-    assert_eq!(cache.settled(volume, lba), Some(first), "the volume lacks it");
-
-    let written = cache.destage_begin(volume, lba, &mut pages).expect("it is dirty");
-    cache.evict(all, 0, 32, &mut pages, &mut memory);
-    cache.destage_end(volume, lba, written, &mut pages, &mut memory);
-    cache.evict(all, 0, 32, &mut pages, &mut memory);
-    assert_eq!((cache.settled(volume, lba), cache.newest(volume, lba)), (None, Some(second)));
-    assert_eq!(pages.free(), all - 1, "what is not settled stays");
-
-    cache.settle(volume, lba, second, &mut pages, &mut memory);
-    assert_eq!(cache.settled(volume, lba), Some(second));
 }
 
 #[test]

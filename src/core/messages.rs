@@ -215,6 +215,11 @@ pub struct IoRequest {
 pub enum IoFault {
     /// The operating system's error number.
     Errno(i32),
+    /// Of a read of volumes' disks: these of its blocks, by their bits, and the error number of the last of them. The others were read.
+    Unreadable {
+        blocks: u32,
+        errno: i32,
+    },
     Short,
     /// Bytes came back that are not what was written; found by the group, never by an executor.
     Corrupt,

@@ -214,6 +214,12 @@ pub enum Event {
         fault: IoFault,
         block: u64,
     },
+    /// It counts as one that has gone bad.
+    BlockUnreadable {
+        target: IoTarget,
+        block: u64,
+        errno: i32,
+    },
     ChecksumMismatch {
         volume: VolumeId,
         lba: Lba,

@@ -9,8 +9,8 @@ mod tests;
 use std::sync::Arc;
 
 use crate::base::{
-    BLOCK_BYTES, JOURNAL_IO_SLOTS, Nanos, PageId, PageTable, SlotId, TURN_MESSAGES_MAX, VOLUME_IO_SLOTS,
-    VOLUMES_MAX,
+    BLOCK_BYTES, JOURNAL_IO_SLOTS, Nanos, PageId, PageTable, SlotId, TURN_MESSAGES_MAX, VOLUME_IO_BLOCKS_MAX,
+    VOLUME_IO_SLOTS, VOLUMES_MAX,
 };
 use crate::core::messages::{Executor, IoDone, IoFault, IoOp, IoRequest, IoTarget};
 use crate::core::outbox::Tables;
@@ -39,9 +39,23 @@ struct InFlight {
     request: IoRequest,
     /// Blocks done by earlier submissions.
     done: u32,
+    /// Of a read, one of whose blocks cannot be read: the others are read one by one, and these are not.
+    singly: bool,
+    unread: u32,
+    errno: i32,
     stalls: u8,
     /// Completes no earlier, if a fault delays it.
     not_before: Nanos,
+}
+
+impl InFlight {
+    /// What it has come to when all of its blocks were tried.
+    fn result(&self) -> Result<(), IoFault> {
+        match self.unread {
+            0 => Ok(()),
+            blocks => Err(IoFault::Unreadable { blocks, errno: self.errno }),
+        }
+    }
 }
 
 /// A result that a fault holds back.
@@ -170,25 +184,73 @@ impl DiskExecutor {
 
         let place = &mut self.in_flight[request.slot.0 as usize];
         assert!(place.is_none(), "slot {} of {:?} is used twice", request.slot.0, self.executor);
-        let in_flight = InFlight { request, done: 0, stalls: 0, not_before };
-        *place = Some(in_flight);
+        *place =
+            Some(InFlight { request, done: 0, singly: false, unread: 0, errno: 0, stalls: 0, not_before });
         self.in_flight_count += 1;
-        self.submit(ring, in_flight, first_count);
+        self.go_on(now, ring, request.slot, first_count);
     }
 
     /// Submits up to `count` blocks of what is left of a request.
+    fn go_on(&mut self, now: Nanos, ring: &mut Ring, slot: SlotId, count: u32) {
+        let in_flight = self.in_flight[slot.0 as usize].expect("it is in flight");
+        let InFlight { request, done, singly, .. } = in_flight;
+        let count = if singly { 1 } else { count.min(request.count - done) };
+        match self.faults.on_blocks(&request, done, count) {
+            Some(errno) => self.submission_ended(now, ring, slot, -errno),
+            None => self.submit(ring, in_flight, count),
+        }
+    }
+
     fn submit(&mut self, ring: &mut Ring, in_flight: InFlight, count: u32) {
         let InFlight { request, done, .. } = in_flight;
         let target = self.targets[index_of(request.target)].expect("checked when the request began");
         let token = u64::from(request.slot.0);
         let table = table_of(&self.tables, self.executor);
-        let left = done as usize..request.count.min(done + count) as usize;
+        let left = done as usize..(done + count) as usize;
         let pages = left.map(|index| -> PageId { table.page(request.slot, index) });
         let offset = (request.block + u64::from(done)) * BLOCK_BYTES as u64;
         match request.op {
             IoOp::Read => ring.readv_pages(token, target.file, self.arena, offset, pages),
             IoOp::Write => ring.writev_pages(token, target.file, self.arena, offset, pages),
             IoOp::Flush => ring.fsync(token, target.file, true),
+        }
+    }
+
+    fn submission_ended(&mut self, now: Nanos, ring: &mut Ring, slot: SlotId, result: i32) {
+        let place = &mut self.in_flight[slot.0 as usize];
+        let in_flight = place.as_mut().expect("it is in flight");
+        let request = in_flight.request;
+        // A journal's batch is read whole or not at all.
+        let by_blocks = self.executor == Executor::Volumes && request.op == IoOp::Read;
+        let result = match outcome(request.op, result) {
+            Outcome::Progress(blocks) => {
+                in_flight.done += blocks;
+                in_flight.stalls = 0;
+                (in_flight.done >= request.count).then(|| in_flight.result())
+            }
+            Outcome::Stalled(fault) => {
+                in_flight.stalls += 1;
+                (in_flight.stalls > STALLS_MAX).then_some(Err(fault))
+            }
+            Outcome::Failed(IoFault::Errno(errno)) if by_blocks => {
+                in_flight.errno = errno;
+                if in_flight.singly || request.count == 1 {
+                    in_flight.unread |= 1 << in_flight.done;
+                    in_flight.done += 1;
+                }
+                in_flight.singly = true;
+                (in_flight.done >= request.count).then(|| in_flight.result())
+            }
+            Outcome::Failed(fault) => Some(Err(fault)),
+        };
+        match result {
+            None => self.go_on(now, ring, slot, request.count),
+            Some(result) => {
+                let not_before = in_flight.not_before;
+                *place = None;
+                self.in_flight_count -= 1;
+                self.finish(now, slot, result, not_before);
+            }
         }
     }
 
@@ -217,6 +279,9 @@ fn table_of(tables: &Tables, executor: Executor) -> &PageTable {
         Executor::Volumes => &tables.volume_io,
     }
 }
+
+/// The blocks of a read that cannot be read are told by bits.
+const _: () = assert!(VOLUME_IO_BLOCKS_MAX <= u32::BITS as usize);
 
 /// What a completion means for its request.
 enum Outcome {
@@ -260,35 +325,11 @@ impl Actor<Ring> for DiskExecutor {
     }
 
     fn complete(&mut self, now: Nanos, ring: &mut Ring, completion: Completion) {
-        let place = &mut self.in_flight[completion.token as usize];
-        let Some(in_flight) = place else {
+        let slot = SlotId(completion.token as u32);
+        if self.in_flight[slot.0 as usize].is_none() {
             panic!("slot {} of {:?} completed and was not in flight", completion.token, self.executor);
-        };
-        let request = in_flight.request;
-        let result = match outcome(request.op, completion.result) {
-            Outcome::Progress(blocks) => {
-                in_flight.done += blocks;
-                in_flight.stalls = 0;
-                (in_flight.done >= request.count).then_some(Ok(()))
-            }
-            Outcome::Stalled(fault) => {
-                in_flight.stalls += 1;
-                (in_flight.stalls > STALLS_MAX).then_some(Err(fault))
-            }
-            Outcome::Failed(fault) => Some(Err(fault)),
-        };
-        match result {
-            None => {
-                let rest = *in_flight;
-                self.submit(ring, rest, request.count);
-            }
-            Some(result) => {
-                let not_before = in_flight.not_before;
-                *place = None;
-                self.in_flight_count -= 1;
-                self.finish(now, request.slot, result, not_before);
-            }
         }
+        self.submission_ended(now, ring, slot, completion.result);
     }
 
     fn ready(&self) -> bool {

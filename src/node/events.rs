@@ -1,18 +1,23 @@
 //! A group's events as sentences: what happened, to which volume or peer, and what to do.
 
+mod faults;
+
 use crate::base::{BLOCK_BYTES, SiteId, VolumeId, VolumeSet};
 use crate::core::config::{OnDifferentialFull, Role};
-use crate::core::messages::{IoFault, IoTarget, MetadataFault};
+use crate::core::messages::{IoTarget, MetadataFault};
 use crate::core::outbox::{BatchStays, Event, LossReason, NotRepaired, RepairedBy, RoleRefused};
 use crate::core::sums::SUMS_PER_BLOCK;
 use crate::format::snapshot::SnapshotRecord;
 use crate::node::config::Config;
+
+use faults::fault_words;
 
 /// The names that sentences use.
 #[derive(Clone, Debug)]
 pub struct Names {
     pub site: SiteId,
     pub group: String,
+    /// The peer; of a third, its sources.
     pub peer: String,
     pub journal: String,
     pub differential: String,
@@ -40,7 +45,12 @@ pub enum Level {
 
 impl Names {
     pub fn of(config: &Config) -> Names {
-        let peer = config.replication.as_ref().map_or("(none)", |pair| &pair.peer.name);
+        let sources: Vec<&str> = config.remotes().map(|remote| remote.name.as_str()).collect();
+        let peer = match &config.replication {
+            Some(pair) => pair.peer.name.clone(),
+            None if sources.is_empty() => "(none)".to_owned(),
+            None => sources.join(" or "),
+        };
         let pair = config.replication.iter().map(|pair| (pair.peer.id, pair.peer.name.clone()));
         let others = pair.chain(config.remotes().map(|remote| (remote.id, remote.name.clone())));
         let volumes = config.volumes.iter().map(|volume| {
@@ -50,7 +60,7 @@ impl Names {
         Names {
             site: config.site.id,
             group: config.group.name.clone(),
-            peer: peer.to_owned(),
+            peer,
             journal: config.journal.path.display().to_string(),
             differential: config.differential.path.display().to_string(),
             staging: config.staging.display().to_string(),
@@ -202,6 +212,14 @@ impl Names {
                     "{} cannot be read at block {block}: {}. Whoever needed it got an error, and the site goes on; see to the disk",
                     self.target(target),
                     fault_words(fault).0
+                ),
+            ),
+            Event::BlockUnreadable { target, block, errno } => (
+                Level::Error,
+                format!(
+                    "{} block {block} cannot be read: {}. It is taken for one that holds something else, and is not served",
+                    self.target(target),
+                    std::io::Error::from_raw_os_error(errno)
                 ),
             ),
             Event::ChecksumMismatch { volume, lba } => (
@@ -619,31 +637,11 @@ fn mib_of(blocks: u64) -> u64 {
     blocks.div_ceil((1 << 20) / BLOCK_BYTES as u64)
 }
 
-/// What a fault is, and what to do about it.
-fn fault_words(fault: IoFault) -> (String, &'static str) {
-    let restart = "see to the disk, then restart the site";
-    match fault {
-        IoFault::Errno(errno) if errno == libc::ENOSPC => (
-            std::io::Error::from_raw_os_error(errno).to_string(),
-            "make room on its filesystem, then restart the site",
-        ),
-        IoFault::Errno(errno) => (std::io::Error::from_raw_os_error(errno).to_string(), restart),
-        IoFault::Short => ("the transfer stopped short".to_owned(), restart),
-        IoFault::Corrupt => (
-            "what was read is not what was written".to_owned(),
-            "do not overwrite it; see docs/OPERATIONS.md on damaged journals",
-        ),
-        IoFault::Foreign => (
-            "it belongs to another group or site, or was formatted with other sizes".to_owned(),
-            "correct the configuration, or format the site anew",
-        ),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::base::{Lba, UpdateNumber};
+    use crate::core::messages::IoFault;
     use crate::format::snapshot::SnapshotName;
 
     fn names() -> Names {

@@ -4,6 +4,8 @@
 //! delivered makes it survive power loss, unless the device has no volatile cache. Blocks of 4 KiB are atomic and nothing
 //! larger is: at a crash each block of a write in flight, and at power loss each unflushed block, fares for itself.
 
+use std::collections::BTreeSet;
+
 use crate::base::{BLOCK_BYTES, VolumeId};
 use crate::core::messages::IoTarget;
 use crate::sim::audit::{Media, Place};
@@ -58,6 +60,8 @@ struct Target {
     durable: Vec<Option<Stored>>,
     /// Completed and not flushed, in order of completion. Empty on a device without a volatile cache.
     unflushed: Vec<Written>,
+    /// Blocks that cannot be read until they are written.
+    unreadable: BTreeSet<u64>,
 }
 
 impl Target {
@@ -69,6 +73,7 @@ impl Target {
 
     fn make_visible(&mut self, written: &Written) {
         for (index, stored) in written.blocks.iter().enumerate() {
+            self.unreadable.remove(&(written.block + index as u64));
             replace(&mut self.visible[written.block as usize + index], stored.clone());
         }
     }
@@ -110,6 +115,7 @@ impl Disk {
             visible: vec![None; blocks as usize],
             durable: vec![None; blocks as usize],
             unflushed: Vec::new(),
+            unreadable: BTreeSet::new(),
         };
         let mut targets = vec![
             target(journal_blocks, journal_volatile),
@@ -223,14 +229,20 @@ impl Disk {
         }
     }
 
-    pub fn complete_read(&mut self, io: IoId, mut into: impl FnMut(usize, Content)) {
+    /// Returns the places of blocks that cannot be read, as bits; the others are given.
+    pub fn complete_read(&mut self, io: IoId, mut into: impl FnMut(usize, Content)) -> u32 {
         let InFlight { target, doing: Doing::Read { block, count }, .. } = self.end(io) else {
             panic!("{io:?} is not a read")
         };
-        let stored = &self.targets[target].visible[block as usize..(block + count) as usize];
-        for (index, stored) in stored.iter().enumerate() {
-            into(index, stored.as_ref().map_or(Content::ZERO, |stored| stored.content.clone()));
+        let Target { visible, unreadable, .. } = &self.targets[target];
+        let mut unread = 0;
+        for (index, stored) in visible[block as usize..(block + count) as usize].iter().enumerate() {
+            match unreadable.contains(&(block + index as u64)) {
+                true => unread |= 1 << index,
+                false => into(index, stored.as_ref().map_or(Content::ZERO, |stored| stored.content.clone())),
+            }
         }
+        unread
     }
 
     /// The writes that are now on stable media.
@@ -343,6 +355,11 @@ impl Disk {
         replace(&mut target.visible[block as usize], stored.clone());
         replace(&mut target.durable[block as usize], stored);
         Some((was.print, now))
+    }
+
+    /// The sector of a block goes bad.
+    pub fn spoil(&mut self, target: IoTarget, block: u64) {
+        self.targets[index_of(target)].unreadable.insert(block);
     }
 
     pub fn in_flight(&self) -> usize {

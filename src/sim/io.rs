@@ -7,6 +7,9 @@ use crate::sim::disk::{IoId, place_of};
 use crate::sim::site::{Done, Site};
 use crate::sim::world::{Event, World};
 
+/// What a bad sector says.
+const EIO: i32 = 5;
+
 impl World {
     pub(super) fn submit_io(&mut self, index: usize, executor: Executor, request: IoRequest) {
         let now = self.now;
@@ -81,10 +84,10 @@ impl World {
         };
         let IoRequest { slot, target, op, .. } = request;
         let page = |at: usize| table.page(slot, at);
-        let mut write = None;
+        let (mut write, mut unread) = (None, 0);
         match (op, result) {
             (IoOp::Read, Ok(())) => {
-                disk.complete_read(io, |at, content| memory.fill_content(page(at), content));
+                unread = disk.complete_read(io, |at, content| memory.fill_content(page(at), content));
             }
             (IoOp::Write, Ok(())) => {
                 disk.complete_write(io);
@@ -104,6 +107,10 @@ impl World {
         if op != IoOp::Flush {
             (0..request.count as usize).for_each(|at| memory.unpin(page(at)));
         }
+        let result = match unread {
+            0 => result,
+            blocks => Err(IoFault::Unreadable { blocks, errno: EIO }),
+        };
         let after = ring.back().map_or(now, |done| done.ready).max(now);
         let ready = after.max(now + self.rng.below(self.plan.ring_ns + 1));
         ring.push_back(Done { ready, done: IoDone { slot, result }, write });

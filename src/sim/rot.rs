@@ -1,4 +1,4 @@
-//! Bits that flip on the disks of volumes. A block that has gone bad is never served, and as long as the other site has what it held it is
+//! Bits that flip on the disks of volumes, and sectors that cannot be read. A block that has gone bad is never served, and as long as the other site has what it held it is
 //! whole again once somebody reads it.
 //!
 //! While faults strike, only in seeds in which both sites always hold the same: those that may not go on alone, take over or keep old
@@ -9,8 +9,9 @@
 
 use crate::base::{Lba, VolumeId};
 use crate::core::config::OnPeerLoss;
+use crate::core::group::status::GroupStatus;
 use crate::core::messages::{AdminOp, IoTarget};
-use crate::sim::audit::Media;
+use crate::sim::audit::{Media, THIRD};
 use crate::sim::content::Print;
 use crate::sim::disk::place_of;
 use crate::sim::plan::Plan;
@@ -105,9 +106,17 @@ impl World {
             return;
         };
         self.trace.note(self.now, || format!("site {site}: a bit of {at:?} {lba_at:?} flips"));
+        self.perhaps_spoil(site, IoTarget::Volume(at), lba);
         self.audit.rots(site, volume, lba, was, now);
         self.rotten.push(rotten);
         self.outcome.rotten_blocks += 1;
+    }
+
+    /// Of the blocks that go bad, every other one cannot be read at all.
+    fn perhaps_spoil(&mut self, site: usize, target: IoTarget, block: u64) {
+        if (block + site as u64) % 2 == 1 {
+            self.sites[site].disk.spoil(target, block);
+        }
     }
 
     /// Whether the block went bad on either site's disk, so that events may name it.
@@ -120,19 +129,33 @@ impl World {
         if !std::mem::take(&mut self.rot.aside) {
             return;
         }
-        // Nobody repairs what a third has.
         for site in self.pair() {
-            for _ in 0..self.rot_rng.below(3) {
+            self.rot_beside_volumes(site);
+        }
+        // A third that has all that the others have is lent by them what it held.
+        let has_all = |status: GroupStatus| status.settled.0 == self.audit.last();
+        if self.plan.third.is_some() && self.status(THIRD).is_some_and(has_all) {
+            for _ in 0..self.rot_rng.below(5) {
                 let volume = self.rot_rng.below(self.plan.configs[0].volumes.len() as u64) as u16;
-                self.rot_aside(site, IoTarget::Checksums(VolumeId(volume)), 0);
+                let blocks = self.plan.configs[0].volumes[usize::from(volume)].blocks;
+                let lba = self.rot_rng.below(self.plan.hot_blocks.min(blocks));
+                self.rot(Rotten { site: THIRD, volume, lba });
             }
-            let named = self.sites[site].disk.metadata.captured.values();
-            let named: Vec<u64> = named.filter(|(_, sum)| *sum != 0).map(|(slot, _)| *slot).collect();
-            if !named.is_empty() && self.plan.has_peer() {
-                for _ in 0..self.rot_rng.below(4) {
-                    let slot = self.rot_rng.pick(&named);
-                    self.rot_aside(site, IoTarget::Differential, slot);
-                }
+            self.rot_beside_volumes(THIRD);
+        }
+    }
+
+    fn rot_beside_volumes(&mut self, site: usize) {
+        for _ in 0..self.rot_rng.below(3) {
+            let volume = self.rot_rng.below(self.plan.configs[0].volumes.len() as u64) as u16;
+            self.rot_aside(site, IoTarget::Checksums(VolumeId(volume)), 0);
+        }
+        let named = self.sites[site].disk.metadata.captured.values();
+        let named: Vec<u64> = named.filter(|(_, sum)| *sum != 0).map(|(slot, _)| *slot).collect();
+        if !named.is_empty() && self.plan.has_peer() {
+            for _ in 0..self.rot_rng.below(4) {
+                let slot = self.rot_rng.pick(&named);
+                self.rot_aside(site, IoTarget::Differential, slot);
             }
         }
     }
@@ -148,6 +171,7 @@ impl World {
         }
         let Some((_, now)) = self.sites[site].disk.rot(target, block, &mut self.rot_rng) else { return };
         self.trace.note(self.now, || format!("site {site}: a bit of {target:?} {block} flips"));
+        self.perhaps_spoil(site, target, block);
         if target == IoTarget::Differential {
             self.audit.slot_rots(site, block, now);
         }

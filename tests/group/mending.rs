@@ -65,7 +65,7 @@ pub fn on_disk(pair: &Pair, site: usize, lba: u64, fill: u8) -> bool {
 }
 
 /// What a read of some blocks comes to, and the first byte of each.
-fn try_read(pair: &mut Pair, site: usize, lba: u64, count: u32) -> (Result<(), HostError>, Vec<u8>) {
+pub fn try_read(pair: &mut Pair, site: usize, lba: u64, count: u32) -> (Result<(), HostError>, Vec<u8>) {
     let now = pair.now;
     let pages: Vec<PageId> =
         (0..count).map(|_| pair.sites[site].front_pages.pop().expect("granted")).collect();
@@ -237,7 +237,7 @@ fn ask_to_scrub(pair: &mut Pair, site: usize, blocks_per_second: u64) {
     assert_eq!(reply, Some(AdminReply { id: 7, result: Ok(UpdateNumber::NONE) }));
 }
 
-fn scrub(pair: &mut Pair, site: usize) -> ScrubStatus {
+pub fn scrub(pair: &mut Pair, site: usize) -> ScrubStatus {
     ask_to_scrub(pair, site, 1_000_000);
     pair.run_until("the scrub is over", |pair| !pair.sites[site].group.status(pair.now).scrub.active);
     let status = pair.sites[site].group.status(pair.now).scrub;
@@ -250,7 +250,7 @@ fn scrub(pair: &mut Pair, site: usize) -> ScrubStatus {
 }
 
 /// Bad, repaired and unrepaired.
-fn outcome(status: &ScrubStatus, part: Part) -> (u64, u64, u64) {
+pub fn outcome(status: &ScrubStatus, part: Part) -> (u64, u64, u64) {
     let PartStatus { bad, repaired, unrepaired, .. } = status.part(part);
     (bad, repaired, unrepaired)
 }

@@ -2,6 +2,7 @@
 
 mod promoted;
 mod readiness;
+mod repaired;
 
 use super::*;
 use lockstep::core::group::THIRD_PAGES;
@@ -56,6 +57,8 @@ struct Trio {
     /// Sites that warned of a third which may lapse soon, and how much they kept for it then.
     warned: Vec<(usize, u64)>,
     resumed: Vec<usize>,
+    /// Blocks go bad.
+    rots: bool,
     third_disks: Disks,
 }
 
@@ -157,6 +160,7 @@ impl Trio {
             lapsed: Vec::new(),
             warned: Vec::new(),
             resumed: Vec::new(),
+            rots: false,
             third_disks: Disks::default(),
         };
         for site in &mut trio.sites {
@@ -341,6 +345,7 @@ impl Trio {
                 Event::ThirdLapsesSoon { kept_percent, .. } => self.warned.push((site, kept_percent)),
                 Event::ThirdResumed { .. } => self.resumed.push(site),
                 Event::ThirdLapsed { .. } | Event::SourceLapsed { .. } => self.lapsed.push(site),
+                Event::ChecksumMismatch { .. } if self.rots => {}
                 Event::Failed { .. } | Event::ChecksumMismatch { .. } => panic!("site {site}: {event:?}"),
                 _ => {}
             }

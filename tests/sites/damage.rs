@@ -15,12 +15,12 @@ use serde_json::Value;
 
 use crate::pair::*;
 
-const BLOCK: usize = 4096;
+pub const BLOCK: usize = 4096;
 
 /// Blocks that the snapshot keeps, each with a content of its own.
-const BLOCKS: usize = 64;
+pub const BLOCKS: usize = 64;
 
-fn old(block: usize) -> [u8; BLOCK] {
+pub fn old(block: usize) -> [u8; BLOCK] {
     [block as u8 + 1; BLOCK]
 }
 
@@ -29,7 +29,7 @@ fn differential(site: &Site) -> PathBuf {
 }
 
 /// The slot that keeps a block.
-fn slot_of(site: &Site, block: usize) -> Option<usize> {
+pub fn slot_of(site: &Site, block: usize) -> Option<usize> {
     let bytes = fs::read(differential(site)).expect("the differential volume");
     bytes.chunks(BLOCK).position(|slot| slot == old(block))
 }
@@ -43,7 +43,7 @@ fn flip_a_bit(site: &Site, block: usize) {
     file.sync_all().expect("synced");
 }
 
-fn read(client: &mut NbdClient, block: usize) -> Result<Vec<u8>, NbdError> {
+pub fn read(client: &mut NbdClient, block: usize) -> Result<Vec<u8>, NbdError> {
     match client.read((block * BLOCK) as u64, BLOCK as u32) {
         Ok(bytes) => Ok(bytes),
         Err(ClientError::Failed { error, .. }) => Err(error),
@@ -52,7 +52,7 @@ fn read(client: &mut NbdClient, block: usize) -> Result<Vec<u8>, NbdError> {
 }
 
 /// A pair that keeps blocks for the snapshot `old`, in the slots of both sites.
-fn with_old_blocks() -> Sites {
+pub fn with_old_blocks() -> Sites {
     let mut sites =
         Sites::start(&Options { volumes: vec![("data", 4)], differential_mib: 1, ..Options::default() });
     let mut client = sites.left.connect("data");
@@ -70,7 +70,7 @@ fn with_old_blocks() -> Sites {
     sites
 }
 
-fn repair(site: &Site) -> std::process::Output {
+pub fn repair(site: &Site) -> std::process::Output {
     lockstep(&["snapshot", "repair", "--config", path(&site.config), "old"])
 }
 
@@ -284,14 +284,14 @@ fn flip_in_place(file: &Path, bytes: &[u8]) {
     file.sync_all().expect("synced");
 }
 
-fn scrub(site: &Site) -> (Value, String) {
+pub fn scrub(site: &Site) -> (Value, String) {
     let output = lockstep(&["scrub", "--config", path(&site.config), "--rate", "1GiB", "--json"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     (serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("no object: {said}")), said)
 }
 
 /// Bad, repaired and unrepaired.
-fn outcome(part: &Value) -> [u64; 3] {
+pub fn outcome(part: &Value) -> [u64; 3] {
     ["bad_blocks", "repaired_blocks", "unrepaired_blocks"].map(|key| part[key].as_u64().expect("a number"))
 }
 
@@ -398,10 +398,10 @@ fn a_scrub_finds_flipped_bits_in_all_that_a_site_has_on_its_disks() {
 }
 
 /// More than the cache holds, so that nothing is read before somebody asks.
-const LARGE_MIB: u64 = 96;
+pub const LARGE_MIB: u64 = 96;
 
 /// Blocks of the volume with data; all others read as zeros.
-fn due(block: usize) -> [u8; BLOCK] {
+pub fn due(block: usize) -> [u8; BLOCK] {
     if block < BLOCKS { old(block) } else { [0; BLOCK] }
 }
 

@@ -29,4 +29,5 @@ mod takeover;
 mod third;
 mod third_losses;
 mod third_roles;
+mod unreadable;
 mod verify;

@@ -5,6 +5,7 @@ use super::{Group, RESERVED_PAGES, Turn};
 use crate::base::*;
 use crate::core::journal::Batch;
 use crate::core::messages::*;
+use crate::core::outbox::Event;
 use crate::core::pages::Pages;
 use crate::format::journal::decode_batch;
 use crate::format::update::{Update, UpdateKind};
@@ -258,27 +259,39 @@ impl Group {
         self.journal.return_slot(slot);
     }
 
-    pub(super) fn read_back_done(&mut self, turn: &mut Turn<impl Memory>, whose: ReadFor) {
+    pub(super) fn read_back_done(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        whose: ReadFor,
+        result: Result<(), IoFault>,
+    ) {
         let State::Reading { slot, batch, dropped } = self.reader(whose).state else {
             unreachable!("is_read matched")
         };
-        if dropped {
-            self.release_row(turn, slot, batch.blocks);
-            self.reader_mut(whose).state = State::Empty;
-            return;
-        }
-        match updates_of_batch(turn, slot, &batch, &mut self.reader_mut(whose).descriptors) {
-            Some(count) => {
+        let (target, block) = (IoTarget::Journal, batch.position.block);
+        let found = result.and_then(|()| {
+            let descriptors = &mut self.reader_mut(whose).descriptors;
+            updates_of_batch(turn, slot, &batch, descriptors).ok_or(IoFault::Corrupt)
+        });
+        match found {
+            Ok(count) if !dropped => {
                 self.reader_mut(whose).state = State::Loaded { slot, batch, count, next: 0, page: 1 };
             }
-            None if whose == ReadFor::Third => {
-                // This site has these updates in its volumes, or in memory: it goes on, and the third cannot.
+            // Below known-durable this is rot: served to nobody, and not ours to cut.
+            Err(fault) if whose == ReadFor::Peer && !dropped => {
+                self.fail_on_disk(turn, target, fault, block);
+            }
+            found => {
                 self.release_row(turn, slot, batch.blocks);
                 self.reader_mut(whose).state = State::Empty;
-                self.lapse(turn, batch.last.next());
+                if let Err(fault) = found
+                    && !dropped
+                {
+                    // This site has these updates in its volumes, or in memory: it goes on, and the third cannot.
+                    turn.event(Event::ReadFailed { target, fault, block });
+                    self.lapse(turn, batch.last.next());
+                }
             }
-            // Below known-durable this is rot: served to nobody, and not ours to cut.
-            None => self.fail_on_disk(turn, IoTarget::Journal, IoFault::Corrupt, batch.position.block),
         }
     }
 

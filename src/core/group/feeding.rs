@@ -6,6 +6,7 @@ use super::ages::Ages;
 use super::allowance::Allowance;
 use super::catch_up::{CatchUp, Found, ReadFor};
 use super::handshake::GREETING_MAX;
+use super::lending::Borrower;
 use super::peering::{LINK_SPARE, refusal};
 use super::readiness::Resumed;
 use super::split::SplitBrain;
@@ -206,7 +207,7 @@ impl Group {
         }
     }
 
-    fn give_third(&mut self, turn: &mut Turn<impl Memory>, message: ToLink) {
+    pub(super) fn give_third(&mut self, turn: &mut Turn<impl Memory>, message: ToLink) {
         self.counters.fed_bytes += match message {
             ToLink::Update { update, .. } => frame_bytes(&update),
             ToLink::Control(control) => encode_control(&control, &mut [0; CONTROL_FRAME_BYTES_MAX]),
@@ -237,6 +238,9 @@ impl Group {
                     self.note_resumed(turn);
                     self.note_retention();
                 }
+            }
+            Control::BlockWanted { place, sum } if greeted => {
+                self.lend_block(turn, Borrower::Third, place, sum);
             }
             _ => self.lose_third(turn, LossReason::Protocol("a frame that a third does not send")),
         }

@@ -1,14 +1,14 @@
-//! Volume blocks that have gone bad: the peer is asked for them, and what it sends counts if it has the checksum that this site
-//! holds for the block, wherever in the stream the peer is. Whoever needs the block has it then, as if it had been read; the volume
+//! Volume blocks that have gone bad: the peer is asked for them, or by a third its sources, and what they send counts if it has the checksum
+//! that this site holds for the block, wherever in the stream they are. Whoever needs the block has it then, as if it had been read; the volume
 //! has it again once nothing newer is due there.
 
 use super::host::OpState;
-use super::peering::{LINK_SPARE, Talk};
+use super::lending::Lender;
+use super::peering::Talk;
 use super::storage::VolumeIo;
-use super::{Group, Phase, Turn};
+use super::{Group, Turn};
 use crate::base::*;
 use crate::core::cache::Value;
-use crate::core::captures::Source;
 use crate::core::messages::*;
 use crate::core::outbox::{Event, LossReason, NotRepaired, RepairedBy};
 
@@ -30,11 +30,13 @@ pub(super) enum Outlook {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    /// The peer is to be asked, not before this.
+    /// Somebody is to be asked, not before this.
     Wanted {
         from: Nanos,
     },
-    Asked,
+    Asked {
+        of: Lender,
+    },
     /// What the block holds is known, and the volume is to have it.
     Known,
     /// The volume gets it, as the version of this update.
@@ -53,8 +55,9 @@ struct Mend {
     sum: BlockSum,
     step: Step,
     found_at: Nanos,
-    /// Where the peer is asked for it, if the cache does not have it.
+    /// Where it is asked for, if the cache does not have it; and who has said that it is not there.
     place: BlockPlace,
+    lacked_by: u8,
     by: RepairedBy,
     /// What it holds, from when that is known on.
     page: PageId,
@@ -71,13 +74,11 @@ pub(super) struct Mending {
     mends: Vec<Mend>,
     /// Some have ended, or are known: who waits looks again.
     news: bool,
-    /// Blocks being read for the peer.
-    lending: usize,
 }
 
 impl Mending {
     pub fn new() -> Mending {
-        Mending { mends: Vec::with_capacity(REPAIRS_MAX), news: false, lending: 0 }
+        Mending { mends: Vec::with_capacity(REPAIRS_MAX), news: false }
     }
 
     pub fn len(&self) -> usize {
@@ -105,7 +106,7 @@ impl Mending {
     /// Whether what a block holds is awaited.
     pub fn awaits(&self, volume: VolumeId, lba: Lba) -> bool {
         self.find(volume, lba)
-            .is_some_and(|at| matches!(self.mends[at].step, Step::Wanted { .. } | Step::Asked))
+            .is_some_and(|at| matches!(self.mends[at].step, Step::Wanted { .. } | Step::Asked { .. }))
     }
 
     /// What a bad block holds, if that is known.
@@ -165,9 +166,8 @@ impl Group {
         let cached = self.cache.peek_settled(volume, lba).filter(|value| value.sum == sum);
         let hopeless = match cached {
             Some(_) => None,
-            None if self.config.peer.is_none() => Some(NotRepaired::NoPeer),
-            None if !self.engaged() || self.stopping => Some(NotRepaired::Away),
-            None => None,
+            None if self.stopping => Some(NotRepaired::Away),
+            None => self.nobody_lends(),
         };
         if let Some(why) = hopeless {
             self.counters.unrepaired_blocks += 1;
@@ -197,6 +197,7 @@ impl Group {
             step,
             found_at: turn.now,
             place,
+            lacked_by: 0,
             by,
             page,
             capture: None,
@@ -302,27 +303,35 @@ impl Group {
         })
     }
 
-    /// The peer is gone, and with it the answers that were awaited.
-    pub(super) fn forget_mending(&mut self) {
+    /// A site is gone, and with it the answers that were awaited: another one is asked, if there is one.
+    pub(super) fn forget_mending(&mut self, now: Nanos, gone: Lender) {
         for mend in &mut self.mending.mends {
-            if let Step::Wanted { .. } | Step::Asked = mend.step {
-                mend.step = Step::Failed(NotRepaired::Away);
+            if mend.step == (Step::Asked { of: gone }) {
+                mend.step = Step::Wanted { from: now };
             }
         }
     }
 
-    /// The peer has no such block, or cannot look for it now.
-    pub(super) fn mend_lacks(&mut self, now: Nanos, place: BlockPlace, why: Lacking) {
-        for mend in &mut self.mending.mends {
-            if mend.step == Step::Asked && mend.place == place {
+    /// The site that was asked has no such block, or cannot look for it now.
+    pub(super) fn mend_lacks(&mut self, now: Nanos, by: Lender, place: BlockPlace, why: Lacking) {
+        for at in 0..self.mending.len() {
+            let mend = self.mending.mends[at];
+            if mend.step == (Step::Asked { of: by }) && mend.place == place {
+                let lacked_by = mend.lacked_by | by.bit();
+                let others = self.lender(|lender| lacked_by & lender.bit() == 0).is_some();
+                let mend = &mut self.mending.mends[at];
                 let mut captures = self.captures.of_block(mend.volume, mend.lba);
                 mend.step = match captures.find(|capture| capture.sum == mend.sum) {
                     _ if why == Lacking::Busy && now.since(mend.found_at) < ANSWER_MAX => {
                         Step::Wanted { from: now.plus(ASK_AGAIN_AFTER) }
                     }
+                    _ if others => {
+                        mend.lacked_by = lacked_by;
+                        Step::Wanted { from: now }
+                    }
                     // It may have overwritten the block already: then it keeps what that held, in the same slot.
                     Some(capture) if mend.place != BlockPlace::Slot(capture.slot) => {
-                        mend.place = BlockPlace::Slot(capture.slot);
+                        (mend.place, mend.lacked_by) = (BlockPlace::Slot(capture.slot), 0);
                         Step::Wanted { from: now }
                     }
                     _ => Step::Failed(match why {
@@ -335,7 +344,7 @@ impl Group {
         }
     }
 
-    /// The peer sent a block. It may be the answer to what is not asked any more.
+    /// A site sent a block. It may be the answer to what is not asked any more.
     pub(super) fn mend_with(&mut self, turn: &mut Turn<impl Memory>, received: PageId, length: u16) {
         if usize::from(length) != BLOCK_BYTES {
             return;
@@ -344,7 +353,7 @@ impl Group {
         for at in 0..self.mending.len() {
             let Mend { volume, lba, sum, step, .. } = self.mending.mends[at];
             // Destage may have written something newer meanwhile, and then nothing is bad any more: `write_mended` finds that out.
-            if !matches!(step, Step::Asked) || !holds(turn.memory, received, sum) {
+            if !matches!(step, Step::Asked { .. }) || !holds(turn.memory, received, sum) {
                 continue;
             }
             let page = if sum == BlockSum::ZEROS { PageId::ZERO } else { received };
@@ -391,18 +400,23 @@ impl Group {
 
     /// Returns whether this one has ended.
     fn go_on_mending(&mut self, turn: &mut Turn<impl Memory>, at: usize) -> bool {
-        let Mend { place, sum, step, found_at, .. } = self.mending.mends[at];
+        let Mend { place, lacked_by, sum, step, found_at, .. } = self.mending.mends[at];
         match step {
-            Step::Wanted { .. } if !self.engaged() => {
-                self.mending.mends[at].step = Step::Failed(NotRepaired::Away);
+            Step::Wanted { from } => {
+                match self.lender(|lender| lacked_by & lender.bit() == 0) {
+                    None => {
+                        self.not_mended(turn, at, NotRepaired::Away);
+                        return true;
+                    }
+                    Some(of) if turn.now >= from && self.room_to_ask(turn, of) => {
+                        self.ask_for_block(turn, of, place, sum);
+                        self.mending.mends[at].step = Step::Asked { of };
+                    }
+                    Some(_) => {}
+                }
                 false
             }
-            Step::Wanted { from } if turn.now >= from && turn.out.to_link.room() > LINK_SPARE => {
-                turn.out.to_link.push(ToLink::Control(Control::BlockWanted { place, sum }));
-                self.mending.mends[at].step = Step::Asked;
-                false
-            }
-            Step::Asked if turn.now.since(found_at) >= ANSWER_MAX => {
+            Step::Asked { .. } if turn.now.since(found_at) >= ANSWER_MAX => {
                 self.mending.mends[at].step = Step::Failed(NotRepaired::NoAnswer);
                 false
             }
@@ -511,96 +525,10 @@ impl Group {
 
     pub(super) fn mend_deadline(&self) -> Option<Nanos> {
         let asked = self.mending.mends.iter().filter_map(|mend| match mend.step {
-            Step::Asked => Some(mend.found_at.plus(ANSWER_MAX)),
+            Step::Asked { .. } => Some(mend.found_at.plus(ANSWER_MAX)),
             Step::Wanted { from } => Some(from.max(self.turned_at.plus(ASK_AGAIN_AFTER))),
             _ => None,
         });
         asked.min()
-    }
-
-    // ------------------------------------------------------------------------------------------ for the peer
-
-    /// Sends the block that the peer wants, out of memory or of the volume.
-    pub(super) fn lend_block(&mut self, turn: &mut Turn<impl Memory>, place: BlockPlace, sum: BlockSum) {
-        let (volume, lba) = match place {
-            BlockPlace::Slot(slot) => return self.lend(turn, slot, sum),
-            BlockPlace::Volume(volume, lba) => (volume, lba),
-        };
-        let within = self.config.volumes.get(volume.0 as usize).is_some_and(|spec| lba.0 < spec.blocks);
-        if !within || !matches!(self.phase, Phase::Running) {
-            let why = if within { Lacking::Busy } else { Lacking::Other };
-            return self.lack(turn, place, why);
-        }
-        let cached = [self.cache.peek(volume, lba), self.cache.peek_settled(volume, lba)];
-        let cached = cached.into_iter().flatten().find(|value| value.sum == sum).map(|value| value.page);
-        let kept = || {
-            let mut captures = self.captures.of_block(volume, lba).filter(|capture| capture.sum == sum);
-            captures.find_map(|capture| match capture.source {
-                Source::Page(page) => Some(page),
-                Source::Volume | Source::Read(_) => None,
-            })
-        };
-        if let Some(page) = cached.or_else(kept) {
-            if turn.out.to_link.room() > LINK_SPARE {
-                self.pages.share(page);
-                self.send_block(turn, page);
-            }
-            return;
-        }
-        if self.sums[volume.0 as usize].get(lba) != sum {
-            return self.lack(turn, place, Lacking::Other);
-        }
-        let able = self.mending.lending < REPAIRS_MAX
-            && !self.stopping
-            && !self.volume_slots.is_empty()
-            && self.pages.free() > BATCH_BLOCKS_MAX;
-        if !able {
-            return self.lack(turn, place, Lacking::Busy);
-        }
-        self.mending.lending += 1;
-        let io = VolumeIo::LendBlock { volume, lba, sum };
-        self.read_blocks(turn, IoTarget::Volume(volume), lba.0, 1, io);
-    }
-
-    /// It was read; its page goes to the link and comes back from there.
-    pub(super) fn block_read_to_lend(
-        &mut self,
-        turn: &mut Turn<impl Memory>,
-        slot: SlotId,
-        (volume, lba, sum): (VolumeId, Lba, BlockSum),
-        result: Result<(), IoFault>,
-    ) {
-        self.mending.lending -= 1;
-        let page = turn.tables.volume_io.page(slot, 0);
-        let good = result.is_ok() && holds(turn.memory, page, sum);
-        if good && self.converses() && turn.out.to_link.room() > LINK_SPARE {
-            turn.memory.seal(page);
-            return self.send_block(turn, page);
-        }
-        self.pages.release(page, turn.memory);
-        let overwritten =
-            self.sums[volume.0 as usize].get(lba) != sum || self.cache.peek_settled(volume, lba).is_some();
-        if !good && !overwritten {
-            // The peer asked because its own is damaged, so it is not asked in turn.
-            turn.event(Event::ChecksumMismatch { volume, lba });
-            turn.event(Event::BlockNotRepaired { volume, lba, why: NotRepaired::DamagedToo });
-        }
-        let why = match (good, overwritten) {
-            (true, _) => Lacking::Busy,
-            (false, true) => Lacking::Other,
-            (false, false) => Lacking::Damaged,
-        };
-        self.lack(turn, BlockPlace::Volume(volume, lba), why);
-    }
-
-    pub(super) fn send_block(&mut self, turn: &mut Turn<impl Memory>, page: PageId) {
-        let length = BLOCK_BYTES as u16;
-        turn.out.to_link.push(ToLink::Page { frame: PageFrame::Block, page, length });
-    }
-
-    pub(super) fn lack(&self, turn: &mut Turn<impl Memory>, place: BlockPlace, why: Lacking) {
-        if self.converses() && turn.out.to_link.room() > LINK_SPARE {
-            turn.out.to_link.push(ToLink::Control(Control::BlockLacking { place, why }));
-        }
     }
 }

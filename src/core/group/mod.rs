@@ -27,6 +27,7 @@ mod host;
 mod inbound;
 mod install;
 mod lease;
+mod lending;
 mod log_scan;
 mod marking;
 mod mending;
@@ -49,6 +50,7 @@ mod storage;
 mod stream;
 mod tables;
 mod takeover;
+mod unread;
 mod warm_up;
 
 use std::cmp::Reverse;
@@ -216,6 +218,7 @@ pub struct Group {
     reclaim: differential::Reclaim,
     repair: repair::Repair,
     mending: mending::Mending,
+    loans: lending::Loans,
     scrub: scrub::Scrub,
     comparing: comparing::Comparing,
     lending: tables::Lending,
@@ -354,6 +357,7 @@ impl Group {
             reclaim: differential::Reclaim::default(),
             repair: repair::Repair::default(),
             mending: mending::Mending::new(),
+            loans: lending::Loans::default(),
             scrub: scrub::Scrub::new(),
             comparing: comparing::Comparing::new(),
             lending: tables::Lending::default(),

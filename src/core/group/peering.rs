@@ -6,6 +6,7 @@ use std::fmt::Write;
 use super::capture::Room;
 use super::catch_up::{Found, ReadFor};
 use super::inbound::Inbound;
+use super::lending::{Borrower, Lender};
 use super::{Alone, Group, Phase, Turn};
 use crate::base::*;
 use crate::core::config::{AckLevel, OnPeerLoss, PeerConfig, Role};
@@ -320,7 +321,7 @@ impl Group {
         match control {
             Control::TablesWanted { settled, page } => return self.on_tables_wanted(turn, settled, page),
             Control::BlockWanted { place, sum } if self.converses() => {
-                return self.lend_block(turn, place, sum);
+                return self.lend_block(turn, Borrower::Peer, place, sum);
             }
             _ if !self.engaged() => return,
             _ => {}
@@ -380,10 +381,7 @@ impl Group {
             Control::Staged { updates } if primary => self.on_staged(turn, updates),
             Control::MarksEnd { pages } if primary => self.on_marks_end(turn, pages),
             Control::BlockLacking { place, why } => {
-                if let BlockPlace::Slot(slot) = place {
-                    self.repair_lacks(turn, slot, why);
-                }
-                self.mend_lacks(turn.now, place, why);
+                self.lender_lacks(turn, Lender::Peer, place, why);
                 self.equalise_lacks(turn, place, why);
             }
             Control::Compare { at, extent } if !primary => self.on_compare_wanted(turn, at, extent),
@@ -419,8 +417,7 @@ impl Group {
                 self.lose_peer(turn, LossReason::Protocol("refused by the peer"));
             }
             PageFrame::Block => {
-                self.repair_with(turn, page, length);
-                self.mend_with(turn, page, length);
+                self.block_lent(turn, page, length);
                 self.equalise_with(turn, page, length);
             }
             PageFrame::Marks => self.on_marks(turn, page),
@@ -443,8 +440,7 @@ impl Group {
             turn.out.to_link.push(ToLink::Close);
         }
         self.peer.hello = None;
-        self.forget_repair();
-        self.forget_mending();
+        self.forget_lender(turn.now, Lender::Peer);
         self.forget_comparing(turn);
         self.forget_lending();
         self.interrupt_resync();

@@ -4,6 +4,7 @@
 use super::ages::Ages;
 use super::handshake::GREETING_MAX;
 use super::inbound::Inbound;
+use super::lending::Lender;
 use super::peering::{LINK_SPARE, refusal};
 use super::split::SplitBrain;
 use super::status::Behind;
@@ -212,6 +213,9 @@ impl Group {
                 self.drop_pulled(turn, index);
                 turn.event(Event::SourceLapsed { site, position, oldest });
             }
+            Control::BlockLacking { place, why } => {
+                self.lender_lacks(turn, Lender::Source(index), place, why);
+            }
             _ => self.lose_source(turn, index, LossReason::Protocol("a frame that a source does not send")),
         }
     }
@@ -243,6 +247,7 @@ impl Group {
                 turn.event(Event::Refused { site, by_us: false, refusal });
                 "refused by the source"
             }
+            PageFrame::Block => return self.block_lent(turn, page, length),
             _ => "a page that a source does not send",
         };
         self.lose_source(turn, index, LossReason::Protocol(lost));
@@ -265,6 +270,7 @@ impl Group {
             turn.out.remotes[index].to_link.push(ToLink::Close);
         }
         self.drop_pulled(turn, index);
+        self.forget_lender(turn.now, Lender::Source(index));
         turn.event(Event::SourceLost { site, reason });
     }
 
@@ -358,6 +364,12 @@ impl Group {
     /// What each source has settled that is connected, and has told this third so.
     pub(super) fn sources_connected(&self) -> impl Iterator<Item = UpdateNumber> + '_ {
         self.sources.iter().filter(|source| source.is_met()).map(|source| source.settled)
+    }
+
+    /// A source that can be asked for a block: rather the one that this site pulls from.
+    pub(super) fn source_to_ask(&self, may: impl Fn(usize) -> bool) -> Option<usize> {
+        let asks = |index: &usize| self.sources[*index].is_met() && may(*index);
+        self.pulled_from().filter(asks).or_else(|| (0..self.sources.len()).find(asks))
     }
 
     fn pulled_from(&self) -> Option<usize> {

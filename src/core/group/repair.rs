@@ -1,7 +1,7 @@
-//! Old blocks that have gone bad in their slots: the peer, which keeps the same block in the same slot, is asked for it, and what
+//! Old blocks that have gone bad in their slots: a site that keeps the same block in the same slot is asked for it, and what
 //! it sends is written anew if its checksum is the one that the block was kept under. One at a time.
 
-use super::peering::LINK_SPARE;
+use super::lending::Lender;
 use super::storage::VolumeIo;
 use super::{Group, Turn};
 use crate::base::*;
@@ -28,42 +28,38 @@ pub(super) struct Damaged {
 enum Step {
     #[default]
     None,
-    /// The peer was asked for it then.
-    Asked { damaged: Damaged, at: Nanos },
-    /// The peer's block is being written from this page.
+    /// That site was asked for it then.
+    Asked { damaged: Damaged, of: Lender, at: Nanos },
+    /// What it sent is being written from this page.
     Writing { damaged: Damaged, page: PageId },
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Repair {
     step: Step,
-    /// The slot that the peer was last asked for and had not, and why.
+    /// The slot that was last asked for and was not there, and why.
     lacked: Option<(Slot, Lacking)>,
-    /// A block is being read for the peer.
-    lending: bool,
 }
 
 impl Repair {
-    /// Why the peer has not what it was asked for last, if that was this slot.
+    /// Why what was asked for last was not there, if that was this slot.
     pub fn lacked(&self, slot: Slot) -> Option<Lacking> {
         self.lacked.filter(|(lacked, _)| *lacked == slot).map(|(_, why)| why)
     }
 }
 
 impl Group {
-    /// Asks the peer for the block, and says whether it did: not while another one is being repaired. Whoever reads this one again asks again.
+    /// Asks for the block, and says whether it did: not while another one is being repaired. Whoever reads this one again asks again.
     pub(super) fn begin_repair(&mut self, turn: &mut Turn<impl Memory>, damaged: Damaged) -> bool {
         // What a reclaim under way sets free may be this slot.
         let free = self.repair.step == Step::None && !self.reclaim_in_flight() && !self.stopping;
-        let asks = free && self.engaged() && turn.out.to_link.room() > LINK_SPARE;
-        if asks {
-            self.repair.step = Step::Asked { damaged, at: turn.now };
+        let lender = self.lender(|_| true).filter(|&lender| free && self.room_to_ask(turn, lender));
+        if let Some(lender) = lender {
+            self.repair.step = Step::Asked { damaged, of: lender, at: turn.now };
             self.repair.lacked = None;
-            let Damaged { slot, sum, .. } = damaged;
-            let place = BlockPlace::Slot(slot);
-            turn.out.to_link.push(ToLink::Control(Control::BlockWanted { place, sum }));
+            self.ask_for_block(turn, lender, BlockPlace::Slot(damaged.slot), damaged.sum);
         }
-        asks
+        lender.is_some()
     }
 
     /// Whether a slot must stay what it is.
@@ -76,14 +72,16 @@ impl Group {
         self.repair.step != Step::None
     }
 
-    /// The peer is gone, and with it an answer that was awaited.
-    pub(super) fn forget_repair(&mut self) {
-        if let Step::Asked { .. } = self.repair.step {
+    /// A site is gone, and with it an answer that was awaited.
+    pub(super) fn forget_repair(&mut self, gone: Lender) {
+        if let Step::Asked { of, .. } = self.repair.step
+            && of == gone
+        {
             self.repair.step = Step::None;
         }
     }
 
-    /// The peer has no such block, or cannot look for it now: then whoever reads it again asks again.
+    /// The site has no such block, or cannot look for it now: then whoever reads it again asks again.
     pub(super) fn repair_lacks(&mut self, turn: &mut Turn<impl Memory>, slot: Slot, lacking: Lacking) {
         if let Step::Asked { damaged, .. } = self.repair.step
             && damaged.slot == slot
@@ -100,7 +98,7 @@ impl Group {
         }
     }
 
-    /// The peer sent a block. It may be the answer to what is not asked any more.
+    /// A site sent a block. It may be the answer to what is not asked any more.
     pub(super) fn repair_with(&mut self, turn: &mut Turn<impl Memory>, received: PageId, length: u16) {
         let Step::Asked { damaged, .. } = self.repair.step else { return };
         let whole = usize::from(length) == BLOCK_BYTES;
@@ -134,43 +132,5 @@ impl Group {
         let Damaged { snapshot, volume, lba, .. } = damaged;
         self.counters.repaired_blocks += 1;
         turn.event(Event::SnapshotRepaired { snapshot, volume, lba });
-    }
-
-    // ------------------------------------------------------------------------------------------ for the peer
-
-    /// Reads the block that the peer wants.
-    pub(super) fn lend(&mut self, turn: &mut Turn<impl Memory>, wanted: Slot, sum: BlockSum) {
-        self.keep_greeting(turn.now);
-        let able = self.slots.has(wanted, 1)
-            && !self.repair.lending
-            && !self.stopping
-            && !self.volume_slots.is_empty()
-            && self.pages.free() > BATCH_BLOCKS_MAX;
-        if !able {
-            return self.lack(turn, BlockPlace::Slot(wanted), Lacking::Busy);
-        }
-        self.repair.lending = true;
-        self.read_blocks(turn, IoTarget::Differential, wanted.0, 1, VolumeIo::Lend { slot: wanted, sum });
-    }
-
-    /// It was read; its page goes to the link and comes back from there.
-    pub(super) fn lend_read(
-        &mut self,
-        turn: &mut Turn<impl Memory>,
-        slot: SlotId,
-        io: VolumeIo,
-        result: Result<(), IoFault>,
-    ) {
-        let VolumeIo::Lend { slot: wanted, sum } = io else { unreachable!("the caller matched it") };
-        self.repair.lending = false;
-        let page = turn.tables.volume_io.page(slot, 0);
-        let good = result.is_ok() && sum_of_block(turn.memory.bytes(page)) == sum;
-        if good && self.converses() && turn.out.to_link.room() > LINK_SPARE {
-            turn.memory.seal(page);
-            return self.send_block(turn, page);
-        }
-        self.pages.release(page, turn.memory);
-        // Whether that is damage or another block, only the tables say.
-        self.lack(turn, BlockPlace::Slot(wanted), if good { Lacking::Busy } else { Lacking::Damaged });
     }
 }

@@ -2,7 +2,9 @@
 
 use super::copy_kept::SlotsRead;
 use super::digests::DigestRead;
+use super::lending::Borrower;
 use super::snapshot_reads::Reader;
+use super::unread::unread_blocks;
 use super::{Group, Phase, Turn};
 use crate::base::*;
 use crate::core::messages::*;
@@ -98,13 +100,15 @@ pub(super) enum VolumeIo {
     Flush {
         target: IoTarget,
     },
-    /// An old block that the peer wants, out of this slot, with this sum.
-    Lend {
+    /// An old block that another site wants, out of this slot, with this sum.
+    LendSlot {
+        to: Borrower,
         slot: Slot,
         sum: BlockSum,
     },
-    /// A block that the peer wants, out of its volume, with this sum.
+    /// A block that another site wants, out of its volume, with this sum.
     LendBlock {
+        to: Borrower,
         volume: VolumeId,
         lba: Lba,
         sum: BlockSum,
@@ -169,6 +173,10 @@ impl Group {
         if self.scrub.journal.is_read(slot) {
             return self.journal_scrubbed(turn, slot, done.result);
         }
+        if let Some(whose) = self.read_back_by(slot) {
+            self.read_back_done(turn, whose, done.result);
+            return self.advance(turn);
+        }
         if let Err(fault) = done.result {
             let target = if self.reads_staging() { IoTarget::Staging } else { IoTarget::Journal };
             return self.fail_on_disk(turn, target, fault, 0);
@@ -190,8 +198,6 @@ impl Group {
             self.journal.flush_done(turn.now);
         } else if self.destage.is_superblock(slot) {
             self.superblock_done(turn, slot);
-        } else if let Some(whose) = self.read_back_by(slot) {
-            self.read_back_done(turn, whose);
         } else {
             self.recovery_journal_done(turn, slot);
         }
@@ -201,7 +207,7 @@ impl Group {
     fn on_volume_io(&mut self, turn: &mut Turn<impl Memory>, done: IoDone) {
         let slot = done.slot;
         let io = std::mem::replace(&mut self.volume_io[slot.0 as usize], VolumeIo::Free);
-        match (io, done.result) {
+        match (io, self.spoil_unread(turn, io, done)) {
             (VolumeIo::Free, _) => panic!("completion of volume I/O {slot:?}, which is not in flight"),
             (VolumeIo::Fetch { .. }, result) => {
                 // The row is read by `fetched`, so the slot is free only after it.
@@ -241,6 +247,7 @@ impl Group {
                 return self.fail_on_disk(turn, IoTarget::Checksums(volume), fault, 0);
             }
             (VolumeIo::SumsLoad { volume, block, .. }, Err(fault)) => {
+                let block = block + unread_blocks(fault).next().unwrap_or(0);
                 return self.fail_on_disk(turn, IoTarget::Checksums(volume), fault, block);
             }
             (VolumeIo::CaptureRead { first, .. }, Err(fault)) => {
@@ -282,9 +289,11 @@ impl Group {
             // The flush takes over the slot.
             (VolumeIo::Repair { flushing: false }, Ok(())) => return self.flush_repair(turn, slot),
             (VolumeIo::Repair { flushing: true }, Ok(())) => self.repaired(turn),
-            (VolumeIo::Lend { .. }, result) => self.lend_read(turn, slot, io, result),
-            (VolumeIo::LendBlock { volume, lba, sum }, result) => {
-                self.block_read_to_lend(turn, slot, (volume, lba, sum), result);
+            (VolumeIo::LendSlot { to, slot: wanted, sum }, result) => {
+                self.slot_read_to_lend(turn, slot, to, (wanted, sum), result);
+            }
+            (VolumeIo::LendBlock { to, volume, lba, sum }, result) => {
+                self.block_read_to_lend(turn, slot, to, (volume, lba, sum), result);
             }
             (VolumeIo::Scrub { volume, lba, count }, result) => {
                 self.scrubbed(turn, slot, (volume, lba, count), result);

@@ -24,6 +24,8 @@ pub struct FaultRule {
     /// Every target if none.
     pub target: Option<IoTarget>,
     pub op: IoOp,
+    /// A bad sector: what reads this block fails, and only that, until it is written. Every request matches otherwise.
+    pub block: Option<u64>,
     /// Matching requests that go well first.
     pub after: u64,
     /// Matching requests that are hit then; `u64::MAX` hits all that follow.
@@ -51,6 +53,12 @@ pub enum FaultEffect {
 /// after = 100             # that go well first; 0 if left out
 /// times = 3               # that are hit then; all that follow if left out
 /// errno = 5               # or delay_us = 20000, or short = true
+///
+/// [[rule]]                # a sector that cannot be read until it is written
+/// disk = "volume:0"
+/// op = "read"
+/// block = 17
+/// errno = 5
 /// ```
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -65,6 +73,7 @@ struct RawPlan {
 struct RawRule {
     disk: Option<String>,
     op: RawOp,
+    block: Option<u64>,
     #[serde(default)]
     after: u64,
     times: Option<u64>,
@@ -91,6 +100,10 @@ pub enum FaultPlanError {
     Disk(String),
     #[error("rule {0} of the fault plan needs exactly one of errno (above 0), delay_us and short = true")]
     Effect(usize),
+    #[error(
+        "rule {0} of the fault plan names a block: then it needs op = \"read\" and an errno, and no discard_unflushed"
+    )]
+    Block(usize),
 }
 
 impl FaultPlan {
@@ -98,7 +111,12 @@ impl FaultPlan {
     pub fn parse(text: &str) -> Result<FaultPlan, FaultPlanError> {
         let raw: RawPlan = toml::from_str(text)?;
         let rules = raw.rule.into_iter().enumerate().map(|(index, raw)| raw.rule(index + 1));
-        Ok(FaultPlan { rules: rules.collect::<Result<_, _>>()?, discard_unflushed: raw.discard_unflushed })
+        let rules: Vec<FaultRule> = rules.collect::<Result<_, _>>()?;
+        let of_a_block = rules.iter().position(|rule| rule.block.is_some());
+        match of_a_block.filter(|_| raw.discard_unflushed.is_some()) {
+            Some(index) => Err(FaultPlanError::Block(index + 1)),
+            None => Ok(FaultPlan { rules, discard_unflushed: raw.discard_unflushed }),
+        }
     }
 }
 
@@ -115,9 +133,13 @@ impl RawRule {
             RawOp::Write => IoOp::Write,
             RawOp::Flush => IoOp::Flush,
         };
+        if self.block.is_some() && !matches!((op, effect), (IoOp::Read, FaultEffect::Errno(_))) {
+            return Err(FaultPlanError::Block(place));
+        }
         let target =
             self.disk.map(|name| target_named(&name).ok_or(FaultPlanError::Disk(name))).transpose()?;
-        Ok(FaultRule { target, op, after: self.after, times: self.times.unwrap_or(u64::MAX), effect })
+        let times = self.times.unwrap_or(u64::MAX);
+        Ok(FaultRule { target, op, block: self.block, after: self.after, times, effect })
     }
 }
 
@@ -148,16 +170,51 @@ impl Faults {
 
     /// The first matching rule's effect on this request; each rule counts it.
     pub fn on(&mut self, request: &IoRequest) -> Option<FaultEffect> {
+        if request.op == IoOp::Write {
+            let written = request.block..request.block + u64::from(request.count);
+            self.0.retain(|(rule, _)| {
+                !(rule.is_on(request.target) && rule.block.is_some_and(|block| written.contains(&block)))
+            });
+        }
         let mut effect = None;
         for (rule, seen) in &mut self.0 {
-            if rule.op != request.op || rule.target.is_some_and(|target| target != request.target) {
-                continue;
+            if rule.op == request.op && rule.is_on(request.target) && rule.block.is_none() {
+                effect = effect.or(rule.hits(seen).then_some(rule.effect));
             }
-            *seen += 1;
-            let hit = *seen > rule.after && *seen - rule.after <= rule.times;
-            effect = effect.or(hit.then_some(rule.effect));
         }
         effect
+    }
+
+    /// Why a submission of `count` of a read's blocks, behind the first `done`, fails: one of them is bad.
+    pub fn on_blocks(&mut self, request: &IoRequest, done: u32, count: u32) -> Option<i32> {
+        if request.op != IoOp::Read {
+            return None;
+        }
+        let first = request.block + u64::from(done);
+        let blocks = first..first + u64::from(count);
+        let mut fails = None;
+        for (rule, seen) in &mut self.0 {
+            let bad = rule.block.is_some_and(|block| blocks.contains(&block)) && rule.is_on(request.target);
+            if let FaultEffect::Errno(errno) = rule.effect
+                && bad
+                && rule.hits(seen)
+            {
+                fails = Some(errno);
+            }
+        }
+        fails
+    }
+}
+
+impl FaultRule {
+    fn is_on(&self, target: IoTarget) -> bool {
+        self.target.is_none_or(|named| named == target)
+    }
+
+    /// Whether the next request that matches is hit; it is counted.
+    fn hits(&self, seen: &mut u64) -> bool {
+        *seen += 1;
+        *seen > self.after && *seen - self.after <= self.times
     }
 }
 

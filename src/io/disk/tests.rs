@@ -14,6 +14,7 @@ struct Rig {
     done: Receiver<IoDone>,
     tables: Arc<Tables>,
     view: ArenaView,
+    target: IoTarget,
     _directory: tempfile::TempDir,
     journal: PathBuf,
 }
@@ -22,50 +23,64 @@ const JOURNAL_BLOCKS: u64 = 64;
 
 impl Rig {
     fn new(plan: FaultPlan) -> Rig {
+        Rig::of(IoTarget::Journal, plan)
+    }
+
+    fn of(target: IoTarget, plan: FaultPlan) -> Rig {
         let directory = tempfile::tempdir().unwrap();
         let journal = directory.path().join("journal");
         let disk = Disk::create(&journal, JOURNAL_BLOCKS * 4096, Space::Reserved, false).unwrap();
         disk.pre_write(JOURNAL_BLOCKS * 4096, |_| ()).unwrap();
-        Rig::reopened(directory, journal, disk, plan)
+        Rig::reopened(target, directory, journal, disk, plan)
     }
 
-    fn reopened(directory: tempfile::TempDir, journal: PathBuf, disk: Disk, plan: FaultPlan) -> Rig {
+    fn reopened(
+        target: IoTarget,
+        directory: tempfile::TempDir,
+        journal: PathBuf,
+        disk: Disk,
+        plan: FaultPlan,
+    ) -> Rig {
+        let kind = if target == IoTarget::Journal { Executor::Journal } else { Executor::Volumes };
+        let slots = slots_of(kind);
         let port = mesh(1).unwrap().remove(0);
         let arena = Arena::new(256).unwrap();
         let config = RingConfig { allowed: Features::ALL, ..RingConfig::new(vec![arena.clone()]) };
         let mut ring = Ring::new(config, Clock::new(), port.clone()).unwrap();
         let tables = Arc::new(Tables::new(1));
-        let (requests, their_requests) = edge(JOURNAL_IO_SLOTS, &port, &port);
-        let (their_done, done) = edge(JOURNAL_IO_SLOTS, &port, &port);
+        let (requests, their_requests) = edge(slots, &port, &port);
+        let (their_done, done) = edge(slots, &port, &port);
         let executor = DiskExecutor::new(
             &mut ring,
-            Executor::Journal,
+            kind,
             DiskEdges { requests: their_requests, done: their_done },
             tables.clone(),
             (ArenaId(0), arena.view()),
-            vec![(IoTarget::Journal, disk)],
+            vec![(target, disk)],
             plan,
         )
         .unwrap();
         let view = arena.view();
-        Rig { ring, executor, requests: Some(requests), done, tables, view, _directory: directory, journal }
+        let requests = Some(requests);
+        Rig { ring, executor, requests, done, tables, view, target, _directory: directory, journal }
     }
 
     /// The next life of the same disk, with nothing but what reached it.
     fn restart(self) -> Rig {
-        let Rig { ring, executor, _directory, journal, .. } = self;
+        let Rig { ring, executor, target, _directory, journal, .. } = self;
         drop(executor);
         drop(ring);
         let disk = Disk::open(&journal).unwrap();
-        Rig::reopened(_directory, journal, disk, FaultPlan::default())
+        Rig::reopened(target, _directory, journal, disk, FaultPlan::default())
     }
 
     fn ask(&mut self, slot: u32, op: IoOp, block: u64, pages: &[u32]) {
         for (index, page) in pages.iter().enumerate() {
-            self.tables.journal_io.set(SlotId(slot), index, PageId(*page), BlockSum::ZEROS);
+            let table = table_of(&self.tables, self.executor.executor);
+            table.set(SlotId(slot), index, PageId(*page), BlockSum::ZEROS);
         }
         let count = pages.len() as u32;
-        let request = IoRequest { slot: SlotId(slot), target: IoTarget::Journal, op, block, count };
+        let request = IoRequest { slot: SlotId(slot), target: self.target, op, block, count };
         self.requests.as_mut().unwrap().push(request);
     }
 
@@ -113,7 +128,8 @@ impl Rig {
 }
 
 fn rule(op: IoOp, after: u64, times: u64, effect: FaultEffect) -> FaultPlan {
-    FaultPlan { rules: vec![FaultRule { target: None, op, after, times, effect }], ..FaultPlan::default() }
+    let rule = FaultRule { target: None, op, block: None, after, times, effect };
+    FaultPlan { rules: vec![rule], ..FaultPlan::default() }
 }
 
 #[test]
@@ -150,6 +166,50 @@ fn errors_come_when_ordered_and_stop() {
     assert_eq!(written, [Ok(()), eio, eio, Ok(())]);
     assert_eq!([0, 1, 2, 3].map(|block| rig.read(block)), [7, 0, 0, 7], "a failed write did nothing");
     rig.flush().unwrap();
+}
+
+/// The plan's rules for such sectors, on whichever disk there is.
+fn bad_sectors(blocks: &[u64]) -> FaultPlan {
+    let rule = |block: &u64| format!("[[rule]]\nop = 'read'\nblock = {block}\nerrno = {}\n", libc::EIO);
+    FaultPlan::parse(&blocks.iter().map(rule).collect::<String>()).unwrap()
+}
+
+#[test]
+fn of_a_read_across_bad_sectors_all_other_blocks_come_and_a_write_heals_them() {
+    let mut rig = Rig::of(IoTarget::Volume(VolumeId(0)), bad_sectors(&[9, 12, 13, 15]));
+    let pages: Vec<u32> = (10..18).collect();
+    pages.iter().for_each(|&page| rig.fill(page, page as u8));
+    // Written before it goes bad, as far as the disk is concerned.
+    let heals = |rig: &mut Rig, block: u64| {
+        let page = 10 + block as u32 - 8;
+        rig.ask(0, IoOp::Write, block, &[page]);
+        rig.result().result.unwrap();
+    };
+    [8, 10, 11, 14].iter().for_each(|&block| heals(&mut rig, block));
+    let into: Vec<u32> = (30..38).collect();
+    let read = |rig: &mut Rig| {
+        into.iter().for_each(|&page| rig.view.bytes_mut(PageId(page)).fill(0xff));
+        rig.ask(0, IoOp::Read, 8, &into);
+        let result = rig.result().result;
+        (result, into.iter().map(|&page| rig.view.bytes(PageId(page))[0]).collect::<Vec<u8>>())
+    };
+    let unread = |blocks| Err(IoFault::Unreadable { blocks, errno: libc::EIO });
+    assert_eq!(read(&mut rig), (unread(0b1011_0010), vec![10, 0xff, 12, 13, 0xff, 0xff, 16, 0xff]));
+    heals(&mut rig, 12);
+    assert_eq!(read(&mut rig), (unread(0b1010_0010), vec![10, 0xff, 12, 13, 14, 0xff, 16, 0xff]));
+    rig.ask(0, IoOp::Read, 9, &[30]);
+    assert_eq!(rig.result().result, unread(1));
+    [9, 13, 15].iter().for_each(|&block| heals(&mut rig, block));
+    assert_eq!(read(&mut rig), (Ok(()), vec![10, 11, 12, 13, 14, 15, 16, 17]));
+}
+
+#[test]
+fn a_batch_of_the_journal_is_read_whole_or_not_at_all() {
+    let mut rig = Rig::new(bad_sectors(&[9]));
+    rig.ask(0, IoOp::Read, 8, &[30, 31, 32]);
+    assert_eq!(rig.result().result, Err(IoFault::Errno(libc::EIO)));
+    rig.ask(0, IoOp::Read, 10, &[30]);
+    assert_eq!(rig.result().result, Ok(()));
 }
 
 #[test]
@@ -279,6 +339,7 @@ fn a_fault_plan_is_read_from_text() {
     let rotten = FaultRule {
         target: Some(IoTarget::Checksums(VolumeId(3))),
         op: IoOp::Read,
+        block: None,
         after: 0,
         times: u64::MAX,
         effect: FaultEffect::Errno(5),
@@ -286,6 +347,7 @@ fn a_fault_plan_is_read_from_text() {
     let slow = FaultRule {
         target: None,
         op: IoOp::Flush,
+        block: None,
         after: 10,
         times: 2,
         effect: FaultEffect::Delay(Nanos::from_millis(20)),
@@ -302,6 +364,10 @@ fn a_fault_plan_that_means_nothing_is_refused() {
     assert!(matches!(error("[[rule]]\nop = 'read'"), FaultPlanError::Effect(1)));
     assert!(matches!(error("[[rule]]\nop = 'read'\nerrno = 5\nshort = true"), FaultPlanError::Effect(1)));
     assert!(matches!(error("[[rule]]\nop = 'read'\nerrno = 0"), FaultPlanError::Effect(1)));
+    assert!(matches!(error("[[rule]]\nop = 'write'\nblock = 3\nerrno = 5"), FaultPlanError::Block(1)));
+    assert!(matches!(error("[[rule]]\nop = 'read'\nblock = 3\nshort = true"), FaultPlanError::Block(1)));
+    let both = error("discard_unflushed = 1\n[[rule]]\nop = 'read'\nblock = 3\nerrno = 5");
+    assert!(matches!(both, FaultPlanError::Block(1)));
     assert!(matches!(error("[[rule]]\nop = 'read'\nshort = true\ndisk = 'volume'"), FaultPlanError::Disk(_)));
 }
 

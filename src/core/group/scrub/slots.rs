@@ -247,12 +247,7 @@ impl Group {
                 self.ask_for_scrub(turn, MetadataIo::Entries, MetadataOp::Entries { from });
             }
             Doubt::Bad => {
-                let hopeless = match self.config.peer {
-                    None => Some(NotRepaired::NoPeer),
-                    Some(_) if !self.engaged() => Some(NotRepaired::Away),
-                    Some(_) => None,
-                };
-                if let Some(why) = hopeless {
+                if let Some(why) = self.nobody_lends() {
                     return self.suspect_stays(turn, suspect, Some(why));
                 }
                 let Captured { volume, lba, slot, sum, .. } = entry;

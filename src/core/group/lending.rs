@@ -1,0 +1,277 @@
+//! Blocks that have gone bad at one site are another one's to lend: the peer's, or for a third one of its sources'. Who is asked, and what a
+//! site does that is asked itself, by its peer or by its third. What a third needs it gets from whichever of the pair it has met: the sum
+//! says what counts, wherever in the stream either is (decision 0025).
+
+use super::feeding::{LINK as FED_LINK, Talk as FeedTalk};
+use super::peering::LINK_SPARE;
+use super::storage::VolumeIo;
+use super::{Group, Phase, Turn};
+use crate::base::*;
+use crate::core::captures::Source;
+use crate::core::messages::*;
+use crate::core::outbox::{Event, NotRepaired};
+
+/// Who is asked for a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lender {
+    Peer,
+    /// A third's source, by its place.
+    Source(usize),
+}
+
+impl Lender {
+    /// One of its own, for sets of those that were asked. No site has both a peer and sources.
+    pub fn bit(self) -> u8 {
+        match self {
+            Lender::Peer => 1,
+            Lender::Source(index) => 1 << index,
+        }
+    }
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Borrower {
+    Peer,
+    Third,
+}
+
+/// What is being read for others.
+#[derive(Debug, Default)]
+pub(super) struct Loans {
+    blocks: usize,
+    slot: bool,
+}
+
+impl Group {
+    /// Who can be asked for a block now, of those that may be: of sources, rather the one that is pulled from.
+    pub(super) fn lender(&self, may_be: impl Fn(Lender) -> bool) -> Option<Lender> {
+        if !matches!(self.phase, Phase::Running) {
+            return None;
+        }
+        match self.config.peer {
+            Some(_) => Some(Lender::Peer).filter(|&peer| self.engaged() && may_be(peer)),
+            None => self.source_to_ask(|index| may_be(Lender::Source(index))).map(Lender::Source),
+        }
+    }
+
+    /// Why nobody can be asked, if so.
+    pub(super) fn nobody_lends(&self) -> Option<NotRepaired> {
+        if self.config.peer.is_none() && self.sources.is_empty() {
+            return Some(NotRepaired::NoPeer);
+        }
+        self.lender(|_| true).is_none().then_some(NotRepaired::Away)
+    }
+
+    pub(super) fn room_to_ask(&self, turn: &Turn<impl Memory>, lender: Lender) -> bool {
+        let link = match lender {
+            Lender::Peer => &turn.out.to_link,
+            Lender::Source(index) => &turn.out.remotes[index].to_link,
+        };
+        link.room() > LINK_SPARE
+    }
+
+    pub(super) fn ask_for_block(
+        &self,
+        turn: &mut Turn<impl Memory>,
+        lender: Lender,
+        place: BlockPlace,
+        sum: BlockSum,
+    ) {
+        let link = match lender {
+            Lender::Peer => &mut turn.out.to_link,
+            Lender::Source(index) => &mut turn.out.remotes[index].to_link,
+        };
+        link.push(ToLink::Control(Control::BlockWanted { place, sum }));
+    }
+
+    /// What was asked for is not there.
+    pub(super) fn lender_lacks(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        by: Lender,
+        place: BlockPlace,
+        why: Lacking,
+    ) {
+        if let BlockPlace::Slot(slot) = place {
+            self.repair_lacks(turn, slot, why);
+        }
+        self.mend_lacks(turn.now, by, place, why);
+    }
+
+    /// A block has come. It may be the answer to what is not asked any more.
+    pub(super) fn block_lent(&mut self, turn: &mut Turn<impl Memory>, page: PageId, length: u16) {
+        self.repair_with(turn, page, length);
+        self.mend_with(turn, page, length);
+    }
+
+    /// Nothing comes from there any more.
+    pub(super) fn forget_lender(&mut self, now: Nanos, gone: Lender) {
+        self.forget_repair(gone);
+        self.forget_mending(now, gone);
+    }
+
+    // ------------------------------------------------------------------------------------------------- for others
+
+    fn room_to_lend(&self, turn: &Turn<impl Memory>, to: Borrower) -> bool {
+        let link = match to {
+            Borrower::Peer => &turn.out.to_link,
+            Borrower::Third => &turn.out.remotes[FED_LINK].to_link,
+        };
+        link.room() > LINK_SPARE
+    }
+
+    fn converses_with(&self, whom: Borrower) -> bool {
+        match whom {
+            Borrower::Peer => self.converses(),
+            Borrower::Third => !matches!(self.feed().talk, FeedTalk::Absent | FeedTalk::Greeting { .. }),
+        }
+    }
+
+    fn give(&mut self, turn: &mut Turn<impl Memory>, to: Borrower, message: ToLink) {
+        match to {
+            Borrower::Peer => turn.out.to_link.push(message),
+            Borrower::Third => self.give_third(turn, message),
+        }
+    }
+
+    fn send_block(&mut self, turn: &mut Turn<impl Memory>, to: Borrower, page: PageId) {
+        let length = BLOCK_BYTES as u16;
+        self.give(turn, to, ToLink::Page { frame: PageFrame::Block, page, length });
+    }
+
+    fn lack(&mut self, turn: &mut Turn<impl Memory>, to: Borrower, place: BlockPlace, why: Lacking) {
+        if self.converses_with(to) && self.room_to_lend(turn, to) {
+            self.give(turn, to, ToLink::Control(Control::BlockLacking { place, why }));
+        }
+    }
+
+    /// Whether one more block may be read for others.
+    fn may_read_to_lend(&self) -> bool {
+        !self.stopping && !self.volume_slots.is_empty() && self.pages.free() > BATCH_BLOCKS_MAX
+    }
+
+    /// Sends the block that is wanted, out of memory or of the volume.
+    pub(super) fn lend_block(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        to: Borrower,
+        place: BlockPlace,
+        sum: BlockSum,
+    ) {
+        let (volume, lba) = match place {
+            BlockPlace::Slot(slot) => return self.lend_slot(turn, to, slot, sum),
+            BlockPlace::Volume(volume, lba) => (volume, lba),
+        };
+        let within = self.config.volumes.get(volume.0 as usize).is_some_and(|spec| lba.0 < spec.blocks);
+        if !within || !matches!(self.phase, Phase::Running) {
+            let why = if within { Lacking::Busy } else { Lacking::Other };
+            return self.lack(turn, to, place, why);
+        }
+        let cached = [self.cache.peek(volume, lba), self.cache.peek_settled(volume, lba)];
+        let cached = cached.into_iter().flatten().find(|value| value.sum == sum).map(|value| value.page);
+        let kept = || {
+            let mut captures = self.captures.of_block(volume, lba).filter(|capture| capture.sum == sum);
+            captures.find_map(|capture| match capture.source {
+                Source::Page(page) => Some(page),
+                Source::Volume | Source::Read(_) => None,
+            })
+        };
+        if let Some(page) = cached.or_else(kept) {
+            if self.room_to_lend(turn, to) {
+                self.pages.share(page);
+                self.send_block(turn, to, page);
+            }
+            return;
+        }
+        if self.sums[volume.0 as usize].get(lba) != sum {
+            return self.lack(turn, to, place, Lacking::Other);
+        }
+        if self.loans.blocks == REPAIRS_MAX || !self.may_read_to_lend() {
+            return self.lack(turn, to, place, Lacking::Busy);
+        }
+        self.loans.blocks += 1;
+        let io = VolumeIo::LendBlock { to, volume, lba, sum };
+        self.read_blocks(turn, IoTarget::Volume(volume), lba.0, 1, io);
+    }
+
+    /// It was read; its page goes to the link and comes back from there.
+    pub(super) fn block_read_to_lend(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        slot: SlotId,
+        to: Borrower,
+        (volume, lba, sum): (VolumeId, Lba, BlockSum),
+        result: Result<(), IoFault>,
+    ) {
+        self.loans.blocks -= 1;
+        let page = turn.tables.volume_io.page(slot, 0);
+        let good = result.is_ok() && super::mending::holds(turn.memory, page, sum);
+        if good && self.converses_with(to) && self.room_to_lend(turn, to) {
+            turn.memory.seal(page);
+            return self.send_block(turn, to, page);
+        }
+        self.pages.release(page, turn.memory);
+        let overwritten =
+            self.sums[volume.0 as usize].get(lba) != sum || self.cache.peek_settled(volume, lba).is_some();
+        if !good && !overwritten {
+            self.found_bad_for(turn, to, volume, lba);
+        }
+        let why = match (good, overwritten) {
+            (true, _) => Lacking::Busy,
+            (false, true) => Lacking::Other,
+            (false, false) => Lacking::Damaged,
+        };
+        self.lack(turn, to, BlockPlace::Volume(volume, lba), why);
+    }
+
+    fn found_bad_for(&mut self, turn: &mut Turn<impl Memory>, whom: Borrower, volume: VolumeId, lba: Lba) {
+        if whom == Borrower::Third {
+            // The peer may have it.
+            self.mend(turn, volume, lba);
+            return;
+        }
+        // The peer asked because its own is damaged, so it is not asked in turn.
+        turn.event(Event::ChecksumMismatch { volume, lba });
+        turn.event(Event::BlockNotRepaired { volume, lba, why: NotRepaired::DamagedToo });
+    }
+
+    /// Reads the block that is wanted out of its slot.
+    fn lend_slot(&mut self, turn: &mut Turn<impl Memory>, to: Borrower, wanted: Slot, sum: BlockSum) {
+        if to == Borrower::Peer {
+            self.keep_greeting(turn.now);
+        }
+        if self.loans.slot || !self.slots.has(wanted, 1) || !self.may_read_to_lend() {
+            return self.lack(turn, to, BlockPlace::Slot(wanted), Lacking::Busy);
+        }
+        self.loans.slot = true;
+        self.read_blocks(
+            turn,
+            IoTarget::Differential,
+            wanted.0,
+            1,
+            VolumeIo::LendSlot { to, slot: wanted, sum },
+        );
+    }
+
+    /// It was read; its page goes to the link and comes back from there.
+    pub(super) fn slot_read_to_lend(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        slot: SlotId,
+        to: Borrower,
+        (wanted, sum): (Slot, BlockSum),
+        result: Result<(), IoFault>,
+    ) {
+        self.loans.slot = false;
+        let page = turn.tables.volume_io.page(slot, 0);
+        let good = result.is_ok() && sum_of_block(turn.memory.bytes(page)) == sum;
+        if good && self.converses_with(to) && self.room_to_lend(turn, to) {
+            turn.memory.seal(page);
+            return self.send_block(turn, to, page);
+        }
+        self.pages.release(page, turn.memory);
+        // Whether that is damage or another block, only the tables say.
+        self.lack(turn, to, BlockPlace::Slot(wanted), if good { Lacking::Busy } else { Lacking::Damaged });
+    }
+}
