@@ -41,6 +41,8 @@ pub struct Options {
     pub third: bool,
     /// What the disks of both sites do wrong, as `lockstep run --faults` takes it.
     pub faults: &'static str,
+    /// What the sites are formatted with, and run until they are given another.
+    pub binary: PathBuf,
 }
 
 impl Default for Options {
@@ -56,6 +58,7 @@ impl Default for Options {
             pair: true,
             third: false,
             faults: "",
+            binary: env!("CARGO_BIN_EXE_lockstep").into(),
         }
     }
 }
@@ -67,6 +70,8 @@ pub struct Site {
     pub config: PathBuf,
     pub directory: PathBuf,
     pub nbd: PathBuf,
+    /// What it runs from its next start on.
+    pub binary: PathBuf,
     log: PathBuf,
     faults: Option<PathBuf>,
     child: Option<Child>,
@@ -132,7 +137,7 @@ impl Sites {
         let sockets = tempfile::tempdir().expect("a folder for the sockets");
         let (left_address, right_address) = free_addresses();
         let dialled = relay(right_address);
-        let site = |name| Site::new(name, folder.path(), sockets.path());
+        let site = |name| Site::new(name, folder.path(), sockets.path(), &options.binary);
         let (mut left, mut right) = (site("left"), site("right"));
         let mut peers = [None, None];
         if options.pair {
@@ -192,7 +197,7 @@ impl Sites {
                 );
             }
             fs::write(&site.config, text).expect("a configuration");
-            succeeds(lockstep(&["format", "--config", path(&site.config)]));
+            succeeds(site.lockstep(&["format"]));
             site.set_faults(options.faults);
         }
         if let Some(third) = &mut third {
@@ -203,7 +208,7 @@ impl Sites {
                 .replace("\nid = 2\nrole = \"secondary\"", "\nid = 3\nrole = \"third\"");
             let text = &text[..text.find("[peer]").expect("a pair")];
             fs::write(&third.config, format!("{text}{sources}")).expect("a configuration");
-            succeeds(lockstep(&["format", "--config", path(&third.config)]));
+            succeeds(third.lockstep(&["format"]));
         }
         Sites { left, right, third, folder, _sockets: sockets, _alone: alone }
     }
@@ -283,12 +288,13 @@ impl Drop for Sites {
 }
 
 impl Site {
-    fn new(name: &'static str, folder: &Path, sockets: &Path) -> Site {
+    fn new(name: &'static str, folder: &Path, sockets: &Path, binary: &Path) -> Site {
         Site {
             name,
             config: folder.join(format!("{name}.toml")),
             directory: folder.join(name),
             nbd: sockets.join(format!("{name}.nbd")),
+            binary: binary.to_owned(),
             log: folder.join(format!("{name}.log")),
             faults: None,
             child: None,
@@ -360,7 +366,7 @@ impl Site {
 
     fn spawn(&mut self, arguments: &[&str]) {
         let log = File::options().create(true).append(true).open(&self.log).expect("a log");
-        let child = Command::new(env!("CARGO_BIN_EXE_lockstep"))
+        let child = Command::new(&self.binary)
             .args(["run", "--config", path(&self.config)])
             .args(self.faults.iter().flat_map(|file| ["--faults", path(file)]))
             .args(arguments)
@@ -420,19 +426,25 @@ impl Site {
         }
     }
 
+    /// A command of the site's own binary.
+    pub fn lockstep(&self, command: &[&str]) -> Output {
+        let mut run = Command::new(&self.binary);
+        run.args(command).args(["--config", path(&self.config)]).output().expect("lockstep runs")
+    }
+
     pub fn status(&self) -> Value {
-        let output = lockstep(&["status", "--config", path(&self.config), "--json"]);
+        let output = self.lockstep(&["status", "--json"]);
         serde_json::from_str(&succeeds(output)).expect("JSON")
     }
 
     /// `lockstep wait`.
     pub fn wait(&self, what: &str) {
         let seconds = format!("{}s", PATIENCE.as_secs());
-        succeeds(lockstep(&["wait", "--config", path(&self.config), what, "--timeout", &seconds]));
+        succeeds(self.lockstep(&["wait", what, "--timeout", &seconds]));
     }
 
     pub fn try_status(&self) -> Option<Value> {
-        let output = lockstep(&["status", "--config", path(&self.config), "--json"]);
+        let output = self.lockstep(&["status", "--json"]);
         output.status.success().then(|| serde_json::from_slice(&output.stdout).expect("JSON"))
     }
 

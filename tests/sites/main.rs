@@ -30,4 +30,5 @@ mod third;
 mod third_losses;
 mod third_roles;
 mod unreadable;
+mod upgrade;
 mod verify;
