@@ -243,7 +243,11 @@ impl Control {
         let begun = Instant::now();
         let mut target = None;
         loop {
-            let status = self.group_status()?;
+            let status = match self.group_status() {
+                // A machine that stands still for a while is waited for as well.
+                Err(LineError::Silent) if begun.elapsed() < timeout => continue,
+                status => status?,
+            };
             if status.state == GroupState::Failed {
                 return Ok(Response::Failed("the site has left its group; see its log".to_owned()));
             }
