@@ -19,7 +19,9 @@ fn previous() -> &'static Path {
         // What cargo tells a test is not for the build of another tree.
         let cargo = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CARGO_PKG_"));
         let mut script = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/previous"));
-        cargo.for_each(|(name, _)| drop(script.env_remove(name)));
+        cargo.for_each(|(name, _)| {
+            script.env_remove(name);
+        });
         let output = script.stderr(Stdio::inherit()).output().expect("bash is there");
         succeeds(output).trim().into()
     })
