@@ -290,6 +290,7 @@ fn controls() -> Vec<u8> {
         Control::DigestsWanted {
             extent: Extent { volume: VolumeId(3), first: Lba(0x0102_0317), count: 0x53, reads: true },
         },
+        Control::CopyWanted,
     ] {
         let length = encode_control(&control, &mut out);
         stream.extend_from_slice(&out[..length]);
@@ -455,7 +456,7 @@ fn fixed_inputs_reach_what_they_are_for() {
         input = &input[reader.payload_left()..];
         reader.take_payload(reader.payload_left());
     }
-    assert_eq!((count, reader.at_boundary()), (41, true));
+    assert_eq!((count, reader.at_boundary()), (42, true));
     // All but CACHE, BLOCK_STATUS, DISC, the unknown one, and where buffers are small the unfragmented read.
     for (choice, acts) in [(0, 0), (0xff, 0), (0xff, LATE | BACKWARDS), (0xfe, LATE | UNREAD)] {
         assert!(exercise::nbd_session(&nbd_client(choice, acts)) >= 6, "choice {choice}, {acts}");

@@ -83,6 +83,7 @@ fn config(differential_blocks: u64, on_differential_full: OnDifferentialFull) ->
         peer: None,
         third: None,
         sources: Vec::new(),
+        resync: ResyncConfig::NONE,
         volumes: vec![VolumeSpec { name: "a".into(), blocks: VOLUME_BLOCKS }],
         journal_blocks: journal_blocks_min() + 6000,
         differential_blocks,
@@ -613,7 +614,6 @@ fn peer() -> PeerConfig {
         on_peer_loss: OnPeerLoss::Suspend,
         latency_budget: Nanos::from_millis(50),
         heartbeat_interval: Nanos::from_millis(100),
-        resync: ResyncConfig::NONE,
     }
 }
 

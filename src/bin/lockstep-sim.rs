@@ -112,6 +112,8 @@ impl Totals {
             (&mut all.installed_snapshots, one.installed_snapshots),
             (&mut all.replaced, one.replaced),
             (&mut all.adopted, one.adopted),
+            (&mut all.thirds_replaced, one.thirds_replaced),
+            (&mut all.thirds_copied, one.thirds_copied),
             (&mut all.logs_found, one.logs_found),
             (&mut all.snapshots, one.snapshots),
             (&mut all.snapshot_reads, one.snapshot_reads),
@@ -179,10 +181,13 @@ impl Totals {
             self.outcome.reclaimed_blocks
         );
         println!(
-            "of third sites: {} updates sent to them, {} deaths, {} times told that they have lapsed; {} took over, and {} promised updates were given up",
+            "of third sites: {} updates sent to them, {} deaths, {} times with new disks, {} times told that they have lapsed, {} times copied what \
+             they lacked; {} took over, and {} promised updates were given up",
             self.outcome.fed,
             self.outcome.third_crashes,
+            self.outcome.thirds_replaced,
             self.outcome.lapsed,
+            self.outcome.thirds_copied,
             self.outcome.heirs,
             self.outcome.given_up
         );

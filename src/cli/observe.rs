@@ -222,6 +222,15 @@ fn third(third: &ThirdShown) -> Vec<String> {
             third.kept_percent
         ));
     }
+    lines.extend(third.copy.iter().map(|copy| {
+        format!(
+            "a copy to {name}, not a delta: {} left to compare or copy, {} copied, {} not, being equal or zeros{}",
+            bytes(copy.left_bytes as f64),
+            bytes(copy.copied_bytes as f64),
+            bytes(copy.equal_bytes as f64),
+            if state == "copying" { "" } else { "; interrupted, and goes on when it asks" }
+        )
+    }));
     lines.extend(third.promoted.iter().flat_map(|split| {
         parted(split, &format!("{name} was made primary in place of this site and its peer"), name)
     }));
@@ -243,6 +252,12 @@ fn source(source: &SourceShown) -> Vec<String> {
         ago(source.heard_seconds_ago),
         source.round_trip_us
     )];
+    if state == "copying" {
+        let staged = bytes(source.staged_bytes as f64);
+        lines.push(format!(
+            "{name} copies to this site what no journal has: {staged} are staged, and the volumes stay what they were until all is"
+        ));
+    }
     lines.extend(
         source
             .parted

@@ -44,6 +44,8 @@ pub struct GroupConfig {
     pub third: Option<ThirdConfig>,
     /// Of a third: the sites that it pulls from, in its order of preference. Empty at every other site.
     pub sources: Vec<SourceConfig>,
+    /// How what no journal has is copied, to this site and from it.
+    pub resync: ResyncConfig,
     pub volumes: Vec<VolumeSpec>,
     pub journal_blocks: u64,
     /// Slots for old blocks that snapshots keep; both sites have the same. Zero if the group takes no snapshots.
@@ -70,11 +72,6 @@ pub struct GroupConfig {
 }
 
 impl GroupConfig {
-    /// Blocks of the staging file; 0 where nobody is copied anything.
-    pub fn staging_blocks(&self) -> u64 {
-        self.peer.as_ref().map_or(0, |peer| peer.resync.staging_blocks)
-    }
-
     /// Links beside the peer's: to the third, or of a third to its sources. They are numbered from 0, in that order.
     pub fn remotes(&self) -> usize {
         usize::from(self.third.is_some()) + self.sources.len()
@@ -114,16 +111,15 @@ pub struct PeerConfig {
     pub latency_budget: Nanos,
     /// A silent link carries a heartbeat this often.
     pub heartbeat_interval: Nanos,
-    pub resync: ResyncConfig,
 }
 
-/// How a peer that lacks more than the journal holds comes back.
+/// How a site that lacks more than the journal holds comes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResyncConfig {
-    /// Blocks of the staging file, where a secondary keeps what it is copied until it has all of it. Without one the journal waits
-    /// for a peer however long it is away.
+    /// Blocks of the staging file, where a site keeps what it is copied until it has all of it. Without one the journal waits
+    /// for a peer however long it is away, and a third that lapsed stays what it is.
     pub staging_blocks: u64,
-    /// While a peer is copied what it lacks, one in a hundred writes of the hosts may take longer.
+    /// While somebody is copied what it lacks, one in a hundred writes of the hosts may take longer.
     pub p99_budget: Nanos,
 }
 

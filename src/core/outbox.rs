@@ -383,6 +383,26 @@ pub enum Event {
         equal: u64,
         took_ns: u64,
     },
+    /// The third has everything up to `position`, the journal begins with `oldest`, and so many blocks are compared, so that it is copied what
+    /// differs; or what is left of them, if it `goes_on`.
+    CopyToThirdBegan {
+        position: UpdateNumber,
+        oldest: UpdateNumber,
+        blocks: u64,
+        goes_on: bool,
+    },
+    /// The third has installed what it was copied, and follows from there; so many blocks were left out.
+    CopyToThirdEnded {
+        at: UpdateNumber,
+        blocks: u64,
+        equal: u64,
+        took_ns: u64,
+    },
+    /// This third is copied to by that site, which compares so many blocks.
+    CopyBegan {
+        site: SiteId,
+        blocks: u64,
+    },
     /// Both sites went on alone after `common`, and an operator has decided: this site's stream is kept, or goes.
     SplitResolved {
         common: UpdateNumber,

@@ -1,6 +1,7 @@
 //! A group's events as sentences: what happened, to which volume or peer, and what to do.
 
 mod faults;
+mod third;
 
 use crate::base::{BLOCK_BYTES, SiteId, VolumeId, VolumeSet};
 use crate::core::config::{OnDifferentialFull, Role};
@@ -436,65 +437,19 @@ impl Names {
                     self.repair_tables()
                 ),
             ),
-            Event::ThirdFed { from } => {
-                (Level::Info, format!("{} is sent what is settled, from {from} on", self.third()))
-            }
-            Event::ThirdPromoted { common, stays } => {
-                let third = self.third();
-                let then = match stays {
-                    true => format!(
-                        "this site has promised hosts what {third} does not have: there are two histories, and `lockstep status` shows both. \
-                         Decide which is kept; the sites of the other one are formatted anew (docs/OPERATIONS.md)"
-                    ),
-                    false => format!(
-                        "this site has promised nothing that {third} lacks, and serves no hosts: make it {third}'s peer or third in both \
-                         configurations, or take the word back by `lockstep promote --fenced --config {}`",
-                        self.file
-                    ),
-                };
-                (
-                    Level::Error,
-                    format!("{third} was made primary over what this site has up to {common}: {then}"),
-                )
-            }
             Event::RoleRefused { why } => (Level::Error, self.role_refused(why)),
-            Event::ThirdResumed { after, upto, sent_bytes, took } => (
-                Level::Info,
-                format!(
-                    "{} has all that it lacked when it went on from here, {} updates after {after}: it was sent {sent_bytes} bytes in {} ms",
-                    self.third(),
-                    upto.0 - after.0,
-                    took.0 / 1_000_000
-                ),
-            ),
-            Event::ThirdLapsesSoon { position, kept_percent } => (
-                Level::Warn,
-                format!(
-                    "{} may lapse soon: it has everything up to {position}, and what it lacks is {kept_percent}% of what the journal keeps for it. \
-                     Bring it back, or see to its path; hosts are not made to wait for it",
-                    self.third()
-                ),
-            ),
-            Event::ThirdLost { reason } => (Level::Warn, self.loss(&self.third(), reason)),
-            Event::ThirdLapsed { position, oldest } => (
-                Level::Error,
-                format!(
-                    "{} has lapsed: it has everything up to {position}, and the journal begins with {oldest}, since hosts are not made to wait for \
-                     a third; what it lacks can no longer be pulled, and this version does not copy volumes to a third",
-                    self.third()
-                ),
-            ),
-            Event::SourceFollowed { site, from } => {
-                (Level::Info, format!("this site pulls from {}, from {from} on", self.other(site)))
-            }
-            Event::SourceLost { site, reason } => (Level::Warn, self.loss(&self.other(site), reason)),
-            Event::SourceLapsed { site, position, oldest } => (
-                Level::Error,
-                format!(
-                    "{} does not have what this site lacks: this site has everything up to {position}, and the journal there begins with {oldest}",
-                    self.other(site)
-                ),
-            ),
+            Event::ThirdFed { .. }
+            | Event::ThirdPromoted { .. }
+            | Event::ThirdResumed { .. }
+            | Event::ThirdLapsesSoon { .. }
+            | Event::ThirdLost { .. }
+            | Event::ThirdLapsed { .. }
+            | Event::SourceFollowed { .. }
+            | Event::SourceLost { .. }
+            | Event::SourceLapsed { .. }
+            | Event::CopyToThirdBegan { .. }
+            | Event::CopyToThirdEnded { .. }
+            | Event::CopyBegan { .. } => self.sentence_of_third(event),
             Event::TablesUnreadable => (
                 Level::Error,
                 format!(

@@ -121,7 +121,7 @@ pub fn format(
     let differential = &config.differential;
     parts.push(Part { path: &differential.path, bytes: differential.bytes, space: differential.space });
 
-    if config.replication.is_some() {
+    if config.is_copied_to() {
         let bytes = config.staging_blocks() * BLOCK_BYTES as u64;
         parts.push(Part { path: &config.staging, bytes, space: FileSpace::Sparse });
     }
@@ -163,7 +163,7 @@ fn paths(config: &Config) -> Vec<&Path> {
 fn other_paths(config: &Config) -> Vec<&Path> {
     let checksums = config.volumes.iter().map(|volume| volume.checksums.as_path());
     let rest = [config.differential.path.as_path(), &config.journal.path, &config.metadata];
-    let staging = config.replication.as_ref().map(|_| config.staging.as_path());
+    let staging = config.is_copied_to().then_some(config.staging.as_path());
     checksums.chain(rest).chain(staging).collect()
 }
 

@@ -34,7 +34,7 @@ const FAULTS: [(Struck, &str); 9] = [
 /// A state, and whether a site is in it; it may be in several.
 type State = (&'static str, fn(&GroupStatus) -> bool);
 
-const STATES: [State; 16] = [
+const STATES: [State; 17] = [
     ("recovering", |site| site.state == GroupState::Recovering),
     ("awaiting peer", |site| site.state == GroupState::AwaitingPeer),
     ("no peer", |site| running(site) && site.peer == PeerState::Disconnected),
@@ -44,9 +44,10 @@ const STATES: [State; 16] = [
     ("resyncing", |site| running(site) && site.peer == PeerState::Resyncing),
     ("in lockstep", |site| running(site) && site.peer == PeerState::InSync),
     ("solo", |site| running(site) && site.solo),
-    ("no source", |site| running(site) && !pulls(site) && !lapsed(site)),
+    ("no source", |site| running(site) && !pulls(site) && !lapsed(site) && !copied_to(site)),
     ("pulling", pulls),
     ("lapsed", lapsed),
+    ("copied to", copied_to),
     ("keeping", |site| site.destage == DestageState::Keeping),
     ("committing", |site| site.destage == DestageState::Committing),
     ("sweeping", |site| site.destage == DestageState::Sweeping),
@@ -58,7 +59,7 @@ const ROLES: [(Role, &str); 3] =
 
 /// States that sites of a role are never in.
 fn is_unreachable(role: Role, state: &str) -> bool {
-    let of_third = matches!(state, "no source" | "pulling" | "lapsed");
+    let of_third = matches!(state, "no source" | "pulling" | "lapsed" | "copied to");
     let of_disks = matches!(state, "recovering" | "keeping" | "committing" | "sweeping" | "checkpointing");
     match role {
         Role::Primary => of_third,
@@ -75,6 +76,10 @@ fn pulls(site: &GroupStatus) -> bool {
 
 fn lapsed(site: &GroupStatus) -> bool {
     site.sources.iter().flatten().any(|source| source.state == SourceState::Lapsed)
+}
+
+fn copied_to(site: &GroupStatus) -> bool {
+    site.sources.iter().flatten().any(|source| source.state == SourceState::Copying)
 }
 
 fn running(site: &GroupStatus) -> bool {

@@ -209,6 +209,8 @@ impl Plan {
             config.journal_blocks = journal_blocks;
             config.pages += 4000;
             config.differential_blocks *= 100;
+            // A copy of all of it has room.
+            config.resync.staging_blocks += 4 * config.differential_blocks;
             // Days go by, in which lockstep is nothing but its heartbeats.
             let Some(peer) = config.peer.as_mut().filter(|_| away) else { continue };
             (peer.latency_budget, peer.heartbeat_interval) = (Nanos(12 * HOUR), Nanos(HOUR));
@@ -235,6 +237,7 @@ impl Plan {
 
     fn add_far_third(&mut self, rng: &mut Rng, far: FarPlan) {
         self.third = Some(ThirdPlan {
+            replace_percent: 0,
             prefers_second: far.prefers_second,
             down_ns: 40 * MS,
             crash_again_percent: 0,

@@ -162,7 +162,10 @@ impl World {
     pub(super) fn restart(&mut self, index: usize) {
         let site = &mut self.sites[index];
         assert!(site.group.is_none());
-        self.perhaps_replace(index);
+        match index {
+            THIRD => self.perhaps_replace_third(),
+            _ => self.perhaps_replace(index),
+        }
         if !self.is_parted() && index != THIRD {
             self.perhaps_repair_tables(index);
         }

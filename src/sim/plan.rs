@@ -177,8 +177,11 @@ impl Plan {
                 on_peer_loss,
                 latency_budget,
                 heartbeat_interval: Nanos(latency_budget.0 / 8),
-                resync: ResyncConfig { staging_blocks: STAGING_BLOCKS, p99_budget: latency_budget },
             }),
+            resync: ResyncConfig {
+                staging_blocks: if peer { STAGING_BLOCKS } else { 0 },
+                p99_budget: latency_budget,
+            },
             third: None,
             sources: Vec::new(),
             volumes: volumes.clone(),

@@ -52,7 +52,7 @@ pub struct Readiness {
     pub yes: u64,
     pub no: u64,
     /// It said no, though its journal had what the third lacked: it had not heard the third since it started; the third had got further than it
-    /// had said; the superblock that lets go of it was on its way to the disk.
+    /// had said, or had lost what it had said; the superblock that lets go of it was on its way to the disk.
     pub unheard: u64,
     pub unknown: u64,
     pub letting_go: u64,
@@ -123,6 +123,10 @@ impl World {
             }
             (Delta::No(NoDelta::Unheard), true) => seen.unheard += 1,
             (Delta::No(NoDelta::Lapsed), true) if third.position.0 < at => seen.unknown += 1,
+            // It has lost what it had told that it has: with its memory, or with its disks.
+            (Delta::No(NoDelta::Ahead), true) if third.position.0.max(self.audit.third_told()) > at => {
+                seen.unknown += 1;
+            }
             (Delta::No(NoDelta::Lapsed), true) if status.destage == DestageState::Checkpointing => {
                 seen.letting_go += 1;
             }
@@ -198,8 +202,9 @@ impl World {
         }
         let status = self.status(THIRD);
         let at = |source: &SourceStatus| usize::from(source.site.0) == survivor + 1;
+        let lapsed = |state| matches!(state, SourceState::Lapsed | SourceState::Copying);
         let told = status.is_some_and(|status| {
-            status.sources.iter().flatten().any(|source| at(source) && source.state == SourceState::Lapsed)
+            status.sources.iter().flatten().any(|source| at(source) && lapsed(source.state))
         });
         if told {
             let kept_from = self.audit.kept_from(survivor);

@@ -86,13 +86,18 @@ impl World {
         if !has_all || !self.replace_rng.percent(plan.percent) {
             return;
         }
+        self.format_anew(index);
+        self.outcome.replaced += 1;
+    }
+
+    /// A dead site's disks are new, and formatted.
+    pub(super) fn format_anew(&mut self, index: usize) {
         self.trace.note(self.now, || format!("site {index} has new disks"));
         let volumes: Vec<u64> = self.plan.configs[index].volumes.iter().map(|volume| volume.blocks).collect();
         let site = &mut self.sites[index];
         site.disk = Site::formatted(&self.plan, index, &volumes).after(&site.disk);
         self.rotten.retain(|rotten| rotten.site != index);
         self.audit.replaced(index);
-        self.outcome.replaced += 1;
     }
 
     /// A site says something of a resync: perhaps one of the two does not live to see its end.

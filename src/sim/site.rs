@@ -116,7 +116,7 @@ impl Site {
             config.journal_blocks,
             config.journal_volatile,
             config.differential_blocks,
-            config.staging_blocks(),
+            config.resync.staging_blocks,
             volumes,
         );
         disk.metadata = Metadata::new(plan.snapshots.map_or(1, |plan| plan.reclaim_step));

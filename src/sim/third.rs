@@ -3,7 +3,7 @@
 
 use crate::base::{Nanos, SiteId};
 use crate::core::config::{GroupConfig, Role, SourceConfig, ThirdConfig};
-use crate::core::group::status::{GroupStatus, SourceState};
+use crate::core::group::status::{GroupState, SourceState};
 use crate::core::group::{PAGES_MIN, THIRD_PAGES};
 use crate::core::journal::journal_blocks_min;
 use crate::core::messages::Control;
@@ -36,6 +36,8 @@ pub struct ThirdPlan {
     pub crash_again_events: u64,
     /// Promotions at which something strikes it, in a hundred.
     pub strike_percent: u64,
+    /// Starts of it before which it is formatted anew, in a hundred.
+    pub replace_percent: u64,
 }
 
 /// What strikes the third, or one of its two paths.
@@ -79,6 +81,9 @@ pub enum ThirdFault {
 /// Tells the generator of third sites from the others of its seed.
 const FORK: u64 = 0x0074_6869_7264;
 
+/// And that of thirds whose disks are replaced.
+const REPLACE_FORK: u64 = 0x3372_6470_6c61;
+
 pub fn generator(seed: u64) -> Rng {
     Rng::new(seed ^ FORK)
 }
@@ -113,6 +118,7 @@ impl Plan {
             crash_again_percent: rng.pick(&[0, 30, 60]),
             crash_again_events: rng.pick(&[100, 1000, 4000]),
             strike_percent: rng.pick(&[0, 50, 100]),
+            replace_percent: Rng::new(self.seed ^ REPLACE_FORK).pick(&[0, 0, 0, 20, 60]),
         };
         self.third = Some(third);
         let silence_max = Nanos(rng.pick(&[40, 150, 600]) * MS);
@@ -184,9 +190,14 @@ impl Audits {
             Control::Pull { after, generation, durable, .. } => self.pulls(after.0, generation.0, durable.0),
             Control::Heartbeat { settled, .. } => self.check_claim(site, "settled", settled.0),
             Control::Lapsed { oldest } => self.lapses(site, oldest.0),
-            // What comes of it is looked at where it is written.
+            Control::Install { upto } => self.check_claim(site, "settled", upto.0),
             Control::BlockWanted { .. } if site == THIRD => {}
             Control::BlockLacking { .. } if site != THIRD => {}
+            // What they lead to is looked at where it is written.
+            Control::CopyWanted
+            | Control::CopyOffer { .. }
+            | Control::DigestsWanted { .. }
+            | Control::Staged { .. } => {}
             _ => panic!("site {site} says {control:?} on the third's link"),
         }
     }
@@ -269,27 +280,33 @@ impl World {
         }
     }
 
-    /// Whether no site has what the third lacks any more, and all have told it so.
-    pub(super) fn third_has_lapsed(status: &GroupStatus) -> bool {
-        let mut sources = status.sources.iter().flatten().peekable();
-        sources.peek().is_some() && sources.all(|source| source.state == SourceState::Lapsed)
+    /// The third is about to start: perhaps its disks are new, and an operator has formatted them. Nobody promised anything with them; but what
+    /// a site that is lost left it, it has to have had.
+    pub(super) fn perhaps_replace_third(&mut self) {
+        let Some(plan) = self.plan.third.filter(|plan| plan.replace_percent > 0) else { return };
+        let may = self.stage == Stage::Working && self.disaster.is_none();
+        if !may || !self.third_rng.percent(plan.replace_percent) {
+            return;
+        }
+        self.format_anew(THIRD);
+        self.outcome.thirds_replaced += 1;
     }
 
-    /// Whether the third, if there is one, is sent what is settled, or has been told that it never will be.
+    /// Whether the third, if there is one, is sent what is settled: one that lapsed, or lost its disks, has been copied what it lacked.
     pub(super) fn third_follows(&self) -> bool {
         self.plan.third.is_none()
             || self.status(THIRD).is_some_and(|status| {
-                let mut sources = status.sources.iter().flatten();
-                World::third_has_lapsed(&status) || sources.any(|source| source.state == SourceState::Pulling)
+                status.sources.iter().flatten().any(|source| source.state == SourceState::Pulling)
             })
     }
 
-    /// Everything is settled on the other two: the third has all of it, unless it has lapsed.
+    /// Everything is settled on the other two, and the third has all of it; and is not just installing that.
     pub(super) fn third_has_all(&self) -> bool {
         self.plan.third.is_none()
-            || self.status(THIRD).is_some_and(|status| {
-                status.checkpoint == status.settled
-                    && (status.settled.0 == self.audit.last() || World::third_has_lapsed(&status))
+            || self.standing(THIRD).is_some_and(|status| {
+                status.state == GroupState::Serving
+                    && status.checkpoint == status.settled
+                    && status.settled.0 == self.audit.last()
             })
     }
 }

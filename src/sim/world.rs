@@ -185,6 +185,9 @@ pub struct Outcome {
     pub replaced: u64,
     /// Pairs that began with contents of one site.
     pub adopted: u64,
+    /// Thirds whose disks were replaced, and that have been copied what they lacked.
+    pub thirds_replaced: u64,
+    pub thirds_copied: u64,
     /// Snapshots that came with them.
     pub installed_snapshots: u64,
     /// Resyncs that went on after a restart of the site that was copied to.
@@ -585,6 +588,8 @@ impl World {
                         let leg = &mut legs[edge - first_leg];
                         let Some(message) = leg.take_for(group, now) else { break };
                         match message {
+                            FromLink::Update { .. } if leg.remote.is_some_and(|at| group.stages_from(at)) => {
+                            }
                             FromLink::Update { update, .. } if index == THIRD => {
                                 self.audit.third_receives(update.number.0, update.generation.0);
                             }
@@ -681,13 +686,20 @@ impl World {
         let mut dropped = false;
         let mut opened = None;
         let mut resyncs = false;
+        let mut third_copied = false;
         while let Some(event) = out.events.pop() {
             self.trace.note(now, || format!("site {index}: {event:?}"));
             if let Some(far) = &mut self.far {
                 far.hears(index, &event);
             }
             match event {
-                GroupEvent::ResyncBegan { .. } | GroupEvent::StagedWhole { .. } => resyncs = true,
+                GroupEvent::CopyBegan { .. } | GroupEvent::StagedWhole { .. } if index == THIRD => {
+                    third_copied = true;
+                }
+                GroupEvent::ResyncBegan { .. }
+                | GroupEvent::StagedWhole { .. }
+                | GroupEvent::CopyToThirdBegan { .. } => resyncs = true,
+                GroupEvent::CopyToThirdEnded { .. } => self.outcome.thirds_copied += 1,
                 GroupEvent::Recovered { replayed, .. } => self.outcome.replayed += replayed,
                 GroupEvent::Checkpointed { .. } => self.outcome.checkpoints += 1,
                 GroupEvent::PeerCatchingUp { .. } => {
@@ -753,6 +765,9 @@ impl World {
         }
         if resyncs {
             self.perhaps_crash_at_resync();
+        }
+        if third_copied {
+            self.perhaps_crash_third_again();
         }
         if catches_up {
             self.perhaps_crash_at_catch_up();

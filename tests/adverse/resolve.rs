@@ -6,8 +6,7 @@ use lockstep::format::metadata::put_marks;
 /// A primary that has acknowledged update 3 alone, where both have update 1, and can be copied onto its peer.
 fn parted() -> Site {
     let mut config = solo(Role::Primary);
-    let peer = config.peer.as_mut().expect("a pair");
-    peer.resync = ResyncConfig { staging_blocks: 9000, p99_budget: Nanos::from_millis(10) };
+    config.resync = ResyncConfig { staging_blocks: 9000, p99_budget: Nanos::from_millis(10) };
     alone_as(config)
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 
 /// Disks with contents from before: what they hold of each block.
-fn adopted(config: GroupConfig, at_ms: u64, holds: &HashMap<u64, u8>) -> Site {
+pub fn adopted(config: GroupConfig, at_ms: u64, holds: &HashMap<u64, u8>) -> Site {
     let mut site = Site::formatted(config);
     let GroupConfig { group, site: id, role, journal_blocks, .. } = site.config;
     let alone = site.config.peer.is_some();

@@ -5,7 +5,7 @@ use lockstep::core::group::split::SplitBrain;
 
 /// Contents from before.
 #[path = "adopting.rs"]
-mod adopting;
+pub mod adopting;
 /// One whose disks are replaced.
 #[path = "replacing.rs"]
 mod replacing;
@@ -36,7 +36,7 @@ fn solo_with_staging(role: Role) -> GroupConfig {
     let mut config = config(role, true);
     let peer = config.peer.as_mut().expect("a pair");
     peer.on_peer_loss = OnPeerLoss::Solo;
-    peer.resync = ResyncConfig { staging_blocks: 4096, p99_budget: Nanos::from_millis(10) };
+    config.resync = ResyncConfig { staging_blocks: 4096, p99_budget: Nanos::from_millis(10) };
     config
 }
 

@@ -1,5 +1,6 @@
 //! A third site that pulls from a pair: what it is given and when, what its absence costs nobody, and from whom it goes on.
 
+mod copied;
 mod promoted;
 mod readiness;
 mod repaired;
@@ -59,6 +60,9 @@ struct Trio {
     resumed: Vec<usize>,
     /// Blocks go bad.
     rots: bool,
+    /// Copies that began, or went on, and blocks that were copied and that were equal, of those that ended.
+    copies: Vec<(usize, bool)>,
+    copied: Vec<(usize, u64, u64)>,
     third_disks: Disks,
 }
 
@@ -120,7 +124,7 @@ fn deliver(
                     (None, UpdateSource::Window) => &from.tables.window,
                     (None, _) => &from.tables.catch_up,
                     (Some(leg), source) => {
-                        assert_eq!(source, UpdateSource::CatchUp);
+                        assert_ne!(source, UpdateSource::Window);
                         &from.tables.remotes[leg].catch_up
                     }
                 };
@@ -161,6 +165,8 @@ impl Trio {
             warned: Vec::new(),
             resumed: Vec::new(),
             rots: false,
+            copies: Vec::new(),
+            copied: Vec::new(),
             third_disks: Disks::default(),
         };
         for site in &mut trio.sites {
@@ -344,6 +350,8 @@ impl Trio {
                 }
                 Event::ThirdLapsesSoon { kept_percent, .. } => self.warned.push((site, kept_percent)),
                 Event::ThirdResumed { .. } => self.resumed.push(site),
+                Event::CopyToThirdBegan { goes_on, .. } => self.copies.push((site, goes_on)),
+                Event::CopyToThirdEnded { blocks, equal, .. } => self.copied.push((site, blocks, equal)),
                 Event::ThirdLapsed { .. } | Event::SourceLapsed { .. } => self.lapsed.push(site),
                 Event::ChecksumMismatch { .. } if self.rots => {}
                 Event::Failed { .. } | Event::ChecksumMismatch { .. } => panic!("site {site}: {event:?}"),
@@ -357,6 +365,10 @@ impl Trio {
         }
         for (leg, message) in sent {
             self.send((site, leg), message);
+        }
+        if self.sites[site].group.starts_anew() {
+            self.kill(site);
+            self.restart(site);
         }
     }
 
@@ -382,6 +394,9 @@ impl Trio {
             }
         }
         self.alive[site] = false;
+        if site == THIRD {
+            self.third_disks.under_way.clear();
+        }
     }
 
     fn restart(&mut self, site: usize) {

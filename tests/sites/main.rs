@@ -27,6 +27,7 @@ mod split_brain;
 mod switchover;
 mod takeover;
 mod third;
+mod third_copied;
 mod third_losses;
 mod third_roles;
 mod unreadable;

@@ -8,9 +8,10 @@
 //! that was changed after `floor`; unlike a block it is made good by no update, and so it is copied as of the checkpoint.
 
 use super::differential::{COMMIT_LEAVES_PAGES, MetadataIo};
-use super::peering::{LINK_SPARE, Talk};
+use super::peering::LINK_SPARE;
 use super::resync::{Pages, Step};
 use super::storage::VolumeIo;
+use super::targets::{TARGETS, Target, room_to, rows_to};
 use super::{Group, Turn};
 use crate::base::*;
 use crate::core::messages::*;
@@ -21,6 +22,7 @@ use crate::format::update::{Update, UpdateKind};
 /// Slots on their way from the differential volume, and how often the floor had moved when they were asked for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SlotsRead {
+    pub to: Target,
     pub first: Slot,
     pub count: u32,
     pub moves: u64,
@@ -41,41 +43,43 @@ impl Group {
     }
 
     /// What is captured and not committed yet is not in its slot, or not surely.
-    pub(super) fn put_off_pending_slots(&mut self) {
+    pub(super) fn put_off_pending_slots(&mut self, to: Target) {
         let slots = usize::from(self.slots_id().0);
         for index in 0..self.captures.len() {
             let slot = self.captures.get(index).expect("counted").slot.0;
-            self.resync.to_copy[slots].remove(slot);
-            self.resync.recent[slots].insert(slot);
+            self.resyncs[to].to_copy[slots].remove(slot);
+            self.resyncs[to].recent[slots].insert(slot);
         }
     }
 
     /// Whether slots that are named stay what they are until they are copied.
     pub(super) fn copies_kept(&self) -> bool {
-        matches!(self.resync.step, Step::Kept { .. })
+        TARGETS.into_iter().any(|to| self.resyncs[to].is_at_kept())
     }
 
     /// Hosts need slots that only a reclaim frees: the copy of what snapshots keep begins anew after it.
     pub(super) fn let_reclaim_pass(&mut self) {
-        if self.copies_kept() {
-            self.move_floor();
+        for to in TARGETS {
+            if self.resyncs[to].is_at_kept() {
+                self.move_floor(to);
+            }
         }
     }
 
     // ------------------------------------------------------------------------------------------------------- the slots
 
     /// Copies a run of slots that begins there; false if there is no room for it now.
-    pub(super) fn copy_slots(&mut self, turn: &mut Turn<impl Memory>, first: Lba) -> bool {
-        if !self.room_to_read(turn) {
+    pub(super) fn copy_slots(&mut self, turn: &mut Turn<impl Memory>, to: Target, first: Lba) -> bool {
+        if !self.room_to_read(turn, to) {
             return false;
         }
         let volume = self.slots_id();
-        let to_copy = &mut self.resync.to_copy[volume.0 as usize];
+        let to_copy = &mut self.resyncs[to].to_copy[volume.0 as usize];
         let end = self.config.differential_blocks.min(first.0 + UPDATE_BLOCKS_MAX as u64);
         let count = (first.0..end).take_while(|&slot| to_copy.remove(slot)).count() as u32;
-        self.resync.next = (volume.0, first.0 + u64::from(count));
-        self.resync.begin_read(count);
-        let read = SlotsRead { first: Slot(first.0), count, moves: self.resync.moves };
+        self.resyncs[to].next = (volume.0, first.0 + u64::from(count));
+        self.resyncs[to].begin_read(count);
+        let read = SlotsRead { to, first: Slot(first.0), count, moves: self.resyncs[to].moves };
         self.read_blocks(turn, IoTarget::Differential, first.0, count, VolumeIo::CopySlots(read));
         true
     }
@@ -88,19 +92,19 @@ impl Group {
         read: SlotsRead,
         succeeded: bool,
     ) {
-        let SlotsRead { first, count, moves } = read;
-        self.resync.end_read(count);
+        let SlotsRead { to, first, count, moves } = read;
+        self.resyncs[to].end_read(count);
         let goes_on =
-            self.peer.talk == Talk::Copying && matches!(self.resync.step, Step::Copying | Step::Kept { .. });
+            self.copies_to(to) && matches!(self.resyncs[to].step, Step::Copying | Step::Kept { .. });
         // One that was read before the floor moved may come behind what was read after.
-        let sent = goes_on && succeeded && moves == self.resync.moves && turn.out.to_link.room() > LINK_SPARE;
-        let row = if sent { self.catch_up.take_row(count as usize) } else { None };
+        let sent = goes_on && succeeded && moves == self.resyncs[to].moves && room_to(turn, to) > LINK_SPARE;
+        let row = if sent { self.take_copy_row(to, count as usize) } else { None };
         for index in 0..count as usize {
             let page = turn.tables.volume_io.page(slot, index);
             match row {
                 Some(row) => {
                     turn.memory.seal(page);
-                    turn.tables.catch_up.set(SlotId(row), index, page, turn.memory.sum(page));
+                    rows_to(turn.tables, to).set(SlotId(row), index, page, turn.memory.sum(page));
                 }
                 None => self.pages.release(page, turn.memory),
             }
@@ -109,95 +113,127 @@ impl Group {
         match row {
             Some(row) => {
                 let slots = Update { lba, count, kind: UpdateKind::Slots, ..Update::EMPTY };
-                self.send_copy(turn, slots, row, Some((volume, lba)));
+                self.send_copy(turn, to, slots, row, Some((volume, lba)));
             }
-            None => self.resync.copy_again(volume, lba, count),
+            None => self.resyncs[to].copy_again(volume, lba, count),
         }
         if goes_on && !succeeded {
-            self.lose_peer(turn, LossReason::Protocol("a slot that it lacks cannot be read here"));
+            self.lose_target(turn, to, LossReason::Protocol("a slot that it lacks cannot be read here"));
         }
     }
 
     // ------------------------------------------------------------------------------------------------------ the tables
 
     /// Every version that is staged is in a checkpoint: the tables are those of its number, until the next commit.
-    pub(super) fn copy_kept_when_swept(&mut self, turn: &mut Turn<impl Memory>, past: UpdateNumber) {
+    pub(super) fn copy_kept_when_swept(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        to: Target,
+        past: UpdateNumber,
+    ) {
         if self.checkpoint < past || !self.destage_idle() {
             self.sweep_wanted = true;
             return;
         }
+        // Tables are lent to one at a time; a third waits, whoever came first.
+        if self.resyncs[to.other()].is_at_kept() {
+            match to {
+                Target::Peer => self.move_floor(Target::Third),
+                Target::Third => return,
+            }
+        }
         let at = self.checkpoint;
-        if !self.ask_for_tables(turn, at, 0) {
+        if !self.ask_for_tables(turn, to, at, 0) {
             return;
         }
         // What is captured now is of later updates, and named by none of these tables.
         let slots = usize::from(self.slots_id().0);
-        self.resync.to_copy[slots].insert_all(&self.resync.recent[slots]);
-        self.resync.recent[slots].clear();
-        self.put_off_pending_slots();
+        let resync = &mut self.resyncs[to];
+        resync.to_copy[slots].insert_all(&resync.recent[slots]);
+        resync.recent[slots].clear();
+        self.put_off_pending_slots(to);
     }
 
     /// Copies slots and tables as the pace allows; the updates follow when all of it is staged.
-    pub(super) fn copy_kept(&mut self, turn: &mut Turn<impl Memory>, at: UpdateNumber, tables: Pages) {
-        let slots_copied = self.copy_blocks(turn);
+    pub(super) fn copy_kept(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        to: Target,
+        at: UpdateNumber,
+        tables: Pages,
+    ) {
+        let slots_copied = self.copy_blocks(turn, to);
         match tables {
-            Pages::Next(page) if self.resync.has_pace() => drop(self.ask_for_tables(turn, at, page)),
-            Pages::Whole if slots_copied => self.begin_tail(at),
+            Pages::Next(page) if self.has_pace(turn.now, to) => drop(self.ask_for_tables(turn, to, at, page)),
+            Pages::Whole if slots_copied => self.begin_tail(to, at),
             _ => {}
         }
     }
 
-    fn ask_for_tables(&mut self, turn: &mut Turn<impl Memory>, at: UpdateNumber, page: u32) -> bool {
-        if !self.room_to_copy(turn) || self.pages.free() <= COMMIT_LEAVES_PAGES {
+    fn ask_for_tables(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        to: Target,
+        at: UpdateNumber,
+        page: u32,
+    ) -> bool {
+        if !self.room_to_copy(turn, to) || self.pages.free() <= COMMIT_LEAVES_PAGES {
             return false;
         }
         let Some(slot) = self.metadata_slots.pop() else { return false };
         let answer = self.pages.take().expect("counted above");
         turn.tables.metadata_io.set(slot, 0, answer, BlockSum::ZEROS);
-        let row = self.catch_up.take_row(1).expect("checked above");
-        turn.tables.catch_up.set(SlotId(row), 0, answer, BlockSum::ZEROS);
-        self.resync.begin_read(1);
-        self.resync.step = Step::Kept { at, tables: Pages::Asked };
-        let io = MetadataIo::CopyTables { row, page, moves: self.resync.moves };
+        let row = self.take_copy_row(to, 1).expect("checked above");
+        rows_to(turn.tables, to).set(SlotId(row), 0, answer, BlockSum::ZEROS);
+        self.resyncs[to].begin_read(1);
+        self.resyncs[to].step = Step::Kept { at, tables: Pages::Asked };
+        let io = MetadataIo::CopyTables { to, row, page, moves: self.resyncs[to].moves };
         self.submit_metadata(turn, slot, io, MetadataOp::Lend { page, applied: at });
         true
     }
 
     /// A page of tables was read into the row.
-    pub(super) fn tables_read(&mut self, turn: &mut Turn<impl Memory>, row: u32, page: u32, moves: u64) {
-        self.resync.end_read(1);
-        let place = turn.tables.catch_up.page(SlotId(row), 0);
+    pub(super) fn tables_read(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        to: Target,
+        row: u32,
+        page: u32,
+        moves: u64,
+    ) {
+        self.resyncs[to].end_read(1);
+        let place = rows_to(turn.tables, to).page(SlotId(row), 0);
         let header = header_of(turn.memory.bytes(place)).expect("this site's own page of tables");
         turn.memory.seal(place);
-        let at = match self.resync.step {
+        let at = match self.resyncs[to].step {
             Step::Kept { at, tables: Pages::Asked }
-                if self.peer.talk == Talk::Copying && moves == self.resync.moves =>
+                if self.copies_to(to) && moves == self.resyncs[to].moves =>
             {
                 at
             }
-            _ => return self.catch_up_consumed(turn, row),
+            _ => return self.copy_row_consumed(turn, to, row),
         };
         // Tables of a later number, or from their beginning: too much was committed since the first page was lent.
         let goes_on = header.applied == at && header.index == page;
-        if !goes_on || turn.out.to_link.room() <= LINK_SPARE {
-            self.catch_up_consumed(turn, row);
-            return self.move_floor();
+        if !goes_on || room_to(turn, to) <= LINK_SPARE {
+            self.copy_row_consumed(turn, to, row);
+            return self.move_floor(to);
         }
-        turn.tables.catch_up.set(SlotId(row), 0, place, turn.memory.sum(place));
+        rows_to(turn.tables, to).set(SlotId(row), 0, place, turn.memory.sum(place));
         let kind = UpdateKind::Tables;
         let update = Update { lba: Lba(u64::from(page)), count: 1, kind, ..Update::EMPTY };
-        self.send_copy(turn, update, row, None);
+        self.send_copy(turn, to, update, row, None);
         let tables = if header.last { Pages::Whole } else { Pages::Next(page + 1) };
-        self.resync.step = Step::Kept { at, tables };
+        self.resyncs[to].step = Step::Kept { at, tables };
     }
 
     /// They are damaged, so nobody can be given them.
-    pub(super) fn cannot_copy_tables(&mut self, turn: &mut Turn<impl Memory>, row: u32) {
-        self.resync.end_read(1);
-        self.catch_up_consumed(turn, row);
+    pub(super) fn cannot_copy_tables(&mut self, turn: &mut Turn<impl Memory>, to: Target, row: u32) {
+        self.resyncs[to].end_read(1);
+        self.copy_row_consumed(turn, to, row);
         turn.event(Event::TablesDamaged);
-        if self.peer.talk == Talk::Copying {
-            self.lose_peer(turn, LossReason::Protocol("this site's snapshot tables are damaged"));
+        if self.copies_to(to) {
+            self.lose_target(turn, to, LossReason::Protocol("this site's snapshot tables are damaged"));
         }
     }
 

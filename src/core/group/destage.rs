@@ -76,6 +76,8 @@ pub(super) struct Destage {
     dirty_since: Option<Nanos>,
     dirtied_at: Nanos,
     superblock_sequence: u64,
+    /// The one found at start.
+    found_sequence: u64,
     /// Whether replay begins later since the last superblock: there is ring space to gain without any block to write.
     retention_moved: bool,
     /// As of the last superblock, nobody but a third needs what the journal has up to here.
@@ -128,6 +130,7 @@ impl Destage {
             dirty_since: None,
             dirtied_at: Nanos(0),
             superblock_sequence: 0,
+            found_sequence: 0,
             retention_moved: false,
             floor: UpdateNumber::NONE,
             trims: false,
@@ -218,7 +221,12 @@ impl Destage {
 
     /// The superblock found at start; the next one goes to the other slot.
     pub fn recovered(&mut self, sequence: u64) {
-        self.superblock_sequence = sequence;
+        (self.superblock_sequence, self.found_sequence) = (sequence, sequence);
+    }
+
+    /// Whether this life has written a superblock, or is writing its first.
+    pub fn has_written(&self) -> bool {
+        self.superblock_sequence > self.found_sequence
     }
 }
 

@@ -4,6 +4,7 @@
 use super::destage::Step;
 use super::snapshot_reads::Reader;
 use super::storage::VolumeIo;
+use super::targets::Target;
 use super::{Group, Turn};
 use crate::base::*;
 use crate::core::captures::{Capture, Source};
@@ -30,6 +31,7 @@ pub(super) enum MetadataIo {
     DropMarks,
     /// A page of tables for the peer's log, into this row of the catch-up table; see [`super::copy_kept`].
     CopyTables {
+        to: Target,
         row: u32,
         page: u32,
         moves: u64,
@@ -451,8 +453,8 @@ impl Group {
                         self.look_up_failed(turn, slot, reader);
                     }
                     (MetadataIo::Lend, MetadataFault::Corrupt) => self.cannot_lend(turn, slot),
-                    (MetadataIo::CopyTables { row, .. }, MetadataFault::Corrupt) => {
-                        self.cannot_copy_tables(turn, row);
+                    (MetadataIo::CopyTables { to, row, .. }, MetadataFault::Corrupt) => {
+                        self.cannot_copy_tables(turn, to, row);
                     }
                     (MetadataIo::Check, fault) | (MetadataIo::Entries, fault @ MetadataFault::Corrupt) => {
                         self.tables_not_scrubbed(turn, slot, fault);
@@ -477,8 +479,8 @@ impl Group {
             (MetadataIo::Lend, MetadataAnswer::Lent) => self.lent(turn, slot),
             (MetadataIo::SaveMarks { pages }, MetadataAnswer::Saved) => self.marks_saved(turn, slot, pages),
             (MetadataIo::DropMarks, MetadataAnswer::Saved) => self.marks_dropped(turn, slot),
-            (MetadataIo::CopyTables { row, page, moves }, MetadataAnswer::Lent) => {
-                self.tables_read(turn, row, page, moves);
+            (MetadataIo::CopyTables { to, row, page, moves }, MetadataAnswer::Lent) => {
+                self.tables_read(turn, to, row, page, moves);
             }
             (MetadataIo::TakeTables, MetadataAnswer::Taken) => self.tables_taken(turn, slot),
             (MetadataIo::Check, MetadataAnswer::Checked { entries }) => {

@@ -1,5 +1,5 @@
 //! What is equal at both sites is not copied. A site that may lack anything is asked, extent by extent, for digests of what its blocks hold;
-//! it reads them for that, and compares them with their checksums. The primary leaves out of the copy what is the same here, by 128 bits of
+//! it reads them for that, and compares them with their checksums. Who copies leaves out of the copy what is the same here, by 128 bits of
 //! xxh3 and never by a checksum alone ([decision 0031](../../../docs/decisions/0031-equal-blocks-are-not-copied.md)).
 //!
 //! A repair asks for a block by its checksum, so both sites are to have the same one: zeros that were written as data are not equal to zeros
@@ -8,11 +8,12 @@
 //! What a target's blocks hold does not change until it installs, so a digest stays true. A block that was left out and changes afterwards
 //! is copied as all that change after `floor` are: being equal never takes back what another reason asks for.
 
+use super::copying::Kind;
 use super::host::DESTAGE_SLOTS;
 use super::mending::holds;
-use super::peering::{LINK_SPARE, Talk};
-use super::resync::Kind;
+use super::peering::LINK_SPARE;
 use super::storage::VolumeIo;
+use super::targets::{Target, room_to};
 use super::{Group, Turn};
 use crate::base::*;
 use crate::core::messages::*;
@@ -32,7 +33,7 @@ const LOOKS_AGAIN_AFTER: Nanos = Nanos::from_millis(5);
 #[derive(Clone, Copy, Debug)]
 struct Part {
     extent: Extent,
-    /// Primary: the target has answered.
+    /// At the site that copies: the target has answered.
     answered: bool,
     /// Blocks that are judged, told or being read.
     next: u32,
@@ -63,7 +64,7 @@ pub(super) struct DigestRead {
     first: u32,
 }
 
-/// At the primary what it asks for, and at the site that is copied to what it tells.
+/// At the site that copies what it asks for, and at the site that is copied to what it tells.
 #[derive(Debug)]
 pub(super) struct Digests {
     parts: [Option<Part>; DIGEST_EXTENTS_MAX],
@@ -73,7 +74,7 @@ pub(super) struct Digests {
     /// Something is to be done though nothing arrives.
     goes_on: bool,
     of_zeros: Digest128,
-    /// Primary: blocks that are compared before they are copied, and where the next ones are; those before are asked for, or judged.
+    /// At the site that copies: blocks that are compared before they are copied, and where the next ones are; those before are asked for, or judged.
     to_compare: Vec<Bitmap>,
     cursor: (u16, u64),
     /// Blocks that this resync leaves out, so far.
@@ -149,67 +150,67 @@ impl Digests {
 }
 
 impl Group {
-    // ------------------------------------------------------------------------------------------------------ the primary
+    // ------------------------------------------------------------------------------------------------------ the site that copies
 
     /// Asks for digests and judges by them, as the pace allows; true if nothing is left to compare.
-    pub(super) fn leave_out_equal(&mut self, turn: &mut Turn<impl Memory>) -> bool {
-        self.resync.digests.goes_on = false;
-        self.ask_for_digests(turn);
+    pub(super) fn leave_out_equal(&mut self, turn: &mut Turn<impl Memory>, to: Target) -> bool {
+        self.resyncs[to].digests.goes_on = false;
+        self.ask_for_digests(turn, to);
         for index in 0..DIGEST_EXTENTS_MAX {
-            if self.resync.digests.parts[index].is_some_and(|part| part.answered) {
-                self.judge_part(turn, index);
-                self.resync.digests.end_if_over(index);
+            if self.resyncs[to].digests.parts[index].is_some_and(|part| part.answered) {
+                self.judge_part(turn, to, index);
+                self.resyncs[to].digests.end_if_over(index);
             }
         }
-        let digests = &self.resync.digests;
+        let digests = &self.resyncs[to].digests;
         digests.left() == 0 && digests.parts.iter().all(Option::is_none)
     }
 
-    pub(super) fn leaves_out_at_once(&self) -> bool {
-        self.resync.digests.goes_on
+    pub(super) fn leaves_out_at_once(&self, to: Target) -> bool {
+        self.resyncs[to].digests.goes_on
     }
 
-    fn ask_for_digests(&mut self, turn: &mut Turn<impl Memory>) {
+    fn ask_for_digests(&mut self, turn: &mut Turn<impl Memory>, to: Target) {
         let mut looks = 0;
-        while let Some(index) = self.resync.digests.free_part() {
-            let Some((volume, first)) = self.next_to_compare() else { return };
+        while let Some(index) = self.resyncs[to].digests.free_part() {
+            let Some((volume, first)) = self.next_to_compare(to) else { return };
             if looks >= LOOKS_A_TURN {
-                self.resync.digests.goes_on = true;
+                self.resyncs[to].digests.goes_on = true;
                 return;
             }
-            let blocks = self.resync.digests.to_compare[usize::from(volume.0)].bits();
+            let blocks = self.resyncs[to].digests.to_compare[usize::from(volume.0)].bits();
             if volume != self.slots_id() && self.kind_of(volume, first) == Kind::Zeros {
                 // They cost as much as a question.
-                self.resync.digests.to_compare[usize::from(volume.0)].remove(first.0);
-                self.resync.copy_again(volume, first, 1);
-                self.resync.digests.cursor = (volume.0, first.0 + 1);
+                self.resyncs[to].digests.to_compare[usize::from(volume.0)].remove(first.0);
+                self.resyncs[to].copy_again(volume, first, 1);
+                self.resyncs[to].digests.cursor = (volume.0, first.0 + 1);
                 looks += 1;
                 continue;
             }
-            if !self.resync.has_pace() || turn.out.to_link.room() <= LINK_SPARE {
+            if !self.has_pace(turn.now, to) || room_to(turn, to) <= LINK_SPARE {
                 return;
             }
             let count = (blocks - first.0).min(DIGEST_BLOCKS_MAX as u64) as u32;
             let extent = Extent { volume, first, count, reads: true };
-            self.resync.digests.parts[index] = Some(Part::of(extent));
-            self.resync.digests.cursor = (volume.0, first.0 + u64::from(count));
-            turn.out.to_link.push(ToLink::Control(Control::DigestsWanted { extent }));
+            self.resyncs[to].digests.parts[index] = Some(Part::of(extent));
+            self.resyncs[to].digests.cursor = (volume.0, first.0 + u64::from(count));
+            self.give_target(turn, to, ToLink::Control(Control::DigestsWanted { extent }));
         }
     }
 
-    fn next_to_compare(&self) -> Option<(VolumeId, Lba)> {
-        let (at, from) = self.resync.digests.cursor;
-        let sets = (0u16..).zip(&self.resync.digests.to_compare).skip(usize::from(at));
+    fn next_to_compare(&self, to: Target) -> Option<(VolumeId, Lba)> {
+        let (at, from) = self.resyncs[to].digests.cursor;
+        let sets = (0u16..).zip(&self.resyncs[to].digests.to_compare).skip(usize::from(at));
         let from = |volume| if volume == at { from } else { 0 };
         sets.filter_map(|(volume, set)| Some((VolumeId(volume), Lba(set.next_from(from(volume))?)))).next()
     }
 
-    pub(super) fn on_digests(&mut self, turn: &mut Turn<impl Memory>, page: PageId) {
-        if self.peer.talk != Talk::Copying {
+    pub(super) fn on_digests(&mut self, turn: &mut Turn<impl Memory>, to: Target, page: PageId) {
+        if !self.copies_to(to) {
             return;
         }
-        self.resync.heard_at = turn.now;
-        let digests = &mut self.resync.digests;
+        self.resyncs[to].heard_at = turn.now;
+        let digests = &mut self.resyncs[to].digests;
         let known = take_digests(turn.memory.bytes(page)).and_then(|(volume, first, told)| {
             let asked = |part: &Option<Part>| {
                 part.is_some_and(|part| {
@@ -222,58 +223,70 @@ impl Group {
             digests.parts[index].as_mut().map(|part| part.answered = true)
         });
         if known.is_none() {
-            self.lose_peer(turn, LossReason::Protocol("digests that nobody asked for"));
+            self.lose_target(turn, to, LossReason::Protocol("digests that nobody asked for"));
         }
     }
 
     /// Compares what is in memory, and reads what is not.
-    fn judge_part(&mut self, turn: &mut Turn<impl Memory>, index: usize) {
+    fn judge_part(&mut self, turn: &mut Turn<impl Memory>, to: Target, index: usize) {
         let mut computed = 0;
-        while let Some(part) = self.resync.digests.parts[index].filter(|part| part.next < part.extent.count) {
+        while let Some(part) =
+            self.resyncs[to].digests.parts[index].filter(|part| part.next < part.extent.count)
+        {
             let (volume, lba) = (part.extent.volume, part.lba(part.next));
-            let theirs = self.resync.digests.told[index][part.next as usize];
+            let theirs = self.resyncs[to].digests.told[index][part.next as usize];
             let mut run = 1;
-            if self.resync.digests.to_compare[usize::from(volume.0)].contains(lba.0) {
+            if self.resyncs[to].digests.to_compare[usize::from(volume.0)].contains(lba.0) {
                 let kind = if volume == self.slots_id() { Kind::OnDisk } else { self.kind_of(volume, lba) };
                 match kind {
-                    Kind::Zeros => self.judge_block(volume, lba, theirs == self.resync.digests.of_zeros),
+                    Kind::Zeros => {
+                        self.judge_block(to, volume, lba, theirs == self.resyncs[to].digests.of_zeros)
+                    }
                     // What has data here, and none there, or cannot be read there, need not be read for that.
-                    Kind::OnDisk if theirs == self.resync.digests.of_zeros || theirs == Digest128::NONE => {
-                        self.judge_block(volume, lba, false);
+                    Kind::OnDisk
+                        if theirs == self.resyncs[to].digests.of_zeros || theirs == Digest128::NONE =>
+                    {
+                        self.judge_block(to, volume, lba, false);
                     }
                     Kind::InMemory if computed == DIGESTS_A_TURN => {
-                        self.resync.digests.goes_on = true;
+                        self.resyncs[to].digests.goes_on = true;
                         return;
                     }
                     Kind::InMemory => {
                         computed += 1;
                         let value = self.cache.peek_settled(volume, lba).expect("it is in memory");
                         let ours = digest_of_block(turn.memory.bytes(value.page));
-                        let equal = ours == theirs && ours != self.resync.digests.of_zeros;
-                        self.judge_block(volume, lba, equal);
+                        let equal = ours == theirs && ours != self.resyncs[to].digests.of_zeros;
+                        self.judge_block(to, volume, lba, equal);
                     }
                     Kind::OnDisk => {
-                        run = self.read_to_compare_part(turn, index, part);
+                        run = self.read_to_compare_part(turn, to, index, part);
                         if run == 0 {
                             return;
                         }
                     }
                 }
             }
-            self.resync.digests.parts[index].as_mut().expect("it is being judged").next += run;
+            self.resyncs[to].digests.parts[index].as_mut().expect("it is being judged").next += run;
         }
     }
 
     /// Reads the blocks that come next in the part, as many as there is sense in; 0 if there is no room for it now.
-    fn read_to_compare_part(&mut self, turn: &mut Turn<impl Memory>, index: usize, part: Part) -> u32 {
+    fn read_to_compare_part(
+        &mut self,
+        turn: &mut Turn<impl Memory>,
+        to: Target,
+        index: usize,
+        part: Part,
+    ) -> u32 {
         let (volume, lba) = (part.extent.volume, part.lba(part.next));
         let awaited = volume != self.slots_id() && self.mending.awaits(volume, lba);
-        if awaited || !self.resync.has_pace() || !self.room_to_read(turn) {
+        if awaited || !self.has_pace(turn.now, to) || !self.room_to_read(turn, to) {
             return 0;
         }
         let most = (part.extent.count - part.next).min(UPDATE_BLOCKS_MAX as u32);
         let wanted = |group: &Group, ahead: u32| {
-            let (lba, digests) = (lba.plus(u64::from(ahead)), &group.resync.digests);
+            let (lba, digests) = (lba.plus(u64::from(ahead)), &group.resyncs[to].digests);
             let theirs = digests.told[index][(part.next + ahead) as usize];
             let reads = volume == group.slots_id()
                 || (group.kind_of(volume, lba) == Kind::OnDisk && !group.mending.awaits(volume, lba));
@@ -283,14 +296,14 @@ impl Group {
                 && digests.to_compare[usize::from(volume.0)].contains(lba.0)
         };
         let count = (0..most).take_while(|&ahead| wanted(self, ahead)).count() as u32;
-        let digests = &mut self.resync.digests;
+        let digests = &mut self.resyncs[to].digests;
         let read = DigestRead { part: index as u8, serial: digests.serial, first: part.next };
         digests.reads += 1;
         digests.parts[index].as_mut().expect("it is being judged").reads += 1;
-        self.resync.begin_read(count);
+        self.resyncs[to].begin_read(count);
         match volume == self.slots_id() {
             true => {
-                let io = VolumeIo::CompareSlots { first: Slot(lba.0), count, read };
+                let io = VolumeIo::CompareSlots { to, first: Slot(lba.0), count, read };
                 self.read_blocks(turn, IoTarget::Differential, lba.0, count, io);
             }
             false => self.fetch_blocks(
@@ -298,7 +311,7 @@ impl Group {
                 volume,
                 lba,
                 count,
-                VolumeIo::CompareCopy { volume, lba, count, read },
+                VolumeIo::CompareCopy { to, volume, lba, count, read },
             ),
         }
         count
@@ -308,12 +321,13 @@ impl Group {
     pub(super) fn read_to_leave_out(
         &mut self,
         turn: &mut Turn<impl Memory>,
+        to: Target,
         slot: SlotId,
         (volume, lba, count): (VolumeId, Lba, u32),
         read: DigestRead,
         succeeded: bool,
     ) {
-        self.resync.end_read(count);
+        self.resyncs[to].end_read(count);
         let mut found = [None; VOLUME_IO_BLOCKS_MAX];
         for (index, found) in found.iter_mut().enumerate().take(count as usize) {
             let page = turn.tables.volume_io.page(slot, index);
@@ -321,64 +335,66 @@ impl Group {
             *found = self.found_to_copy(turn, volume, block, page, succeeded).map(|(page, _)| page);
         }
         let found = found.into_iter().take(count as usize);
-        self.judge_read(turn.memory, read, (volume, lba), found.clone());
+        self.judge_read(to, turn.memory, read, (volume, lba), found.clone());
         found.flatten().for_each(|page| self.pages.release(page, turn.memory));
     }
 
     /// Blocks were read; the page of each holds what it does, if that is known.
     fn judge_read(
         &mut self,
+        to: Target,
         memory: &impl Memory,
         read: DigestRead,
         (volume, lba): (VolumeId, Lba),
         pages: impl Iterator<Item = Option<PageId>>,
     ) {
-        if self.resync.digests.part_of(read).is_none() {
+        if self.resyncs[to].digests.part_of(read).is_none() {
             return;
         }
         for (index, page) in (0u32..).zip(pages) {
-            let theirs = self.resync.digests.told[usize::from(read.part)][(read.first + index) as usize];
+            let theirs = self.resyncs[to].digests.told[usize::from(read.part)][(read.first + index) as usize];
             let equal = page.is_some_and(|page| digest_of_block(memory.bytes(page)) == theirs);
-            self.judge_block(volume, lba.plus(u64::from(index)), equal);
+            self.judge_block(to, volume, lba.plus(u64::from(index)), equal);
         }
-        self.resync.digests.end_if_over(usize::from(read.part));
+        self.resyncs[to].digests.end_if_over(usize::from(read.part));
     }
 
     /// A block is left out, or copied.
-    fn judge_block(&mut self, volume: VolumeId, lba: Lba, equal: bool) {
-        let digests = &mut self.resync.digests;
+    fn judge_block(&mut self, to: Target, volume: VolumeId, lba: Lba, equal: bool) {
+        let digests = &mut self.resyncs[to].digests;
         if !digests.to_compare[usize::from(volume.0)].remove(lba.0) {
             return;
         }
         digests.equal += u64::from(equal);
         self.counters.resync_equal_blocks += u64::from(equal);
         // A slot whose capture may be pending is copied later, once it holds that.
-        let pending = volume == self.slots_id() && self.resync.is_recent(volume, lba);
+        let pending = volume == self.slots_id() && self.resyncs[to].is_recent(volume, lba);
         if !equal && !pending {
-            self.resync.copy_again(volume, lba, 1);
+            self.resyncs[to].copy_again(volume, lba, 1);
         }
     }
 
     pub(super) fn slots_compared(
         &mut self,
         turn: &mut Turn<impl Memory>,
+        to: Target,
         slot: SlotId,
         (first, count): (Slot, u32),
         read: DigestRead,
         succeeded: bool,
     ) {
-        self.resync.end_read(count);
+        self.resyncs[to].end_read(count);
         let tables = turn.tables;
         let page = |index| tables.volume_io.page(slot, index);
         let pages = (0..count as usize).map(|index| succeeded.then(|| page(index)));
-        self.judge_read(turn.memory, read, (self.slots_id(), Lba(first.0)), pages);
+        self.judge_read(to, turn.memory, read, (self.slots_id(), Lba(first.0)), pages);
         (0..count as usize).for_each(|index| self.pages.release(page(index), turn.memory));
     }
 
     // ------------------------------------------------------------------------------------------ the site that is copied to
 
     pub(super) fn on_digests_wanted(&mut self, turn: &mut Turn<impl Memory>, extent: Extent) {
-        if self.peer.talk != Talk::Staging {
+        if !self.stages() {
             return;
         }
         let Extent { volume, first, count, .. } = extent;
@@ -389,10 +405,10 @@ impl Group {
         };
         let within = first.0.checked_add(u64::from(count)).is_some_and(|end| end <= blocks);
         let sized = (1..=DIGEST_BLOCKS_MAX as u32).contains(&count);
-        let Some(index) = self.resync.digests.free_part().filter(|_| within && sized) else {
-            return self.lose_peer(turn, LossReason::Protocol("digests wanted of what there is not"));
+        let Some(index) = self.staging.digests.free_part().filter(|_| within && sized) else {
+            return self.lose_copier(turn, LossReason::Protocol("digests wanted of what there is not"));
         };
-        self.resync.digests.parts[index] = Some(Part::of(extent));
+        self.staging.digests.parts[index] = Some(Part::of(extent));
         // What is staged comes on top of all that this site has, which is a part of what the primary has settled.
         self.peer.told_settled = self.peer.told_settled.max(self.window.last());
         self.peer.flush_requested = self.peer.flush_requested.max(self.window.last());
@@ -400,8 +416,8 @@ impl Group {
 
     /// Reads and tells, once the volumes have all of this site's journal.
     pub(super) fn tell_digests(&mut self, turn: &mut Turn<impl Memory>) {
-        self.resync.digests.goes_on = false;
-        let waits = self.peer.talk == Talk::Staging && self.resync.digests.parts.iter().any(Option::is_some);
+        self.staging.digests.goes_on = false;
+        let waits = self.stages() && self.staging.digests.parts.iter().any(Option::is_some);
         if !waits || self.staging.installing() {
             return;
         }
@@ -410,14 +426,15 @@ impl Group {
             return;
         }
         for index in 0..DIGEST_EXTENTS_MAX {
-            if let Some(part) = self.resync.digests.parts[index].filter(|part| part.reads == 0) {
+            if let Some(part) = self.staging.digests.parts[index].filter(|part| part.reads == 0) {
                 self.read_to_tell(turn, index, part);
             }
-            if self.resync.digests.parts[index].is_some_and(|part| part.is_over()) {
+            if self.staging.digests.parts[index].is_some_and(|part| part.is_over()) {
                 self.send_digests(turn, index);
             }
         }
-        self.resync.digests.goes_on = self.resync.digests.parts.iter().flatten().any(|part| part.reads == 0);
+        self.staging.digests.goes_on =
+            self.staging.digests.parts.iter().flatten().any(|part| part.reads == 0);
     }
 
     fn read_to_tell(&mut self, turn: &mut Turn<impl Memory>, index: usize, mut part: Part) {
@@ -426,7 +443,7 @@ impl Group {
         let sums = self.sums.get(usize::from(volume.0));
         let reads = |lba: Lba| sums.is_none_or(|sums| sums.get(lba) != BlockSum::ZEROS);
         while part.next < count && !reads(part.lba(part.next)) {
-            self.resync.digests.told[index][part.next as usize] = self.resync.digests.of_zeros;
+            self.staging.digests.told[index][part.next as usize] = self.staging.digests.of_zeros;
             part.next += 1;
         }
         let (lba, most) = (part.lba(part.next), (count - part.next).min(VOLUME_IO_BLOCKS_MAX as u32));
@@ -434,7 +451,7 @@ impl Group {
         let room =
             self.pages.free() >= BATCH_BLOCKS_MAX + run as usize && self.volume_slots.len() > DESTAGE_SLOTS;
         if run > 0 && room {
-            let digests = &mut self.resync.digests;
+            let digests = &mut self.staging.digests;
             let read = DigestRead { part: index as u8, serial: digests.serial, first: part.next };
             digests.reads += 1;
             (part.next, part.reads) = (part.next + run, 1);
@@ -444,7 +461,7 @@ impl Group {
                 false => self.read_to_judge(turn, (volume, lba, run), io),
             }
         }
-        self.resync.digests.parts[index] = Some(part);
+        self.staging.digests.parts[index] = Some(part);
     }
 
     /// Blocks were read to be told; of one that has gone bad nothing is, so that it is copied.
@@ -456,7 +473,7 @@ impl Group {
         read: DigestRead,
         succeeded: bool,
     ) {
-        let wanted = self.resync.digests.part_of(read).is_some();
+        let wanted = self.staging.digests.part_of(read).is_some();
         let slots = volume == self.slots_id();
         for index in 0..count as usize {
             let (page, sum) =
@@ -464,31 +481,29 @@ impl Group {
             if wanted {
                 let sound = succeeded && (slots || holds(turn.memory, page, sum));
                 let digest = if sound { digest_of_block(turn.memory.bytes(page)) } else { Digest128::NONE };
-                let written = digest != self.resync.digests.of_zeros;
+                let written = digest != self.staging.digests.of_zeros;
                 let digest = if written { digest } else { Digest128::NONE };
-                self.resync.digests.told[usize::from(read.part)][read.first as usize + index] = digest;
+                self.staging.digests.told[usize::from(read.part)][read.first as usize + index] = digest;
             }
             self.pages.release(page, turn.memory);
         }
     }
 
     fn send_digests(&mut self, turn: &mut Turn<impl Memory>, index: usize) {
-        let part = self.resync.digests.parts[index].expect("the caller looked");
+        let part = self.staging.digests.parts[index].expect("the caller looked");
         let Extent { volume, first, count, .. } = part.extent;
-        if turn.out.to_link.room() <= LINK_SPARE {
-            return;
-        }
+        let Some(from) = self.copier().filter(|from| from.room(turn) > LINK_SPARE) else { return };
         let Some(page) = self.pages.take() else { return };
-        let told = &self.resync.digests.told[index][..count as usize];
+        let told = &self.staging.digests.told[index][..count as usize];
         put_digests(turn.memory.bytes_mut(page), volume, first, told);
         turn.memory.seal(page);
         let (frame, length) = (PageFrame::Digests, BLOCK_BYTES as u16);
-        turn.out.to_link.push(ToLink::Page { frame, page, length });
-        self.resync.digests.parts[index] = None;
+        from.link(turn).push(ToLink::Page { frame, page, length });
+        self.staging.digests.parts[index] = None;
     }
 
     pub(super) fn tell_deadline(&self) -> Option<Nanos> {
-        let tells = self.peer.talk == Talk::Staging && self.resync.digests.goes_on;
+        let tells = self.stages() && self.staging.digests.goes_on;
         tells.then(|| self.turned_at.plus(LOOKS_AGAIN_AFTER))
     }
 }

@@ -9,7 +9,9 @@ use super::handshake::GREETING_MAX;
 use super::lending::Borrower;
 use super::peering::{LINK_SPARE, refusal};
 use super::readiness::Resumed;
+use super::resync::Step;
 use super::split::SplitBrain;
+use super::targets::Target;
 use super::{Group, Phase, THIRD_PAGES, Turn};
 use crate::base::*;
 use crate::core::config::{Role, ThirdConfig};
@@ -27,7 +29,7 @@ use crate::format::wire::{
 pub(super) const LINK_PAGES: usize = 4;
 
 /// Pages of updates that the link has yet to read.
-const LENT_PAGES_MAX: usize = THIRD_PAGES - BATCH_BLOCKS_MAX - LINK_PAGES;
+pub(super) const LENT_PAGES_MAX: usize = THIRD_PAGES - BATCH_BLOCKS_MAX - LINK_PAGES;
 
 /// The link of the third.
 pub(super) const LINK: usize = 0;
@@ -45,6 +47,8 @@ pub(super) enum Talk {
     Feeding,
     /// It was told that the journal does not have what it lacks.
     Lapsed,
+    /// It asked for a copy: see `copy_third`.
+    Copying,
 }
 
 /// What the third said last.
@@ -119,16 +123,25 @@ impl Feed {
     }
 
     /// Until when nothing more may be sent, for all that was sent already.
-    fn held_back(&self, now: Nanos) -> Option<Nanos> {
+    pub fn held_back(&self, now: Nanos) -> Option<Nanos> {
         self.allowance.as_ref().and_then(|allowance| allowance.wait_until(now))
+    }
+
+    /// Pages in rows that the link has yet to read.
+    pub fn lent(&self) -> usize {
+        self.lent
+    }
+
+    pub fn note_bytes(&mut self, now: Nanos, update: &Update) {
+        if let Some(allowance) = &mut self.allowance {
+            allowance.take(now, frame_bytes(update));
+        }
     }
 
     fn sent(&mut self, now: Nanos, update: &Update) {
         let bytes = frame_bytes(update);
         self.next = update.number.next();
-        if let Some(allowance) = &mut self.allowance {
-            allowance.take(now, bytes);
-        }
+        self.note_bytes(now, update);
         if let Some(resumed) = self.resumed.as_mut().filter(|resumed| update.number <= resumed.upto) {
             resumed.sent_bytes += bytes as u64;
         }
@@ -197,14 +210,16 @@ impl Group {
                 self.on_third_page(turn, frame, page, length);
                 self.pages.release(page, turn.memory);
             }
-            FromLink::Consumed { slot, .. } => {
-                let Group { feed, pages, .. } = self;
-                let feed = feed.as_mut().expect("a third is configured");
-                let table = &turn.tables.remotes[LINK].catch_up;
-                feed.lent -= feed.reader.give_row_back(table, slot, pages, turn.memory);
-            }
+            FromLink::Consumed { slot, .. } => self.feed_row_consumed(turn, slot),
             FromLink::PageReturned { page } => self.pages.release(page, turn.memory),
         }
+    }
+
+    pub(super) fn feed_row_consumed(&mut self, turn: &mut Turn<impl Memory>, row: u32) {
+        let Group { feed, pages, .. } = self;
+        let feed = feed.as_mut().expect("a third is configured");
+        let table = &turn.tables.remotes[LINK].catch_up;
+        feed.lent -= feed.reader.give_row_back(table, row, pages, turn.memory);
     }
 
     pub(super) fn give_third(&mut self, turn: &mut Turn<impl Memory>, message: ToLink) {
@@ -238,6 +253,12 @@ impl Group {
                     self.note_resumed(turn);
                     self.note_retention();
                 }
+                self.note_third_installed(turn, durable);
+            }
+            Control::CopyWanted if greeted => self.on_copy_wanted(turn),
+            Control::Staged { updates } if greeted => {
+                self.feed_mut().unanswered_since = None;
+                self.on_staged(turn, Target::Third, updates);
             }
             Control::BlockWanted { place, sum } if greeted => {
                 self.lend_block(turn, Borrower::Third, place, sum);
@@ -267,6 +288,10 @@ impl Group {
                 turn.event(Event::Refused { site, by_us: false, refusal });
                 self.lose_third(turn, LossReason::Protocol("refused by the third"));
             }
+            PageFrame::Digests => {
+                self.feed_mut().unanswered_since = None;
+                self.on_digests(turn, Target::Third, page);
+            }
             _ => self.lose_third(turn, LossReason::Protocol("a page that a third does not send")),
         }
     }
@@ -283,6 +308,7 @@ impl Group {
             self.give_third(turn, ToLink::Close);
         }
         self.read_back_end(turn, ReadFor::Third);
+        self.interrupt_resync(Target::Third);
         turn.event(Event::ThirdLost { reason });
     }
 
@@ -394,8 +420,10 @@ impl Group {
         feed.ages.note(turn.now, settled, feed.position);
         self.answer_pull(turn);
         self.perhaps_warn_of_lapse(turn);
-        if self.feed().talk == Talk::Feeding {
-            self.send_settled(turn);
+        match self.feed().talk {
+            Talk::Feeding => self.send_settled(turn),
+            Talk::Copying => self.copy_turn(turn, Target::Third),
+            _ => {}
         }
         self.tell_third(turn);
     }
@@ -415,6 +443,7 @@ impl Group {
                 Verdict::Serve => {
                     let feed = self.feed_mut();
                     (feed.talk, feed.next, feed.let_go) = (Talk::Feeding, pull.after.next(), false);
+                    self.drop_copy_to_third();
                     turn.event(Event::ThirdFed { from: pull.after.next() });
                     self.begin_resumed(turn.now, pull.after);
                 }
@@ -426,6 +455,10 @@ impl Group {
     /// The journal begins with `oldest`, and the third lacks what was before that.
     pub(super) fn lapse(&mut self, turn: &mut Turn<impl Memory>, oldest: UpdateNumber) {
         self.read_back_end(turn, ReadFor::Third);
+        if self.copies_to(Target::Third) {
+            // It is to get these updates behind its copy: it is copied again what they changed.
+            return self.move_floor(Target::Third);
+        }
         if matches!(self.feed().talk, Talk::Standing | Talk::Feeding) {
             self.feed_mut().talk = Talk::Lapsed;
             self.give_third(turn, ToLink::Control(Control::Lapsed { oldest }));
@@ -443,9 +476,19 @@ impl Group {
         }
     }
 
+    /// Up to where it may be sent the stream: as far as it asked for, or what is to follow its copy.
+    fn feeds_upto(&self) -> UpdateNumber {
+        let upto = match (self.feed().talk, self.resyncs[Target::Third].step) {
+            (Talk::Feeding, _) => self.feed().pull.upto,
+            (Talk::Copying, Step::Tail { upto, .. }) => upto,
+            _ => UpdateNumber::NONE,
+        };
+        self.settled.min(upto)
+    }
+
     /// Gives the link what is settled and asked for, in order.
-    fn send_settled(&mut self, turn: &mut Turn<impl Memory>) {
-        let limit = self.settled.min(self.feed().pull.upto);
+    pub(super) fn send_settled(&mut self, turn: &mut Turn<impl Memory>) {
+        let limit = self.feeds_upto();
         while self.feed().next <= limit {
             let number = self.feed().next;
             let feed = self.feed();
@@ -478,13 +521,16 @@ impl Group {
             self.give_third(turn, ToLink::Update { update, settled, slot: row, source, with_old: false });
             self.counters.fed_updates += 1;
             self.feed_mut().sent(turn.now, &update);
+            if self.copies_to(Target::Third) {
+                self.resyncs[Target::Third].sent += 1;
+            }
         }
         if self.window.contains(self.feed().next) || self.feed().next > self.settled {
             self.read_back_end(turn, ReadFor::Third);
         }
     }
 
-    fn take_feed_row(&mut self, blocks: usize) -> u32 {
+    pub(super) fn take_feed_row(&mut self, blocks: usize) -> u32 {
         let feed = self.feed_mut();
         feed.lent += blocks;
         feed.reader.take_row(blocks).expect("a free row was seen")
@@ -493,7 +539,7 @@ impl Group {
     /// Heartbeats, and a third that does not answer them.
     fn tell_third(&mut self, turn: &mut Turn<impl Memory>) {
         let Feed { talk, said_at, unanswered_since, .. } = *self.feed();
-        if !matches!(talk, Talk::Standing | Talk::Feeding | Talk::Lapsed) {
+        if matches!(talk, Talk::Absent | Talk::Greeting { .. }) {
             return;
         }
         let ThirdConfig { heartbeat_interval, silence_max, .. } = *self.third_config();
@@ -519,12 +565,14 @@ impl Group {
         match feed.talk {
             Talk::Absent => None,
             Talk::Greeting { since, .. } => Some(since.plus(GREETING_MAX)),
-            Talk::Standing | Talk::Feeding | Talk::Lapsed => {
+            Talk::Standing | Talk::Feeding | Talk::Lapsed | Talk::Copying => {
                 let silence = feed.unanswered_since.map(|since| since.plus(config.silence_max));
                 let beat = feed.said_at.plus(config.heartbeat_interval);
-                let lacks = feed.talk == Talk::Feeding && feed.next <= self.settled.min(feed.pull.upto);
+                let copies = feed.talk == Talk::Copying;
+                let lacks = copies || feed.next <= self.feeds_upto();
                 let allowed = feed.held_back(self.turned_at).filter(|_| lacks);
-                [silence, allowed, Some(beat)].into_iter().flatten().min()
+                let copy = copies.then(|| self.copy_deadline(Target::Third));
+                [silence, allowed, copy, Some(beat)].into_iter().flatten().min()
             }
         }
     }

@@ -346,7 +346,8 @@ impl Group {
         self.install().at = At::Ending;
         self.history = mark.history;
         self.generation = mark.history.last().map_or(Generation::NONE, |(generation, _)| generation);
-        self.role = Role::Secondary;
+        // What it is by its configuration was judged before.
+        self.role = if self.role == Role::Third { Role::Third } else { Role::Secondary };
         self.left = None;
         self.journal.begin_at(upto);
         self.window.restart(upto);
@@ -382,6 +383,6 @@ impl Group {
 
     /// The place of the mark, to be read before anything else is.
     pub(super) fn staging_mark(&self) -> Option<u64> {
-        self.may_resync().then_some(MARK_BLOCK)
+        (self.config.resync.staging_blocks > 0).then_some(MARK_BLOCK)
     }
 }

@@ -35,7 +35,7 @@ impl Group {
         if self.staging.scan != Scan::Due {
             return;
         }
-        let left = self.config.staging_blocks().saturating_sub(self.staging.head.block);
+        let left = self.config.resync.staging_blocks.saturating_sub(self.staging.head.block);
         let count = left.min(BATCH_BLOCKS_MAX as u64) as u32;
         if count == 0 {
             return self.log_scanned(turn);
@@ -86,7 +86,7 @@ impl Group {
         offset: u32,
         count: u32,
     ) -> Option<u32> {
-        let leap = self.config.staging_blocks();
+        let leap = self.config.resync.staging_blocks;
         let page = |index: u32| turn.tables.journal_io.page(slot, index as usize);
         let header = decode_batch(turn.memory.bytes(page(offset)), &mut self.staging.descriptors).ok()?;
         let (head, blocks) = (self.staging.head, 1 + u32::from(header.payload_blocks));
@@ -122,7 +122,7 @@ impl Group {
 
     /// The chain has ended: what it holds is written, and flushed before anybody hears of it.
     fn log_scanned(&mut self, turn: &mut Turn<impl Memory>) {
-        let leap = self.config.staging_blocks();
+        let leap = self.config.resync.staging_blocks;
         let staging = &mut self.staging;
         staging.scan = Scan::Done;
         staging.head.sequence += leap;

@@ -4,6 +4,7 @@
 use super::differential::{COMMIT_LEAVES_PAGES, MetadataIo};
 use super::peering::Talk;
 use super::resync::Step;
+use super::targets::{TARGETS, Target};
 use super::{Alone, Group, Phase, Turn};
 use crate::base::*;
 use crate::core::changed::Unsaved;
@@ -11,9 +12,9 @@ use crate::core::messages::*;
 use crate::format::update::Update;
 
 impl Group {
-    /// Whether there is anybody who may be copied what it lacks.
+    /// Whether the peer may be copied what it lacks.
     pub(super) fn may_resync(&self) -> bool {
-        self.config.staging_blocks() > 0
+        self.config.peer.is_some() && self.config.resync.staging_blocks > 0
     }
 
     /// This site may go on alone: from here on it remembers what it changes. The peer has everything up to `base`.
@@ -32,11 +33,13 @@ impl Group {
 
     /// An update enters the stream.
     pub(super) fn note_changed(&mut self, update: &Update) {
+        for to in TARGETS {
+            if self.resyncs[to].step != Step::None {
+                self.resyncs[to].note_recent(update);
+            }
+        }
         if !self.changed.tracking() {
             return;
-        }
-        if self.resync.step != Step::None {
-            self.resync.note_recent(update);
         }
         let joint = matches!(self.phase, Phase::Running)
             && self.alone == Alone::No
@@ -64,7 +67,7 @@ impl Group {
             && self.peer.durable >= self.changed.through().max(self.joint_from.previous());
         if caught_up {
             self.changed.end(self.peer.durable);
-            self.resync.step = Step::None;
+            self.resyncs[Target::Peer].step = Step::None;
         }
     }
 

@@ -4,8 +4,8 @@
 
 use super::host::OpState;
 use super::lending::Lender;
-use super::peering::Talk;
 use super::storage::VolumeIo;
+use super::targets::TARGETS;
 use super::{Group, Turn};
 use crate::base::*;
 use crate::core::cache::Value;
@@ -436,8 +436,11 @@ impl Group {
         self.counters.unrepaired_blocks += 1;
         turn.event(Event::BlockNotRepaired { volume, lba, why });
         self.wake_mending(turn, Some((volume, lba)));
-        if copies && self.peer.talk == Talk::Copying {
-            self.lose_peer(turn, LossReason::Protocol("a block that it lacks cannot be read here"));
+        for to in TARGETS.into_iter().filter(|_| copies) {
+            if self.copies_to(to) {
+                let why = "a block that it lacks cannot be read here";
+                self.lose_target(turn, to, LossReason::Protocol(why));
+            }
         }
     }
 

@@ -4,9 +4,9 @@
 //! `scrub`, `comparing` (both sites), `equalising` (where they differ), `status`; and of snapshots: `capture` (what an update's blocks held before), `old_blocks` (sending that, by value), `differential`
 //! (making that durable), `admin` (creating, deleting), `snapshot_reads`, `repair` and `tables` (what has gone bad, here or at the
 //! peer; of volumes: `mending`). `takeover` changes what a site is to its peer, `handover` by agreement, and `lease` keeps a primary that was taken over from reading; `split` says what keeps two apart, and `resolve`
-//! lets one of them give way; `resync` copies to one what the journal has no more, `digests` leaves out what is equal, `copy_kept` has what
-//! snapshots keep, `staging` keeps that apart, `install` brings it to the volumes. `feeding` serves a third site, `pulling` is that site's own part,
-//! and `promoted` what becomes of both when it is made primary.
+//! lets one of them give way; `resync` copies to one what the journal has no more, `copying` has its blocks, `digests` leaves out what is equal, `copy_kept` has what
+//! snapshots keep, `targets` who gets it, `copier` who sends it, `staging` keeps that apart, `install` brings it to the volumes. `feeding` serves a third site, `pulling` is that site's own part,
+//! `copy_third` copies to one that no journal reaches, and `promoted` has what becomes of both when it is made primary.
 
 mod admin;
 mod ages;
@@ -14,7 +14,10 @@ mod allowance;
 mod capture;
 mod catch_up;
 mod comparing;
+mod copier;
 mod copy_kept;
+mod copy_third;
+mod copying;
 mod cut;
 mod destage;
 mod differential;
@@ -50,6 +53,7 @@ mod storage;
 mod stream;
 mod tables;
 mod takeover;
+mod targets;
 mod unread;
 mod warm_up;
 
@@ -223,7 +227,7 @@ pub struct Group {
     comparing: comparing::Comparing,
     lending: tables::Lending,
     changed: Changed,
-    resync: resync::Resync,
+    resyncs: targets::Resyncs,
     staging: staging::Staging,
     merging: resolve::Merging,
     /// Something waits for slots, captures or pages that a sweep sets free.
@@ -294,9 +298,10 @@ impl Group {
         let keeps = config.differential_blocks > 0;
         let consumers = config.fronts + usize::from(config.peer.is_some()) + config.sources.len();
         let spare = config.pages as usize - RESERVED_PAGES - third_pages(&config);
-        let resyncs = config.staging_blocks() > 0;
         let sizes = config.volumes.iter().map(|v| v.blocks).chain([config.differential_blocks]);
-        let blocks = sizes.map(|blocks| if resyncs { blocks } else { 0 });
+        let sized = |wanted: bool| sizes.clone().map(move |blocks| if wanted { blocks } else { 0 });
+        let blocks = sized(config.peer.is_some() && config.resync.staging_blocks > 0);
+        let thirds = sized(config.third.is_some());
         // Half of what is not reserved may be staged; the rest holds blocks on their way to the volume.
         let staging_target =
             (spare / 2 / consumers.max(1)).clamp(old_blocks::update_pages(&config), STAGING_PAGES);
@@ -362,7 +367,10 @@ impl Group {
             comparing: comparing::Comparing::new(),
             lending: tables::Lending::default(),
             changed: Changed::new(blocks.clone()),
-            resync: resync::Resync::new(blocks),
+            resyncs: targets::Resyncs::new(
+                resync::Resync::new(blocks, pace::Pace::new(pace::BLOCKS_MAX)),
+                resync::Resync::new(thirds, pace::Pace::new(pace::THIRD_BLOCKS_MAX)),
+            ),
             staging: staging::Staging::new(),
             merging: resolve::Merging::default(),
             sweep_wanted: false,
@@ -394,6 +402,7 @@ impl Group {
         journal_blocks: u64,
         volume_blocks: u64,
         differential_blocks: u64,
+        feeds: bool,
     ) -> u64 {
         let entries = pages as usize + ENTRIES_WITHOUT_PAGE;
         let tables = fronts * PageTable::bytes(FRONT_TICKETS_MAX, UPDATE_BLOCKS_MAX)
@@ -413,6 +422,8 @@ impl Group {
             + volume_blocks * 4
             // Dirty blocks; and of a peer that is away, what it lacks, what is to be compared, to be copied, and what was changed since.
             + 5 * (volume_blocks / 8)
+            // The last three of a third as well.
+            + if feeds { 3 * (volume_blocks + differential_blocks) / 8 } else { 0 }
             + snapshots
     }
 
@@ -449,10 +460,10 @@ impl Group {
         }
         // What came during recovery, a peer above all, is looked at as soon as that is over: nothing else may call for a turn.
         if matches!(self.phase, Phase::Running) {
-            match self.peer.talk {
-                Talk::Staging => self.stage_inbound(turn),
-                _ => self.ingest_inbound(turn),
+            if self.peer.talk != Talk::Staging {
+                self.ingest_inbound(turn);
             }
+            self.stage_inbound(turn);
             self.advance(turn);
             self.admin_turn(turn);
             self.leave_turn(turn);
@@ -593,7 +604,8 @@ impl Group {
             && self.mending.is_empty()
             && !self.scrub.is_reading()
             && !self.comparing.is_reading()
-            && !self.resync.digests.is_reading()
+            && !self.resyncs.are_reading()
+            && !self.staging.digests.is_reading()
             && !self.repairing(turn.now);
         if drained {
             self.answer_administrators(turn);

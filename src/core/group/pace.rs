@@ -9,7 +9,10 @@ pub const PIECES_MAX: usize = 128;
 /// more than a round trip each.
 const BLOCKS_BEGIN: usize = 8 * UPDATE_BLOCKS_MAX;
 const BLOCKS_MIN: usize = UPDATE_BLOCKS_MAX;
-const BLOCKS_MAX: usize = PIECES_MAX * UPDATE_BLOCKS_MAX;
+pub(super) const BLOCKS_MAX: usize = PIECES_MAX * UPDATE_BLOCKS_MAX;
+
+/// To a third, which may be far away behind little bandwidth: what is on its way before a heartbeat's answer is not to take that long.
+pub(super) const THIRD_BLOCKS_MAX: usize = BLOCKS_MAX / 4;
 
 /// How often the pace is looked at.
 const PACE_EVERY: Nanos = Nanos::from_millis(100);
@@ -21,6 +24,7 @@ const INNOCENT_LOOKS: u32 = 10;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
     blocks: usize,
+    most: usize,
     looked_at: Nanos,
     writes: u32,
     late: u32,
@@ -31,8 +35,16 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    pub fn new() -> Pace {
-        Pace { blocks: BLOCKS_BEGIN, looked_at: Nanos(0), writes: 0, late: 0, paused: false, innocent: 0 }
+    pub fn new(most: usize) -> Pace {
+        Pace {
+            blocks: BLOCKS_BEGIN,
+            most,
+            looked_at: Nanos(0),
+            writes: 0,
+            late: 0,
+            paused: false,
+            innocent: 0,
+        }
     }
 
     /// A host's write was answered, perhaps later than it may be.
@@ -66,7 +78,7 @@ impl Pace {
             true => self.paused = !was_paused && self.innocent == 0,
             // That hosts do well in a pause says nothing of more.
             false if was_paused => {}
-            false => self.blocks = (self.blocks + BLOCKS_MIN + self.blocks / 4).min(BLOCKS_MAX),
+            false => self.blocks = (self.blocks + BLOCKS_MIN + self.blocks / 4).min(self.most),
         }
         (self.looked_at, self.writes, self.late) = (now, 0, 0);
     }
@@ -92,21 +104,21 @@ mod tests {
 
     #[test]
     fn hosts_that_are_not_late_let_it_grow_to_its_bound() {
-        let mut pace = Pace::new();
+        let mut pace = Pace::new(BLOCKS_MAX);
         assert_eq!(paused_of(&mut pace, 30, |_| 1), 0);
         assert!(pace.allows(0, BLOCKS_MAX - 1));
     }
 
     #[test]
     fn a_copy_that_slows_hosts_down_whenever_it_goes_on_is_paused_every_other_time() {
-        let mut pace = Pace::new();
+        let mut pace = Pace::new(BLOCKS_MAX);
         let paused = paused_of(&mut pace, 1000, |pace| if pace.paused { 0 } else { 2 });
         assert!((450..=500).contains(&paused), "{paused}");
     }
 
     #[test]
     fn hosts_that_are_late_whatever_it_does_hardly_pause_it() {
-        let paused = paused_of(&mut Pace::new(), 1000, |_| 100);
+        let paused = paused_of(&mut Pace::new(BLOCKS_MAX), 1000, |_| 100);
         assert!((80..=100).contains(&paused), "{paused}");
     }
 }

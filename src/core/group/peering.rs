@@ -5,8 +5,10 @@ use std::fmt::Write;
 
 use super::capture::Room;
 use super::catch_up::{Found, ReadFor};
+use super::copier::{Copier, ResyncName};
 use super::inbound::Inbound;
 use super::lending::{Borrower, Lender};
+use super::targets::Target;
 use super::{Alone, Group, Phase, Turn};
 use crate::base::*;
 use crate::core::config::{AckLevel, OnPeerLoss, PeerConfig, Role};
@@ -374,11 +376,12 @@ impl Group {
             }
             Control::CutTo { keep } if !primary => self.on_cut_to(turn, keep),
             Control::CopyOffer { generation, serial, blocks, whole } if !primary => {
-                self.on_copy_offer(turn, (generation, serial), blocks, whole);
+                let resync = ResyncName { site: self.peer_config().site, generation, serial };
+                self.on_copy_offer(turn, Copier::Peer, resync, blocks, whole);
             }
-            Control::Install { upto } if !primary => self.on_install(turn, upto),
+            Control::Install { upto } if !primary => self.on_install(turn, Copier::Peer, upto),
             Control::DigestsWanted { extent } if !primary => self.on_digests_wanted(turn, extent),
-            Control::Staged { updates } if primary => self.on_staged(turn, updates),
+            Control::Staged { updates } if primary => self.on_staged(turn, Target::Peer, updates),
             Control::MarksEnd { pages } if primary => self.on_marks_end(turn, pages),
             Control::BlockLacking { place, why } => {
                 self.lender_lacks(turn, Lender::Peer, place, why);
@@ -421,7 +424,7 @@ impl Group {
                 self.equalise_with(turn, page, length);
             }
             PageFrame::Marks => self.on_marks(turn, page),
-            PageFrame::Digests => self.on_digests(turn, page),
+            PageFrame::Digests => self.on_digests(turn, Target::Peer, page),
             PageFrame::Tables => {
                 self.lose_peer(turn, LossReason::Protocol("tables that nobody asked for"));
             }
@@ -443,8 +446,10 @@ impl Group {
         self.forget_lender(turn.now, Lender::Peer);
         self.forget_comparing(turn);
         self.forget_lending();
-        self.interrupt_resync();
-        self.interrupt_staging();
+        self.interrupt_resync(Target::Peer);
+        if was == Talk::Staging {
+            self.interrupt_staging();
+        }
         self.interrupt_merging();
         self.peer.waiting_since = None;
         self.peer.send_to = UpdateNumber::NONE;
@@ -533,7 +538,7 @@ impl Group {
                 // What it begins goes on in this turn: nothing else may come to call for another one.
                 self.merge_turn(turn);
                 if self.peer.talk == Talk::Copying {
-                    self.copy_turn(turn);
+                    self.copy_turn(turn, Target::Peer);
                 } else if self.peer.talk != Talk::Merging && self.engaged() {
                     // What is settled comes first: a peer that holds much unsettled may have no page to receive an update
                     // with before it hears (INV-12).
@@ -731,7 +736,7 @@ impl Group {
             Talk::Greeting { since, .. } => Some(since.plus(self.greeting_max())),
             Talk::Absent | Talk::Following | Talk::CutPending { .. } | Talk::Yielding | Talk::Staging => None,
             Talk::Merging => Some(self.merge_deadline()),
-            Talk::Copying => Some(self.copy_deadline()),
+            Talk::Copying => Some(self.copy_deadline(Target::Peer)),
             Talk::Cutting { .. } | Talk::Fetching { .. } => {
                 self.peer.waiting_since.map(|since| since.plus(peer.latency_budget))
             }

@@ -66,6 +66,12 @@ impl Group {
         if self.window.last() < self.applied {
             return Err(AdminError::Behind);
         }
+        if self.staging.installing() {
+            return Err(AdminError::Recovering);
+        }
+        if self.holds_nothing() {
+            return Err(AdminError::HoldsNothing);
+        }
         if self.sources_connected().any(|settled| !self.ends_with_nobody(settled)) {
             return Err(AdminError::SourceConnected);
         }

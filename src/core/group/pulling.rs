@@ -2,6 +2,7 @@
 //! it is. What it takes goes the way of a secondary's updates, and is settled here once it is durable here: its sender had settled it.
 
 use super::ages::Ages;
+use super::copier::{Copier, ResyncName};
 use super::handshake::GREETING_MAX;
 use super::inbound::Inbound;
 use super::lending::Lender;
@@ -14,7 +15,7 @@ use crate::core::config::{Role, SourceConfig};
 use crate::core::messages::*;
 use crate::core::outbox::{Event, LossReason, WriteStamps};
 use crate::format::update::Update;
-use crate::format::wire::{Hello, Refusal, RefusalCode};
+use crate::format::wire::{Hello, PROTOCOL_MAX, PROTOCOL_MIN, Refusal, RefusalCode};
 
 /// A position that moved is told this long after the last one, if nothing else calls for it: the source's journal keeps what is after it.
 const POSITION_NEWS_AFTER: Nanos = Nanos::from_millis(10);
@@ -29,7 +30,7 @@ const PREFERRED_AFTER: Nanos = Nanos::from_millis(1_000);
 
 /// How this third stands to a site that it may pull from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stand {
+pub(super) enum Stand {
     Absent,
     Greeting {
         since: Nanos,
@@ -42,16 +43,23 @@ enum Stand {
     Lapsed {
         oldest: UpdateNumber,
     },
+    /// It was asked for a copy, and has not offered one yet.
+    Asking,
+    /// What it sends is staged.
+    Staging,
 }
 
 #[derive(Debug)]
 pub(super) struct Source {
-    config: SourceConfig,
+    pub config: SourceConfig,
     pub connection: Option<u32>,
-    stand: Stand,
+    pub stand: Stand,
     hello: Option<Box<Hello>>,
-    /// Since when it is met.
+    /// The version of the protocol that both speak, as of when they met.
+    pub protocol: u16,
+    /// Since when it is met, and since when it is known to have let go of what this site lacks.
     met_at: Nanos,
+    pub lapsed_at: Nanos,
     /// What it said is settled, when, and whether that was all that this site had when it said so; and the most that it ever did.
     settled: UpdateNumber,
     said_at: Option<Nanos>,
@@ -59,14 +67,14 @@ pub(super) struct Source {
     pub newest: UpdateNumber,
     /// What each of both has that the other has not, as of when they met last: this site was made primary in its place.
     parted: Option<SplitBrain>,
-    inbound: FixedQueue<Inbound>,
+    pub inbound: FixedQueue<Inbound>,
     /// What it was told last: how far this site is durable, and what it may send.
     told_durable: UpdateNumber,
     told_upto: UpdateNumber,
     told_at: Nanos,
     /// It asked, or is to begin.
     owed: bool,
-    heard_at: Nanos,
+    pub heard_at: Nanos,
     /// When it was heard that what is settled there got there.
     ages: Ages,
 }
@@ -80,6 +88,8 @@ pub enum SourceState {
     Pulling,
     /// Its journal no longer has what this site lacks.
     Lapsed,
+    /// It copies to this site what differs, since no journal has what this site lacks.
+    Copying,
     /// This site took over from it, and they have met since.
     Superseded,
 }
@@ -93,6 +103,8 @@ pub struct SourceStatus {
     pub said_ns_ago: Option<u64>,
     /// Once this site has taken over from it: what each has that the other has not.
     pub parted: Option<SplitBrain>,
+    /// While it copies: blocks of that which are in this site's log.
+    pub staged_blocks: u64,
     /// What of that this site does not have durably: as bytes at the mean of what it has pulled since it started, and since when it knows.
     pub behind: Behind,
 }
@@ -104,7 +116,9 @@ impl Source {
             connection: None,
             stand: Stand::Absent,
             hello: None,
+            protocol: PROTOCOL_MIN,
             met_at: Nanos(0),
+            lapsed_at: Nanos(0),
             settled: UpdateNumber::NONE,
             said_at: None,
             keeps_up: false,
@@ -131,7 +145,7 @@ impl Source {
     }
 
     fn is_met(&self) -> bool {
-        matches!(self.stand, Stand::Standing | Stand::Pulling | Stand::Lapsed { .. })
+        !matches!(self.stand, Stand::Absent | Stand::Greeting { .. })
     }
 }
 
@@ -186,7 +200,8 @@ impl Group {
     ) {
         let inbound = Inbound::of_row(&turn.tables.remotes[index].inbound, slot, update, with_old);
         self.remote_pages[index] -= inbound.all_pages().filter(|page| *page != PageId::ZERO).count();
-        if self.sources[index].stand != Stand::Pulling || !matches!(self.phase, Phase::Running) {
+        let stand = self.sources[index].stand;
+        if !matches!(stand, Stand::Pulling | Stand::Staging) || !matches!(self.phase, Phase::Running) {
             return self.drop_inbound(turn, &inbound);
         }
         if settled < update.number {
@@ -208,8 +223,19 @@ impl Group {
                 source.keeps_up = settled >= position;
                 source.owed = true;
             }
+            // It answers what was asked before it was asked for a copy.
+            Control::Lapsed { .. } if matches!(source.stand, Stand::Asking | Stand::Staging) => {}
+            Control::CopyOffer { generation, serial, blocks, whole } => {
+                let resync = ResyncName { site, generation, serial };
+                self.on_copy_offer(turn, Copier::Source(index), resync, blocks, whole);
+            }
+            Control::DigestsWanted { extent } if source.stand == Stand::Staging => {
+                self.on_digests_wanted(turn, extent);
+            }
+            Control::Install { upto } => self.on_install(turn, Copier::Source(index), upto),
             Control::Lapsed { oldest } => {
                 source.stand = Stand::Lapsed { oldest };
+                source.lapsed_at = turn.now;
                 self.drop_pulled(turn, index);
                 turn.event(Event::SourceLapsed { site, position, oldest });
             }
@@ -238,6 +264,9 @@ impl Group {
                     self.sources[index].hello = Some(Box::new(hello));
                     return self.greet_source(turn, index);
                 }
+                Ok(hello) if self.sources[index].stand == Stand::Staging => {
+                    return self.note_copied_history(&hello);
+                }
                 Ok(_) => "a second hello",
                 Err(_) => "a hello that does not decode",
             },
@@ -259,9 +288,10 @@ impl Group {
         }
     }
 
-    fn lose_source(&mut self, turn: &mut Turn<impl Memory>, index: usize, reason: LossReason) {
+    pub(super) fn lose_source(&mut self, turn: &mut Turn<impl Memory>, index: usize, reason: LossReason) {
         let source = &mut self.sources[index];
-        if std::mem::replace(&mut source.stand, Stand::Absent) == Stand::Absent {
+        let was = std::mem::replace(&mut source.stand, Stand::Absent);
+        if was == Stand::Absent {
             return;
         }
         source.hello = None;
@@ -271,7 +301,19 @@ impl Group {
         }
         self.drop_pulled(turn, index);
         self.forget_lender(turn.now, Lender::Source(index));
+        if was == Stand::Staging {
+            self.interrupt_staging();
+        }
         turn.event(Event::SourceLost { site, reason });
+    }
+
+    pub(super) fn refuse_source(&mut self, turn: &mut Turn<impl Memory>, index: usize, objection: Refusal) {
+        if let Some(message) = self.page_with(turn, PageFrame::Refusal, |out| objection.encode(out)) {
+            turn.out.remotes[index].to_link.push(message);
+        }
+        let site = self.sources[index].config.site;
+        turn.event(Event::Refused { site, by_us: true, refusal: Some(objection) });
+        self.lose_source(turn, index, LossReason::Protocol("refused by us"));
     }
 
     /// Ends all conversations from this side, for good.
@@ -320,14 +362,11 @@ impl Group {
             objection = Some(self.meet_former_source(hello));
         }
         if let Some(objection) = objection {
-            if let Some(message) = self.page_with(turn, PageFrame::Refusal, |out| objection.encode(out)) {
-                turn.out.remotes[index].to_link.push(message);
-            }
-            turn.event(Event::Refused { site, by_us: true, refusal: Some(objection) });
-            return self.lose_source(turn, index, LossReason::Protocol("refused by us"));
+            return self.refuse_source(turn, index, objection);
         }
         let source = &mut self.sources[index];
         source.stand = Stand::Standing;
+        source.protocol = hello.protocol_max.min(PROTOCOL_MAX);
         source.met_at = turn.now;
         source.settled = hello.settled;
         source.says_settled(turn.now, hello.settled);
@@ -354,8 +393,12 @@ impl Group {
         for source in &mut self.sources {
             source.ages.note(turn.now, source.newest, durable);
         }
-        self.choose_source(turn);
-        self.take_pulled(turn);
+        // What is staged comes on top of what this site has now.
+        if !self.staging.installing() {
+            self.choose_source(turn);
+            self.take_pulled(turn);
+            self.ask_for_copy(turn);
+        }
         for index in 0..self.sources.len() {
             self.tell_source(turn, index);
         }
@@ -426,6 +469,7 @@ impl Group {
                 Ok(false) => return,
                 Err(why) => return self.lose_source(turn, index, LossReason::Protocol(why)),
             }
+            self.give_up_staging(turn);
             self.sources[index].heard_at = turn.now;
             let inbound = self.sources[index].inbound.pop().expect("looked at it");
             self.follow_slots(&update);
@@ -462,14 +506,14 @@ impl Group {
         let deadline = |source: &Source| match source.stand {
             Stand::Absent => None,
             Stand::Greeting { since, .. } => Some(since.plus(GREETING_MAX)),
-            Stand::Standing | Stand::Pulling | Stand::Lapsed { .. } => {
+            Stand::Standing | Stand::Pulling | Stand::Lapsed { .. } | Stand::Asking | Stand::Staging => {
                 let heard = if source.inbound.is_empty() { source.heard_at } else { Nanos(u64::MAX / 2) };
                 let silence = heard.plus(source.config.silence_max);
                 let news = source.told_at.plus(POSITION_NEWS_AFTER);
                 Some(if durable > source.told_durable { silence.min(news) } else { silence })
             }
         };
-        self.sources.iter().filter_map(deadline).min()
+        self.sources.iter().filter_map(deadline).chain(self.ask_deadline()).min()
     }
 
     pub(super) fn source_status(&self, now: Nanos) -> [Option<SourceStatus>; SOURCES_MAX] {
@@ -484,7 +528,9 @@ impl Group {
                 Stand::Standing => SourceState::Standing,
                 Stand::Pulling => SourceState::Pulling,
                 Stand::Lapsed { .. } => SourceState::Lapsed,
+                Stand::Asking | Stand::Staging => SourceState::Copying,
             };
+            let staged_blocks = if source.stand == Stand::Staging { self.staging.blocks } else { 0 };
             let Source { newest, ages, config, said_at, parted, .. } = source;
             let updates = newest.0.saturating_sub(durable.0);
             let blocks = u128::from(updates) * u128::from(self.counters.pulled_blocks) / u128::from(pulled);
@@ -493,6 +539,7 @@ impl Group {
                 site: config.site,
                 state,
                 settled: *newest,
+                staged_blocks,
                 said_ns_ago: said_at.map(|at| now.since(at).0),
                 behind: Behind { updates, bytes, age: ages.beyond(now, durable) },
                 parted: *parted,

@@ -2,6 +2,7 @@
 //! last did (US 7,143,254).
 
 use super::feeding::{Feed, Talk};
+use super::resync::ResyncStatus;
 use super::split::SplitBrain;
 use super::status::Behind;
 use super::{Group, Phase, Turn};
@@ -29,6 +30,8 @@ pub enum ThirdState {
     Feeding,
     /// The journal no longer has what it lacks.
     Lapsed,
+    /// No journal has what it lacks: all blocks are compared, and it is copied what differs.
+    Copying,
     /// It was made primary, and they have met since.
     Promoted,
 }
@@ -88,6 +91,8 @@ pub struct ThirdStatus {
     /// What the journal keeps for it, in percent of what it keeps at most before it lets go of that.
     pub kept_percent: u64,
     pub resumed: Option<Resumed>,
+    /// How far it is copied what it lacks, if it is, or was until that was interrupted.
+    pub copy: ResyncStatus,
     /// Once it was made primary: what each of both has that the other has not.
     pub promoted: Option<SplitBrain>,
 }
@@ -106,8 +111,8 @@ impl Group {
         turn: &mut Turn<impl Memory>,
         floor: UpdateNumber,
     ) -> UpdateNumber {
-        let Some(feed) = &self.feed else { return floor };
-        let position = feed.position;
+        let Some(position) = self.feed.as_ref().map(|feed| feed.position) else { return floor };
+        let position = self.held_for_copy().unwrap_or(position);
         if position >= floor || position.next() < self.oldest_kept() {
             return floor;
         }
@@ -251,6 +256,7 @@ impl Group {
             Talk::Standing => ThirdState::Standing,
             Talk::Feeding => ThirdState::Feeding,
             Talk::Lapsed => ThirdState::Lapsed,
+            Talk::Copying => ThirdState::Copying,
         };
         let position = feed.position;
         let behind = Behind {
@@ -270,6 +276,7 @@ impl Group {
                 self.kept_percent(position)
             },
             resumed: feed.resumed,
+            copy: self.copy_status(now),
             promoted: feed.promoted,
         })
     }

@@ -1,17 +1,19 @@
-//! A secondary that is copied what it lacks: everything that comes goes to a log in a file of its own, and its volumes stay what they
+//! A site that is copied what it lacks, a secondary by its primary, or a third by one of its sources: everything that comes goes to a log in a file of its own, and its volumes stay what they
 //! were, so that it can take over at any moment as if nothing had come (INV-10). When it has everything, a mark makes that durable,
 //! and the site starts anew: `install` brings the log to the volumes before anything else.
 
+use super::copier::{Copier, ResyncName};
+use super::digests::Digests;
 use super::inbound::Inbound;
 use super::log_scan::Scan;
-use super::peering::{LINK_SPARE, Talk, refusal};
+use super::peering::{LINK_SPARE, refusal};
 use super::{Group, Phase, Turn};
 use crate::base::*;
 use crate::core::config::Role;
 use crate::core::messages::*;
 use crate::core::outbox::{Event, LossReason};
 use crate::format::history::History;
-use crate::format::journal::{BatchHeader, Digest, encode_batch};
+use crate::format::journal::{BatchHeader, encode_batch};
 use crate::format::staging::{put_empty_mark, take_empty_mark};
 use crate::format::superblock::{JournalPosition, RING_FIRST_BLOCK, Superblock};
 use crate::format::tables::{TablesHeader, header_of};
@@ -67,12 +69,16 @@ enum Opening {
 #[derive(Debug)]
 pub(super) struct Staging {
     /// The resync that the log is of.
-    resync: Option<(Generation, u64)>,
+    pub resync: Option<ResyncName>,
     /// One that was offered, and not answered yet.
-    offered: Option<(Generation, u64)>,
+    pub offered: Option<ResyncName>,
+    /// What is told of blocks that may be equal.
+    pub digests: Digests,
     opening: Opening,
     /// This site held nothing when it was first offered everything.
     began_empty: bool,
+    /// A third asks for no copy before this.
+    pub asks_from: Nanos,
     /// What this life knows of the file.
     pub scan: Scan,
     /// Where the next batch goes.
@@ -98,8 +104,10 @@ impl Staging {
         Staging {
             resync: None,
             offered: None,
+            digests: Digests::new(std::iter::empty()),
             opening: Opening::Due,
             began_empty: false,
+            asks_from: Nanos(0),
             scan: Scan::Owed,
             head: JournalPosition::default(),
             appended: 0,
@@ -136,10 +144,10 @@ impl Staging {
     }
 
     /// An empty log of the resync.
-    fn begin_log(&mut self, resync: (Generation, u64)) {
+    fn begin_log(&mut self, resync: ResyncName) {
         self.resync = Some(resync);
         self.opening = Opening::Due;
-        self.head = JournalPosition { block: RING_FIRST_BLOCK, sequence: 1, previous: seed_of(resync) };
+        self.head = JournalPosition { block: RING_FIRST_BLOCK, sequence: 1, previous: resync.seed() };
         (self.appended, self.written, self.flushed, self.blocks) = (0, 0, 0, 0);
         self.tables = None;
     }
@@ -150,46 +158,45 @@ impl Staging {
     }
 }
 
-/// What the first batch of a log names as the one before it: nothing of another resync's may follow.
-fn seed_of((generation, serial): (Generation, u64)) -> Digest {
-    Digest(generation.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ serial.wrapping_add(1).rotate_left(32))
-}
-
 impl Group {
-    /// The primary has more to send than a journal.
+    /// A site has more to send than a journal.
     pub(super) fn on_copy_offer(
         &mut self,
         turn: &mut Turn<impl Memory>,
-        resync: (Generation, u64),
+        from: Copier,
+        resync: ResyncName,
         blocks: u64,
         whole: bool,
     ) {
-        // Behind an answer that the primary did not expect, it offers another one.
-        let listens = self.peer.talk == Talk::Following
-            || self.awaits_offer()
-            || (self.peer.talk == Talk::Staging && self.staging.offered.is_none());
+        // Behind an answer that it did not expect, it offers another one.
+        let listens =
+            self.listens_to(from) || (self.copier() == Some(from) && self.staging.offered.is_none());
         if !listens || self.staging.installing() {
-            return self.lose_peer(turn, LossReason::Protocol("a resync that was not due"));
+            return self.lose_copying(turn, from, LossReason::Protocol("a resync that was not due"));
         }
         // Each block may come with a header of its own.
-        let (need, have) = (RING_FIRST_BLOCK + 2 * blocks, self.config.staging_blocks());
+        let (need, have) = (RING_FIRST_BLOCK + 2 * blocks, self.config.resync.staging_blocks);
         if need > have {
             let why = refusal(
                 RefusalCode::ResyncRequired,
                 format_args!("this site's staging file has {have} blocks, the resync may need {need}"),
             );
-            return self.refuse(turn, why);
+            return self.refuse_copying(turn, from, why);
         }
-        self.peer.talk = Talk::Staging;
+        self.begin_staging(from);
         self.staging.offered = Some(resync);
         self.staging.began_empty |= whole && self.window.last() == UpdateNumber::NONE;
         self.staging.history = None;
-        turn.event(Event::ResyncBegan { blocks, whole });
+        turn.event(match from {
+            Copier::Peer => Event::ResyncBegan { blocks, whole },
+            Copier::Source(_) => Event::CopyBegan { site: resync.site, blocks },
+        });
     }
 
     /// The conversation is over. What is in the log stays good for the same resync; an order counts once its mark is being written.
     pub(super) fn interrupt_staging(&mut self) {
         self.staging.offered = None;
+        self.staging.digests.interrupt();
         if let Order::Due { .. } = self.staging.order {
             self.staging.order = Order::None;
         }
@@ -209,9 +216,7 @@ impl Group {
         let Some(resync) = self.staging.offered else { return };
         // Batches of an interrupted conversation count, and must not come after an answer.
         let quiet = self.staging.quiet() && self.staging.flushed == self.staging.written;
-        if self.peer.talk != Talk::Staging || !quiet || turn.out.to_link.room() <= LINK_SPARE {
-            return;
-        }
+        let Some(from) = self.copier().filter(|from| quiet && from.room(turn) > LINK_SPARE) else { return };
         let staging = &mut self.staging;
         if staging.scan == Scan::Owed {
             staging.begin_log(resync);
@@ -228,7 +233,7 @@ impl Group {
         staging.offered = None;
         staging.reported = staging.flushed;
         let updates = staging.flushed;
-        turn.out.to_link.push(ToLink::Control(Control::Staged { updates }));
+        from.link(turn).push(ToLink::Control(Control::Staged { updates }));
     }
 
     /// Writes the first block of a file, and flushes it, before anybody hears of the log. A mark that was installed under says nothing of
@@ -271,7 +276,7 @@ impl Group {
 
     /// Takes received updates into the log.
     pub(super) fn stage_inbound(&mut self, turn: &mut Turn<impl Memory>) {
-        while !self.peer.inbound.is_empty() && self.staging.offered.is_none() {
+        while self.staging.offered.is_none() && self.staged_inbound().is_some_and(|queue| !queue.is_empty()) {
             let room = self.staging.writing.room() > 0 && self.journal.has_slot() && self.pages.free() > 0;
             if !room || !matches!(self.staging.order, Order::None) {
                 return;
@@ -285,12 +290,12 @@ impl Group {
     fn stage_batch(&mut self, turn: &mut Turn<impl Memory>) -> bool {
         let (mut count, mut payload) = (0, 0);
         while count < BATCH_DESCRIPTORS_MAX
-            && let Some(inbound) = self.peer.inbound.get(count)
+            && let Some(inbound) = self.staged_inbound().and_then(|queue| queue.get(count))
         {
             let update = inbound.update;
             let (page, with_old) = (inbound.pages[0].0, inbound.old.is_some());
             if let Err(why) = self.judge_staged(turn.memory, &update, page, with_old) {
-                self.lose_peer(turn, LossReason::Protocol(why));
+                self.lose_copier(turn, LossReason::Protocol(why));
                 return false;
             }
             if payload + update.payload_blocks() > BATCH_PAYLOAD_BLOCKS_MAX {
@@ -301,8 +306,8 @@ impl Group {
             count += 1;
         }
         let blocks = 1 + payload as u64;
-        if self.staging.head.block + blocks >= self.config.staging_blocks() {
-            let have = self.config.staging_blocks();
+        if self.staging.head.block + blocks >= self.config.resync.staging_blocks {
+            let have = self.config.resync.staging_blocks;
             let why = refusal(
                 RefusalCode::ResyncRequired,
                 format_args!(
@@ -311,7 +316,7 @@ impl Group {
             );
             // The next attempt begins with an empty log.
             self.staging.resync = None;
-            self.refuse(turn, why);
+            self.refuse_copier(turn, why);
             return false;
         }
         let slot = self.journal.take_slot().expect("the caller looked");
@@ -319,7 +324,7 @@ impl Group {
         turn.tables.journal_io.set(slot, 0, header, BlockSum::ZEROS);
         let mut row = 1;
         for _ in 0..count {
-            let inbound: Inbound = self.peer.inbound.pop().expect("counted");
+            let inbound: Inbound = self.take_staged(turn.now);
             if inbound.update.kind == UpdateKind::Tables {
                 let header = header_of(turn.memory.bytes(inbound.pages[0].0)).expect("it was judged");
                 self.staging.note_tables(&header);
@@ -444,12 +449,12 @@ impl Group {
         }
         self.staging.resync = None;
         turn.event(Event::StagingFailed { fault, blocks: self.staging.blocks });
-        if self.peer.talk == Talk::Staging {
+        if self.stages() {
             let why = refusal(
                 RefusalCode::ResyncRequired,
                 format_args!("this site's staging file cannot be written; its log says why"),
             );
-            self.refuse(turn, why);
+            self.refuse_copier(turn, why);
         }
     }
 
@@ -477,11 +482,12 @@ impl Group {
     }
 
     fn report_staged(&mut self, turn: &mut Turn<impl Memory>) {
+        let from = self.copier().filter(|from| from.room(turn) > LINK_SPARE);
         let staging = &mut self.staging;
         let news = staging.offered.is_none() && staging.flushed > staging.reported;
-        if self.peer.talk == Talk::Staging && news && turn.out.to_link.room() > LINK_SPARE {
+        if let Some(from) = from.filter(|_| news) {
             staging.reported = staging.flushed;
-            turn.out.to_link.push(ToLink::Control(Control::Staged { updates: staging.flushed }));
+            from.link(turn).push(ToLink::Control(Control::Staged { updates: staging.flushed }));
         }
     }
 
@@ -492,21 +498,21 @@ impl Group {
         self.staging.history = Some(Box::new(hello.history));
     }
 
-    pub(super) fn on_install(&mut self, turn: &mut Turn<impl Memory>, upto: UpdateNumber) {
+    pub(super) fn on_install(&mut self, turn: &mut Turn<impl Memory>, from: Copier, upto: UpdateNumber) {
         let tables = match self.config.differential_blocks {
             0 => true,
             _ => matches!(self.staging.tables, Some((applied, None)) if applied >= upto),
         };
         let whole = tables
             && self.staging.flushed == self.staging.appended
-            && self.peer.inbound.is_empty()
+            && self.staged_inbound().is_some_and(|queue| queue.is_empty())
             && self.staging.offered.is_none()
             && self.staging.resync.is_some()
             && self.staging.history.is_some();
         // What a site that gives way has beyond it is to go.
         let follows = upto >= self.window.last() || self.has_given_way();
-        if self.peer.talk != Talk::Staging || !whole || !follows {
-            return self.lose_peer(turn, LossReason::Protocol("an install of what did not come"));
+        if self.copier() != Some(from) || !whole || !follows {
+            return self.lose_copying(turn, from, LossReason::Protocol("an install of what did not come"));
         }
         if !self.stopping {
             self.staging.order = Order::Due { upto };
@@ -539,11 +545,11 @@ impl Group {
             known_durable: upto,
             settled: upto,
             solo: false,
-            role: Role::Secondary,
+            role: if self.role == Role::Third { Role::Third } else { Role::Secondary },
             left: None,
             history,
             // A superblock whose ring is the log, and whose position is the log's end.
-            journal_blocks: self.config.staging_blocks(),
+            journal_blocks: self.config.resync.staging_blocks,
             sequence: self.destage.sequence() + 1,
             ..self.superblock(self.staging.head)
         };
@@ -565,6 +571,7 @@ impl Group {
     /// The mark is durable: this group is over, and the next one begins with installing.
     fn start_anew(&mut self, turn: &mut Turn<impl Memory>, upto: UpdateNumber) {
         self.leave_peer(turn);
+        self.leave_sources(turn);
         self.answer_all(turn, HostError::NotServing);
         self.answer_administrators(turn);
         self.phase = Phase::Stopped;
@@ -572,11 +579,6 @@ impl Group {
         if self.stopping {
             turn.event(Event::Stopped);
         }
-    }
-
-    /// Whether what the link brings is for the log, and not for the stream.
-    pub fn stages(&self) -> bool {
-        self.peer.talk == Talk::Staging
     }
 
     /// Whether this group has ended so that another one installs what was staged.

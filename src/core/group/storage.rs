@@ -4,6 +4,7 @@ use super::copy_kept::SlotsRead;
 use super::digests::DigestRead;
 use super::lending::Borrower;
 use super::snapshot_reads::Reader;
+use super::targets::Target;
 use super::unread::unread_blocks;
 use super::{Group, Phase, Turn};
 use crate::base::*;
@@ -29,14 +30,16 @@ pub(super) enum VolumeIo {
         lba: Lba,
         count: u32,
     },
-    /// Blocks read because the peer lacks them.
+    /// Blocks read because somebody lacks them.
     Copy {
+        to: Target,
         volume: VolumeId,
         lba: Lba,
         count: u32,
     },
-    /// Blocks read because the peer may lack them, to be compared with what it has.
+    /// Blocks read because somebody may lack them, to be compared with what is there.
     CompareCopy {
+        to: Target,
         volume: VolumeId,
         lba: Lba,
         count: u32,
@@ -44,6 +47,7 @@ pub(super) enum VolumeIo {
     },
     /// Slots read for that.
     CompareSlots {
+        to: Target,
         first: Slot,
         count: u32,
         read: DigestRead,
@@ -54,7 +58,7 @@ pub(super) enum VolumeIo {
         count: u32,
         read: DigestRead,
     },
-    /// Slots read because the peer lacks them.
+    /// Slots read because somebody lacks them.
     CopySlots(SlotsRead),
     /// Staged blocks on their way to the volume, or the differential volume.
     Install {
@@ -218,14 +222,14 @@ impl Group {
             (VolumeIo::WarmUp { volume, lba, count }, result) => {
                 self.warmed(turn, slot, (volume, lba, count), result.is_ok());
             }
-            (VolumeIo::Copy { volume, lba, count }, result) => {
-                self.copy_read(turn, slot, (volume, lba, count), result.is_ok());
+            (VolumeIo::Copy { to, volume, lba, count }, result) => {
+                self.copy_read(turn, to, slot, (volume, lba, count), result.is_ok());
             }
-            (VolumeIo::CompareCopy { volume, lba, count, read }, result) => {
-                self.read_to_leave_out(turn, slot, (volume, lba, count), read, result.is_ok());
+            (VolumeIo::CompareCopy { to, volume, lba, count, read }, result) => {
+                self.read_to_leave_out(turn, to, slot, (volume, lba, count), read, result.is_ok());
             }
-            (VolumeIo::CompareSlots { first, count, read }, result) => {
-                self.slots_compared(turn, slot, (first, count), read, result.is_ok());
+            (VolumeIo::CompareSlots { to, first, count, read }, result) => {
+                self.slots_compared(turn, to, slot, (first, count), read, result.is_ok());
             }
             (VolumeIo::Digest { volume, count, read }, result) => {
                 self.digested(turn, slot, (volume, count), read, result.is_ok());

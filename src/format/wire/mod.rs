@@ -25,7 +25,10 @@ use crate::format::update::{
 
 /// Versions of the protocol that this build speaks; `Hello` carries them, and the highest common one is used.
 pub const PROTOCOL_MIN: u16 = 17;
-pub const PROTOCOL_MAX: u16 = 17;
+pub const PROTOCOL_MAX: u16 = 18;
+
+/// From this version on a site copies to its third when that asks for it.
+pub const PROTOCOL_OF_COPIES_TO_THIRDS: u16 = 18;
 
 /// The first four bytes of a frame.
 pub const FRAME_MAGIC: [u8; 4] = *b"LSTP";
@@ -169,13 +172,13 @@ pub enum Control {
     SwitchoverWanted,
     /// The answer of a primary that does not, or gave it up: a code of [`crate::core::messages::AdminError`].
     SwitchoverRefused { code: u8 },
-    /// Primary to secondary: you lack more than my journal holds. What follows as updates, `blocks` blocks or more, is for your
+    /// Primary to secondary, or either to a third: you lack more than my journal holds. What follows as updates, `blocks` blocks or more, is for your
     /// staging log, not your stream, until you are told to install it. Generation and serial name the resync. `whole`: these are all
     /// blocks there are, since nobody knows what you lack.
     CopyOffer { generation: Generation, serial: u64, blocks: u64, whole: bool },
-    /// Secondary to primary: so many of the updates of this resync are in its log, durably.
+    /// The answer, and again later: so many of the updates of this resync are in its log, durably.
     Staged { updates: u64 },
-    /// Primary to secondary, behind a [`PageFrame::Hello`]: with what is staged your volumes are as mine were at `upto`.
+    /// Behind a [`PageFrame::Hello`]: with what is staged your volumes are as mine were at `upto`.
     Install { upto: UpdateNumber },
     /// Secondary that gives way to primary, behind so many [`PageFrame::Marks`]: these are all the blocks that it has changed, and they
     /// are to be copied too.
@@ -193,6 +196,8 @@ pub enum Control {
     Lapsed { oldest: UpdateNumber },
     /// To a site that is copied all blocks: what do you hold there; answered by [`PageFrame::Digests`].
     DigestsWanted { extent: Extent },
+    /// Third to a site that said [`Control::Lapsed`]: so do all others that I can ask, so copy to me what differs. The answer is an offer.
+    CopyWanted,
 }
 
 /// A control frame too large for a message: its encoded body is in a page.
@@ -243,6 +248,7 @@ pub enum FrameType {
     Compared = 25,
     DigestsWanted = 26,
     Digests = 27,
+    CopyWanted = 28,
 }
 
 const WITH_OLD_BLOCKS_BYTES: usize = DESCRIPTOR_BYTES + 8;
@@ -267,7 +273,7 @@ const COMPARE_BYTES: usize = 8 + EXTENT_BYTES;
 const COMPARED_BYTES: usize = 32;
 
 impl FrameType {
-    const LAST: FrameType = FrameType::Digests;
+    const LAST: FrameType = FrameType::CopyWanted;
 
     fn from_code(code: u8) -> Option<FrameType> {
         [
@@ -298,6 +304,7 @@ impl FrameType {
             FrameType::Compared,
             FrameType::DigestsWanted,
             FrameType::Digests,
+            FrameType::CopyWanted,
         ]
         .into_iter()
         .find(|frame| *frame as u8 == code)
@@ -316,7 +323,7 @@ impl FrameType {
             FrameType::BlockWanted => (BLOCK_WANTED_BYTES, BLOCK_WANTED_BYTES),
             FrameType::BlockLacking => (BLOCK_LACKING_BYTES, BLOCK_LACKING_BYTES),
             FrameType::TablesWanted => (TABLES_WANTED_BYTES, TABLES_WANTED_BYTES),
-            FrameType::SwitchoverWanted => (0, 0),
+            FrameType::SwitchoverWanted | FrameType::CopyWanted => (0, 0),
             FrameType::SwitchoverRefused => (SWITCHOVER_REFUSED_BYTES, SWITCHOVER_REFUSED_BYTES),
             FrameType::CopyOffer => (COPY_OFFER_BYTES, COPY_OFFER_BYTES),
             FrameType::Staged => (STAGED_BYTES, STAGED_BYTES),
@@ -513,6 +520,7 @@ pub fn encode_control(control: &Control, out: &mut [u8]) -> usize {
         Control::Compare { .. } => (FrameType::Compare, UpdateNumber::NONE),
         Control::Compared { .. } => (FrameType::Compared, UpdateNumber::NONE),
         Control::DigestsWanted { .. } => (FrameType::DigestsWanted, UpdateNumber::NONE),
+        Control::CopyWanted => (FrameType::CopyWanted, UpdateNumber::NONE),
     };
     let (body_bytes, _) = frame.body_bounds();
     let out = &mut out[..FRAME_HEADER_BYTES + body_bytes];
@@ -549,7 +557,7 @@ pub fn encode_control(control: &Control, out: &mut [u8]) -> usize {
             put(body, 0, &settled.0.to_le_bytes());
             put(body, 8, &page.to_le_bytes());
         }
-        Control::SwitchoverWanted => {}
+        Control::SwitchoverWanted | Control::CopyWanted => {}
         Control::SwitchoverRefused { code } => {
             body.fill(0);
             body[0] = code;
@@ -718,6 +726,7 @@ pub fn decode_body<'a>(header: &FrameHeader, body: &'a [u8]) -> Result<Frame<'a>
             Control::TablesWanted { settled: number_at(0), page: u32_at(body, 8) }
         }
         FrameType::SwitchoverWanted => Control::SwitchoverWanted,
+        FrameType::CopyWanted => Control::CopyWanted,
         FrameType::SwitchoverRefused => {
             if let Some(offset) = nonzero_in(body, 1, SWITCHOVER_REFUSED_BYTES) {
                 return Err(WireError::Reserved { frame: "SwitchoverRefused", offset, found: body[offset] });

@@ -33,6 +33,7 @@ fn any_control() -> impl Strategy<Value = Control> {
         (number(), any::<u64>()).prop_map(|(settled, sequence)| Control::Heartbeat { settled, sequence }),
         number().prop_map(|number| Control::FlushRequest { number }),
         Just(Control::SwitchoverWanted),
+        Just(Control::CopyWanted),
         any::<u8>().prop_map(|code| Control::SwitchoverRefused { code }),
         (1..=u64::MAX, 1..=u64::MAX)
             .prop_map(|(a, b)| Control::Fetch { from: UpdateNumber(a.min(b)), to: UpdateNumber(a.max(b)) }),
@@ -518,7 +519,7 @@ fn header_fields_are_checked_before_any_body_is_awaited() {
     let frame = update_frame(&update(), UpdateNumber(4));
     assert_eq!(refused(&frame, 0, b"HTTP"), WireError::Magic { found: *b"HTTP" });
     assert_eq!(refused(&frame, VERSION, &[2]), WireError::Version { found: 2 });
-    for found in [0, 28, 255] {
+    for found in [0, 29, 255] {
         assert_eq!(refused(&frame, TYPE, &[found]), WireError::Type { found });
     }
     for body in [0u16, 63, 65, u16::MAX] {

@@ -308,10 +308,6 @@ impl Config {
                 on_peer_loss: self.group.on_peer_loss,
                 latency_budget: self.group.latency_budget,
                 heartbeat_interval: self.group.heartbeat_interval,
-                resync: ResyncConfig {
-                    staging_blocks: self.staging_blocks(),
-                    p99_budget: self.group.resync_p99_budget,
-                },
             }),
             third: self.third.as_ref().map(|third| ThirdConfig {
                 site: third.id,
@@ -324,6 +320,10 @@ impl Config {
                 .iter()
                 .map(|source| SourceConfig { site: source.id, silence_max: Nanos(limits::THIRD_SILENCE_NS) })
                 .collect(),
+            resync: ResyncConfig {
+                staging_blocks: if self.is_copied_to() { self.staging_blocks() } else { 0 },
+                p99_budget: self.group.resync_p99_budget,
+            },
             volumes: self
                 .volumes
                 .iter()
@@ -379,7 +379,19 @@ impl Config {
         u64::from(pages) * BLOCK_BYTES as u64
             + volume_blocks / 8
             + (self.remotes().count() * RemoteTables::bytes()) as u64
-            + CoreGroup::overhead_bytes(pages, fronts, journal_blocks, volume_blocks, differential_blocks)
+            + CoreGroup::overhead_bytes(
+                pages,
+                fronts,
+                journal_blocks,
+                volume_blocks,
+                differential_blocks,
+                self.third.is_some(),
+            )
+    }
+
+    /// Whether there is anybody who may copy to this site what it lacks, so that it has a staging file.
+    pub fn is_copied_to(&self) -> bool {
+        self.replication.is_some() || !self.sources.is_empty()
     }
 
     /// Blocks that the staging file may grow to: every block and slot with a header of its own, tables that name all slots, and as much

@@ -276,7 +276,12 @@ impl Control {
 fn in_sync(status: &GroupStatus) -> Option<String> {
     if status.role == Role::Third {
         let pulled = status.sources.iter().flatten().find(|source| source.state == SourceState::Pulling);
+        let copied = status.sources.iter().flatten().find(|source| source.state == SourceState::Copying);
         return match pulled {
+            None if let Some(source) = copied => Some(format!(
+                "this third is copied what it lacks, since no journal has it: {} MiB are staged",
+                (source.staged_blocks * BLOCK_BYTES as u64) >> 20
+            )),
             None => Some("this third pulls from nobody yet".to_owned()),
             Some(source) if status.durable < source.settled => Some(format!(
                 "this third has everything up to {}, and {} is settled where it pulls from",

@@ -155,7 +155,7 @@ pub struct Resync {
     pub left_seconds: Option<f64>,
 }
 
-fn resync(status: &ResyncStatus) -> Option<Resync> {
+pub(super) fn resync(status: &ResyncStatus) -> Option<Resync> {
     let block = BLOCK_BYTES as u64;
     let (left_bytes, copied_bytes) = (status.blocks_left * block, status.blocks_copied * block);
     let equal_bytes = status.blocks_equal * block;

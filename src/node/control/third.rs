@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::KeysShown;
 use super::links::LinkSeen;
-use super::status::SplitShown;
+use super::status::{Resync, SplitShown, resync};
 use crate::base::{BLOCK_BYTES, Nanos};
 use crate::core::group::status::{
     Delta, GroupStatus, NoDelta, SourceState, SourceStatus, ThirdState, ThirdStatus,
@@ -15,7 +15,7 @@ use crate::node::config::{Config, Remote};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ThirdShown {
     pub name: String,
-    /// `disconnected`, `greeting`, `standing`, `feeding`, `lapsed` or `promoted`.
+    /// `disconnected`, `greeting`, `standing`, `feeding`, `lapsed`, `copying` or `promoted`.
     pub state: String,
     /// It has everything up to here durably, as far as is known.
     pub position: u64,
@@ -40,6 +40,8 @@ pub struct ThirdShown {
     pub lapses_soon: bool,
     /// How it last began to be sent what it lacked, or since this site took over.
     pub resumed: Option<ResumedShown>,
+    /// What it is being copied, since no journal has what it lacks; stays while that is interrupted.
+    pub copy: Option<Resync>,
     pub round_trip_us: f64,
     pub problem: Option<String>,
     pub keys: Option<KeysShown>,
@@ -64,7 +66,7 @@ pub struct ResumedShown {
 pub struct SourceShown {
     pub name: String,
     pub address: String,
-    /// `disconnected`, `greeting`, `standing`, `pulling`, `lapsed` or `superseded`.
+    /// `disconnected`, `greeting`, `standing`, `pulling`, `lapsed`, `copying` or `superseded`.
     pub state: String,
     /// The most that it has said is settled.
     pub settled: u64,
@@ -75,6 +77,8 @@ pub struct SourceShown {
     pub behind: u64,
     pub behind_bytes: u64,
     pub behind_ms: f64,
+    /// While it copies to this site: so much of that is in the staging file.
+    pub staged_bytes: u64,
     /// Once this site was made primary in its place: what each of both has that the other has not, as of when they met last.
     pub parted: Option<SplitShown>,
     pub round_trip_us: f64,
@@ -109,6 +113,7 @@ impl ThirdShown {
             ThirdState::Standing => "standing",
             ThirdState::Feeding => "feeding",
             ThirdState::Lapsed => "lapsed",
+            ThirdState::Copying => "copying",
             ThirdState::Promoted => "promoted",
         };
         let (delta, updates, blocks, why) = match third.delta {
@@ -136,6 +141,7 @@ impl ThirdShown {
                 sent_bytes: resumed.sent_bytes,
                 took_ms: resumed.took.map(ms),
             }),
+            copy: resync(&third.copy),
             promoted: third.promoted.as_ref().map(SplitShown::new),
             round_trip_us: link.round_trip_us(),
             problem: link.problem(),
@@ -152,6 +158,7 @@ impl SourceShown {
             SourceState::Standing => "standing",
             SourceState::Pulling => "pulling",
             SourceState::Lapsed => "lapsed",
+            SourceState::Copying => "copying",
             SourceState::Superseded => "superseded",
         };
         SourceShown {
@@ -167,6 +174,7 @@ impl SourceShown {
             },
             behind_bytes: source.behind.bytes,
             behind_ms: ms(source.behind.age),
+            staged_bytes: source.staged_blocks * BLOCK_BYTES as u64,
             parted: source.parted.as_ref().map(SplitShown::new),
             round_trip_us: link.round_trip_us(),
             problem: link.problem(),

@@ -17,7 +17,7 @@ use crate::node::format::record;
 #[derive(Debug)]
 pub struct Storage {
     pub journal: Disk,
-    /// Of a site with a peer.
+    /// Of a site that may be copied to.
     pub staging: Option<Disk>,
     /// With their checksums, and the differential volume.
     pub volumes: Vec<(IoTarget, Disk)>,
@@ -58,15 +58,16 @@ pub fn open(config: &Config) -> Result<Storage, RunError> {
     volumes.push((IoTarget::Differential, differential));
     let superblock = superblock(&journal)?;
     let role = superblock.map_or(config.site.role, |superblock| superblock.role);
-    let staging = match config.replication {
-        Some(_) => Some(staging(config, superblock.as_ref())?),
+    let staging = match config.is_copied_to() {
+        true => Some(staging(config, superblock.as_ref())?),
         // It had a peer once, and died before what it was copied was in its volumes.
-        None if config.staging.symlink_metadata().is_ok()
-            && is_marked(&Disk::open(&config.staging)?, superblock.as_ref())? =>
+        false
+            if config.staging.symlink_metadata().is_ok()
+                && is_marked(&Disk::open(&config.staging)?, superblock.as_ref())? =>
         {
             return Err(RunError::Uninstalled { path: config.staging.clone() });
         }
-        None => None,
+        false => None,
     };
     Ok(Storage { journal, staging, volumes, metadata, role })
 }
@@ -108,7 +109,7 @@ fn holds_log(disk: &Disk) -> Result<bool, DiskError> {
 
 /// Whether the site's next start installs what is staged.
 pub fn installs(config: &Config, journal: &Disk) -> Result<bool, DiskError> {
-    if config.replication.is_none() || config.staging.symlink_metadata().is_err() {
+    if !config.is_copied_to() || config.staging.symlink_metadata().is_err() {
         return Ok(false);
     }
     is_marked(&Disk::open(&config.staging)?, superblock(journal)?.as_ref())

@@ -334,9 +334,10 @@ pub struct Auditor {
     /// it knows that the connection is over.
     before_death: [[u64; 4]; SITES_MAX],
     /// What each site had durably when its disks were replaced.
-    replaced_at: [u64; 2],
+    replaced_at: [u64; SITES_MAX],
     /// What each site is about to install, or installs.
     installing: [Option<u64>; SITES_MAX],
+    third_told: u64,
     pub copied_blocks: u64,
     pub installs: u64,
     /// Snapshots that were there when they ended.
@@ -389,8 +390,9 @@ impl Auditor {
             deposed: [false; SITES_MAX],
             applied: [0; SITES_MAX],
             before_death: [[0; 4]; SITES_MAX],
-            replaced_at: [0; 2],
+            replaced_at: [0; SITES_MAX],
             installing: [None; SITES_MAX],
+            third_told: 0,
             copied_blocks: 0,
             installs: 0,
             installed_snapshots: 0,

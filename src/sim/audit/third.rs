@@ -91,9 +91,15 @@ impl Auditor {
         self.check_given(THIRD, seen, blocks);
     }
 
+    /// Where the third said last that it is, in memory at least.
+    pub fn third_told(&self) -> u64 {
+        self.third_told
+    }
+
     /// The third tells where it is: the others keep their journals by that.
-    pub fn pulls(&self, after: u64, generation: u64, durable: u64) {
+    pub fn pulls(&mut self, after: u64, generation: u64, durable: u64) {
         let has = self.sites[THIRD].durable();
+        self.third_told = after;
         assert!(durable <= has, "INV-9: the third says that it has #{durable} durable, and has #{has}");
         let of = |number: u64| {
             self.stream.get((number as usize).wrapping_sub(1)).map(|entry| entry.seen.generation)
@@ -125,6 +131,7 @@ impl Auditor {
     /// The third died; `media` is what its disks hold now.
     pub(super) fn third_crashed(&mut self, media: &dyn Media) {
         self.check_waits(THIRD);
+        self.installing[THIRD] = self.mark_of(media);
         self.applied[THIRD] = self.sites[THIRD].crashed(media);
         for op in self.ops.iter_mut().filter(|op| op.site == THIRD) {
             op.outstanding = false;
