@@ -68,3 +68,50 @@ fn a_site_warns_before_the_delta_is_gone() {
     let third = trio.third_at(FIRST);
     assert!(!third.lapses_soon() && third.kept_percent == 100, "{third:?}");
 }
+
+/// A site that was away reads what was still there when it came, though that was kept for the third alone by then.
+#[test]
+fn what_a_peer_reads_that_has_come_back_is_not_let_go_of_with_what_is_the_thirds() {
+    let mut configs = configs();
+    for config in &mut configs[..2] {
+        config.peer.as_mut().expect("a pair").on_peer_loss = OnPeerLoss::Solo;
+        config.resync = ResyncConfig { staging_blocks: 4096, p99_budget: Nanos::from_millis(10) };
+    }
+    let mut trio = Trio::with(configs);
+    let mut expected = HashMap::new();
+    trio.kill(SECOND);
+    trio.exercise(FIRST, &mut expected, 28, 0);
+    trio.restart(SECOND);
+    trio.until("it has got on", |trio| trio.status(SECOND).durable > UpdateNumber(40));
+    trio.steps(2);
+    trio.kill(SECOND);
+    assert!(trio.status(SECOND).last < trio.status(FIRST).last, "it has got all");
+    trio.third_is_equal(FIRST, &expected);
+    trio.steps(100);
+    trio.sites[FIRST].group.want_sweep();
+    trio.until("its journal begins later", |trio| trio.status(FIRST).checkpoint == trio.status(FIRST).last);
+    trio.kill(THIRD);
+    // It knows only from where on it was alone, and that its journal begins later: that lets the next superblock's tail pass the peer, all of
+    // which is in the changed-block set.
+    trio.kill(FIRST);
+    trio.restart(FIRST);
+    trio.until("it serves", |trio| trio.sites[FIRST].group.serving());
+    while trio.third_at(FIRST).kept_percent < 90 {
+        trio.exercise(FIRST, &mut expected, 1, 2);
+        trio.sites[FIRST].group.want_sweep();
+        trio.until("it is swept", |trio| trio.status(FIRST).checkpoint == trio.status(FIRST).last);
+    }
+    trio.restart(SECOND);
+    trio.until("it reads what it lacks", |trio| trio.status(FIRST).peer == PeerState::CatchingUp);
+    for ticket in 0..64 {
+        trio.begin_write(FIRST, ticket, u64::from(ticket), 77);
+    }
+    trio.until("the third is let go of", |trio| trio.third_at(FIRST).kept_percent == 100);
+    assert!(trio.status(SECOND).last < trio.status(FIRST).checkpoint, "it still reads what it lacked");
+    for ticket in 0..64 {
+        assert_eq!(trio.reply(FIRST, ticket), Ok(()));
+    }
+    trio.until("it has it", |trio| trio.status(FIRST).peer == PeerState::InSync);
+    assert!(trio.refused.is_empty(), "{:?}", trio.refused);
+    assert_eq!(trio.status(FIRST).counters.resync_blocks, 0);
+}

@@ -401,8 +401,9 @@ impl Trio {
 
     fn restart(&mut self, site: usize) {
         let config = self.sites[site].config.clone();
-        let disks = std::mem::take(&mut self.sites[site].disks);
-        self.sites[site] = Site::started(config, disks);
+        let Site { disks, marks, .. } = &mut self.sites[site];
+        let (disks, marks) = (std::mem::take(disks), std::mem::take(marks));
+        self.sites[site] = Site { marks, ..Site::started(config, disks) };
         self.sites[site].may_refuse = true;
         self.alive[site] = true;
         let now = self.now;

@@ -224,6 +224,11 @@ impl Destage {
         (self.superblock_sequence, self.found_sequence) = (sequence, sequence);
     }
 
+    /// As of the last superblock, nobody but a third needs what the journal has up to here.
+    pub fn floor(&self) -> UpdateNumber {
+        self.floor
+    }
+
     /// Whether this life has written a superblock, or is writing its first.
     pub fn has_written(&self) -> bool {
         self.superblock_sequence > self.found_sequence
@@ -247,7 +252,7 @@ impl Group {
     /// does not count: it is let go of without a sweep, and a third that is behind is to hurry none.
     fn pressure_percent(&self) -> u64 {
         let used = match self.feed {
-            Some(_) => self.journal.used_after(self.destage.floor),
+            Some(_) => self.journal.used_after(self.needed_by_others()),
             None => self.journal.used_blocks(),
         };
         let journal = used * 100 / Journal::usable_blocks(self.journal.ring_blocks());
@@ -320,7 +325,7 @@ impl Group {
         let may_begin =
             self.destage.step == Step::Idle && !self.staging.installing() && !self.mending.writes();
         // With `applied` one sweep follows another, hosts wait for them, and each lets go of what is kept for too long.
-        let trims = self.config.ack != AckLevel::Applied && self.keeps_too_much(self.destage.floor);
+        let trims = self.config.ack != AckLevel::Applied && self.keeps_too_much(self.needed_by_others());
         if may_begin && trims {
             let volume = self.config.volumes.len() as u16;
             (self.destage.target, self.destage.trims) = (self.checkpoint, true);
@@ -567,7 +572,7 @@ impl Group {
         let slot = self.journal.take_slot().expect("checked above");
         let page = self.pages.take().expect("checked above");
         let floor = match self.destage.trims {
-            true => self.destage.floor,
+            true => self.needed_by_others(),
             false => self.retention_floor().min(self.destage.target),
         };
         let held = self.held_for_third(turn, floor);

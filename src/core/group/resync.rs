@@ -232,11 +232,7 @@ impl Group {
 
     /// What the journal keeps for the peer begins behind this number. Called when a superblock is about to be written.
     pub(super) fn held_for_peer(&mut self) -> UpdateNumber {
-        let held = match self.resyncs[Target::Peer].step {
-            Step::None => self.peer.durable,
-            Step::Installing { upto } => upto.max(self.peer.durable),
-            _ => self.resyncs[Target::Peer].floor.max(self.peer.durable),
-        };
+        let held = self.peer_needs();
         let passed = held.next() < self.oldest_kept();
         // What cannot be read back is of no use to it.
         let full = self.ring_percent() >= PASS_AT_PERCENT || self.scrub.journal.is_bad_after(held);
@@ -249,6 +245,25 @@ impl Group {
                 self.move_floor(Target::Peer);
                 self.resyncs[Target::Peer].floor
             }
+        }
+    }
+
+    /// The peer has, or is copied, everything up to there.
+    fn peer_needs(&self) -> UpdateNumber {
+        match self.resyncs[Target::Peer].step {
+            Step::None => self.peer.durable,
+            Step::Installing { upto } => upto.max(self.peer.durable),
+            _ => self.resyncs[Target::Peer].floor.max(self.peer.durable),
+        }
+    }
+
+    /// Only a third needs what the journal has up to there: others needed nothing of it at the last superblock, and no peer has come back since
+    /// that reads what was still kept for the third.
+    pub(super) fn needed_by_others(&self) -> UpdateNumber {
+        let floor = self.destage.floor();
+        match self.role == Role::Primary && self.engaged() {
+            true => floor.min(self.peer_needs()),
+            false => floor,
         }
     }
 
