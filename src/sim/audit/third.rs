@@ -117,6 +117,11 @@ impl Auditor {
         self.lets_go[site] = Some(oldest).filter(|oldest| *oldest > self.sites[site].kept_from());
     }
 
+    /// What a site told the third in this turn that it has not, its journal's disk could not read: it lets go of nothing for that.
+    pub fn could_not_read_journal(&mut self, site: usize) {
+        self.lets_go[site] = None;
+    }
+
     /// A site has submitted a superblock: it is to have let go of all that it told the third it has not.
     pub(super) fn check_let_go(&mut self, site: usize) {
         let kept_from = self.sites[site].kept_from();
