@@ -18,15 +18,19 @@ const WRITES: u64 = 500;
 /// While the third is away: more than half of the journal keeps.
 const AWAY_WRITES: u64 = 6_000;
 
-struct Copied {
-    sites: Sites,
+pub struct Copied {
+    pub sites: Sites,
     checker: Checker,
 }
 
 impl Copied {
     fn start() -> Copied {
+        Copied::start_with(options())
+    }
+
+    pub fn start_with(options: Options) -> Copied {
         let sites =
-            Sites::start(&Options { volumes: vec![("data", VOLUME_MIB)], journal_mib: 16, ..options() });
+            Sites::start(&Options { volumes: vec![("data", VOLUME_MIB)], journal_mib: 16, ..options });
         let mut client = sites.left.connect("data");
         for mib in BUSY_MIB..VOLUME_MIB {
             let data: Vec<u8> = (0..MIB).map(|byte| (mib + byte / 4096 + 1) as u8).collect();
@@ -52,10 +56,20 @@ impl Copied {
         assert!(!session.disconnected && session.refused == 0, "{session:?}");
     }
 
-    /// The third is in the pull, and holds what the others do; what was copied, and what was equal, in bytes.
+    /// The first copied to the third, which is in the pull, and holds what the others do; what was copied, and what was equal, in bytes.
     fn comes_back(&mut self, what: &str) -> [u64; 2] {
-        let [left, _, far] = self.sites.three();
+        let [left, _, _] = self.sites.three();
         left.until("the third has it", |left| left.log_text().contains("far has been copied what it lacked"));
+        self.follows_again();
+        let [left, _, _] = self.sites.three();
+        let totals = |name| number(&left.status(), ["totals", name]);
+        let [copied, equal] = [totals("resync_bytes"), totals("resync_equal_bytes")];
+        eprintln!("{what}: {} KiB copied, {} KiB equal or zeros", copied / 1024, equal / 1024);
+        [copied, equal]
+    }
+
+    pub fn follows_again(&mut self) {
+        let [_, _, far] = self.sites.three();
         // It starts anew in between, and answers nobody then: again, if hosts wrote more than journals keep meanwhile.
         far.until("it pulls what follows", |far| {
             let sources = |status: &Value| status["sources"].as_array().cloned().unwrap_or_default();
@@ -72,10 +86,18 @@ impl Copied {
         let [left, _, far] = self.sites.three();
         let mut client = far.connect("data");
         self.checker.verify(&mut client, "the third");
-        let totals = |name| number(&left.status(), ["totals", name]);
-        let [copied, equal] = [totals("resync_bytes"), totals("resync_equal_bytes")];
-        eprintln!("{what}: {} KiB copied, {} KiB equal or zeros", copied / 1024, equal / 1024);
-        [copied, equal]
+    }
+
+    /// The third is stopped, and hosts write more than journals keep for it.
+    pub fn lapses(&mut self) {
+        self.load(WRITES, |_| ());
+        let [left, _, far] = self.sites.three();
+        left.wait("--settled");
+        has_everything(far, left);
+        assert!(far.stop().success());
+        self.load(AWAY_WRITES, |_| ());
+        let [left, _, _] = self.sites.three();
+        left.until("it has lapsed", |left| left.status()["third"]["delta"] == "no");
     }
 }
 
@@ -110,14 +132,8 @@ fn a_third_that_is_formatted_anew_under_load_is_copied_everything() {
 #[test]
 fn a_third_that_was_away_for_longer_than_journals_last_is_copied_what_differs() {
     let mut copied = Copied::start();
-    copied.load(WRITES, |_| ());
+    copied.lapses();
     let [left, _, far] = copied.sites.three();
-    left.wait("--settled");
-    has_everything(far, left);
-    assert!(far.stop().success());
-    copied.load(AWAY_WRITES, |_| ());
-    let [left, _, far] = copied.sites.three();
-    left.until("it has lapsed", |left| left.status()["third"]["delta"] == "no");
     assert_eq!(state_of(&left.status()), "disconnected");
     far.start();
     let [bytes, equal] = copied.comes_back("away past the journals");

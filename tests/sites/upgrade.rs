@@ -3,10 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use crate::checker::{Checker, Next};
 use crate::crashes::seed;
 use crate::pair::*;
+use crate::third::options as of_three;
+use crate::third_copied::Copied;
 
 const DEPTH: usize = 24;
 const WRITES: u64 = 1500;
@@ -127,4 +130,28 @@ fn each_release_takes_over_from_the_other() {
             both_hold(&mut checker, primary, other);
         }
     }
+}
+
+/// What it would ask for is not asked of sources that do not know it, and is as soon as one of them does.
+#[test]
+fn a_third_that_lapsed_is_copied_to_once_a_source_of_it_is_upgraded() {
+    let mut copied = Copied::start_with(Options { binary: previous().to_owned(), ..of_three() });
+    copied.lapses();
+    let [left, right, far] = copied.sites.three();
+    far.binary = this().to_owned();
+    far.start();
+    let lapsed = |far: &Site| {
+        let sources = far.status()["sources"].as_array().cloned().expect("sources");
+        sources.iter().all(|source| source["state"] == "lapsed")
+    };
+    far.until("both have let go of what it lacks", lapsed);
+    // Longer than it awaits a source that is away before it asks another.
+    std::thread::sleep(Duration::from_secs(6));
+    assert!(lapsed(far), "{}", far.status());
+    assert!(right.stop().success());
+    right.binary = this().to_owned();
+    right.start();
+    left.wait("--in-sync");
+    right.until("it has copied", |right| right.log_text().contains("far has been copied what it lacked"));
+    copied.follows_again();
 }

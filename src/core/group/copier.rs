@@ -9,7 +9,7 @@ use crate::core::config::Role;
 use crate::core::messages::*;
 use crate::core::outbox::LossReason;
 use crate::format::journal::Digest;
-use crate::format::wire::{PROTOCOL_OF_COPIES_TO_THIRDS, Refusal};
+use crate::format::wire::Refusal;
 
 /// While a source is away that may have in its journal what the others let go of, a third waits so long before it asks for a copy.
 const AWAITS_SOURCES: Nanos = Nanos::from_millis(5_000);
@@ -59,7 +59,7 @@ impl ResyncName {
 impl Source {
     /// Whether it can be asked for a copy: it may be of the release before the one that answers that.
     fn would_copy(&self) -> bool {
-        matches!(self.stand, Stand::Lapsed { .. }) && self.protocol >= PROTOCOL_OF_COPIES_TO_THIRDS
+        matches!(self.stand, Stand::Lapsed { .. }) && self.serves()
     }
 }
 

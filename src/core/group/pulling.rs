@@ -15,7 +15,7 @@ use crate::core::config::{Role, SourceConfig};
 use crate::core::messages::*;
 use crate::core::outbox::{Event, LossReason, WriteStamps};
 use crate::format::update::Update;
-use crate::format::wire::{Hello, PROTOCOL_MAX, PROTOCOL_MIN, Refusal, RefusalCode};
+use crate::format::wire::{Hello, PROTOCOL_MAX, PROTOCOL_MIN, PROTOCOL_SERVES_THIRDS, Refusal, RefusalCode};
 
 /// A position that moved is told this long after the last one, if nothing else calls for it: the source's journal keeps what is after it.
 const POSITION_NEWS_AFTER: Nanos = Nanos::from_millis(10);
@@ -56,7 +56,7 @@ pub(super) struct Source {
     pub stand: Stand,
     hello: Option<Box<Hello>>,
     /// The version of the protocol that both speak, as of when they met.
-    pub protocol: u16,
+    protocol: u16,
     /// Since when it is met, and since when it is known to have let go of what this site lacks.
     met_at: Nanos,
     pub lapsed_at: Nanos,
@@ -132,6 +132,11 @@ impl Source {
             heard_at: Nanos(0),
             ages: Ages::new(),
         }
+    }
+
+    /// Whether it can be asked for more than updates.
+    pub fn serves(&self) -> bool {
+        self.protocol >= PROTOCOL_SERVES_THIRDS
     }
 
     pub fn room(&self) -> usize {
@@ -411,7 +416,8 @@ impl Group {
 
     /// A source that can be asked for a block: rather the one that this site pulls from.
     pub(super) fn source_to_ask(&self, may: impl Fn(usize) -> bool) -> Option<usize> {
-        let asks = |index: &usize| self.sources[*index].is_met() && may(*index);
+        let able = |source: &Source| source.is_met() && source.serves();
+        let asks = |index: &usize| able(&self.sources[*index]) && may(*index);
         self.pulled_from().filter(asks).or_else(|| (0..self.sources.len()).find(asks))
     }
 

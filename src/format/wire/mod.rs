@@ -26,9 +26,8 @@ use crate::format::update::{
 /// Versions of the protocol that this build speaks; `Hello` carries them, and the highest common one is used.
 pub const PROTOCOL_MIN: u16 = 17;
 pub const PROTOCOL_MAX: u16 = 18;
-
-/// From this version on a site copies to its third when that asks for it.
-pub const PROTOCOL_OF_COPIES_TO_THIRDS: u16 = 18;
+/// From this version on a third may ask for more than updates: for a copy, and for blocks that have gone bad there.
+pub const PROTOCOL_SERVES_THIRDS: u16 = 18;
 
 /// The first four bytes of a frame.
 pub const FRAME_MAGIC: [u8; 4] = *b"LSTP";
