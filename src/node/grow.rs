@@ -181,7 +181,7 @@ fn judge<'a>(config: &'a Config, metadata: &Metadata) -> Result<Vec<Part<'a>>, G
 
 /// A staging file is made anew as large as it has to be, which a device cannot be.
 fn refuse_short_staging(config: &Config) -> Result<(), GrowError> {
-    if config.replication.is_none() || config.staging.symlink_metadata().is_err() {
+    if !config.is_copied_to() || config.staging.symlink_metadata().is_err() {
         return Ok(());
     }
     let (disk, need) = (Disk::open(&config.staging)?, config.staging_blocks() * BLOCK_BYTES as u64);

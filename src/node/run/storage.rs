@@ -121,7 +121,7 @@ pub fn staged(config: &Config, journal: &Disk) -> Result<bool, DiskError> {
     if installs(config, journal)? {
         return Ok(true);
     }
-    if config.replication.is_none() || config.staging.symlink_metadata().is_err() {
+    if !config.is_copied_to() || config.staging.symlink_metadata().is_err() {
         return Ok(false);
     }
     let disk = Disk::open(&config.staging)?;
