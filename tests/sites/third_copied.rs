@@ -83,7 +83,7 @@ impl Copied {
         identical(left, far, "data");
         identical(left, right, "data");
         self.checker.all_is_flushed();
-        let [left, _, far] = self.sites.three();
+        let [_, _, far] = self.sites.three();
         let mut client = far.connect("data");
         self.checker.verify(&mut client, "the third");
     }

@@ -59,7 +59,8 @@ impl Trio {
                 all[victim].kill();
                 killed = true;
             }
-            let over = progress.acknowledged >= count || (killed && victim == Some(FIRST));
+            // Until the connection's end is seen: all that was under way may have been answered before.
+            let over = progress.acknowledged >= count && victim != Some(FIRST);
             if over { Next::Drain } else { Next::GoOn }
         });
         assert_eq!(session.disconnected, victim == Some(FIRST), "{session:?}");
