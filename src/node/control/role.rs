@@ -47,6 +47,8 @@ fn watch(mut child: Child) {
 pub struct RoleSeen {
     /// 0 as long as nothing is known.
     role: AtomicU8,
+    /// What it was first: a site may be something else a moment after its start, before anybody has looked.
+    began_as: AtomicU8,
     /// A primary that is about to be none any more.
     leaving: AtomicBool,
     watcher: OnceLock<Thread>,
@@ -55,6 +57,7 @@ pub struct RoleSeen {
 impl RoleSeen {
     /// Called on the reactor; waking a thread does not block.
     pub fn set(&self, role: Role) {
+        let _ = self.began_as.compare_exchange(0, role as u8, AcqRel, Acquire);
         let left = self.leaving.swap(false, AcqRel);
         if self.role.swap(role as u8, AcqRel) != role as u8 || left {
             self.wake();
@@ -81,6 +84,10 @@ impl RoleSeen {
     pub fn get(&self) -> Option<Role> {
         Role::from_code(self.role.load(Acquire))
     }
+
+    fn began_as(&self) -> Option<Role> {
+        Role::from_code(self.began_as.load(Acquire))
+    }
 }
 
 impl Control {
@@ -95,7 +102,8 @@ impl Control {
                     match control.apply_role() {
                         Ok(()) => {
                             // What a site starts as is no change.
-                            if let ((Some(before), _), Some(role)) = (applied, role)
+                            let before = applied.0.or_else(|| control.role.began_as());
+                            if let (Some(before), Some(role)) = (before, role)
                                 && before != role
                             {
                                 control.tell_of_role(role);
@@ -210,5 +218,20 @@ impl Control {
             self.apply_role()?;
         }
         Ok(response)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_it_was_first_is_known_though_nobody_looked() {
+        let seen = RoleSeen::default();
+        assert_eq!((seen.get(), seen.began_as()), (None, None));
+        [Role::Primary, Role::Secondary, Role::Primary, Role::Secondary]
+            .into_iter()
+            .for_each(|role| seen.set(role));
+        assert_eq!((seen.get(), seen.began_as()), (Some(Role::Secondary), Some(Role::Primary)));
     }
 }
