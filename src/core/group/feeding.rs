@@ -6,7 +6,6 @@ use super::ages::Ages;
 use super::allowance::Allowance;
 use super::catch_up::{CatchUp, Found, ReadFor};
 use super::handshake::GREETING_MAX;
-use super::lending::Borrower;
 use super::peering::{LINK_SPARE, refusal};
 use super::readiness::Resumed;
 use super::resync::Step;
@@ -261,7 +260,7 @@ impl Group {
                 self.on_staged(turn, Target::Third, updates);
             }
             Control::BlockWanted { place, sum } if greeted => {
-                self.lend_block(turn, Borrower::Third, place, sum);
+                self.lend_block(turn, Target::Third, place, sum);
             }
             _ => self.lose_third(turn, LossReason::Protocol("a frame that a third does not send")),
         }

@@ -2,9 +2,10 @@
 //! site does that is asked itself, by its peer or by its third. What a third needs it gets from whichever of the pair it has met: the sum
 //! says what counts, wherever in the stream either is (decision 0025).
 
-use super::feeding::{LINK as FED_LINK, Talk as FeedTalk};
+use super::feeding::Talk as FeedTalk;
 use super::peering::LINK_SPARE;
 use super::storage::VolumeIo;
+use super::targets::{Target, room_to};
 use super::{Group, Phase, Turn};
 use crate::base::*;
 use crate::core::captures::Source;
@@ -27,13 +28,6 @@ impl Lender {
             Lender::Source(index) => 1 << index,
         }
     }
-}
-
-/// Who asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Borrower {
-    Peer,
-    Third,
 }
 
 /// What is being read for others.
@@ -113,36 +107,25 @@ impl Group {
 
     // ------------------------------------------------------------------------------------------------- for others
 
-    fn room_to_lend(&self, turn: &Turn<impl Memory>, to: Borrower) -> bool {
-        let link = match to {
-            Borrower::Peer => &turn.out.to_link,
-            Borrower::Third => &turn.out.remotes[FED_LINK].to_link,
-        };
-        link.room() > LINK_SPARE
+    fn room_to_lend(&self, turn: &Turn<impl Memory>, to: Target) -> bool {
+        room_to(turn, to) > LINK_SPARE
     }
 
-    fn converses_with(&self, whom: Borrower) -> bool {
+    fn converses_with(&self, whom: Target) -> bool {
         match whom {
-            Borrower::Peer => self.converses(),
-            Borrower::Third => !matches!(self.feed().talk, FeedTalk::Absent | FeedTalk::Greeting { .. }),
+            Target::Peer => self.converses(),
+            Target::Third => !matches!(self.feed().talk, FeedTalk::Absent | FeedTalk::Greeting { .. }),
         }
     }
 
-    fn give(&mut self, turn: &mut Turn<impl Memory>, to: Borrower, message: ToLink) {
-        match to {
-            Borrower::Peer => turn.out.to_link.push(message),
-            Borrower::Third => self.give_third(turn, message),
-        }
-    }
-
-    fn send_block(&mut self, turn: &mut Turn<impl Memory>, to: Borrower, page: PageId) {
+    fn send_block(&mut self, turn: &mut Turn<impl Memory>, to: Target, page: PageId) {
         let length = BLOCK_BYTES as u16;
-        self.give(turn, to, ToLink::Page { frame: PageFrame::Block, page, length });
+        self.give_target(turn, to, ToLink::Page { frame: PageFrame::Block, page, length });
     }
 
-    fn lack(&mut self, turn: &mut Turn<impl Memory>, to: Borrower, place: BlockPlace, why: Lacking) {
+    fn lack(&mut self, turn: &mut Turn<impl Memory>, to: Target, place: BlockPlace, why: Lacking) {
         if self.converses_with(to) && self.room_to_lend(turn, to) {
-            self.give(turn, to, ToLink::Control(Control::BlockLacking { place, why }));
+            self.give_target(turn, to, ToLink::Control(Control::BlockLacking { place, why }));
         }
     }
 
@@ -155,7 +138,7 @@ impl Group {
     pub(super) fn lend_block(
         &mut self,
         turn: &mut Turn<impl Memory>,
-        to: Borrower,
+        to: Target,
         place: BlockPlace,
         sum: BlockSum,
     ) {
@@ -200,7 +183,7 @@ impl Group {
         &mut self,
         turn: &mut Turn<impl Memory>,
         slot: SlotId,
-        to: Borrower,
+        to: Target,
         (volume, lba, sum): (VolumeId, Lba, BlockSum),
         result: Result<(), IoFault>,
     ) {
@@ -225,8 +208,8 @@ impl Group {
         self.lack(turn, to, BlockPlace::Volume(volume, lba), why);
     }
 
-    fn found_bad_for(&mut self, turn: &mut Turn<impl Memory>, whom: Borrower, volume: VolumeId, lba: Lba) {
-        if whom == Borrower::Third {
+    fn found_bad_for(&mut self, turn: &mut Turn<impl Memory>, whom: Target, volume: VolumeId, lba: Lba) {
+        if whom == Target::Third {
             // The peer may have it.
             self.mend(turn, volume, lba);
             return;
@@ -237,8 +220,8 @@ impl Group {
     }
 
     /// Reads the block that is wanted out of its slot.
-    fn lend_slot(&mut self, turn: &mut Turn<impl Memory>, to: Borrower, wanted: Slot, sum: BlockSum) {
-        if to == Borrower::Peer {
+    fn lend_slot(&mut self, turn: &mut Turn<impl Memory>, to: Target, wanted: Slot, sum: BlockSum) {
+        if to == Target::Peer {
             self.keep_greeting(turn.now);
         }
         if self.loans.slot || !self.slots.has(wanted, 1) || !self.may_read_to_lend() {
@@ -259,7 +242,7 @@ impl Group {
         &mut self,
         turn: &mut Turn<impl Memory>,
         slot: SlotId,
-        to: Borrower,
+        to: Target,
         (wanted, sum): (Slot, BlockSum),
         result: Result<(), IoFault>,
     ) {

@@ -7,7 +7,7 @@ use super::capture::Room;
 use super::catch_up::{Found, ReadFor};
 use super::copier::{Copier, ResyncName};
 use super::inbound::Inbound;
-use super::lending::{Borrower, Lender};
+use super::lending::Lender;
 use super::targets::Target;
 use super::{Alone, Group, Phase, Turn};
 use crate::base::*;
@@ -323,7 +323,7 @@ impl Group {
         match control {
             Control::TablesWanted { settled, page } => return self.on_tables_wanted(turn, settled, page),
             Control::BlockWanted { place, sum } if self.converses() => {
-                return self.lend_block(turn, Borrower::Peer, place, sum);
+                return self.lend_block(turn, Target::Peer, place, sum);
             }
             _ if !self.engaged() => return,
             _ => {}

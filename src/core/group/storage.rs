@@ -2,7 +2,6 @@
 
 use super::copy_kept::SlotsRead;
 use super::digests::DigestRead;
-use super::lending::Borrower;
 use super::snapshot_reads::Reader;
 use super::targets::Target;
 use super::unread::unread_blocks;
@@ -106,13 +105,13 @@ pub(super) enum VolumeIo {
     },
     /// An old block that another site wants, out of this slot, with this sum.
     LendSlot {
-        to: Borrower,
+        to: Target,
         slot: Slot,
         sum: BlockSum,
     },
     /// A block that another site wants, out of its volume, with this sum.
     LendBlock {
-        to: Borrower,
+        to: Target,
         volume: VolumeId,
         lba: Lba,
         sum: BlockSum,
