@@ -307,10 +307,11 @@ fn helpers_end_after_whom_they_help_on_any_thread() {
     }
 }
 
-/// Time that passes by being looked at, and one operation in flight that takes `latency`.
+/// Time that passes by being looked at, and one operation in flight that takes `latency`; who slept is woken `wake` late.
 struct Virtual {
     now: u64,
     latency: u64,
+    wake: u64,
     due: Option<u64>,
     polls: u64,
 }
@@ -334,13 +335,14 @@ impl Driver for Virtual {
     }
 
     fn park(&mut self, _deadline: Option<Nanos>) {
-        self.now = self.now.max(self.due.expect("something is in flight"));
+        self.now = self.now.max(self.due.expect("something is in flight")) + self.wake;
     }
 }
 
-/// Keeps one operation in flight, and stops the reactor after `left`.
+/// Keeps one operation in flight, and stops the reactor after `left`; the first `slow` of them take a millisecond.
 struct Single {
     left: u32,
+    slow: u32,
     port: Port,
 }
 
@@ -354,7 +356,9 @@ impl Actor<Virtual> for Single {
             return false;
         }
         self.left -= 1;
-        driver.due = Some(now.0 + driver.latency);
+        let slow = std::mem::take(&mut self.slow);
+        self.slow = slow.saturating_sub(1);
+        driver.due = Some(now.0 + if slow > 0 { 1_000_000 } else { driver.latency });
         if self.left == 0 {
             self.port.request_stop();
         }
@@ -382,9 +386,9 @@ impl Actor<Virtual> for Single {
 fn idle_costs(idle: IdlePolicy, latency: Nanos) -> (u64, u64) {
     let port = mesh(1).unwrap().remove(0);
     let loads = Arc::new(Loads::default());
-    let driver = Virtual { now: 0, latency: latency.0, due: None, polls: 0 };
+    let driver = Virtual { now: 0, latency: latency.0, wake: 0, due: None, polls: 0 };
     let mut reactor = Reactor::new(port.clone(), driver, idle, loads.clone());
-    reactor.add(Single { left: 1000, port });
+    reactor.add(Single { left: 1000, slow: 0, port });
     let driver = reactor.run();
     (loads.snapshot().parks, driver.polls)
 }
@@ -402,4 +406,17 @@ fn adapting_spins_for_short_waits_and_sleeps_through_long_ones() {
     assert!(parks >= 999 && rounds < 6_000, "{parks} parks, {rounds} rounds");
     assert_eq!(idle_costs(IdlePolicy::Spin, Nanos::from_millis(1)).0, 0);
     assert_eq!(idle_costs(IdlePolicy::Park, Nanos::from_micros(20)).0, 999);
+}
+
+#[test]
+fn a_pause_does_not_keep_a_reactor_asleep_that_is_woken_late() {
+    // The answer comes after 60 µs, and a sleeper hears of it after 140: it must find out that it would have been worth waiting.
+    let port = mesh(1).unwrap().remove(0);
+    let loads = Arc::new(Loads::default());
+    let driver = Virtual { now: 0, latency: 60_000, wake: 80_000, due: None, polls: 0 };
+    let mut reactor = Reactor::new(port.clone(), driver, IdlePolicy::default(), loads.clone());
+    reactor.add(Single { left: 1000, slow: 20, port });
+    reactor.run();
+    let parks = loads.snapshot().parks;
+    assert!((20..100).contains(&parks), "{parks} parks");
 }

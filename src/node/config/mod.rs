@@ -69,7 +69,7 @@ pub mod limits {
     pub const FLUSH_INTERVAL_NS: u64 = 5_000_000;
     pub const FLUSH_BYTES: u64 = 4 << 20;
     pub const DESTAGE_DEPTH: i64 = 64;
-    pub const SPIN_NS: u64 = 50_000;
+    pub const SPIN_NS: u64 = crate::reactor::IdlePolicy::ADAPTIVE_SPIN.0;
     pub const SCHEDULE_EVERY_NS_MIN: u64 = 1_000_000_000;
     /// A year.
     pub const SCHEDULE_EVERY_NS_MAX: u64 = 365 * 86_400 * 1_000_000_000;
