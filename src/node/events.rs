@@ -1,7 +1,10 @@
 //! A group's events as sentences: what happened, to which volume or peer, and what to do.
 
 mod faults;
+mod patience;
 mod third;
+
+use std::time::Instant;
 
 use crate::base::{BLOCK_BYTES, SiteId, VolumeId, VolumeSet};
 use crate::core::config::{OnDifferentialFull, Role};
@@ -12,6 +15,8 @@ use crate::format::snapshot::SnapshotRecord;
 use crate::node::config::Config;
 
 use faults::fault_words;
+pub use patience::Patience;
+use patience::Say;
 
 /// The names that sentences use.
 #[derive(Clone, Debug)]
@@ -575,14 +580,24 @@ impl Names {
         }
     }
 
-    /// Logs an event at its level.
-    pub fn log(&self, event: &Event) {
+    /// Logs an event at its level, unless there are too many of its kind.
+    pub fn log(&self, event: &Event, patience: &mut Patience) {
+        let say = patience.judge(event, Instant::now);
+        if say == Say::Nothing {
+            return;
+        }
         let (level, sentence) = self.sentence(event);
         match level {
             Level::Debug => tracing::debug!("{sentence}"),
             Level::Info => tracing::info!("{sentence}"),
             Level::Warn => tracing::warn!("{sentence}"),
             Level::Error => tracing::error!("{sentence}"),
+        }
+        if say == Say::TheLast {
+            tracing::warn!(
+                "there are too many bad blocks to name each: more of this second are only counted, by `lockstep status --json --config {}`",
+                self.file
+            );
         }
     }
 }

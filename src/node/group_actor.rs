@@ -102,7 +102,7 @@ pub struct GroupEnds {
 }
 
 /// Says what happened in words; called on the reactor, so it must not block.
-pub type Herald = Box<dyn Fn(&Event) + Send>;
+pub type Herald = Box<dyn FnMut(&Event) + Send>;
 
 pub struct GroupActor {
     group: Group,

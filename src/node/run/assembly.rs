@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Release};
+use std::time::Instant;
 
 use super::front::FrontActor;
 use super::storage::Storage;
@@ -26,7 +27,7 @@ use crate::io::ring::{ArenaId, Ring};
 use crate::node::allocation::{Allocation, SharedMap};
 use crate::node::config::{Config, Remote, Replication, Volume};
 use crate::node::control::{AdminLine, GroupLine, Line, Lines, LinkLine, RoleSeen};
-use crate::node::events::Names;
+use crate::node::events::{Names, Patience};
 use crate::node::group_actor::*;
 use crate::reactor::{Actor, Clock, Loads, Port, edge, mesh};
 
@@ -205,9 +206,10 @@ impl Assembly {
         place(
             reactors.group,
             Box::new(move |_| {
+                let mut patience = Patience::new(Instant::now());
                 let herald = Box::new(move |event: &Event| {
                     fate_seen.note(event);
-                    names.log(event);
+                    names.log(event, &mut patience);
                 });
                 Ok(Box::new(GroupActor::new(group_config, ends, view, group_tables, herald, allocation)))
             }),
