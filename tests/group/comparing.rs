@@ -1,4 +1,4 @@
-use super::mending::{due, flip, in_sync, key, on_disk, rested};
+use super::mending::{due, rested};
 use super::*;
 
 fn ask(pair: &mut Pair, site: usize, first: u64, count: u32, reads: bool) {
@@ -58,17 +58,9 @@ fn apart(cold: &[usize], lbas: &[u64]) -> Pair {
     let connection = 1 + cold.len() as u32;
     lbas.iter().for_each(|&lba| plant(&mut pair, 1, lba, 0xd1));
     // It reads its checksums at a start.
-    let (config, now) = (pair.sites[1].config.clone(), pair.now);
-    let disks = std::mem::take(&mut pair.sites[1].disks);
-    pair.sites[1] = Site::started(config, disks);
-    pair.sites[1].may_refuse = true;
-    let lost = FromLink::Disconnected { connection };
-    pair.sites[0].with(now, |group, turn| group.on_link(turn, lost));
-    pair.sites[1].with(now, |group, turn| group.start(turn));
-    pair.sites[1].with(now, |group, turn| group.end_turn(turn));
-    assert!(pair.sites[1].drain(now).is_empty());
+    pair.restart(1, connection);
     pair.connect(connection + 1);
-    in_sync(&mut pair);
+    pair.in_sync();
     pair
 }
 
@@ -81,7 +73,9 @@ fn ask_to_equalise(pair: &mut Pair, lba: u64, theirs: bool) {
 fn both_have(pair: &mut Pair, lba: u64, fill: u8) {
     pair.settled();
     assert_eq!([0, 1].map(|site| pair.read(site, lba)), [fill; 2], "block {lba}");
-    pair.run_until("it is on both disks", |pair| [0, 1].iter().all(|&site| on_disk(pair, site, lba, fill)));
+    pair.run_until("it is on both disks", |pair| {
+        [0, 1].iter().all(|&site| pair.sites[site].holds(lba, fill))
+    });
     assert!(compare(pair, lba, 1).is_ok());
 }
 
@@ -112,16 +106,9 @@ fn a_block_that_differs_becomes_what_the_named_site_has_of_it_at_both() {
 fn zeros_of_the_peer_are_taken_without_asking_for_them() {
     let mut pair = rested(&[]);
     plant(&mut pair, 0, 200, 0xd1);
-    let (config, now) = (pair.sites[0].config.clone(), pair.now);
-    let disks = std::mem::take(&mut pair.sites[0].disks);
-    pair.sites[0] = Site::started(config, disks);
-    pair.sites[0].may_refuse = true;
-    pair.sites[1].with(now, |group, turn| group.on_link(turn, FromLink::Disconnected { connection: 1 }));
-    pair.sites[0].with(now, |group, turn| group.start(turn));
-    pair.sites[0].with(now, |group, turn| group.end_turn(turn));
-    assert!(pair.sites[0].drain(now).is_empty());
+    pair.restart(0, 1);
     pair.connect(2);
-    in_sync(&mut pair);
+    pair.in_sync();
     assert_eq!((pair.read(0, 200), pair.read(1, 200)), (0xd1, 0));
     ask_to_equalise(&mut pair, 200, true);
     assert!(answer(&mut pair).is_ok());
@@ -150,7 +137,7 @@ fn what_a_host_writes_meanwhile_stays_whenever_it_comes() {
 fn a_block_that_has_gone_bad_at_the_named_site_is_not_taken_from_there() {
     for theirs in [false, true] {
         let mut pair = apart(&[0], &[5]);
-        flip(&mut pair, usize::from(theirs), 5);
+        pair.sites[usize::from(theirs)].flip(5);
         ask_to_equalise(&mut pair, 5, theirs);
         assert_eq!(answer(&mut pair), Err(AdminError::SourceDamaged));
         ask_to_equalise(&mut pair, 5, !theirs);
@@ -169,18 +156,15 @@ fn a_block_is_not_taken_from_a_site_that_is_not_in_lockstep() {
     for steps in 0..12 {
         ask_to_equalise(&mut pair, 5, true);
         (0..steps).for_each(|_| pair.step());
-        let now = pair.now;
         let connection = 2 + steps;
-        for site in &mut pair.sites {
-            site.with(now, |group, turn| group.on_link(turn, FromLink::Disconnected { connection }));
-        }
+        pair.disconnect(connection);
         if let Ok(done) = answer(&mut pair) {
             assert!(done <= pair.sites[0].group.status(pair.now).settled);
         }
         ask_to_equalise(&mut pair, 5, true);
         assert_eq!(answer(&mut pair), Err(AdminError::NotInLockstep));
         pair.connect(connection + 1);
-        in_sync(&mut pair);
+        pair.in_sync();
     }
     ask_to_equalise(&mut pair, 5, true);
     assert!(answer(&mut pair).is_ok());
@@ -227,16 +211,16 @@ fn zeros_that_were_written_are_as_good_as_none() {
 fn what_has_gone_bad_on_a_disk_is_counted_and_repaired_on_the_way() {
     for site in [0, 1] {
         let mut pair = rested(&[]);
-        [3, 60, 200].iter().for_each(|&lba| flip(&mut pair, site, lba));
+        [3, 60, 200].iter().for_each(|&lba| pair.sites[site].flip(lba));
         assert!(compare(&mut pair, 0, 256).is_ok());
         let counters = pair.sites[0].group.status(pair.now).counters;
         let expected = if site == 0 { (3, 0) } else { (0, 3) };
         assert_eq!((counters.damaged_here, counters.damaged_there), expected);
         pair.run_until("they are whole", |pair| {
-            [3, 60, 200].iter().all(|&lba| on_disk(pair, site, lba, due(lba)))
+            [3, 60, 200].iter().all(|&lba| pair.sites[site].holds(lba, due(lba)))
         });
         // What is only looked at in memory says nothing of disks.
-        flip(&mut pair, site, 9);
+        pair.sites[site].flip(9);
         ask(&mut pair, 0, 0, 256, false);
         assert!(answer(&mut pair).is_ok());
         let after = pair.sites[0].group.status(pair.now).counters;
@@ -256,14 +240,11 @@ fn a_comparison_is_refused_where_it_would_say_nothing() {
     ask(&mut pair, 0, 0, 8, true);
     ask(&mut pair, 0, 8, 8, true);
     assert_eq!(pair.sites[0].out.to_admin.pop().expect("at once").result, Err(AdminError::Busy));
-    let now = pair.now;
-    for site in &mut pair.sites {
-        site.with(now, |group, turn| group.on_link(turn, FromLink::Disconnected { connection: 1 }));
-    }
+    pair.disconnect(1);
     assert_eq!(answer(&mut pair), Err(AdminError::LinkLost));
     assert_eq!(compare(&mut pair, 0, 8), Err(AdminError::NotInLockstep));
     pair.connect(2);
-    in_sync(&mut pair);
+    pair.in_sync();
     assert!(compare(&mut pair, 0, 8).is_ok());
 }
 

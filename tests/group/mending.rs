@@ -4,7 +4,7 @@ use super::*;
 use lockstep::core::group::status::{BadPlace, Part, PartStatus, ScrubStatus};
 
 /// Blocks with data, each with a content of its own.
-const BLOCKS: u64 = 64;
+pub const BLOCKS: u64 = 64;
 
 pub fn due(lba: u64) -> u8 {
     if lba < BLOCKS { lba as u8 + 1 } else { 0 }
@@ -25,58 +25,19 @@ pub fn rested(cold: &[usize]) -> Pair {
         })
     });
     for (connection, &site) in cold.iter().enumerate() {
-        let config = pair.sites[site].config.clone();
-        let disks = std::mem::take(&mut pair.sites[site].disks);
-        pair.sites[site] = Site::started(config, disks);
-        let now = pair.now;
-        let lost = FromLink::Disconnected { connection: connection as u32 + 1 };
-        pair.sites[1 - site].with(now, |group, turn| group.on_link(turn, lost));
-        pair.sites[site].with(now, |group, turn| group.start(turn));
-        pair.sites[site].with(now, |group, turn| group.end_turn(turn));
-        assert!(pair.sites[site].drain(now).is_empty());
+        pair.restart(site, connection as u32 + 1);
         pair.connect(connection as u32 + 2);
-        in_sync(&mut pair);
+        pair.in_sync();
     }
     pair.sites.iter_mut().for_each(|site| site.may_refuse = true);
     pair
 }
 
-pub fn in_sync(pair: &mut Pair) {
-    pair.run_until("in sync again", |pair| {
-        pair.sites.iter().all(|site| {
-            let status = site.group.status(pair.now);
-            status.peer == PeerState::InSync && status.state == GroupState::Serving
-        })
-    });
-}
-
-pub fn key(lba: u64) -> (IoTarget, u64) {
-    (IoTarget::Volume(VolumeId(0)), lba)
-}
-
-pub fn flip(pair: &mut Pair, site: usize, lba: u64) {
-    let block = pair.sites[site].disks.entry(key(lba)).or_insert_with(|| Box::new([0; BLOCK_BYTES]));
-    block[lba as usize % BLOCK_BYTES] ^= 0x10;
-}
-
-pub fn on_disk(pair: &Pair, site: usize, lba: u64, fill: u8) -> bool {
-    let block = pair.sites[site].disks.get(&key(lba));
-    block.map_or(fill == 0, |block| block.iter().all(|byte| *byte == fill))
-}
-
 /// What a read of some blocks comes to, and the first byte of each.
 pub fn try_read(pair: &mut Pair, site: usize, lba: u64, count: u32) -> (Result<(), HostError>, Vec<u8>) {
-    let now = pair.now;
-    let pages: Vec<PageId> =
-        (0..count).map(|_| pair.sites[site].front_pages.pop().expect("granted")).collect();
-    for (index, page) in pages.iter().enumerate() {
-        pair.sites[site].tables.fronts[0].set(SlotId(901), index, *page, BlockSum::ZEROS);
-    }
-    pair.sites[site].request(now, 901, HostOp::Read { lba: Lba(lba), count });
+    let pages = pair.sites[site].begin_read(pair.now, 901, lba, count);
     let result = pair.reply(site, 901);
-    let bytes = pages.iter().map(|page| pair.sites[site].memory.bytes(*page)[0]).collect();
-    pair.sites[site].front_pages.extend(pages);
-    (result, bytes)
+    (result, pair.sites[site].end_read(pages).into_iter().map(|(first, _)| first).collect())
 }
 
 #[test]
@@ -85,9 +46,9 @@ fn a_bad_block_is_read_from_the_peer_and_whole_on_the_disk_again() {
         let mut pair = rested(&[site]);
         // The last one reads as zeros.
         for lba in [3, 4, 40, 200] {
-            flip(&mut pair, site, lba);
+            pair.sites[site].flip(lba);
             assert_eq!(pair.read(site, lba), due(lba), "site {site} block {lba}");
-            pair.run_until("it is on the disk", |pair| on_disk(pair, site, lba, due(lba)));
+            pair.run_until("it is on the disk", |pair| pair.sites[site].holds(lba, due(lba)));
         }
         pair.quiet();
         let counters = pair.sites[site].group.status(pair.now).counters;
@@ -101,19 +62,19 @@ fn more_bad_blocks_than_are_repaired_at_once_are_all_read() {
     let mut pair = rested(&[0]);
     let count = UPDATE_BLOCKS_MAX as u64;
     assert!(count > REPAIRS_MAX as u64);
-    (0..count).for_each(|lba| flip(&mut pair, 0, lba));
+    (0..count).for_each(|lba| pair.sites[0].flip(lba));
     let (result, bytes) = try_read(&mut pair, 0, 0, count as u32);
     assert_eq!(result, Ok(()));
     assert_eq!(bytes, (0..count).map(due).collect::<Vec<_>>());
     pair.run_until("all of them are on the disk", |pair| {
-        (0..count).all(|lba| on_disk(pair, 0, lba, due(lba)))
+        (0..count).all(|lba| pair.sites[0].holds(lba, due(lba)))
     });
 }
 
 #[test]
 fn a_block_that_is_bad_at_both_sites_is_refused_at_both_until_it_is_written_anew() {
     let mut pair = rested(&[0, 1]);
-    [0, 1].iter().for_each(|&site| flip(&mut pair, site, 9));
+    [0, 1].iter().for_each(|&site| pair.sites[site].flip(9));
     for site in [0, 1] {
         assert_eq!(try_read(&mut pair, site, 9, 1).0, Err(HostError::Io), "site {site}");
         assert_eq!(pair.read(site, 10), due(10));
@@ -129,7 +90,7 @@ fn a_block_that_is_bad_at_both_sites_is_refused_at_both_until_it_is_written_anew
 #[test]
 fn a_partial_write_over_a_bad_block_keeps_what_the_peer_has_of_it() {
     let mut pair = rested(&[0]);
-    flip(&mut pair, 0, 7);
+    pair.sites[0].flip(7);
     let now = pair.now;
     let page = pair.sites[0].front_pages.pop().expect("granted");
     pair.sites[0].memory.bytes_mut(page)[512..1024].fill(0xaa);
@@ -149,49 +110,42 @@ fn a_partial_write_over_a_bad_block_keeps_what_the_peer_has_of_it() {
 fn a_newer_block_is_never_written_over_by_an_older_one_that_is_repaired() {
     for steps in 0..12 {
         let mut pair = rested(&[0]);
-        flip(&mut pair, 0, 11);
-        let now = pair.now;
-        let page = pair.sites[0].front_pages.pop().expect("granted");
-        pair.sites[0].tables.fronts[0].set(SlotId(902), 0, page, BlockSum::ZEROS);
-        pair.sites[0].request(now, 902, HostOp::Read { lba: Lba(11), count: 1 });
+        pair.sites[0].flip(11);
+        let pages = pair.sites[0].begin_read(pair.now, 902, 11, 1);
         (0..steps).for_each(|_| pair.step());
         let now = pair.now;
         pair.sites[0].write(now, 1, 11, 99, true);
         pair.sites[0].group.want_sweep();
         assert_eq!(pair.reply(0, 1), Ok(()));
         assert_eq!(pair.reply(0, 902), Ok(()));
-        let read = pair.sites[0].memory.bytes(page)[0];
+        let (read, _) = pair.sites[0].end_read(pages)[0];
         assert!(read == due(11) || read == 99, "{read}");
-        pair.run_until("it is on both disks", |pair| [0, 1].iter().all(|&site| on_disk(pair, site, 11, 99)));
+        pair.run_until("it is on both disks", |pair| {
+            [0, 1].iter().all(|&site| pair.sites[site].holds(11, 99))
+        });
         pair.quiet();
-        assert!([0, 1].iter().all(|&site| on_disk(&pair, site, 11, 99)), "after {steps} steps");
+        assert!([0, 1].iter().all(|&site| pair.sites[site].holds(11, 99)), "after {steps} steps");
     }
 }
 
 #[test]
 fn without_a_peer_a_bad_block_is_refused_at_once_and_repaired_when_it_is_back() {
     let mut pair = rested(&[1]);
-    flip(&mut pair, 1, 13);
-    for site in [0, 1] {
-        let now = pair.now;
-        let lost = FromLink::Disconnected { connection: 2 };
-        pair.sites[site].with(now, |group, turn| group.on_link(turn, lost));
-    }
+    pair.sites[1].flip(13);
+    pair.disconnect(2);
     assert_eq!(try_read(&mut pair, 1, 13, 1).0, Err(HostError::Io));
     pair.connect(3);
-    in_sync(&mut pair);
+    pair.in_sync();
     assert_eq!(pair.read(1, 13), due(13));
-    pair.run_until("it is on the disk", |pair| on_disk(pair, 1, 13, due(13)));
+    pair.run_until("it is on the disk", |pair| pair.sites[1].holds(13, due(13)));
 }
 
 /// What a read of a bad block comes to if the peer answers so many questions with that it is busy, how many it was asked, and for how long.
 fn read_from_busy_peer(busy: u32) -> (Result<(), HostError>, u32, Nanos) {
     let mut pair = rested(&[0]);
-    flip(&mut pair, 0, 5);
+    pair.sites[0].flip(5);
     let (began, mut asked) = (pair.now, 0);
-    let page = pair.sites[0].front_pages.pop().expect("granted");
-    pair.sites[0].tables.fronts[0].set(SlotId(903), 0, page, BlockSum::ZEROS);
-    pair.sites[0].request(began, 903, HostOp::Read { lba: Lba(5), count: 1 });
+    let pages = pair.sites[0].begin_read(began, 903, 5, 1);
     let is = |reply: &HostReply| reply.ticket == SlotId(903);
     while !pair.sites[0].replies.iter().any(is) {
         pair.now = pair.now.plus(Nanos::from_micros(200));
@@ -215,7 +169,7 @@ fn read_from_busy_peer(busy: u32) -> (Result<(), HostError>, u32, Nanos) {
     }
     let at = pair.sites[0].replies.iter().position(is).expect("awaited");
     let result = pair.sites[0].replies[at].result;
-    assert!(result.is_err() || pair.sites[0].memory.bytes(page)[0] == due(5));
+    assert!(result.is_err() || pair.sites[0].end_read(pages) == [(due(5), true)]);
     (result, asked, pair.now.since(began))
 }
 
@@ -261,10 +215,10 @@ fn a_scrub_finds_what_nobody_reads_and_repairs_it() {
         // Everything is in memory, so that no read would find it.
         let mut pair = rested(&[]);
         let bad = [0, 1, 40, 63, 200, VOLUME_BLOCKS - 1];
-        bad.iter().for_each(|&lba| flip(&mut pair, site, lba));
+        bad.iter().for_each(|&lba| pair.sites[site].flip(lba));
         let status = scrub(&mut pair, site);
         assert_eq!(outcome(&status, Part::Volumes), (6, 6, 0));
-        assert!(bad.iter().all(|&lba| on_disk(&pair, site, lba, due(lba))));
+        assert!(bad.iter().all(|&lba| pair.sites[site].holds(lba, due(lba))));
         let status = scrub(&mut pair, site);
         assert_eq!(status.sum().bad, 0);
     }
@@ -274,14 +228,14 @@ fn a_scrub_finds_what_nobody_reads_and_repairs_it() {
 fn a_scrub_names_what_is_bad_at_both_sites_and_goes_on() {
     let mut pair = rested(&[0, 1]);
     for site in [0, 1] {
-        (100..140).chain([9, 300]).for_each(|lba| flip(&mut pair, site, lba));
+        (100..140).chain([9, 300]).for_each(|lba| pair.sites[site].flip(lba));
     }
-    flip(&mut pair, 0, 400);
+    pair.sites[0].flip(400);
     let status = scrub(&mut pair, 0);
     assert_eq!(outcome(&status, Part::Volumes), (43, 1, 42));
     let known = |place: &&BadPlace| matches!(place, BadPlace::Volume(_, lba) if *lba == Lba(9) || (100..140).contains(&lba.0));
     assert_eq!(status.named().iter().filter(known).count(), SCRUB_NAMED_MAX);
-    assert!(on_disk(&pair, 0, 400, 0));
+    assert!(pair.sites[0].holds(400, 0));
 }
 
 #[test]
@@ -322,16 +276,9 @@ fn a_block_that_a_sweep_had_written_before_a_crash_is_not_bad() {
     pair.sites[0].write(now, 1, 0, 0xa1, true);
     assert_eq!(pair.reply(0, 1), Ok(()));
     pair.settled();
-    assert!(on_disk(&pair, 1, 0, due(0)));
-    let (config, now) = (pair.sites[1].config.clone(), pair.now);
-    let mut disks = std::mem::take(&mut pair.sites[1].disks);
-    disks.insert(key(0), Box::new([0xa1; BLOCK_BYTES]));
-    pair.sites[1] = Site::started(config, disks);
-    let lost = FromLink::Disconnected { connection: 1 };
-    pair.sites[0].with(now, |group, turn| group.on_link(turn, lost));
-    pair.sites[1].with(now, |group, turn| group.start(turn));
-    pair.sites[1].with(now, |group, turn| group.end_turn(turn));
-    assert!(pair.sites[1].drain(now).is_empty());
+    assert!(pair.sites[1].holds(0, due(0)));
+    pair.sites[1].disks.insert(key(0), Box::new([0xa1; BLOCK_BYTES]));
+    pair.restart(1, 1);
     // Without its primary it does not know that what it replays is settled, and sweeps none of it.
     pair.run_until("recovered", |pair| pair.sites[1].group.status(pair.now).state != GroupState::Recovering);
     let status = pair.sites[1].group.status(pair.now);
@@ -398,9 +345,8 @@ fn a_journal_that_has_gone_bad_is_not_needed_behind_a_checkpoint() {
         let after = pair.sites[site].group.status(pair.now);
         assert!(after.checkpoint >= before.settled && after.journal_used_blocks == 0, "{after:?}");
         // A start finds nothing wrong.
-        let (config, now) = (pair.sites[site].config.clone(), pair.now);
-        let disks = std::mem::take(&mut pair.sites[site].disks);
-        pair.sites[site] = Site::started(config, disks);
+        pair.sites[site].die();
+        let now = pair.now;
         pair.sites[site].with(now, |group, turn| group.start(turn));
         pair.run_until("recovered", |pair| {
             let state = pair.sites[site].group.status(pair.now).state;
@@ -413,10 +359,8 @@ fn a_journal_that_has_gone_bad_is_not_needed_behind_a_checkpoint() {
 #[test]
 fn a_bad_part_of_the_journal_that_is_not_settled_is_named_and_passed_when_the_peer_is_back() {
     let mut pair = rested(&[]);
+    pair.disconnect(1);
     let now = pair.now;
-    for site in &mut pair.sites {
-        site.with(now, |group, turn| group.on_link(turn, FromLink::Disconnected { connection: 1 }));
-    }
     pair.sites[0].write(now, 1, 500, 0xa1, false);
     (0..50).for_each(|_| pair.step());
     flip_in_journal(&mut pair, 0, 0xa1);
@@ -424,7 +368,7 @@ fn a_bad_part_of_the_journal_that_is_not_settled_is_named_and_passed_when_the_pe
     assert_eq!(outcome(&status, Part::Journal), (1, 0, 1));
     assert!(matches!(status.named(), [BadPlace::Journal(_)]), "{:?}", status.named());
     pair.connect(2);
-    in_sync(&mut pair);
+    pair.in_sync();
     pair.settled();
     let status = scrub(&mut pair, 0);
     let PartStatus { repaired, unrepaired, .. } = status.part(Part::Journal);

@@ -1,13 +1,8 @@
 //! What a third has and what has gone bad there: a site that it pulls from has it, too.
 
 use super::*;
+use crate::mending::{BLOCKS, due};
 use lockstep::core::group::status::{Part, PartStatus};
-
-const BLOCKS: u64 = 40;
-
-fn due(lba: u64) -> u8 {
-    if lba < BLOCKS { lba as u8 + 1 } else { 0 }
-}
 
 /// All three have everything in their volumes, and these of them nothing in memory.
 fn rested(cold: &[usize]) -> Trio {
@@ -37,29 +32,10 @@ fn rested(cold: &[usize]) -> Trio {
     trio
 }
 
-fn key(lba: u64) -> (IoTarget, u64) {
-    (IoTarget::Volume(VolumeId(0)), lba)
-}
-
-fn flip(trio: &mut Trio, site: usize, lba: u64) {
-    let block = trio.sites[site].disks.entry(key(lba)).or_insert_with(|| Box::new([0; BLOCK_BYTES]));
-    block[lba as usize] ^= 4;
-}
-
-fn is_whole(trio: &Trio, site: usize, lba: u64) -> bool {
-    let Site { disks, unreadable, .. } = &trio.sites[site];
-    let holds = |block: &Block| block.iter().all(|byte| *byte == due(lba));
-    !unreadable.contains(&key(lba)) && disks.get(&key(lba)).is_some_and(holds)
-}
-
 fn try_read(trio: &mut Trio, site: usize, lba: u64) -> Result<u8, HostError> {
-    let now = trio.now;
-    let page = trio.sites[site].front_pages.pop().expect("granted");
-    trio.sites[site].tables.fronts[0].set(SlotId(901), 0, page, BlockSum::ZEROS);
-    trio.sites[site].request(now, 901, HostOp::Read { lba: Lba(lba), count: 1 });
+    let pages = trio.sites[site].begin_read(trio.now, 901, lba, 1);
     let result = trio.reply(site, 901);
-    let byte = trio.sites[site].memory.bytes(page)[0];
-    trio.sites[site].front_pages.push(page);
+    let (byte, _) = trio.sites[site].end_read(pages)[0];
     result.map(|()| byte)
 }
 
@@ -68,11 +44,11 @@ fn what_has_gone_bad_at_a_third_is_lent_by_a_source() {
     // Out of memory, or from the volume.
     for cold in [&[THIRD][..], &[FIRST, SECOND, THIRD]] {
         let mut trio = rested(cold);
-        [3, 4, 100].iter().for_each(|&lba| flip(&mut trio, THIRD, lba));
+        [3, 4, 100].iter().for_each(|&lba| trio.sites[THIRD].flip(lba));
         trio.sites[THIRD].unreadable.extend([key(9), key(10)]);
         for lba in [3, 4, 100, 9, 10] {
             assert_eq!(try_read(&mut trio, THIRD, lba), Ok(due(lba)), "block {lba}");
-            trio.until("the disk has it", |trio| is_whole(trio, THIRD, lba));
+            trio.until("the disk has it", |trio| trio.sites[THIRD].holds(lba, due(lba)));
         }
         let counters = trio.status(THIRD).counters;
         assert_eq!((counters.repaired_blocks, counters.unrepaired_blocks), (5, 0));
@@ -84,29 +60,29 @@ fn what_has_gone_bad_at_a_third_is_lent_by_a_source() {
 #[test]
 fn a_scrub_of_a_third_finds_and_repairs_what_nobody_reads() {
     let mut trio = rested(&[]);
-    [0, 7, 39, 300].iter().for_each(|&lba| flip(&mut trio, THIRD, lba));
+    [0, 7, 39, 300].iter().for_each(|&lba| trio.sites[THIRD].flip(lba));
     trio.sites[THIRD].unreadable.extend([key(20), key(511)]);
     trio.ask(THIRD, AdminOp::Scrub { blocks_per_second: 1_000_000 });
     assert_eq!(trio.sites[THIRD].out.to_admin.pop().map(|reply| reply.result.is_ok()), Some(true));
     trio.until("the scrub is over", |trio| !trio.status(THIRD).scrub.active);
     let PartStatus { bad, repaired, unrepaired, .. } = trio.status(THIRD).scrub.part(Part::Volumes);
     assert_eq!((bad, repaired, unrepaired), (6, 6, 0));
-    assert!([0, 7, 39, 300, 20, 511].iter().all(|&lba| is_whole(&trio, THIRD, lba)));
+    assert!([0, 7, 39, 300, 20, 511].iter().all(|&lba| trio.sites[THIRD].holds(lba, due(lba))));
 }
 
 #[test]
 fn what_one_source_has_lost_too_the_other_one_lends_and_repairs_there() {
     let mut trio = rested(&[FIRST, SECOND, THIRD]);
     let pulled = trio.pulls_from().expect("it pulls");
-    [pulled, THIRD].iter().for_each(|&site| flip(&mut trio, site, 5));
+    [pulled, THIRD].iter().for_each(|&site| trio.sites[site].flip(5));
     assert_eq!(try_read(&mut trio, THIRD, 5), Ok(due(5)));
-    trio.until("all disks have it", |trio| (0..3).all(|site| is_whole(trio, site, 5)));
+    trio.until("all disks have it", |trio| (0..3).all(|site| trio.sites[site].holds(5, due(5))));
 }
 
 #[test]
 fn without_a_source_it_is_refused_and_repaired_when_one_is_back() {
     let mut trio = rested(&[THIRD]);
-    flip(&mut trio, THIRD, 6);
+    trio.sites[THIRD].flip(6);
     trio.set_link(1, false);
     trio.set_link(2, false);
     assert_eq!(try_read(&mut trio, THIRD, 6), Err(HostError::Io));
@@ -114,13 +90,13 @@ fn without_a_source_it_is_refused_and_repaired_when_one_is_back() {
     trio.set_link(2, true);
     trio.until("it pulls again", |trio| trio.pulls_from().is_some());
     assert_eq!(try_read(&mut trio, THIRD, 6), Ok(due(6)));
-    trio.until("the disk has it", |trio| is_whole(trio, THIRD, 6));
+    trio.until("the disk has it", |trio| trio.sites[THIRD].holds(6, due(6)));
 }
 
 #[test]
 fn what_all_three_have_lost_is_refused_everywhere() {
     let mut trio = rested(&[FIRST, SECOND, THIRD]);
-    (0..3).for_each(|site| flip(&mut trio, site, 8));
+    (0..3).for_each(|site| trio.sites[site].flip(8));
     for site in 0..3 {
         assert_eq!(try_read(&mut trio, site, 8), Err(HostError::Io), "site {site}");
         assert_eq!(try_read(&mut trio, site, 9), Ok(due(9)));

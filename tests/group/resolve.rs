@@ -94,10 +94,7 @@ impl Split {
 
     fn unlink(&mut self) {
         self.linked = false;
-        let (now, connection) = (self.pair.now, self.connection);
-        for site in &mut self.pair.sites {
-            site.with(now, |group, turn| group.on_link(turn, FromLink::Disconnected { connection }));
-        }
+        self.pair.disconnect(self.connection);
     }
 
     fn link(&mut self) {
@@ -228,15 +225,11 @@ impl Split {
     /// A block of a site, as its readers see it.
     fn read(&mut self, site: usize, lba: u64) -> u8 {
         self.until("a page", |split| !split.pair.sites[site].front_pages.is_empty());
-        let page = self.pair.sites[site].front_pages.pop().expect("awaited");
-        let now = self.pair.now;
-        self.pair.sites[site].tables.fronts[0].set(SlotId(900), 0, page, BlockSum::ZEROS);
-        self.pair.sites[site].request(now, 900, HostOp::Read { lba: Lba(lba), count: 1 });
+        let pages = self.pair.sites[site].begin_read(self.pair.now, 900, lba, 1);
         assert_eq!(self.reply(site, 900), Ok(()), "reading {lba} at site {site}");
-        let bytes = *self.pair.sites[site].memory.bytes(page);
-        self.pair.sites[site].front_pages.push(page);
-        assert!(bytes.iter().all(|byte| *byte == bytes[0]), "block {lba} is torn");
-        bytes[0]
+        let (fill, whole) = self.pair.sites[site].end_read(pages)[0];
+        assert!(whole, "block {lba} is torn");
+        fill
     }
 
     fn check(&mut self, site: usize, when: &str) {

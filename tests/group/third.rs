@@ -400,11 +400,7 @@ impl Trio {
     }
 
     fn restart(&mut self, site: usize) {
-        let config = self.sites[site].config.clone();
-        let Site { disks, marks, .. } = &mut self.sites[site];
-        let (disks, marks) = (std::mem::take(disks), std::mem::take(marks));
-        self.sites[site] = Site { marks, ..Site::started(config, disks) };
-        self.sites[site].may_refuse = true;
+        self.sites[site].die();
         self.alive[site] = true;
         let now = self.now;
         self.sites[site].with(now, |group, turn| group.start(turn));
@@ -440,15 +436,11 @@ impl Trio {
     }
 
     fn read(&mut self, site: usize, lba: u64) -> u8 {
-        let now = self.now;
-        let page = self.sites[site].front_pages.pop().expect("granted");
-        self.sites[site].tables.fronts[0].set(SlotId(900), 0, page, BlockSum::ZEROS);
-        self.sites[site].request(now, 900, HostOp::Read { lba: Lba(lba), count: 1 });
+        let pages = self.sites[site].begin_read(self.now, 900, lba, 1);
         assert_eq!(self.reply(site, 900), Ok(()), "reading {lba} on site {site}");
-        let bytes = *self.sites[site].memory.bytes(page);
-        self.sites[site].front_pages.push(page);
-        assert!(bytes.iter().all(|byte| *byte == bytes[0]), "block {lba} is torn");
-        bytes[0]
+        let (fill, whole) = self.sites[site].end_read(pages)[0];
+        assert!(whole, "block {lba} is torn");
+        fill
     }
 
     /// Waits until the third has all that this site has, and compares it block for block.

@@ -1,6 +1,6 @@
 //! Sectors that cannot be read: the block is the peer's, or refused, and a write heals the sector.
 
-use super::mending::{due, in_sync, key, on_disk, outcome, rested, scrub, try_read};
+use super::mending::{due, outcome, rested, scrub, try_read};
 use super::*;
 use lockstep::core::group::status::Part;
 
@@ -8,10 +8,6 @@ fn spoil(pair: &mut Pair, site: usize, lba: u64) {
     pair.sites[site].unreadable.insert(key(lba));
     // Nobody gets at what lies there.
     pair.sites[site].disks.insert(key(lba), Box::new([0xbd; BLOCK_BYTES]));
-}
-
-fn is_whole(pair: &Pair, site: usize, lba: u64) -> bool {
-    !pair.sites[site].unreadable.contains(&key(lba)) && on_disk(pair, site, lba, due(lba))
 }
 
 #[test]
@@ -24,7 +20,9 @@ fn an_unreadable_block_is_read_from_the_peer_and_written_anew() {
         let (result, bytes) = try_read(&mut pair, site, 0, 32);
         assert_eq!((result, bytes), (Ok(()), (0..32).map(due).collect()), "site {site}");
         assert_eq!([40, 200].map(|lba| pair.read(site, lba)), [40, 200].map(due));
-        pair.run_until("all can be read", |pair| bad.iter().all(|&lba| is_whole(pair, site, lba)));
+        pair.run_until("all can be read", |pair| {
+            bad.iter().all(|&lba| pair.sites[site].holds(lba, due(lba)))
+        });
         pair.quiet();
         let status = pair.sites[site].group.status(pair.now);
         assert_eq!((status.counters.repaired_blocks, status.counters.unrepaired_blocks), (5, 0));
@@ -53,17 +51,13 @@ fn what_nobody_can_read_is_refused_alone_until_it_is_written() {
 fn without_a_peer_an_unreadable_block_is_refused_and_repaired_when_it_is_back() {
     let mut pair = rested(&[1]);
     spoil(&mut pair, 1, 13);
-    for site in [0, 1] {
-        let now = pair.now;
-        let lost = FromLink::Disconnected { connection: 2 };
-        pair.sites[site].with(now, |group, turn| group.on_link(turn, lost));
-    }
+    pair.disconnect(2);
     assert_eq!(try_read(&mut pair, 1, 13, 1).0, Err(HostError::Io));
     assert_eq!(try_read(&mut pair, 1, 14, 8), (Ok(()), (14..22).map(due).collect()));
     pair.connect(3);
-    in_sync(&mut pair);
+    pair.in_sync();
     assert_eq!(pair.read(1, 13), due(13));
-    pair.run_until("it can be read", |pair| is_whole(pair, 1, 13));
+    pair.run_until("it can be read", |pair| pair.sites[1].holds(13, due(13)));
 }
 
 #[test]
@@ -77,7 +71,7 @@ fn a_scrub_finds_single_blocks_that_cannot_be_read_and_repairs_them() {
         let status = scrub(&mut pair, site);
         assert_eq!(outcome(&status, Part::Volumes), (6, 6, 0));
         assert_eq!(outcome(&status, Part::Checksums), (1, 1, 0));
-        assert!(bad.iter().all(|&lba| is_whole(&pair, site, lba)));
+        assert!(bad.iter().all(|&lba| pair.sites[site].holds(lba, due(lba))));
         assert!(!pair.sites[site].unreadable.contains(&sums));
         assert_eq!(scrub(&mut pair, site).sum().bad, 0);
     }
@@ -86,9 +80,8 @@ fn a_scrub_finds_single_blocks_that_cannot_be_read_and_repairs_them() {
 #[test]
 fn checksums_that_cannot_be_read_at_a_start_are_named_and_the_site_stays_out() {
     let mut pair = rested(&[]);
-    let (config, now) = (pair.sites[1].config.clone(), pair.now);
-    let disks = std::mem::take(&mut pair.sites[1].disks);
-    let mut site = Site::started(config, disks);
+    let (now, site) = (pair.now, &mut pair.sites[1]);
+    site.die();
     site.may_refuse = true;
     site.unreadable.insert((IoTarget::Checksums(VolumeId(0)), 0));
     site.with(now, |group, turn| group.start(turn));
