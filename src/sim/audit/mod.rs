@@ -500,6 +500,18 @@ impl Auditor {
         alone
     }
 
+    /// Where the range began whose primary held `number` alone, if there is one: a site that takes over alone does so with all it has.
+    fn solo_over(&self, number: u64) -> Option<u64> {
+        let ranges = self.solo.split_inclusive(|(_, begins)| !begins);
+        let over = |range: &&[(u64, bool)]| range.last().is_some_and(|&(at, begins)| begins || number <= at);
+        ranges
+            .into_iter()
+            .find(over)
+            .and_then(|range| range.first())
+            .filter(|(_, begins)| *begins)
+            .map(|(at, _)| *at)
+    }
+
     /// Whether `number` is where its acknowledgement level wants it before `local` may acknowledge it.
     fn held(&self, local: usize, number: u64) -> Result<(), Lack> {
         let at = |what: &'static str, site: usize, has: u64| {
@@ -558,11 +570,14 @@ impl Auditor {
         }
         let both = at(self.leader).and_then(|()| at(peer_of(self.leader)));
         both.or_else(|why| {
-            // Whoever numbered it may have been alone, though another site has taken over since.
-            let numbered = self.stream.get((number as usize).wrapping_sub(1));
-            let own = numbered.map_or(self.leader, |entry| Auditor::opener(entry.seen.generation));
+            // Whoever numbered it, or went on alone with it, may have been alone, though another site has taken over since.
+            let by = |number: u64| {
+                let entry = self.stream.get((number as usize).wrapping_sub(1));
+                entry.map_or(self.leader, |entry| Auditor::opener(entry.seen.generation))
+            };
             let alone = |site: usize| at(site).is_ok() && self.alone(site, number);
-            if alone(self.leader) || alone(own) { Ok(()) } else { Err(why) }
+            let went_on = self.solo_over(number).is_some_and(|at| alone(by(at)));
+            if alone(self.leader) || alone(by(number)) || went_on { Ok(()) } else { Err(why) }
         })
     }
 }
