@@ -5,6 +5,7 @@ use crate::base::*;
 use crate::core::config::*;
 use crate::core::group::PAGES_MIN;
 use crate::core::journal::journal_blocks_min;
+use crate::format::superblock::RING_FIRST_BLOCK;
 use crate::sim::adopt::AdoptPlan;
 use crate::sim::aimed::AimedPlan;
 use crate::sim::audit::{PRIMARY, SECONDARY};
@@ -28,8 +29,8 @@ pub const CRASHES_MAX: u64 = 12;
 /// Tells the generator of crashes at a wrap from the others of its seed.
 const WRAP_FORK: u64 = 0x7772_6170;
 
-/// Staging files: what a run changes fits some times.
-pub const STAGING_BLOCKS: u64 = 6_000;
+/// Staging files, at least: what a run changes fits some times.
+const STAGING_BLOCKS: u64 = 6_000;
 
 const MS: u64 = 1_000_000;
 const US: u64 = 1_000;
@@ -168,6 +169,10 @@ impl Plan {
         let flush_interval = Nanos(rng.pick(&[200 * US, 2 * MS, 5 * MS]));
         let flush_blocks = rng.pick(&[16, 256, 1024]);
         let fronts = rng.between(1, 2) as usize;
+        let differential_blocks = snapshots.map_or(0, |plan| plan.differential_blocks);
+        // Everything may have to be copied, each block with a header of its own.
+        let whole = volumes.iter().map(|volume| volume.blocks).sum::<u64>() + differential_blocks;
+        let staging_blocks = STAGING_BLOCKS.max(2 * whole + RING_FIRST_BLOCK);
         let mut config = |site: usize| GroupConfig {
             group: GroupId(0x5eed),
             site: SiteId(site as u16 + 1),
@@ -179,14 +184,14 @@ impl Plan {
                 heartbeat_interval: Nanos(latency_budget.0 / 8),
             }),
             resync: ResyncConfig {
-                staging_blocks: if peer { STAGING_BLOCKS } else { 0 },
+                staging_blocks: if peer { staging_blocks } else { 0 },
                 p99_budget: latency_budget,
             },
             third: None,
             sources: Vec::new(),
             volumes: volumes.clone(),
             journal_blocks: journal_blocks_min() + rng.pick(&[0, 40, 300, 1500]),
-            differential_blocks: snapshots.map_or(0, |plan| plan.differential_blocks),
+            differential_blocks,
             on_differential_full: snapshots
                 .map_or(OnDifferentialFull::DeleteOldest, |plan| plan.on_differential_full),
             differential: snapshots.map_or(DifferentialBy::Reference, |plan| plan.differential),
