@@ -10,6 +10,7 @@ mod role;
 mod scrub;
 mod site;
 mod snapshot;
+mod stopped;
 mod verify;
 
 use std::path::PathBuf;
@@ -22,8 +23,8 @@ use crate::io::metadata::MetadataError;
 use crate::node::config::{Config, ConfigError, SAMPLE};
 use crate::node::control::ClientError;
 use crate::node::format::FormatError;
-use crate::node::grow::GrowError;
 use crate::node::run::RunError;
+use crate::node::stopped::ChangeError;
 
 /// Exit codes, the same for every command; `docs/OPERATIONS.md` lists them.
 pub mod exit {
@@ -68,7 +69,13 @@ enum Command {
     /// Make a site's volumes, checksums, differential volume, journal and metadata
     Format(site::Format),
     /// Make the volumes of a site that is stopped as large as its configuration says
-    Grow(site::Grow),
+    Grow(stopped::Grow),
+    /// Add the volumes to a site that is stopped which its configuration has behind the others
+    AddVolume(stopped::AddVolume),
+    /// Remove volumes of a site that is stopped, which its configuration has no longer
+    RemoveVolume(stopped::RemoveVolume),
+    /// Make the journal of a site that is stopped as large as its configuration says
+    ResizeJournal(stopped::ResizeJournal),
     /// Run a site in the foreground until SIGTERM or SIGINT
     Run(site::Run),
     /// Show a running site: role, watermarks, peer, pending writes, rates, CPU
@@ -142,7 +149,7 @@ fn told(error: &anyhow::Error) -> String {
 fn code_of(error: &anyhow::Error) -> u8 {
     let run_files = error.downcast_ref().is_some_and(RunError::is_about_files);
     let files = error.is::<FormatError>()
-        || error.is::<GrowError>()
+        || error.is::<ChangeError>()
         || error.is::<DiskError>()
         || error.is::<MetadataError>();
     if error.is::<ConfigError>() {
@@ -168,6 +175,9 @@ fn perform(command: Command) -> anyhow::Result<()> {
         Command::Keygen(arguments) => arguments.run()?,
         Command::Format(arguments) => arguments.run()?,
         Command::Grow(arguments) => arguments.run()?,
+        Command::AddVolume(arguments) => arguments.run()?,
+        Command::RemoveVolume(arguments) => arguments.run()?,
+        Command::ResizeJournal(arguments) => arguments.run()?,
         Command::Run(arguments) => arguments.run()?,
         Command::Status(arguments) => arguments.run()?,
         Command::Histogram(arguments) => arguments.run()?,

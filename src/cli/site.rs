@@ -11,7 +11,6 @@ use crate::io::quic::identity::Identity;
 use crate::node::config::Config;
 use crate::node::config::quantity::show_size;
 use crate::node::format::{self, Existing, Progress};
-use crate::node::grow::{self, Longer};
 use crate::node::run;
 
 /// Says what a correct configuration amounts to.
@@ -106,37 +105,6 @@ impl Format {
 }
 
 #[derive(clap::Args)]
-pub struct Grow {
-    #[command(flatten)]
-    config: ConfigArgument,
-    /// Only look whether there is room; the site may run meanwhile, as it was configured when it started
-    #[arg(long)]
-    check: bool,
-    /// Erase what devices hold behind the volumes
-    #[arg(long, conflicts_with = "check")]
-    force: bool,
-}
-
-impl Grow {
-    pub fn run(&self) -> anyhow::Result<()> {
-        let config = self.config.load()?;
-        if self.check {
-            for Longer { path, from, to } in grow::check(&config)? {
-                println!("{}: {from} bytes now, {to} then", path.display());
-            }
-            println!("there is room");
-            return Ok(());
-        }
-        with_bars(|show| grow::grow(&config, self.force, show, &mut |_| Ok(())))??;
-        for volume in &config.volumes {
-            println!("volume {}: {}", volume.name, show_size(volume.bytes));
-        }
-        println!("start the site once its peer, and its third if it has one, have grown as well");
-        Ok(())
-    }
-}
-
-#[derive(clap::Args)]
 pub struct Run {
     #[command(flatten)]
     config: ConfigArgument,
@@ -172,7 +140,7 @@ pub fn format_site(config: &Config, existing: Existing) -> anyhow::Result<()> {
 }
 
 /// Does it with a progress bar for each file that is written through.
-fn with_bars<T>(work: impl FnOnce(&mut dyn FnMut(Progress<'_>)) -> T) -> anyhow::Result<T> {
+pub fn with_bars<T>(work: impl FnOnce(&mut dyn FnMut(Progress<'_>)) -> T) -> anyhow::Result<T> {
     let style =
         ProgressStyle::with_template("{msg:<14} {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
             .context("the progress bar's template")?;

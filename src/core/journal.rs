@@ -405,6 +405,11 @@ impl Journal {
         low
     }
 
+    /// Oldest first.
+    pub fn batches(&self) -> impl Iterator<Item = &Batch> {
+        self.batches.iter()
+    }
+
     /// The batch that holds `number`, or the first after it.
     pub fn find(&self, number: UpdateNumber) -> Option<Batch> {
         self.batches.get(self.partition(number)).copied()
@@ -534,4 +539,13 @@ impl Journal {
 /// room for updates.
 pub const fn journal_blocks_min() -> u64 {
     RING_FIRST_BLOCK + 3 * BATCH_BLOCKS_MAX as u64 + CONTROL_BLOCKS
+}
+
+/// How far beyond a missing batch one that knows it was durable can be.
+pub const fn doubtful_blocks(volatile: bool) -> u64 {
+    // A disk that loses nothing makes a batch durable by completing it, and only those in flight beside it were formed before.
+    let in_flight = (BATCHES_IN_FLIGHT_MAX * BATCH_BLOCKS_MAX) as u64;
+    // Where durable means flushed, the window fills at worst, one batch an update, before the flush ends.
+    let window = ((WINDOW_UPDATES_MAX + 1) * (1 + UPDATE_BLOCKS_MAX)) as u64;
+    if volatile { window + in_flight } else { in_flight }
 }

@@ -336,16 +336,36 @@ pub fn newest_of(
     first: Result<Superblock, SlotError>,
     second: Result<Superblock, SlotError>,
 ) -> Result<Superblock, SuperblockError> {
+    newest_if(first, second, |first, second| {
+        let (first, second) = (first.journal_blocks, second.journal_blocks);
+        [("the journal's blocks", u128::from(first), u128::from(second))]
+    })
+}
+
+/// The same of a journal whose size may have been changed in one of the slots only.
+pub fn newest_of_any_size(
+    first: Result<Superblock, SlotError>,
+    second: Result<Superblock, SlotError>,
+) -> Result<Superblock, SuperblockError> {
+    newest_if(first, second, |_, _| [])
+}
+
+/// Both must agree on what no life of a site changes, and on these fields.
+fn newest_if<const N: usize>(
+    first: Result<Superblock, SlotError>,
+    second: Result<Superblock, SlotError>,
+    others: impl Fn(&Superblock, &Superblock) -> [(&'static str, u128, u128); N],
+) -> Result<Superblock, SuperblockError> {
     let (first, second) = match (first, second) {
         (Ok(first), Ok(second)) => (first, second),
         (Ok(valid), Err(_)) | (Err(_), Ok(valid)) => return Ok(valid),
         (Err(first), Err(second)) => return Err(SuperblockError::NoneValid { first, second }),
     };
-    for (field, first, second) in [
+    let whose = [
         ("the group", first.group.0, second.group.0),
         ("the site", u128::from(first.site.0), u128::from(second.site.0)),
-        ("the journal's blocks", u128::from(first.journal_blocks), u128::from(second.journal_blocks)),
-    ] {
+    ];
+    for (field, first, second) in whose.into_iter().chain(others(&first, &second)) {
         if first != second {
             return Err(SuperblockError::Disagree { field, first, second });
         }

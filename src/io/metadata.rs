@@ -7,6 +7,7 @@ mod check;
 mod executor;
 mod lend;
 mod marks;
+mod reshape;
 mod space;
 mod store;
 mod take;
@@ -14,6 +15,7 @@ mod take;
 use backend::Backend;
 pub use executor::{MetadataEdges, MetadataExecutor};
 pub use marks::ChangedSet;
+pub use reshape::Places;
 pub use space::{SharedSpace, Space};
 use store::StoreError;
 pub use store::{RequestPages, Store};
@@ -205,11 +207,6 @@ impl Metadata {
         }
     }
 
-    /// The site has volumes of other sizes from here on, durably.
-    pub fn set_volumes(&self, volumes: &[VolumeSpec]) -> Result<(), MetadataError> {
-        set_volumes(&self.database, volumes).map_err(|error| Metadata::failed(&self.path, error))
-    }
-
     /// The tables of snapshots, for the thread that serves the group.
     pub fn into_store(self) -> Store {
         Store::new(self.database, self.path, self.names)
@@ -306,13 +303,6 @@ fn put_volumes(transaction: &WriteTransaction, volumes: &[VolumeSpec]) -> Result
     for (index, volume) in (0u16..).zip(volumes) {
         table.insert(index, (volume.name.as_str(), volume.blocks))?;
     }
-    Ok(())
-}
-
-fn set_volumes(database: &Database, volumes: &[VolumeSpec]) -> Result<(), redb::Error> {
-    let transaction = begin_write(database)?;
-    put_volumes(&transaction, volumes)?;
-    transaction.commit()?;
     Ok(())
 }
 

@@ -220,7 +220,7 @@ fn folders(config: &Config) -> Vec<PathBuf> {
     folders
 }
 
-fn make_folders(config: &Config) -> Result<(), FormatError> {
+pub(super) fn make_folders(config: &Config) -> Result<(), FormatError> {
     for folder in folders(config) {
         std::fs::create_dir_all(&folder).map_err(system(&folder, "make the folder"))?;
     }
@@ -228,7 +228,7 @@ fn make_folders(config: &Config) -> Result<(), FormatError> {
 }
 
 /// The names of the files are durable too.
-fn sync_folders(config: &Config) -> Result<(), FormatError> {
+pub(super) fn sync_folders(config: &Config) -> Result<(), FormatError> {
     for folder in folders(config) {
         let synced = std::fs::File::open(&folder).and_then(|folder| folder.sync_all());
         synced.map_err(system(&folder, "flush the folder"))?;

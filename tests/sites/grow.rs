@@ -7,7 +7,7 @@ use std::process::Output;
 use std::time::{Duration, Instant};
 
 use lockstep::node::config::Config;
-use lockstep::node::grow::{GrowError, Reached, grow};
+use lockstep::node::stopped::{ChangeError, Reached, grow};
 use rustix::fs::FlockOperation;
 
 use crate::checker::{Checker, Next};
@@ -34,7 +34,7 @@ fn options() -> Options {
     }
 }
 
-fn blocks(mib: std::ops::Range<u64>) -> std::ops::Range<u64> {
+pub fn blocks(mib: std::ops::Range<u64>) -> std::ops::Range<u64> {
     mib.start * MIB / 4096..mib.end * MIB / 4096
 }
 
@@ -48,12 +48,12 @@ fn set_size(site: &Site, volume: &str, size: &str) {
     fs::write(&site.config, text).expect("a configuration");
 }
 
-fn command(name: &str, site: &Site, more: &[&str]) -> Output {
+pub fn command(name: &str, site: &Site, more: &[&str]) -> Output {
     lockstep(&[&[name, "--config", path(&site.config)], more].concat())
 }
 
 /// kill -9, and until nothing of it holds its files: the kernel takes a process apart in the background, on a busy disk for seconds.
-fn kill(site: &mut Site) {
+pub fn kill(site: &mut Site) {
     site.kill();
     let journal = fs::File::open(site.directory.join("journal")).expect("a journal");
     let deadline = Instant::now() + PATIENCE;
@@ -63,7 +63,7 @@ fn kill(site: &mut Site) {
     }
 }
 
-fn length(file: &Path) -> u64 {
+pub fn length(file: &Path) -> u64 {
     fs::metadata(file).expect("a file").len()
 }
 
@@ -267,7 +267,7 @@ fn a_growth_that_cannot_be_is_refused_and_changes_nothing() {
 
 #[test]
 fn a_growth_that_was_interrupted_is_done_again_before_the_site_starts() {
-    for at in [Reached::Files, Reached::Superblock] {
+    for at in [Reached::Files, Reached::Slot, Reached::Superblock] {
         let mut sites = Sites::format(&Options { pair: false, ..options() });
         let left = &mut sites.left;
         left.start();
@@ -278,10 +278,10 @@ fn a_growth_that_was_interrupted_is_done_again_before_the_site_starts() {
         set_size(left, "data", &format!("{LARGE_MIB}MiB"));
         let config = Config::load(&left.config).expect("a configuration");
         let ended = grow(&config, false, &mut |_| {}, &mut |reached| match reached == at {
-            true => Err(GrowError::Nothing),
+            true => Err(ChangeError::NothingToGrow),
             false => Ok(()),
         });
-        assert!(matches!(ended, Err(GrowError::Nothing)), "{ended:?}");
+        assert!(matches!(ended, Err(ChangeError::NothingToGrow)), "{ended:?}");
         assert!(!left.try_start(), "{at:?}: it starts half grown");
         assert!(left.log_text().contains("lockstep grow"), "{}", left.log_text());
         succeeds(command("grow", left, &[]));

@@ -10,6 +10,7 @@ use super::storage::VolumeIo;
 use super::{Alone, Group, Phase, Turn};
 use crate::base::*;
 use crate::core::config::Role;
+use crate::core::journal::doubtful_blocks;
 use crate::core::messages::*;
 use crate::core::outbox::{Event, WriteStamps};
 use crate::core::sums::Sums;
@@ -92,13 +93,6 @@ pub(super) struct Recovery {
     pub install: Option<Box<Install>>,
     pub installed: bool,
 }
-
-/// How far beyond a missing batch one that knows it was durable can be: a disk that loses nothing makes a batch durable by
-/// completing it, and only those in flight beside it were formed before.
-const ROT_BLOCKS: u64 = (BATCHES_IN_FLIGHT_MAX * BATCH_BLOCKS_MAX) as u64;
-
-/// The same where durable means flushed: at worst the window fills, one batch an update, before the flush ends.
-const ROT_BLOCKS_VOLATILE: u64 = ((WINDOW_UPDATES_MAX + 1) * (1 + UPDATE_BLOCKS_MAX)) as u64 + ROT_BLOCKS;
 
 /// Updates replayed in a turn: more than of live ones, since no host waits for the turn's end.
 const REPLAYED_A_TURN_MAX: usize = 64;
@@ -555,7 +549,7 @@ impl Group {
         if recovery.known_durable > recovery.seen.max(recovery.checkpoint) {
             return self.rot(turn);
         }
-        let left = if self.config.journal_volatile { ROT_BLOCKS_VOLATILE } else { ROT_BLOCKS };
+        let left = doubtful_blocks(self.config.journal_volatile);
         let block = self.journal.head().block;
         self.rot_scan_at(turn, block, left.min(self.journal.ring_blocks()));
     }

@@ -39,6 +39,11 @@ pub(super) fn rows_from(run: Run, since: UpdateNumber) -> Range<Key> {
     key_of(run, since)..(run.volume.0, run.index + 1, 0)
 }
 
+/// The rows of a volume.
+pub(super) fn rows_of(volume: u16) -> Range<Key> {
+    (volume, 0, 0)..(volume + 1, 0, 0)
+}
+
 /// A row as a range of the table has it.
 pub(super) struct Found<'a>(AccessGuard<'a, Key>, AccessGuard<'a, &'static [u8]>);
 

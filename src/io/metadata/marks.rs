@@ -12,7 +12,7 @@ use crate::core::messages::MetadataAnswer;
 use crate::format::metadata::take_marks;
 
 /// Pages of the changed-block set, by volume and place.
-const CHANGED: TableDefinition<(u16, u64), &[u8; BLOCK_BYTES]> = TableDefinition::new("changed");
+pub(super) const CHANGED: TableDefinition<(u16, u64), &[u8; BLOCK_BYTES]> = TableDefinition::new("changed");
 
 const CHANGED_AFTER: &str = "changed_after";
 

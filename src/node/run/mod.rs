@@ -25,7 +25,9 @@ use crate::reactor::{Actor, Clock, Port};
 
 pub use assembly::{FrontPlace, link_config};
 pub use front::{FrontAnswer, FrontQuestion};
-pub use storage::{installs, names, staged, superblock};
+#[cfg(test)]
+pub(super) use storage::open as open_files;
+pub use storage::{installs, names, newest_superblock, staged, superblock};
 
 use assembly::{Assembly, Fate};
 use reactors::Threads;
@@ -42,10 +44,17 @@ pub enum RunError {
     #[error(transparent)]
     Metadata(#[from] MetadataError),
     #[error(
-        "{}; put the configuration back, let `lockstep grow` make volumes larger, or format the site anew",
+        "{}; put the configuration back, let the site become what it says (`lockstep grow`, `lockstep add-volume`, \
+         `lockstep remove-volume`, `lockstep resize-journal`), or format it anew",
         .0.iter().map(Difference::to_string).collect::<Vec<_>>().join("; ")
     )]
     Differs(Vec<Difference>),
+    #[error(
+        "{}: a change of this site's volumes or journal was interrupted: give its command (`lockstep grow`, `lockstep add-volume`, `lockstep remove-volume`, `lockstep resize-journal`) again, with \
+         the configuration that it had",
+        path.display()
+    )]
+    HalfChanged { path: PathBuf },
     #[error(transparent)]
     Disk(#[from] DiskError),
     #[error(
@@ -104,6 +113,7 @@ impl RunError {
             self,
             RunError::Metadata(_)
                 | RunError::Differs(_)
+                | RunError::HalfChanged { .. }
                 | RunError::Disk(_)
                 | RunError::Tables { .. }
                 | RunError::Uninstalled { .. }

@@ -6,11 +6,11 @@ use crate::core::config::Role;
 use crate::core::messages::IoTarget;
 use crate::format::journal::decode_batch;
 use crate::format::staging::take_empty_mark;
-use crate::format::superblock::{RING_FIRST_BLOCK, Superblock, newest_of};
+use crate::format::superblock::{RING_FIRST_BLOCK, SlotError, Superblock, newest_of, newest_of_any_size};
 use crate::format::update::Update;
 use crate::io::disk::{Disk, DiskError, Space};
 use crate::io::metadata::{Metadata, MetadataError, TableNames};
-use crate::node::config::Config;
+use crate::node::config::{Config, Volume};
 use crate::node::format::record;
 
 /// Everything open, and locked for as long as it is.
@@ -27,7 +27,7 @@ pub struct Storage {
 }
 
 pub fn open(config: &Config) -> Result<Storage, RunError> {
-    let journal = sized(Disk::open(&config.journal.path)?, config.journal.bytes)?;
+    let journal = Disk::open(&config.journal.path)?;
     let metadata = Metadata::open_sound(&config.metadata, &names(config)).map_err(|error| match error {
         MetadataError::Damaged { what } => RunError::Tables {
             what,
@@ -40,6 +40,9 @@ pub fn open(config: &Config) -> Result<Storage, RunError> {
     if !differences.is_empty() {
         return Err(RunError::Differs(differences));
     }
+    // One that was to become smaller may be so already.
+    refuse_half_changed(config, &journal)?;
+    let journal = sized(journal, config.journal.bytes)?;
     if !config.journal.volatile && journal.volatile_cache() == Some(true) {
         tracing::warn!(
             "journal.volatile is false, but the drive of {} says that it has a volatile write cache; unless power loss \
@@ -134,12 +137,38 @@ pub fn staged(config: &Config, journal: &Disk) -> Result<bool, DiskError> {
 
 /// The journal's superblock; a site without a valid one does not start, which is the group's to say.
 pub fn superblock(journal: &Disk) -> Result<Option<Superblock>, DiskError> {
-    let slots = [0, 1].map(|slot| {
+    let [first, second] = slots(journal)?;
+    Ok(newest_of(first, second).ok())
+}
+
+/// The same of a journal whose size may have been changed in one of the slots only; and whether both have the same.
+pub fn newest_superblock(journal: &Disk) -> Result<Option<(Superblock, bool)>, DiskError> {
+    let [first, second] = slots(journal)?;
+    let agree = newest_of(first, second).is_ok();
+    Ok(newest_of_any_size(first, second).ok().map(|superblock| (superblock, agree)))
+}
+
+fn slots(journal: &Disk) -> Result<[Result<Superblock, SlotError>; 2], DiskError> {
+    let slot = |slot| {
         let mut block = [0; BLOCK_BYTES];
         journal.read_blocks(slot, &mut block).map(|()| Superblock::decode(&block))
-    });
-    let [first, second] = slots;
-    Ok(newest_of(first?, second?).ok())
+    };
+    Ok([slot(0)?, slot(1)?])
+}
+
+/// A site whose superblock says other sizes than the configuration and the metadata do is half changed.
+fn refuse_half_changed(config: &Config, journal: &Disk) -> Result<(), RunError> {
+    let Some((superblock, agree)) = newest_superblock(journal)? else { return Ok(()) };
+    // What is another site's is the group's to say.
+    let ours = superblock.group == config.group_id() && superblock.site == config.site.id;
+    let sizes = config.volumes.iter().map(Volume::blocks);
+    let as_configured = agree
+        && superblock.journal_blocks == config.journal.bytes / BLOCK_BYTES as u64
+        && sizes.eq(superblock.volume_blocks().iter().copied());
+    if ours && !as_configured {
+        return Err(RunError::HalfChanged { path: config.journal.path.clone() });
+    }
+    Ok(())
 }
 
 /// What the tables' messages call volumes.

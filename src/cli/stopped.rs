@@ -1,0 +1,121 @@
+//! The commands that change a site while it does not run: `grow`, `add-volume`, `remove-volume`, `resize-journal`.
+
+use super::ConfigArgument;
+use super::site::with_bars;
+use crate::node::config::quantity::show_size;
+use crate::node::stopped::{self, Longer, Resized};
+
+#[derive(clap::Args)]
+pub struct Grow {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// Only look whether there is room; the site may run meanwhile, as it was configured when it started
+    #[arg(long)]
+    check: bool,
+    /// Erase what devices hold behind the volumes
+    #[arg(long, conflicts_with = "check")]
+    force: bool,
+}
+
+impl Grow {
+    pub fn run(&self) -> anyhow::Result<()> {
+        let config = self.config.load()?;
+        if self.check {
+            show_room(&stopped::check_growth(&config)?);
+            return Ok(());
+        }
+        with_bars(|show| stopped::grow(&config, self.force, show, &mut |_| Ok(())))??;
+        for volume in &config.volumes {
+            println!("volume {}: {}", volume.name, show_size(volume.bytes));
+        }
+        println!("start the site once its peer, and its third if it has one, have grown as well");
+        Ok(())
+    }
+}
+
+#[derive(clap::Args)]
+pub struct AddVolume {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// Only look whether there is room; the site may run meanwhile, as it was configured when it started
+    #[arg(long)]
+    check: bool,
+    /// Erase what the files and devices of the new volumes hold
+    #[arg(long, conflicts_with = "check")]
+    force: bool,
+}
+
+impl AddVolume {
+    pub fn run(&self) -> anyhow::Result<()> {
+        let config = self.config.load()?;
+        if self.check {
+            show_room(&stopped::check_addition(&config)?);
+            return Ok(());
+        }
+        with_bars(|show| stopped::add(&config, self.force, show, &mut |_| Ok(())))??;
+        for volume in &config.volumes {
+            println!("volume {}: {}", volume.name, show_size(volume.bytes));
+        }
+        println!("start the site once its peer, and its third if it has one, have the same volumes");
+        Ok(())
+    }
+}
+
+#[derive(clap::Args)]
+pub struct RemoveVolume {
+    /// The volumes that go, which the configuration has no longer
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
+    #[command(flatten)]
+    config: ConfigArgument,
+}
+
+impl RemoveVolume {
+    pub fn run(&self) -> anyhow::Result<()> {
+        let config = self.config.load()?;
+        stopped::remove(&config, &self.names, &mut |_| Ok(()))?;
+        for volume in &config.volumes {
+            println!("volume {}: {}", volume.name, show_size(volume.bytes));
+        }
+        println!("files and devices of {} are left as they are", self.names.join(", "));
+        println!("start the site once its peer, and its third if it has one, have the same volumes");
+        Ok(())
+    }
+}
+
+#[derive(clap::Args)]
+pub struct ResizeJournal {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// Only look whether there is room; the site may run meanwhile, as it was configured when it started
+    #[arg(long)]
+    check: bool,
+    /// Erase what the device holds behind the journal
+    #[arg(long, conflicts_with = "check")]
+    force: bool,
+}
+
+impl ResizeJournal {
+    pub fn run(&self) -> anyhow::Result<()> {
+        let config = self.config.load()?;
+        if self.check {
+            show_room(stopped::check_resize(&config)?.as_slice());
+            return Ok(());
+        }
+        let resized = with_bars(|show| stopped::resize(&config, self.force, show, &mut |_| Ok(())))??;
+        let Resized { from, to, held } = resized;
+        println!("journal: {} until now, {} from here on", show_size(from), show_size(to));
+        if held > 0 {
+            println!("it keeps {} that are not in the volumes yet, or for another site", show_size(held));
+        }
+        println!("`lockstep run --config {}` starts the site", config.file.display());
+        Ok(())
+    }
+}
+
+fn show_room(longer: &[Longer]) {
+    for Longer { path, from, to } in longer {
+        println!("{}: {from} bytes now, {to} then", path.display());
+    }
+    println!("there is room");
+}

@@ -1,0 +1,136 @@
+//! Making the volumes of a site as large as its configuration says, and adding some. Nothing is moved: files become longer, or are made, what is
+//! new in them reads as zeros, and then the superblock and the metadata say so.
+
+use std::path::PathBuf;
+
+use super::parts::{self, Longer, Part};
+use super::{ChangeError, OnReached, Progress, Reached, Stopped, record, system};
+use crate::base::{BLOCK_BYTES, VOLUMES_MAX};
+use crate::node::config::{Config, FileSpace, Volume};
+use crate::node::format::{make_folders, sync_folders};
+
+/// A volume and its checksums, of which so many bytes of the volume count until now.
+fn parts_of(volume: &Volume, from: u64) -> [Part<'_>; 2] {
+    let before = Volume { bytes: from, ..volume.clone() };
+    [
+        Part { path: &volume.path, from, to: volume.bytes, space: volume.space },
+        Part {
+            path: &volume.checksums,
+            from: before.checksum_bytes(),
+            to: volume.checksum_bytes(),
+            space: FileSpace::Written,
+        },
+    ]
+}
+
+/// Whether files and devices could become as large as the configuration says; the site may run meanwhile.
+pub fn check_growth(config: &Config) -> Result<Vec<Longer>, ChangeError> {
+    let longer = parts::check(config.volumes.iter().flat_map(|volume| parts_of(volume, 0)))?;
+    if longer.is_empty() { Err(ChangeError::NothingToGrow) } else { Ok(longer) }
+}
+
+/// Grows every volume that the configuration has larger than it is: all of them, or none. The site must not run.
+pub fn grow(
+    config: &Config,
+    force: bool,
+    progress: &mut dyn FnMut(Progress<'_>),
+    reached: OnReached<'_>,
+) -> Result<(), ChangeError> {
+    let mut site = Stopped::open(config)?;
+    let parts = growing(&site)?;
+    site.refuse_unfinished_journal()?;
+    site.refuse_staging()?;
+    let mut disks = parts::open(&parts, force, &mut Vec::new())?;
+    parts::lengthen(&parts, &mut disks, progress)?;
+    reached(Reached::Files)?;
+    set_volumes(&mut site);
+    site.put_superblock(reached)?;
+    site.put_record(&site.same_places())
+}
+
+/// The superblock is to have the volumes that the configuration has.
+pub(super) fn set_volumes(site: &mut Stopped<'_>) {
+    let volumes = &site.config.volumes;
+    site.superblock.volumes = [0; VOLUMES_MAX];
+    for (blocks, volume) in site.superblock.volumes.iter_mut().zip(volumes) {
+        *blocks = volume.blocks();
+    }
+    site.superblock.volume_count = volumes.len();
+}
+
+/// What becomes larger, if the site was formatted as the configuration says but for that.
+fn growing<'a>(site: &Stopped<'a>) -> Result<Vec<Part<'a>>, ChangeError> {
+    let mut otherwise = record(site.config);
+    let mut growing = Vec::new();
+    let volumes = site.formatted.volumes.iter().zip(&mut otherwise.volumes).zip(&site.config.volumes);
+    for ((is, wanted), volume) in volumes {
+        let have = is.blocks * BLOCK_BYTES as u64;
+        if volume.bytes < have {
+            return Err(ChangeError::Shrinks { name: volume.name.clone(), have, want: volume.bytes });
+        }
+        if volume.bytes > have {
+            growing.extend(parts_of(volume, have));
+        }
+        wanted.blocks = is.blocks;
+    }
+    site.refuse_differences(&otherwise, "the size of volumes")?;
+    if growing.is_empty() { Err(ChangeError::NothingToGrow) } else { Ok(growing) }
+}
+
+/// Whether there is room for volumes that the configuration has and no files are there of; the site may run meanwhile.
+pub fn check_addition(config: &Config) -> Result<Vec<Longer>, ChangeError> {
+    let new = config.volumes.iter().filter(|volume| !volume.path.exists() || !volume.checksums.exists());
+    let longer = parts::check(new.flat_map(|volume| parts_of(volume, 0)))?;
+    if longer.is_empty() { Err(ChangeError::NothingToAdd) } else { Ok(longer) }
+}
+
+/// Adds the volumes that the configuration has behind those that the site has; the others keep their places in the group's list, by which
+/// everything knows them. They read as zeros. The site must not run.
+pub fn add(
+    config: &Config,
+    force: bool,
+    progress: &mut dyn FnMut(Progress<'_>),
+    reached: OnReached<'_>,
+) -> Result<(), ChangeError> {
+    let mut site = Stopped::open(config)?;
+    let there = site.formatted.volumes.len();
+    let mut otherwise = record(config);
+    otherwise.volumes.truncate(there);
+    site.refuse_differences(&otherwise, "the number of volumes")?;
+    let Some(new) = config.volumes.get(there..).filter(|new| !new.is_empty()) else {
+        return Err(ChangeError::NothingToAdd);
+    };
+    for Volume { name, .. } in new {
+        if site.metadata.has_removed(name)? {
+            return Err(ChangeError::NameOfRemoved { name: name.clone() });
+        }
+    }
+    site.refuse_unfinished_journal()?;
+    site.refuse_staging()?;
+    let parts: Vec<Part<'_>> = new.iter().flat_map(|volume| parts_of(volume, 0)).collect();
+    let mut made = Vec::new();
+    if let Err(error) = make(config, &parts, force, progress, &mut made) {
+        for path in made {
+            std::fs::remove_file(&path).map_err(system(&path, "remove it"))?;
+        }
+        return Err(error);
+    }
+    reached(Reached::Files)?;
+    set_volumes(&mut site);
+    site.put_superblock(reached)?;
+    site.put_record(&site.same_places())
+}
+
+/// Durably, with their names.
+fn make(
+    config: &Config,
+    parts: &[Part<'_>],
+    force: bool,
+    progress: &mut dyn FnMut(Progress<'_>),
+    made: &mut Vec<PathBuf>,
+) -> Result<(), ChangeError> {
+    make_folders(config)?;
+    let mut disks = parts::open(parts, force, made)?;
+    parts::lengthen(parts, &mut disks, progress)?;
+    Ok(sync_folders(config)?)
+}
