@@ -184,7 +184,9 @@ impl Group {
         }
         self.peer.talk = self.talk_that_follows(turn, hello);
         // What the journal kept for a peer that it led is of no use any more, and may be all it has room for.
-        self.note_retention();
+        if self.journal.used_after(self.checkpoint) < self.journal.used_blocks() {
+            self.note_retention();
+        }
         self.peer.led_settled = hello.settled;
         self.leaving.follows(hello);
         self.note_terms(hello, turn.now);
