@@ -1,6 +1,7 @@
-//! Who copies to this site: its primary, or at a third one of its sources; and the link that this comes by.
+//! Who copies to this site: its primary, or at a third one of its sources.
 
 use super::inbound::Inbound;
+use super::origins::Origin;
 use super::peering::{LINK_SPARE, Talk};
 use super::pulling::{Source, Stand};
 use super::{Group, Turn};
@@ -16,28 +17,6 @@ const AWAITS_SOURCES: Nanos = Nanos::from_millis(5_000);
 
 /// After a copy that this site refused, or could not write, it asks for another one this late.
 const ASKS_AGAIN_AFTER: Nanos = Nanos::from_millis(10_000);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Copier {
-    Peer,
-    Source(usize),
-}
-
-impl Copier {
-    pub fn link<'a>(self, turn: &'a mut Turn<impl Memory>) -> &'a mut FixedQueue<ToLink> {
-        match self {
-            Copier::Peer => &mut turn.out.to_link,
-            Copier::Source(index) => &mut turn.out.remotes[index].to_link,
-        }
-    }
-
-    pub fn room(self, turn: &Turn<impl Memory>) -> usize {
-        match self {
-            Copier::Peer => turn.out.to_link.room(),
-            Copier::Source(index) => turn.out.remotes[index].to_link.room(),
-        }
-    }
-}
 
 /// What a log is of: a site names none of its resyncs twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,11 +44,11 @@ impl Source {
 
 impl Group {
     /// Who copies to this site.
-    pub(super) fn copier(&self) -> Option<Copier> {
+    pub(super) fn copier(&self) -> Option<Origin> {
         if self.peer.talk == Talk::Staging {
-            return Some(Copier::Peer);
+            return Some(Origin::Peer);
         }
-        self.sources.iter().position(|source| source.stand == Stand::Staging).map(Copier::Source)
+        self.sources.iter().position(|source| source.stand == Stand::Staging).map(Origin::Source)
     }
 
     /// Whether what the links bring is for the log, and not for the stream.
@@ -79,35 +58,35 @@ impl Group {
 
     /// Whether what the link of that number beside the peer's brings is for the log.
     pub fn stages_from(&self, remote: usize) -> bool {
-        self.copier() == Some(Copier::Source(remote))
+        self.copier() == Some(Origin::Source(remote))
     }
 
-    pub(super) fn listens_to(&self, from: Copier) -> bool {
+    pub(super) fn listens_to(&self, from: Origin) -> bool {
         match from {
-            Copier::Peer => self.peer.talk == Talk::Following || self.awaits_offer(),
-            Copier::Source(index) => self.sources[index].stand == Stand::Asking,
+            Origin::Peer => self.peer.talk == Talk::Following || self.awaits_offer(),
+            Origin::Source(index) => self.sources[index].stand == Stand::Asking,
         }
     }
 
-    pub(super) fn begin_staging(&mut self, from: Copier) {
+    pub(super) fn begin_staging(&mut self, from: Origin) {
         match from {
-            Copier::Peer => self.peer.talk = Talk::Staging,
-            Copier::Source(index) => self.sources[index].stand = Stand::Staging,
+            Origin::Peer => self.peer.talk = Talk::Staging,
+            Origin::Source(index) => self.sources[index].stand = Stand::Staging,
         }
     }
 
     /// What has come for the log.
     pub(super) fn staged_inbound(&self) -> Option<&FixedQueue<Inbound>> {
         Some(match self.copier()? {
-            Copier::Peer => &self.peer.inbound,
-            Copier::Source(index) => &self.sources[index].inbound,
+            Origin::Peer => &self.peer.inbound,
+            Origin::Source(index) => &self.sources[index].inbound,
         })
     }
 
     pub(super) fn take_staged(&mut self, now: Nanos) -> Inbound {
         let inbound = match self.copier().expect("it was looked at") {
-            Copier::Peer => self.peer.inbound.pop(),
-            Copier::Source(index) => {
+            Origin::Peer => self.peer.inbound.pop(),
+            Origin::Source(index) => {
                 self.sources[index].heard_at = now;
                 self.sources[index].inbound.pop()
             }
@@ -115,10 +94,10 @@ impl Group {
         inbound.expect("counted by the caller")
     }
 
-    pub(super) fn lose_copying(&mut self, turn: &mut Turn<impl Memory>, from: Copier, reason: LossReason) {
+    pub(super) fn lose_copying(&mut self, turn: &mut Turn<impl Memory>, from: Origin, reason: LossReason) {
         match from {
-            Copier::Peer => self.lose_peer(turn, reason),
-            Copier::Source(index) => self.lose_source(turn, index, reason),
+            Origin::Peer => self.lose_peer(turn, reason),
+            Origin::Source(index) => self.lose_source(turn, index, reason),
         }
     }
 
@@ -128,10 +107,10 @@ impl Group {
         }
     }
 
-    pub(super) fn refuse_copying(&mut self, turn: &mut Turn<impl Memory>, from: Copier, why: Refusal) {
+    pub(super) fn refuse_copying(&mut self, turn: &mut Turn<impl Memory>, from: Origin, why: Refusal) {
         match from {
-            Copier::Peer => self.refuse(turn, why),
-            Copier::Source(index) => {
+            Origin::Peer => self.refuse(turn, why),
+            Origin::Source(index) => {
                 self.staging.asks_from = turn.now.plus(ASKS_AGAIN_AFTER);
                 self.refuse_source(turn, index, why);
             }

@@ -409,9 +409,7 @@ impl Group {
             return self.lose_copier(turn, LossReason::Protocol("digests wanted of what there is not"));
         };
         self.staging.digests.parts[index] = Some(Part::of(extent));
-        // What is staged comes on top of all that this site has, which is a part of what the primary has settled.
-        self.peer.told_settled = self.peer.told_settled.max(self.window.last());
-        self.peer.flush_requested = self.peer.flush_requested.max(self.window.last());
+        self.settle_own();
     }
 
     /// Reads and tells, once the volumes have all of this site's journal.
@@ -492,7 +490,7 @@ impl Group {
     fn send_digests(&mut self, turn: &mut Turn<impl Memory>, index: usize) {
         let part = self.staging.digests.parts[index].expect("the caller looked");
         let Extent { volume, first, count, .. } = part.extent;
-        let Some(from) = self.copier().filter(|from| from.room(turn) > LINK_SPARE) else { return };
+        let Some(from) = self.copier().filter(|from| from.has_room(turn)) else { return };
         let Some(page) = self.pages.take() else { return };
         let told = &self.staging.digests.told[index][..count as usize];
         put_digests(turn.memory.bytes_mut(page), volume, first, told);

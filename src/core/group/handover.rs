@@ -2,7 +2,7 @@
 //! then one update ends its generation. That is sent when it is durable here, so whoever has it knows that this primary is none any
 //! more, whatever happens to it (decision 0021).
 
-use super::lending::Lender;
+use super::origins::Origin;
 use super::peering::{LINK_SPARE, Talk};
 use super::status::PeerState;
 use super::{Alone, Group, Phase, Turn};
@@ -371,7 +371,7 @@ impl Group {
         self.peer.said_hello = None;
         self.peer.waiting_since = None;
         self.peer.send_to = UpdateNumber::NONE;
-        self.forget_repair(Lender::Peer);
+        self.forget_repair(Origin::Peer);
         self.forget_lending();
         self.forget_comparing(turn);
         self.peer.told_settled = self.settled;

@@ -3,6 +3,7 @@
 //! says what counts, wherever in the stream either is (decision 0025).
 
 use super::feeding::Talk as FeedTalk;
+use super::origins::Origin;
 use super::peering::LINK_SPARE;
 use super::storage::VolumeIo;
 use super::targets::{Target, room_to};
@@ -11,24 +12,6 @@ use crate::base::*;
 use crate::core::captures::Source;
 use crate::core::messages::*;
 use crate::core::outbox::{Event, NotRepaired};
-
-/// Who is asked for a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lender {
-    Peer,
-    /// A third's source, by its place.
-    Source(usize),
-}
-
-impl Lender {
-    /// One of its own, for sets of those that were asked. No site has both a peer and sources.
-    pub fn bit(self) -> u8 {
-        match self {
-            Lender::Peer => 1,
-            Lender::Source(index) => 1 << index,
-        }
-    }
-}
 
 /// What is being read for others.
 #[derive(Debug, Default)]
@@ -39,13 +22,13 @@ pub(super) struct Loans {
 
 impl Group {
     /// Who can be asked for a block now, of those that may be: of sources, rather the one that is pulled from.
-    pub(super) fn lender(&self, may_be: impl Fn(Lender) -> bool) -> Option<Lender> {
+    pub(super) fn lender(&self, may_be: impl Fn(Origin) -> bool) -> Option<Origin> {
         if !matches!(self.phase, Phase::Running) {
             return None;
         }
         match self.config.peer {
-            Some(_) => Some(Lender::Peer).filter(|&peer| self.engaged() && may_be(peer)),
-            None => self.source_to_ask(|index| may_be(Lender::Source(index))).map(Lender::Source),
+            Some(_) => Some(Origin::Peer).filter(|&peer| self.engaged() && may_be(peer)),
+            None => self.source_to_ask(|index| may_be(Origin::Source(index))).map(Origin::Source),
         }
     }
 
@@ -57,33 +40,11 @@ impl Group {
         self.lender(|_| true).is_none().then_some(NotRepaired::Away)
     }
 
-    pub(super) fn room_to_ask(&self, turn: &Turn<impl Memory>, lender: Lender) -> bool {
-        let link = match lender {
-            Lender::Peer => &turn.out.to_link,
-            Lender::Source(index) => &turn.out.remotes[index].to_link,
-        };
-        link.room() > LINK_SPARE
-    }
-
-    pub(super) fn ask_for_block(
-        &self,
-        turn: &mut Turn<impl Memory>,
-        lender: Lender,
-        place: BlockPlace,
-        sum: BlockSum,
-    ) {
-        let link = match lender {
-            Lender::Peer => &mut turn.out.to_link,
-            Lender::Source(index) => &mut turn.out.remotes[index].to_link,
-        };
-        link.push(ToLink::Control(Control::BlockWanted { place, sum }));
-    }
-
     /// What was asked for is not there.
     pub(super) fn lender_lacks(
         &mut self,
         turn: &mut Turn<impl Memory>,
-        by: Lender,
+        by: Origin,
         place: BlockPlace,
         why: Lacking,
     ) {
@@ -100,7 +61,7 @@ impl Group {
     }
 
     /// Nothing comes from there any more.
-    pub(super) fn forget_lender(&mut self, now: Nanos, gone: Lender) {
+    pub(super) fn forget_lender(&mut self, now: Nanos, gone: Origin) {
         self.forget_repair(gone);
         self.forget_mending(now, gone);
     }

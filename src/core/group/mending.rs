@@ -3,7 +3,7 @@
 //! has it again once nothing newer is due there.
 
 use super::host::OpState;
-use super::lending::Lender;
+use super::origins::Origin;
 use super::storage::VolumeIo;
 use super::targets::TARGETS;
 use super::{Group, Turn};
@@ -35,7 +35,7 @@ enum Step {
         from: Nanos,
     },
     Asked {
-        of: Lender,
+        of: Origin,
     },
     /// What the block holds is known, and the volume is to have it.
     Known,
@@ -304,7 +304,7 @@ impl Group {
     }
 
     /// A site is gone, and with it the answers that were awaited: another one is asked, if there is one.
-    pub(super) fn forget_mending(&mut self, now: Nanos, gone: Lender) {
+    pub(super) fn forget_mending(&mut self, now: Nanos, gone: Origin) {
         for mend in &mut self.mending.mends {
             if mend.step == (Step::Asked { of: gone }) {
                 mend.step = Step::Wanted { from: now };
@@ -313,7 +313,7 @@ impl Group {
     }
 
     /// The site that was asked has no such block, or cannot look for it now.
-    pub(super) fn mend_lacks(&mut self, now: Nanos, by: Lender, place: BlockPlace, why: Lacking) {
+    pub(super) fn mend_lacks(&mut self, now: Nanos, by: Origin, place: BlockPlace, why: Lacking) {
         for at in 0..self.mending.len() {
             let mend = self.mending.mends[at];
             if mend.step == (Step::Asked { of: by }) && mend.place == place {
@@ -408,8 +408,8 @@ impl Group {
                         self.not_mended(turn, at, NotRepaired::Away);
                         return true;
                     }
-                    Some(of) if turn.now >= from && self.room_to_ask(turn, of) => {
-                        self.ask_for_block(turn, of, place, sum);
+                    Some(of) if turn.now >= from && of.has_room(turn) => {
+                        of.ask_for_block(turn, place, sum);
                         self.mending.mends[at].step = Step::Asked { of };
                     }
                     Some(_) => {}

@@ -35,6 +35,7 @@ mod log_scan;
 mod marking;
 mod mending;
 mod old_blocks;
+mod origins;
 mod pace;
 mod peering;
 mod promoted;

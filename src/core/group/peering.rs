@@ -5,9 +5,9 @@ use std::fmt::Write;
 
 use super::capture::Room;
 use super::catch_up::{Found, ReadFor};
-use super::copier::{Copier, ResyncName};
+use super::copier::ResyncName;
 use super::inbound::Inbound;
-use super::lending::Lender;
+use super::origins::Origin;
 use super::targets::Target;
 use super::{Alone, Group, Phase, Turn};
 use crate::base::*;
@@ -377,14 +377,14 @@ impl Group {
             Control::CutTo { keep } if !primary => self.on_cut_to(turn, keep),
             Control::CopyOffer { generation, serial, blocks, whole } if !primary => {
                 let resync = ResyncName { site: self.peer_config().site, generation, serial };
-                self.on_copy_offer(turn, Copier::Peer, resync, blocks, whole);
+                self.on_copy_offer(turn, Origin::Peer, resync, blocks, whole);
             }
-            Control::Install { upto } if !primary => self.on_install(turn, Copier::Peer, upto),
+            Control::Install { upto } if !primary => self.on_install(turn, Origin::Peer, upto),
             Control::DigestsWanted { extent } if !primary => self.on_digests_wanted(turn, extent),
             Control::Staged { updates } if primary => self.on_staged(turn, Target::Peer, updates),
             Control::MarksEnd { pages } if primary => self.on_marks_end(turn, pages),
             Control::BlockLacking { place, why } => {
-                self.lender_lacks(turn, Lender::Peer, place, why);
+                self.lender_lacks(turn, Origin::Peer, place, why);
                 self.equalise_lacks(turn, place, why);
             }
             Control::Compare { at, extent } if !primary => self.on_compare_wanted(turn, at, extent),
@@ -443,7 +443,7 @@ impl Group {
             turn.out.to_link.push(ToLink::Close);
         }
         self.peer.hello = None;
-        self.forget_lender(turn.now, Lender::Peer);
+        self.forget_lender(turn.now, Origin::Peer);
         self.forget_comparing(turn);
         self.forget_lending();
         self.interrupt_resync(Target::Peer);

@@ -2,10 +2,10 @@
 //! it is. What it takes goes the way of a secondary's updates, and is settled here once it is durable here: its sender had settled it.
 
 use super::ages::Ages;
-use super::copier::{Copier, ResyncName};
+use super::copier::ResyncName;
 use super::handshake::GREETING_MAX;
 use super::inbound::Inbound;
-use super::lending::Lender;
+use super::origins::Origin;
 use super::peering::{LINK_SPARE, refusal};
 use super::split::SplitBrain;
 use super::status::Behind;
@@ -232,12 +232,12 @@ impl Group {
             Control::Lapsed { .. } if matches!(source.stand, Stand::Asking | Stand::Staging) => {}
             Control::CopyOffer { generation, serial, blocks, whole } => {
                 let resync = ResyncName { site, generation, serial };
-                self.on_copy_offer(turn, Copier::Source(index), resync, blocks, whole);
+                self.on_copy_offer(turn, Origin::Source(index), resync, blocks, whole);
             }
             Control::DigestsWanted { extent } if source.stand == Stand::Staging => {
                 self.on_digests_wanted(turn, extent);
             }
-            Control::Install { upto } => self.on_install(turn, Copier::Source(index), upto),
+            Control::Install { upto } => self.on_install(turn, Origin::Source(index), upto),
             Control::Lapsed { oldest } => {
                 source.stand = Stand::Lapsed { oldest };
                 source.lapsed_at = turn.now;
@@ -245,7 +245,7 @@ impl Group {
                 turn.event(Event::SourceLapsed { site, position, oldest });
             }
             Control::BlockLacking { place, why } => {
-                self.lender_lacks(turn, Lender::Source(index), place, why);
+                self.lender_lacks(turn, Origin::Source(index), place, why);
             }
             _ => self.lose_source(turn, index, LossReason::Protocol("a frame that a source does not send")),
         }
@@ -305,7 +305,7 @@ impl Group {
             turn.out.remotes[index].to_link.push(ToLink::Close);
         }
         self.drop_pulled(turn, index);
-        self.forget_lender(turn.now, Lender::Source(index));
+        self.forget_lender(turn.now, Origin::Source(index));
         if was == Stand::Staging {
             self.interrupt_staging();
         }

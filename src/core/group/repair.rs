@@ -1,7 +1,7 @@
 //! Old blocks that have gone bad in their slots: a site that keeps the same block in the same slot is asked for it, and what
 //! it sends is written anew if its checksum is the one that the block was kept under. One at a time.
 
-use super::lending::Lender;
+use super::origins::Origin;
 use super::storage::VolumeIo;
 use super::{Group, Turn};
 use crate::base::*;
@@ -29,7 +29,7 @@ enum Step {
     #[default]
     None,
     /// That site was asked for it then.
-    Asked { damaged: Damaged, of: Lender, at: Nanos },
+    Asked { damaged: Damaged, of: Origin, at: Nanos },
     /// What it sent is being written from this page.
     Writing { damaged: Damaged, page: PageId },
 }
@@ -53,11 +53,11 @@ impl Group {
     pub(super) fn begin_repair(&mut self, turn: &mut Turn<impl Memory>, damaged: Damaged) -> bool {
         // What a reclaim under way sets free may be this slot.
         let free = self.repair.step == Step::None && !self.reclaim_in_flight() && !self.stopping;
-        let lender = self.lender(|_| true).filter(|&lender| free && self.room_to_ask(turn, lender));
+        let lender = self.lender(|_| true).filter(|&lender| free && lender.has_room(turn));
         if let Some(lender) = lender {
             self.repair.step = Step::Asked { damaged, of: lender, at: turn.now };
             self.repair.lacked = None;
-            self.ask_for_block(turn, lender, BlockPlace::Slot(damaged.slot), damaged.sum);
+            lender.ask_for_block(turn, BlockPlace::Slot(damaged.slot), damaged.sum);
         }
         lender.is_some()
     }
@@ -73,7 +73,7 @@ impl Group {
     }
 
     /// A site is gone, and with it an answer that was awaited.
-    pub(super) fn forget_repair(&mut self, gone: Lender) {
+    pub(super) fn forget_repair(&mut self, gone: Origin) {
         if let Step::Asked { of, .. } = self.repair.step
             && of == gone
         {

@@ -2,11 +2,12 @@
 //! were, so that it can take over at any moment as if nothing had come (INV-10). When it has everything, a mark makes that durable,
 //! and the site starts anew: `install` brings the log to the volumes before anything else.
 
-use super::copier::{Copier, ResyncName};
+use super::copier::ResyncName;
 use super::digests::Digests;
 use super::inbound::Inbound;
 use super::log_scan::Scan;
-use super::peering::{LINK_SPARE, refusal};
+use super::origins::Origin;
+use super::peering::refusal;
 use super::{Group, Phase, Turn};
 use crate::base::*;
 use crate::core::config::Role;
@@ -163,7 +164,7 @@ impl Group {
     pub(super) fn on_copy_offer(
         &mut self,
         turn: &mut Turn<impl Memory>,
-        from: Copier,
+        from: Origin,
         resync: ResyncName,
         blocks: u64,
         whole: bool,
@@ -188,8 +189,8 @@ impl Group {
         self.staging.began_empty |= whole && self.window.last() == UpdateNumber::NONE;
         self.staging.history = None;
         turn.event(match from {
-            Copier::Peer => Event::ResyncBegan { blocks, whole },
-            Copier::Source(_) => Event::CopyBegan { site: resync.site, blocks },
+            Origin::Peer => Event::ResyncBegan { blocks, whole },
+            Origin::Source(_) => Event::CopyBegan { site: resync.site, blocks },
         });
     }
 
@@ -216,7 +217,7 @@ impl Group {
         let Some(resync) = self.staging.offered else { return };
         // Batches of an interrupted conversation count, and must not come after an answer.
         let quiet = self.staging.quiet() && self.staging.flushed == self.staging.written;
-        let Some(from) = self.copier().filter(|from| quiet && from.room(turn) > LINK_SPARE) else { return };
+        let Some(from) = self.copier().filter(|from| quiet && from.has_room(turn)) else { return };
         let staging = &mut self.staging;
         if staging.scan == Scan::Owed {
             staging.begin_log(resync);
@@ -482,7 +483,7 @@ impl Group {
     }
 
     fn report_staged(&mut self, turn: &mut Turn<impl Memory>) {
-        let from = self.copier().filter(|from| from.room(turn) > LINK_SPARE);
+        let from = self.copier().filter(|from| from.has_room(turn));
         let staging = &mut self.staging;
         let news = staging.offered.is_none() && staging.flushed > staging.reported;
         if let Some(from) = from.filter(|_| news) {
@@ -498,7 +499,7 @@ impl Group {
         self.staging.history = Some(Box::new(hello.history));
     }
 
-    pub(super) fn on_install(&mut self, turn: &mut Turn<impl Memory>, from: Copier, upto: UpdateNumber) {
+    pub(super) fn on_install(&mut self, turn: &mut Turn<impl Memory>, from: Origin, upto: UpdateNumber) {
         let tables = match self.config.differential_blocks {
             0 => true,
             _ => matches!(self.staging.tables, Some((applied, None)) if applied >= upto),
@@ -516,10 +517,14 @@ impl Group {
         }
         if !self.stopping {
             self.staging.order = Order::Due { upto };
-            // What is staged goes onto everything that this site has, which is a part of what the primary has settled.
-            self.peer.told_settled = self.peer.told_settled.max(self.window.last());
-            self.peer.flush_requested = self.peer.flush_requested.max(self.window.last());
+            self.settle_own();
         }
+    }
+
+    /// What is staged comes on top of all that this site has, which is a part of what the primary has settled.
+    pub(super) fn settle_own(&mut self) {
+        self.peer.told_settled = self.peer.told_settled.max(self.window.last());
+        self.peer.flush_requested = self.peer.flush_requested.max(self.window.last());
     }
 
     /// Writes the mark once no sweep and no write to the journal is under way: whatever it finds, the next start installs.
