@@ -101,6 +101,9 @@ impl World {
             (IoOp::Write, Err(_)) => disk.fail_write(io, &mut self.rng),
             (IoOp::Read | IoOp::Flush, Err(_)) => {
                 self.audit.of(index).reads_fail(index);
+                if (op, target) == (IoOp::Read, IoTarget::Journal) {
+                    self.audit.of(index).journal_read_fails(index, request.block);
+                }
                 disk.fail(io);
             }
         }

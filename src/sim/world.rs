@@ -713,8 +713,8 @@ impl World {
                 GroupEvent::GenerationOpened { generation, .. } => opened = Some(generation),
                 GroupEvent::LogFound { .. } => self.outcome.logs_found += 1,
                 GroupEvent::StagingFailed { .. } => self.staging_failed = true,
-                GroupEvent::ReadFailed { target: IoTarget::Journal, .. } => {
-                    self.audit.could_not_read_journal(index);
+                GroupEvent::ReadFailed { target: IoTarget::Journal, block, .. } => {
+                    self.audit.of(index).could_not_read_journal(index, block);
                 }
                 GroupEvent::Refused { refusal: Some(refusal), .. }
                     if parted && refusal.code == RefusalCode::SplitBrain => {}

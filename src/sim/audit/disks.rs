@@ -217,7 +217,7 @@ impl Auditor {
             return self.third_crashed(media);
         }
         self.check_waits(site);
-        self.lets_go[site] = None;
+        self.lets_go[site].clear();
         let had = self.has(site);
         if site == self.leader {
             self.before_death = [[0; 4]; SITES_MAX];

@@ -350,7 +350,7 @@ pub struct Auditor {
     inherited: Option<u64>,
     pub given_up: u64,
     /// What each site has told the third that its journal begins with, and its next superblock is to let go of.
-    lets_go: [Option<u64>; SITES_MAX],
+    lets_go: [Vec<u64>; SITES_MAX],
     pub acknowledged_writes: u64,
     pub excused_writes: u64,
     pub now: u64,
@@ -401,7 +401,7 @@ impl Auditor {
             lapsed: 0,
             inherited: None,
             given_up: 0,
-            lets_go: [None; SITES_MAX],
+            lets_go: Default::default(),
             acknowledged_writes: 0,
             excused_writes: 0,
             now: 0,

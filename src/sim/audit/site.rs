@@ -2,6 +2,7 @@
 //! superblocks promise.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 
 use crate::sim::audit::journal::{BatchSeen, KIND_CUT, RING_FIRST, SuperblockSeen, superblock};
 use crate::sim::audit::{Media, Place};
@@ -62,6 +63,8 @@ pub struct Site {
     unflushed: Vec<usize>,
     /// Batches by the place and the content of their headers, which differ by sequence or digest.
     headers: HashMap<(u64, Print), usize>,
+    /// Where reads have failed in this life.
+    unread: Vec<u64>,
     volatile: bool,
 }
 
@@ -82,6 +85,7 @@ impl Site {
             owners: vec![None; journal_blocks as usize],
             unflushed: Vec::new(),
             headers: HashMap::new(),
+            unread: Vec::new(),
             volatile,
         }
     }
@@ -218,6 +222,17 @@ impl Site {
         from.unwrap_or(1)
     }
 
+    /// Its disk has failed to read what begins there.
+    pub fn read_fails(&mut self, block: u64) {
+        self.unread.push(block);
+    }
+
+    /// The updates of the batch that begins there, if its disk has failed to read that.
+    pub fn unread_at(&self, block: u64) -> Option<RangeInclusive<u64>> {
+        let batch = &self.batches[self.owners[block as usize]?];
+        self.unread.contains(&block).then_some(batch.first..=batch.last)
+    }
+
     /// Its volumes were brought to the end of these, by other means than its journal.
     pub fn installs(&mut self, generations: Vec<u64>) {
         self.written = generations.len() as u64;
@@ -295,6 +310,7 @@ impl Site {
     /// The site died: its journal now is what replay will find from the newest superblock on. Returns the checkpoint.
     pub fn crashed(&mut self, media: &dyn Media) -> u64 {
         self.received = (0, 0);
+        self.unread.clear();
         let start = (0..2)
             .filter_map(|slot| media.visible(Place::Journal, slot))
             .filter_map(|stored| superblock(stored.content.bytes.as_deref()?))

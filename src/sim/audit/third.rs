@@ -114,18 +114,30 @@ impl Auditor {
     pub fn lapses(&mut self, site: usize, oldest: u64) {
         self.lapsed += 1;
         // The superblock that lets go of what is before may be on its way to the disk.
-        self.lets_go[site] = Some(oldest).filter(|oldest| *oldest > self.sites[site].kept_from());
+        if oldest > self.sites[site].kept_from() {
+            self.lets_go[site].push(oldest);
+        }
     }
 
-    /// What a site told the third in this turn that it has not, its journal's disk could not read: it lets go of nothing for that.
-    pub fn could_not_read_journal(&mut self, site: usize) {
-        self.lets_go[site] = None;
+    /// A site's disk has not given what begins there in its journal.
+    pub fn journal_read_fails(&mut self, site: usize, block: u64) {
+        self.sites[site].read_fails(block);
+    }
+
+    /// A site says that it cannot read a batch of its journal. If it has told the third that it lacks what is in that, it lets go of nothing.
+    pub fn could_not_read_journal(&mut self, site: usize, block: u64) {
+        let Some(unread) = self.sites[site].unread_at(block) else {
+            panic!(
+                "site {site} says that it cannot read its journal at block {block}, and the disk gave it that"
+            );
+        };
+        self.lets_go[site].retain(|oldest| !unread.contains(&(oldest - 1)));
     }
 
     /// A site has submitted a superblock: it is to have let go of all that it told the third it has not.
     pub(super) fn check_let_go(&mut self, site: usize) {
         let kept_from = self.sites[site].kept_from();
-        if let Some(oldest) = self.lets_go[site].take() {
+        for oldest in self.lets_go[site].drain(..) {
             assert!(
                 oldest <= kept_from,
                 "site {site} told the third that it has lapsed behind #{oldest}, and its journal has #{kept_from}"
