@@ -2,32 +2,39 @@
 
 use super::ConfigArgument;
 use super::site::with_bars;
+use crate::node::config::Config;
 use crate::node::config::quantity::show_size;
 use crate::node::stopped::{self, Longer, Resized};
 
+/// What all have that make files and devices larger.
 #[derive(clap::Args)]
-pub struct Grow {
+struct Enlarge {
     #[command(flatten)]
     config: ConfigArgument,
     /// Only look whether there is room; the site may run meanwhile, as it was configured when it started
     #[arg(long)]
     check: bool,
-    /// Erase what devices hold behind the volumes
+    /// Erase what files and devices hold where something new is to be
     #[arg(long, conflicts_with = "check")]
     force: bool,
 }
 
+#[derive(clap::Args)]
+pub struct Grow {
+    #[command(flatten)]
+    enlarge: Enlarge,
+}
+
 impl Grow {
     pub fn run(&self) -> anyhow::Result<()> {
-        let config = self.config.load()?;
-        if self.check {
+        let Enlarge { config, check, force } = &self.enlarge;
+        let config = config.load()?;
+        if *check {
             show_room(&stopped::check_growth(&config)?);
             return Ok(());
         }
-        with_bars(|show| stopped::grow(&config, self.force, show, &mut |_| Ok(())))??;
-        for volume in &config.volumes {
-            println!("volume {}: {}", volume.name, show_size(volume.bytes));
-        }
+        with_bars(|show| stopped::grow(&config, *force, show, &mut |_| Ok(())))??;
+        show_volumes(&config);
         println!("start the site once its peer, and its third if it has one, have grown as well");
         Ok(())
     }
@@ -36,26 +43,19 @@ impl Grow {
 #[derive(clap::Args)]
 pub struct AddVolume {
     #[command(flatten)]
-    config: ConfigArgument,
-    /// Only look whether there is room; the site may run meanwhile, as it was configured when it started
-    #[arg(long)]
-    check: bool,
-    /// Erase what the files and devices of the new volumes hold
-    #[arg(long, conflicts_with = "check")]
-    force: bool,
+    enlarge: Enlarge,
 }
 
 impl AddVolume {
     pub fn run(&self) -> anyhow::Result<()> {
-        let config = self.config.load()?;
-        if self.check {
+        let Enlarge { config, check, force } = &self.enlarge;
+        let config = config.load()?;
+        if *check {
             show_room(&stopped::check_addition(&config)?);
             return Ok(());
         }
-        with_bars(|show| stopped::add(&config, self.force, show, &mut |_| Ok(())))??;
-        for volume in &config.volumes {
-            println!("volume {}: {}", volume.name, show_size(volume.bytes));
-        }
+        with_bars(|show| stopped::add(&config, *force, show, &mut |_| Ok(())))??;
+        show_volumes(&config);
         println!("start the site once its peer, and its third if it has one, have the same volumes");
         Ok(())
     }
@@ -74,9 +74,7 @@ impl RemoveVolume {
     pub fn run(&self) -> anyhow::Result<()> {
         let config = self.config.load()?;
         stopped::remove(&config, &self.names, &mut |_| Ok(()))?;
-        for volume in &config.volumes {
-            println!("volume {}: {}", volume.name, show_size(volume.bytes));
-        }
+        show_volumes(&config);
         println!("files and devices of {} are left as they are", self.names.join(", "));
         println!("start the site once its peer, and its third if it has one, have the same volumes");
         Ok(())
@@ -86,23 +84,18 @@ impl RemoveVolume {
 #[derive(clap::Args)]
 pub struct ResizeJournal {
     #[command(flatten)]
-    config: ConfigArgument,
-    /// Only look whether there is room; the site may run meanwhile, as it was configured when it started
-    #[arg(long)]
-    check: bool,
-    /// Erase what the device holds behind the journal
-    #[arg(long, conflicts_with = "check")]
-    force: bool,
+    enlarge: Enlarge,
 }
 
 impl ResizeJournal {
     pub fn run(&self) -> anyhow::Result<()> {
-        let config = self.config.load()?;
-        if self.check {
+        let Enlarge { config, check, force } = &self.enlarge;
+        let config = config.load()?;
+        if *check {
             show_room(stopped::check_resize(&config)?.as_slice());
             return Ok(());
         }
-        let resized = with_bars(|show| stopped::resize(&config, self.force, show, &mut |_| Ok(())))??;
+        let resized = with_bars(|show| stopped::resize(&config, *force, show, &mut |_| Ok(())))??;
         let Resized { from, to, held } = resized;
         println!("journal: {} until now, {} from here on", show_size(from), show_size(to));
         if held > 0 {
@@ -110,6 +103,12 @@ impl ResizeJournal {
         }
         println!("`lockstep run --config {}` starts the site", config.file.display());
         Ok(())
+    }
+}
+
+fn show_volumes(config: &Config) {
+    for volume in &config.volumes {
+        println!("volume {}: {}", volume.name, show_size(volume.bytes));
     }
 }
 

@@ -348,7 +348,7 @@ mod tests {
     use crate::format::snapshot::SnapshotName;
     use crate::format::tables::header_of;
 
-    fn record() -> SiteRecord {
+    pub(super) fn record() -> SiteRecord {
         let volume = |name: &str, blocks| VolumeSpec { name: name.to_owned(), blocks };
         SiteRecord {
             group: "orders".to_owned(),

@@ -356,9 +356,8 @@ impl Actor<Virtual> for Single {
             return false;
         }
         self.left -= 1;
-        let slow = std::mem::take(&mut self.slow);
-        self.slow = slow.saturating_sub(1);
-        driver.due = Some(now.0 + if slow > 0 { 1_000_000 } else { driver.latency });
+        driver.due = Some(now.0 + if self.slow > 0 { 1_000_000 } else { driver.latency });
+        self.slow = self.slow.saturating_sub(1);
         if self.left == 0 {
             self.port.request_stop();
         }
@@ -384,11 +383,15 @@ impl Actor<Virtual> for Single {
 
 /// Parks, and rounds, for a thousand operations of this latency one after another.
 fn idle_costs(idle: IdlePolicy, latency: Nanos) -> (u64, u64) {
+    idle_costs_of(idle, Virtual { now: 0, latency: latency.0, wake: 0, due: None, polls: 0 }, 0)
+}
+
+/// The same, of which so many are slow.
+fn idle_costs_of(idle: IdlePolicy, driver: Virtual, slow: u32) -> (u64, u64) {
     let port = mesh(1).unwrap().remove(0);
     let loads = Arc::new(Loads::default());
-    let driver = Virtual { now: 0, latency: latency.0, wake: 0, due: None, polls: 0 };
     let mut reactor = Reactor::new(port.clone(), driver, idle, loads.clone());
-    reactor.add(Single { left: 1000, slow: 0, port });
+    reactor.add(Single { left: 1000, slow, port });
     let driver = reactor.run();
     (loads.snapshot().parks, driver.polls)
 }
@@ -411,12 +414,7 @@ fn adapting_spins_for_short_waits_and_sleeps_through_long_ones() {
 #[test]
 fn a_pause_does_not_keep_a_reactor_asleep_that_is_woken_late() {
     // The answer comes after 60 µs, and a sleeper hears of it after 140: it must find out that it would have been worth waiting.
-    let port = mesh(1).unwrap().remove(0);
-    let loads = Arc::new(Loads::default());
     let driver = Virtual { now: 0, latency: 60_000, wake: 80_000, due: None, polls: 0 };
-    let mut reactor = Reactor::new(port.clone(), driver, IdlePolicy::default(), loads.clone());
-    reactor.add(Single { left: 1000, slow: 20, port });
-    reactor.run();
-    let parks = loads.snapshot().parks;
+    let (parks, _) = idle_costs_of(IdlePolicy::default(), driver, 20);
     assert!((20..100).contains(&parks), "{parks} parks");
 }

@@ -2,28 +2,21 @@
 
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
-use std::path::Path;
-use std::process::Output;
 use std::time::{Duration, Instant};
 
 use lockstep::node::config::Config;
 use lockstep::node::stopped::{ChangeError, Reached, grow};
-use rustix::fs::FlockOperation;
 
 use crate::checker::{Checker, Next};
 use crate::crashes::seed;
 use crate::pair::*;
-
-const DEPTH: usize = 24;
+use crate::stopped::*;
 
 const WRITES: u64 = 2000;
 
 const SMALL_MIB: u64 = 32;
 /// Checksums of the larger one need a block more than those of the smaller.
 const LARGE_MIB: u64 = 33;
-
-/// From the first command to a write's reply at the larger volume. A takeover has ten seconds; other tests' builds may hold the CPUs.
-const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 fn options() -> Options {
     Options {
@@ -32,10 +25,6 @@ fn options() -> Options {
         differential_mib: 80,
         ..Options::default()
     }
-}
-
-pub fn blocks(mib: std::ops::Range<u64>) -> std::ops::Range<u64> {
-    mib.start * MIB / 4096..mib.end * MIB / 4096
 }
 
 /// What its configuration says of a volume's size.
@@ -48,38 +37,11 @@ fn set_size(site: &Site, volume: &str, size: &str) {
     fs::write(&site.config, text).expect("a configuration");
 }
 
-pub fn command(name: &str, site: &Site, more: &[&str]) -> Output {
-    lockstep(&[&[name, "--config", path(&site.config)], more].concat())
-}
-
-/// kill -9, and until nothing of it holds its files: the kernel takes a process apart in the background, on a busy disk for seconds.
-pub fn kill(site: &mut Site) {
-    site.kill();
-    let journal = fs::File::open(site.directory.join("journal")).expect("a journal");
-    let deadline = Instant::now() + PATIENCE;
-    while let Err(error) = rustix::fs::flock(&journal, FlockOperation::NonBlockingLockExclusive) {
-        assert!(Instant::now() < deadline, "{}: {error}", site.name);
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-pub fn length(file: &Path) -> u64 {
-    fs::metadata(file).expect("a file").len()
-}
-
-fn writes(checker: &mut Checker, site: &mut Site) {
-    let mut client = site.connect_when_served("data");
-    let session = checker.drive(&mut client, DEPTH, |progress| {
-        if progress.acknowledged < WRITES { Next::GoOn } else { Next::Drain }
-    });
-    assert_eq!((session.refused, session.disconnected), (0, false), "{session:?}");
-}
-
 #[test]
 fn a_pair_grows_in_a_short_stop_under_load_and_both_sites_hold_all_of_it() {
     let mut sites = Sites::start(&options());
     let mut checker = Checker::new(blocks(0..SMALL_MIB), seed());
-    writes(&mut checker, &mut sites.left);
+    writes(&mut checker, &mut sites.left, "data", WRITES);
     succeeds(lockstep(&["snapshot", "create", "--config", path(&sites.left.config), "before"]));
 
     for site in [&sites.left, &sites.right] {
@@ -123,10 +85,10 @@ fn a_pair_grows_in_a_short_stop_under_load_and_both_sites_hold_all_of_it() {
     sites.wait("--in-sync");
     checker.verify(&mut sites.left.connect("data"), "the primary");
     let mut beyond = Checker::new(blocks(SMALL_MIB..LARGE_MIB), seed());
-    writes(&mut beyond, &mut sites.left);
-    writes(&mut checker, &mut sites.left);
+    writes(&mut beyond, &mut sites.left, "data", WRITES);
+    writes(&mut checker, &mut sites.left, "data", WRITES);
     succeeds(lockstep(&["snapshot", "create", "--config", path(&sites.left.config), "after"]));
-    writes(&mut beyond, &mut sites.left);
+    writes(&mut beyond, &mut sites.left, "data", WRITES);
     sites.wait("--settled");
     for name in ["before", "after"] {
         let digests = [&sites.left, &sites.right]
@@ -138,7 +100,7 @@ fn a_pair_grows_in_a_short_stop_under_load_and_both_sites_hold_all_of_it() {
 
     succeeds(command("switchover", &sites.left, &[]));
     assert_eq!(sites.right.connect("data").size(), LARGE_MIB * MIB);
-    writes(&mut beyond, &mut sites.right);
+    writes(&mut beyond, &mut sites.right, "data", WRITES);
     sites.right.wait("--in-sync");
     kill(&mut sites.right);
     kill(&mut sites.left);
@@ -154,7 +116,7 @@ fn a_pair_grows_in_a_short_stop_under_load_and_both_sites_hold_all_of_it() {
 fn sites_of_different_sizes_refuse_each_other_until_both_have_grown() {
     let mut sites = Sites::start(&options());
     let mut checker = Checker::new(blocks(0..SMALL_MIB), seed());
-    writes(&mut checker, &mut sites.left);
+    writes(&mut checker, &mut sites.left, "data", WRITES);
     assert!(sites.left.stop().success() && sites.right.stop().success());
     set_size(&sites.right, "data", &format!("{LARGE_MIB}MiB"));
     succeeds(command("grow", &sites.right, &[]));
@@ -170,21 +132,20 @@ fn sites_of_different_sizes_refuse_each_other_until_both_have_grown() {
     sites.left.start();
     sites.wait("--in-sync");
     checker.verify(&mut sites.left.connect("data"), "the primary");
-    assert_eq!(sites.left.status()["totals"]["resync_bytes"], 0, "nothing is copied");
+    assert_eq!(copied(&sites.left), 0);
 }
 
 #[test]
 fn a_peer_that_was_away_for_long_is_copied_what_it_lacks_once_both_have_grown() {
-    let group = "on_peer_loss = \"solo\"\nlatency_budget = \"500ms\"\nheartbeat_interval = \"50ms\"";
-    let mut sites = Sites::start(&Options { group: group.to_owned(), ..options() });
+    let mut sites = Sites::start(&solo(options()));
     let mut checker = Checker::new(blocks(0..SMALL_MIB), seed());
-    writes(&mut checker, &mut sites.left);
+    writes(&mut checker, &mut sites.left, "data", WRITES);
     succeeds(lockstep(&["snapshot", "create", "--config", path(&sites.left.config), "before"]));
     sites.wait("--settled");
     assert!(sites.right.stop().success());
     // Some times what the journal holds: what has changed is in a set of marks from here on, slots behind the volumes.
     for _ in 0..3 {
-        writes(&mut checker, &mut sites.left);
+        writes(&mut checker, &mut sites.left, "data", WRITES);
     }
     assert!(sites.left.stop().success());
     for site in [&sites.left, &sites.right] {
@@ -194,10 +155,9 @@ fn a_peer_that_was_away_for_long_is_copied_what_it_lacks_once_both_have_grown() 
     }
     sites.left.start();
     let mut beyond = Checker::new(blocks(SMALL_MIB..LARGE_MIB), seed());
-    writes(&mut beyond, &mut sites.left);
+    writes(&mut beyond, &mut sites.left, "data", WRITES);
     sites.start_both();
-    let copied = sites.left.status()["totals"]["resync_bytes"].as_u64().expect("a number");
-    assert!(copied > 0 && sites.right.log_text().contains("are installed"), "{copied} bytes copied");
+    assert!(copied(&sites.left) > 0 && sites.right.log_text().contains("are installed"));
     sites.wait("--settled");
     for site in [&mut sites.left, &mut sites.right] {
         checker.verify(&mut site.connect_when_served("data"), site.name);
@@ -272,7 +232,7 @@ fn a_growth_that_was_interrupted_is_done_again_before_the_site_starts() {
         let left = &mut sites.left;
         left.start();
         let mut checker = Checker::new(blocks(0..SMALL_MIB), seed());
-        writes(&mut checker, left);
+        writes(&mut checker, left, "data", WRITES);
         // With updates in its journal that are in no volume yet.
         kill(left);
         set_size(left, "data", &format!("{LARGE_MIB}MiB"));
@@ -292,7 +252,7 @@ fn a_growth_that_was_interrupted_is_done_again_before_the_site_starts() {
         checker.verify(&mut client, "the grown site");
         let mut beyond = Checker::new(blocks(SMALL_MIB..LARGE_MIB), seed());
         beyond.verify(&mut client, "what is new reads as zeros");
-        writes(&mut beyond, left);
+        writes(&mut beyond, left, "data", WRITES);
         kill(left);
         left.start();
         beyond.verify(&mut left.connect("data"), "after a crash");

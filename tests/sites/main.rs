@@ -25,6 +25,7 @@ mod snapshot_torture;
 mod snapshots;
 mod soak;
 mod split_brain;
+mod stopped;
 mod switchover;
 mod takeover;
 mod third;

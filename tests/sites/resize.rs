@@ -1,17 +1,15 @@
 //! Journals made larger and smaller while their sites are stopped for a moment, as docs/OPERATIONS.md says to.
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use lockstep::node::config::Config;
 use lockstep::node::stopped::{ChangeError, Reached, resize};
 
 use crate::checker::{Checker, Next};
 use crate::crashes::seed;
-use crate::grow::{blocks, command, kill, length};
 use crate::pair::*;
-
-const DEPTH: usize = 24;
+use crate::stopped::*;
 
 const VOLUME_MIB: u64 = 32;
 
@@ -21,17 +19,8 @@ const WRITES: u64 = 1000;
 /// What a site misses while it is away: some MiB, which any of the journals here has room for in its half.
 const MISSED: u64 = 300;
 
-/// From a stop to an answer of the site that was stopped. A takeover has ten seconds; other tests' builds may hold the CPUs.
-const PAUSE_MAX: Duration = Duration::from_secs(10);
-
 fn options() -> Options {
     Options { volumes: vec![("data", VOLUME_MIB)], journal_mib: 32, ..Options::default() }
-}
-
-/// One that loses its peer goes on alone.
-fn solo() -> Options {
-    let group = "on_peer_loss = \"solo\"\nlatency_budget = \"500ms\"\nheartbeat_interval = \"50ms\"";
-    Options { group: group.to_owned(), ..options() }
 }
 
 fn checker() -> Checker {
@@ -55,18 +44,10 @@ fn resizes(site: &Site, mib: u64) -> String {
     said
 }
 
-fn writes(checker: &mut Checker, site: &mut Site, count: u64) {
-    let mut client = site.connect_when_served("data");
-    let session = checker.drive(&mut client, DEPTH, |progress| {
-        if progress.acknowledged < count { Next::GoOn } else { Next::Drain }
-    });
-    assert_eq!((session.refused, session.disconnected), (0, false), "{session:?}");
-}
-
 /// Nothing was copied: whoever was away caught up from a journal.
 fn nothing_is_copied(sites: &Sites) {
     for site in [&sites.left, &sites.right] {
-        assert_eq!(site.status()["totals"]["resync_bytes"], 0, "{}", site.name);
+        assert_eq!(copied(site), 0, "{}", site.name);
         assert!(!site.log_text().contains("resync begins"), "{}", site.log_text());
     }
 }
@@ -121,13 +102,13 @@ fn journals_are_resized_one_site_after_the_other_under_load_and_nothing_is_copie
         assert!(left.exited().success());
         resizes(left, mib);
         left.start();
-        writes(&mut checker, left, 1);
+        writes(&mut checker, left, "data", 1);
         let pause = begun.expect("it was begun").elapsed();
         println!("hosts saw a pause of {} ms", pause.as_millis());
         assert!(pause < PAUSE_MAX, "{pause:?}");
         both_hold_all(&mut sites, &mut checker);
     }
-    writes(&mut checker, &mut sites.left, WRITES);
+    writes(&mut checker, &mut sites.left, "data", WRITES);
     kill(&mut sites.right);
     kill(&mut sites.left);
     sites.start_both();
@@ -136,14 +117,14 @@ fn journals_are_resized_one_site_after_the_other_under_load_and_nothing_is_copie
 
 #[test]
 fn what_a_journal_keeps_for_a_site_that_is_away_is_kept_at_every_size() {
-    let mut sites = Sites::start(&solo());
+    let mut sites = Sites::start(&solo(options()));
     let mut checker = checker();
     // Its ring has been around.
-    writes(&mut checker, &mut sites.left, 2 * WRITES);
+    writes(&mut checker, &mut sites.left, "data", 2 * WRITES);
     sites.wait("--settled");
     assert!(sites.right.stop().success());
     for (turn, mib) in [48, 24, 20, 64].into_iter().enumerate() {
-        writes(&mut checker, &mut sites.left, MISSED / 4);
+        writes(&mut checker, &mut sites.left, "data", MISSED / 4);
         // In its volumes, or not yet.
         match turn % 2 {
             0 => assert!(sites.left.stop().success()),
@@ -163,11 +144,11 @@ fn what_a_journal_keeps_for_a_site_that_is_away_is_kept_at_every_size() {
 fn what_a_journal_keeps_for_a_third_is_kept_at_every_size() {
     let mut sites = Sites::start(&Options { third: true, ..options() });
     let mut checker = checker();
-    writes(&mut checker, &mut sites.left, 2 * WRITES);
+    writes(&mut checker, &mut sites.left, "data", 2 * WRITES);
     let [left, right, far] = sites.three();
     far.until_it_shows(left);
     assert!(far.stop().success());
-    writes(&mut checker, left, MISSED);
+    writes(&mut checker, left, "data", MISSED);
     left.wait("--in-sync");
     for mib in [24, 48] {
         for site in [&mut *left, &mut *right] {
@@ -201,7 +182,7 @@ fn a_change_that_was_interrupted_is_done_again_before_the_site_starts() {
         let left = &mut sites.left;
         left.start();
         let mut checker = checker();
-        writes(&mut checker, left, MISSED);
+        writes(&mut checker, left, "data", MISSED);
         // With updates in its journal that are in no volume yet.
         kill(left);
         set_journal(left, mib);
@@ -223,7 +204,7 @@ fn a_change_that_was_interrupted_is_done_again_before_the_site_starts() {
         fails(command("resize-journal", left, &[]));
         left.start();
         checker.verify(&mut left.connect("data"), "the changed site");
-        writes(&mut checker, left, WRITES);
+        writes(&mut checker, left, "data", WRITES);
         kill(left);
         left.start();
         checker.verify(&mut left.connect("data"), "after a crash");
@@ -232,9 +213,9 @@ fn a_change_that_was_interrupted_is_done_again_before_the_site_starts() {
 
 #[test]
 fn a_change_that_cannot_be_is_refused_and_changes_nothing() {
-    let mut sites = Sites::start(&solo());
+    let mut sites = Sites::start(&solo(options()));
     let mut checker = checker();
-    writes(&mut checker, &mut sites.left, WRITES);
+    writes(&mut checker, &mut sites.left, "data", WRITES);
     sites.wait("--settled");
     assert!(sites.right.stop().success());
     let left = &mut sites.left;
@@ -252,7 +233,7 @@ fn a_change_that_cannot_be_is_refused_and_changes_nothing() {
     let kept = |site: &Site| site.status()["watermarks"]["last"].as_u64().expect("a number");
     let before = kept(left);
     while kept(left) < before + 600 {
-        writes(&mut checker, left, 100);
+        writes(&mut checker, left, "data", 100);
     }
     assert!(left.stop().success());
     set_journal(left, 16);

@@ -175,17 +175,11 @@ mod tests {
     use crate::core::config::VolumeSpec;
     use crate::core::messages::{MetadataAnswer, MetadataOp};
     use crate::io::metadata::store::tests::{Row, Site};
+    use crate::io::metadata::tests::record as metadata_record;
 
-    pub fn record(volumes: &[&str]) -> SiteRecord {
+    fn record(volumes: &[&str]) -> SiteRecord {
         let volume = |name: &&str| VolumeSpec { name: (*name).to_owned(), blocks: 100 };
-        SiteRecord {
-            group: "orders".to_owned(),
-            site: "left".to_owned(),
-            id: SiteId(1),
-            journal_blocks: 4096,
-            differential_blocks: 256,
-            volumes: volumes.iter().map(volume).collect(),
-        }
+        SiteRecord { volumes: volumes.iter().map(volume).collect(), ..metadata_record() }
     }
 
     /// A file with this record, and a set of marks: volume, chunk and first word of each page.

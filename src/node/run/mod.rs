@@ -39,20 +39,25 @@ const STOP_MAX: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_millis(100);
 const RATES_EVERY: Duration = Duration::from_secs(1);
 
+/// What makes a stopped site what its configuration says.
+const CHANGES: &str =
+    "`lockstep grow`, `lockstep add-volume`, `lockstep remove-volume`, `lockstep resize-journal`";
+
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     #[error(transparent)]
     Metadata(#[from] MetadataError),
     #[error(
-        "{}; put the configuration back, let the site become what it says (`lockstep grow`, `lockstep add-volume`, \
-         `lockstep remove-volume`, `lockstep resize-journal`), or format it anew",
-        .0.iter().map(Difference::to_string).collect::<Vec<_>>().join("; ")
+        "{}; put the configuration back, let the site become what it says ({changes}), or format it anew",
+        .0.iter().map(Difference::to_string).collect::<Vec<_>>().join("; "),
+        changes = CHANGES
     )]
     Differs(Vec<Difference>),
     #[error(
-        "{}: a change of this site's volumes or journal was interrupted: give its command (`lockstep grow`, `lockstep add-volume`, `lockstep remove-volume`, `lockstep resize-journal`) again, with \
-         the configuration that it had",
-        path.display()
+        "{}: a change of this site's volumes or journal was interrupted: give its command ({changes}) again, with the configuration that \
+         it had",
+        path.display(),
+        changes = CHANGES
     )]
     HalfChanged { path: PathBuf },
     #[error(transparent)]

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use super::config::Config;
 use super::format::{FormatError, Progress, record};
 use super::run::{names, newest_superblock, staged};
-use crate::base::BLOCK_BYTES;
+use crate::base::{BLOCK_BYTES, VOLUMES_MAX};
 use crate::format::superblock::{SUPERBLOCK_SLOTS, Superblock};
 use crate::io::disk::{Disk, DiskError};
 use crate::io::metadata::{Difference, Metadata, MetadataError, Places, SiteRecord};
@@ -200,6 +200,17 @@ impl<'a> Stopped<'a> {
             reached(Reached::Slot)?;
         }
         reached(Reached::Superblock)
+    }
+
+    /// The last steps of a change of volumes: everything says that they are those of the configuration.
+    fn put_volumes(&mut self, places: &Places, reached: OnReached<'_>) -> Result<(), ChangeError> {
+        self.superblock.volumes = [0; VOLUMES_MAX];
+        for (blocks, volume) in self.superblock.volumes.iter_mut().zip(&self.config.volumes) {
+            *blocks = volume.blocks();
+        }
+        self.superblock.volume_count = self.config.volumes.len();
+        self.put_superblock(reached)?;
+        self.put_record(places)
     }
 
     /// The last step: the site is what the configuration says.

@@ -2,7 +2,6 @@
 //! tables are rewritten with them, and what the journal still has must not name any of them.
 
 use super::journal::Held;
-use super::volumes::set_volumes;
 use super::{ChangeError, OnReached, Stopped, record};
 use crate::base::VolumeId;
 use crate::format::update::{Update, UpdateKind};
@@ -31,9 +30,7 @@ pub fn remove(config: &Config, names: &[String], reached: OnReached<'_>) -> Resu
     refuse_snapshots(&site, names)?;
     let places = Places::kept_if(site.formatted.volumes.iter().map(|volume| !goes(&volume.name)));
     refuse_updates(&site, names)?;
-    set_volumes(&mut site);
-    site.put_superblock(reached)?;
-    site.put_record(&places)
+    site.put_volumes(&places, reached)
 }
 
 fn refuse_snapshots(site: &Stopped<'_>, names: &[String]) -> Result<(), ChangeError> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::parts::{self, Longer, Part};
 use super::{ChangeError, OnReached, Progress, Reached, Stopped, record, system};
-use crate::base::{BLOCK_BYTES, VOLUMES_MAX};
+use crate::base::BLOCK_BYTES;
 use crate::node::config::{Config, FileSpace, Volume};
 use crate::node::format::{make_folders, sync_folders};
 
@@ -43,19 +43,7 @@ pub fn grow(
     let mut disks = parts::open(&parts, force, &mut Vec::new())?;
     parts::lengthen(&parts, &mut disks, progress)?;
     reached(Reached::Files)?;
-    set_volumes(&mut site);
-    site.put_superblock(reached)?;
-    site.put_record(&site.same_places())
-}
-
-/// The superblock is to have the volumes that the configuration has.
-pub(super) fn set_volumes(site: &mut Stopped<'_>) {
-    let volumes = &site.config.volumes;
-    site.superblock.volumes = [0; VOLUMES_MAX];
-    for (blocks, volume) in site.superblock.volumes.iter_mut().zip(volumes) {
-        *blocks = volume.blocks();
-    }
-    site.superblock.volume_count = volumes.len();
+    site.put_volumes(&site.same_places(), reached)
 }
 
 /// What becomes larger, if the site was formatted as the configuration says but for that.
@@ -116,9 +104,7 @@ pub fn add(
         return Err(error);
     }
     reached(Reached::Files)?;
-    set_volumes(&mut site);
-    site.put_superblock(reached)?;
-    site.put_record(&site.same_places())
+    site.put_volumes(&site.same_places(), reached)
 }
 
 /// Durably, with their names.

@@ -483,33 +483,22 @@ impl Auditor {
 
     /// Whether the site may acknowledge `number` alone, as a primary.
     fn alone(&self, site: usize, number: u64) -> bool {
-        if !self.config.peer {
-            return true;
-        }
-        let durable = self.durable(site);
-        let mut alone = false;
+        !self.config.peer || self.solo_over(number).is_some_and(|at| at <= self.durable(site))
+    }
+
+    /// Where the range begins in which a primary holds `number` alone, if there is one: a site that takes over alone does so with all it has.
+    fn solo_over(&self, number: u64) -> Option<u64> {
+        let mut over = None;
         for &(at, begins) in &self.solo {
             if begins {
-                alone = at <= durable;
+                over = Some(at);
             } else if number > at {
-                alone = false;
+                over = None;
             } else {
                 break;
             }
         }
-        alone
-    }
-
-    /// Where the range began whose primary held `number` alone, if there is one: a site that takes over alone does so with all it has.
-    fn solo_over(&self, number: u64) -> Option<u64> {
-        let ranges = self.solo.split_inclusive(|(_, begins)| !begins);
-        let over = |range: &&[(u64, bool)]| range.last().is_some_and(|&(at, begins)| begins || number <= at);
-        ranges
-            .into_iter()
-            .find(over)
-            .and_then(|range| range.first())
-            .filter(|(_, begins)| *begins)
-            .map(|(at, _)| *at)
+        over
     }
 
     /// Whether `number` is where its acknowledgement level wants it before `local` may acknowledge it.
