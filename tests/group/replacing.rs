@@ -172,3 +172,25 @@ fn digests_of_other_disks_count_for_nothing() {
     split.until("what it is copied is whole", |split| split.installed);
     split.finish();
 }
+
+/// Then nothing at all is staged, and that is what is installed.
+#[test]
+fn a_site_whose_blocks_are_all_equal_is_whole_with_an_empty_log() {
+    let mut split = Split::joined(1);
+    // Zeros would be staged as such.
+    for lba in 0..VOLUME_BLOCKS {
+        split.write(0, lba, 1);
+    }
+    split.until("all is in the volumes", |split| {
+        [0, 1].into_iter().all(|site| split.status(site).checkpoint == split.status(0).last)
+    });
+    split.unlink();
+    split.until("the primary is alone", |split| split.status(0).solo);
+    let settled = |split: &Split| split.status(0).settled == split.status(0).last;
+    split.until("all that it has is settled", settled);
+    split.replace(kept);
+    split.link();
+    split.until("what it is copied is whole", |split| split.installed);
+    assert_eq!(split.counted(), [0, VOLUME_BLOCKS]);
+    split.finish();
+}

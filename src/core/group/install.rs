@@ -124,7 +124,9 @@ impl Group {
             if !writing.is_empty() {
                 return false;
             }
-            if head.sequence > end.sequence || head.previous != end.previous {
+            // Of an empty log, in which nothing had to come, the end names the resync.
+            let ends = head.block == RING_FIRST_BLOCK || head.previous == end.previous;
+            if head.sequence > end.sequence || !ends {
                 self.log_is_rotten(turn, head.block);
                 return false;
             }
