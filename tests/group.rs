@@ -67,6 +67,10 @@ struct Site {
     disks: HashMap<(IoTarget, u64), Block>,
     /// What cannot be read until it is written.
     unreadable: HashSet<(IoTarget, u64)>,
+    /// Blocks of which the next read fails.
+    unread_once: HashSet<(IoTarget, u64)>,
+    /// Nothing that is asked of the journal is answered.
+    journal_hangs: bool,
     marks: Marked,
     /// In this life.
     requests: Vec<(IoTarget, IoOp)>,
@@ -141,6 +145,8 @@ impl Site {
             out: Outbox::of(&config),
             disks,
             unreadable: HashSet::new(),
+            unread_once: HashSet::new(),
+            journal_hangs: false,
             requests: Vec::new(),
             marks: Marked::default(),
             may_refuse: false,
@@ -204,7 +210,7 @@ impl Site {
             self.replies.push(reply);
         }
         for executor in [Executor::Journal, Executor::Volumes] {
-            loop {
+            while !(executor == Executor::Journal && self.journal_hangs) {
                 let queue = match executor {
                     Executor::Journal => &mut self.out.to_journal,
                     Executor::Volumes => &mut self.out.to_volumes,
@@ -224,7 +230,9 @@ impl Site {
                             self.unreadable.remove(&key);
                             self.disks.insert(key, Box::new(*self.memory.bytes(page)));
                         }
-                        IoOp::Read if self.unreadable.contains(&key) => unread |= 1 << index,
+                        IoOp::Read if self.unreadable.contains(&key) || self.unread_once.remove(&key) => {
+                            unread |= 1 << index;
+                        }
                         IoOp::Read => {
                             let bytes = self.disks.get(&key).map_or([0; BLOCK_BYTES], |block| **block);
                             *self.memory.bytes_mut(page) = bytes;

@@ -199,8 +199,15 @@ impl Totals {
         );
         println!(
             "of promises: {} judged; {} yes and {} no, rightly; no, though the journal had it: {} had not heard the third since the start, {} knew \
-             less of it, {} were letting go of it; {} yes of what the third had told, and was no more",
-            seen.judged, seen.yes, seen.no, seen.unheard, seen.unknown, seen.letting_go, seen.outdated
+             less of it, {} were letting go of it, {} could not read it; {} yes of what the third had told, and was no more",
+            seen.judged,
+            seen.yes,
+            seen.no,
+            seen.unheard,
+            seen.unknown,
+            seen.letting_go,
+            seen.unread,
+            seen.outdated
         );
         println!(
             "of rot: {} blocks went bad, {} repairs since the sites' last starts; {} extents compared on both sites",

@@ -208,6 +208,12 @@ pub enum Event {
         fault: IoFault,
         block: u64,
     },
+    /// It could not be read, and is read once more.
+    ReadAgain {
+        target: IoTarget,
+        fault: IoFault,
+        block: u64,
+    },
     /// What could not be read was not needed: the site goes on, and whoever wanted it got an error.
     ReadFailed {
         target: IoTarget,

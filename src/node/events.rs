@@ -212,6 +212,14 @@ impl Names {
                     ),
                 )
             }
+            Event::ReadAgain { target, fault, block } => (
+                Level::Warn,
+                format!(
+                    "{} could not be read at block {block}: {}. It is read once more; see to the disk",
+                    self.target(target),
+                    fault_words(fault).0
+                ),
+            ),
             Event::ReadFailed { target, fault, block } => (
                 Level::Error,
                 format!(

@@ -52,10 +52,11 @@ pub struct Readiness {
     pub yes: u64,
     pub no: u64,
     /// It said no, though its journal had what the third lacked: it had not heard the third since it started; the third had got further than it
-    /// had said, or had lost what it had said; the superblock that lets go of it was on its way to the disk.
+    /// had said, or had lost what it had said; the superblock that lets go of it was on its way to the disk; the disk did not give it.
     pub unheard: u64,
     pub unknown: u64,
     pub letting_go: u64,
+    pub unread: u64,
     /// It said yes to what the third had told, and the third had lost, or got, something else since.
     pub outdated: u64,
     /// Sites lost; of these, those when yes was said, and the third went on.
@@ -63,7 +64,7 @@ pub struct Readiness {
     pub resumed: u64,
     /// It could not: hosts wrote more than the journal keeps, before it came.
     pub overrun: u64,
-    /// It could not, since the survivor or the third died, or they could not reach each other.
+    /// It could not, since the survivor or the third died, they could not reach each other, or the disk did not give what it lacked.
     pub void: u64,
     /// No was said.
     pub refused: u64,
@@ -79,6 +80,7 @@ impl Readiness {
             (&mut all.unheard, one.unheard),
             (&mut all.unknown, one.unknown),
             (&mut all.letting_go, one.letting_go),
+            (&mut all.unread, one.unread),
             (&mut all.outdated, one.outdated),
             (&mut all.disasters, one.disasters),
             (&mut all.resumed, one.resumed),
@@ -130,6 +132,7 @@ impl World {
             (Delta::No(NoDelta::Lapsed), true) if status.destage == DestageState::Checkpointing => {
                 seen.letting_go += 1;
             }
+            (Delta::No(NoDelta::Unread), true) if self.audit.does_without(site, at) => seen.unread += 1,
             (Delta::No(why), true) => {
                 panic!(
                     "readiness: site {site} says no, {why:?}, of a third at #{at}, which it knows at {}, and its journal has all that it lacks",
@@ -206,6 +209,10 @@ impl World {
         let told = status.is_some_and(|status| {
             status.sources.iter().flatten().any(|source| at(source) && lapsed(source.state))
         });
+        if told && self.audit.does_without(survivor, third_at) {
+            self.outcome.readiness.void += 1;
+            return self.end_disaster(disaster);
+        }
         if told {
             let kept_from = self.audit.kept_from(survivor);
             assert!(

@@ -31,7 +31,11 @@ fn contents(fill: u8, step: usize) -> HashMap<u64, u8> {
 
 impl Split {
     /// Two sites that have never met, some of them with contents; `gone` is to be copied to.
-    fn strangers(contents: [Option<HashMap<u64, u8>>; 2], gone: usize, policy: OnPeerLoss) -> Split {
+    pub(super) fn strangers(
+        contents: [Option<HashMap<u64, u8>>; 2],
+        gone: usize,
+        policy: OnPeerLoss,
+    ) -> Split {
         let roles = [Role::Primary, Role::Secondary];
         let sites = [0, 1].map(|index| {
             let mut config = solo_with_staging(roles[index]);

@@ -103,6 +103,33 @@ fn what_all_three_have_lost_is_refused_everywhere() {
     }
 }
 
+/// Both sites' journals, behind the superblocks.
+fn journals(trio: &Trio) -> impl Iterator<Item = (usize, (IoTarget, u64))> + use<> {
+    let blocks = [FIRST, SECOND].map(|site| (site, trio.sites[site].config.journal_blocks));
+    blocks.into_iter().flat_map(|(site, blocks)| {
+        (SUPERBLOCK_SLOTS..blocks).map(move |block| (site, (IoTarget::Journal, block)))
+    })
+}
+
+/// What the disk gives the second time, it has.
+#[test]
+fn a_third_for_which_the_journal_cannot_be_read_once_goes_on() {
+    let mut trio = Trio::new();
+    let mut expected = HashMap::new();
+    trio.exercise(FIRST, &mut expected, 2, 1);
+    trio.third_is_equal(FIRST, &expected);
+    trio.kill(THIRD);
+    trio.exercise(FIRST, &mut expected, 8, 2);
+    for (site, block) in journals(&trio) {
+        trio.sites[site].unread_once.insert(block);
+    }
+    trio.restart(THIRD);
+    trio.third_is_equal(FIRST, &expected);
+    let untried = [FIRST, SECOND].map(|site| trio.sites[site].unread_once.len());
+    assert!(untried[0] != untried[1], "one of them had its journal read: {untried:?}");
+    assert!(trio.lapsed.is_empty());
+}
+
 /// A third costs nobody anything, and so does what only it needs.
 #[test]
 fn a_journal_that_cannot_be_read_back_for_a_third_fails_nobody() {
@@ -113,12 +140,15 @@ fn a_journal_that_cannot_be_read_back_for_a_third_fails_nobody() {
     trio.kill(THIRD);
     trio.exercise(FIRST, &mut expected, 8, 2);
     trio.until("all is settled", |trio| trio.status(FIRST).settled == trio.status(FIRST).last);
-    for site in [FIRST, SECOND] {
-        let journal: Vec<u64> = (SUPERBLOCK_SLOTS..trio.sites[site].config.journal_blocks).collect();
-        trio.sites[site].unreadable.extend(journal.into_iter().map(|block| (IoTarget::Journal, block)));
+    for (site, block) in journals(&trio) {
+        trio.sites[site].unreadable.insert(block);
     }
+    let ready = |trio: &Trio, site: usize| matches!(trio.third_at(site).delta, Delta::Yes { .. });
+    assert!(ready(&trio, FIRST) && ready(&trio, SECOND));
     trio.restart(THIRD);
     trio.until("it hears that it has lapsed", |trio| trio.lapsed.contains(&THIRD));
+    let unread = |site: &usize| trio.third_at(*site).delta == Delta::No(NoDelta::Unread);
+    assert_ne!([FIRST, SECOND].iter().filter(|site| unread(site)).count(), 0, "one was asked, and says so");
     trio.exercise(FIRST, &mut expected, 2, 3);
     let serves = |site: usize| trio.status(site).state == GroupState::Serving;
     assert!(serves(FIRST) && serves(SECOND));

@@ -9,6 +9,9 @@ pub mod adopting;
 /// One whose disks are replaced.
 #[path = "replacing.rs"]
 mod replacing;
+/// One whose disk does not give its journal back.
+#[path = "reread.rs"]
+mod reread;
 
 /// Blocks that the test touches.
 const BLOCKS: u64 = 96;

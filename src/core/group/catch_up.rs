@@ -1,18 +1,25 @@
 //! The journal read back: for a peer that was away, for a primary that asks for what it lacks, for a third, and for replay.
 
 use super::feeding::LINK as FED_LINK;
-use super::{Group, RESERVED_PAGES, Turn};
+use super::targets::Target;
+use super::{Alone, Group, Phase, RESERVED_PAGES, Turn};
 use crate::base::*;
+use crate::core::config::Role;
 use crate::core::journal::Batch;
 use crate::core::messages::*;
-use crate::core::outbox::Event;
+use crate::core::outbox::{Event, LossReason};
 use crate::core::pages::Pages;
 use crate::format::journal::decode_batch;
 use crate::format::update::{Update, UpdateKind};
 
+/// So often a batch is read before it counts as one that the disk does not give: what a cable or a controller lost once is still there.
+const READS_MAX: u8 = 2;
+
 #[derive(Debug)]
 pub(super) struct CatchUp {
     state: State,
+    /// The end of a batch that the disk did not give, unless it has since.
+    unread: UpdateNumber,
     descriptors: Box<[Update; BATCH_DESCRIPTORS_MAX]>,
     /// Rows of the catch-up table the link does not hold, and the payload blocks in those it does.
     free_rows: FixedQueue<u32>,
@@ -26,6 +33,8 @@ enum State {
     Reading {
         slot: SlotId,
         batch: Batch,
+        /// How often it was read, with this time.
+        reads: u8,
         /// Nobody wants it any more.
         dropped: bool,
     },
@@ -64,6 +73,7 @@ impl CatchUp {
         (0..CATCH_UP_SLOTS as u32).for_each(|row| free_rows.push(row));
         CatchUp {
             state: State::Empty,
+            unread: UpdateNumber::NONE,
             descriptors: Box::new([Update::EMPTY; BATCH_DESCRIPTORS_MAX]),
             free_rows,
             row_blocks: Box::new([0; CATCH_UP_SLOTS]),
@@ -77,6 +87,11 @@ impl CatchUp {
     /// Whether a completion will bring the next batch.
     pub fn is_reading(&self) -> bool {
         matches!(self.state, State::Reading { .. })
+    }
+
+    /// Whether whoever has everything up to there cannot go on from this journal, for what the disk does not give.
+    pub fn is_unread_after(&self, number: UpdateNumber) -> bool {
+        self.unread > number
     }
 
     /// Whether the link holds none of our rows and no read is under way.
@@ -178,7 +193,8 @@ impl Group {
                         return Found::Later;
                     }
                     if let Some(slot) = self.read_batch(turn, &batch) {
-                        self.reader_mut(whose).state = State::Reading { slot, batch, dropped: false };
+                        self.reader_mut(whose).state =
+                            State::Reading { slot, batch, reads: 1, dropped: false };
                     }
                     return Found::Later;
                 }
@@ -193,8 +209,7 @@ impl Group {
             let page = self.pages.take().expect("counted by the caller");
             turn.tables.journal_io.set(slot, index, page, BlockSum::ZEROS);
         }
-        let (target, block, count) = (IoTarget::Journal, batch.position.block, batch.blocks);
-        turn.out.to_journal.push(IoRequest { slot, target, op: IoOp::Read, block, count });
+        read_row(turn, slot, batch);
         Some(slot)
     }
 
@@ -265,7 +280,7 @@ impl Group {
         whose: ReadFor,
         result: Result<(), IoFault>,
     ) {
-        let State::Reading { slot, batch, dropped } = self.reader(whose).state else {
+        let State::Reading { slot, batch, reads, dropped } = self.reader(whose).state else {
             unreachable!("is_read matched")
         };
         let (target, block) = (IoTarget::Journal, batch.position.block);
@@ -273,32 +288,71 @@ impl Group {
             let descriptors = &mut self.reader_mut(whose).descriptors;
             updates_of_batch(turn, slot, &batch, descriptors).ok_or(IoFault::Corrupt)
         });
+        if dropped {
+            self.release_row(turn, slot, batch.blocks);
+            self.reader_mut(whose).state = State::Empty;
+            return;
+        }
         match found {
-            Ok(count) if !dropped => {
-                self.reader_mut(whose).state = State::Loaded { slot, batch, count, next: 0, page: 1 };
+            Ok(count) => {
+                let reader = self.reader_mut(whose);
+                reader.state = State::Loaded { slot, batch, count, next: 0, page: 1 };
+                if reader.unread == batch.last {
+                    reader.unread = UpdateNumber::NONE;
+                }
+            }
+            Err(fault) if reads < READS_MAX => {
+                turn.event(Event::ReadAgain { target, fault, block });
+                self.reader_mut(whose).state = State::Reading { slot, batch, reads: reads + 1, dropped };
+                read_row(turn, slot, &batch);
             }
             // Below known-durable this is rot: served to nobody, and not ours to cut.
-            Err(fault) if whose == ReadFor::Peer && !dropped => {
+            Err(fault) if whose == ReadFor::Peer && !self.can_copy_instead() => {
                 self.fail_on_disk(turn, target, fault, block);
             }
-            found => {
+            Err(fault) => {
                 self.release_row(turn, slot, batch.blocks);
-                self.reader_mut(whose).state = State::Empty;
-                if let Err(fault) = found
-                    && !dropped
-                {
-                    // This site has these updates in its volumes, or in memory: it goes on, and the third cannot.
-                    turn.event(Event::ReadFailed { target, fault, block });
-                    self.lapse(turn, batch.last.next());
+                let reader = self.reader_mut(whose);
+                (reader.state, reader.unread) = (State::Empty, reader.unread.max(batch.last));
+                turn.event(Event::ReadFailed { target, fault, block });
+                // This site has these updates in its volumes, or in memory, and goes on.
+                match whose {
+                    ReadFor::Third => self.lapse(turn, batch.last.next()),
+                    ReadFor::Peer => self.copy_instead(turn),
                 }
             }
         }
+    }
+
+    /// Whether the peer may be copied what the journal has and the disk does not give.
+    fn can_copy_instead(&self) -> bool {
+        let leads = self.role == Role::Primary && matches!(self.phase, Phase::Running);
+        leads && self.alone == Alone::Yes && self.may_resync() && self.resync_covers(self.peer.durable)
+    }
+
+    /// When the peer is back it is copied what it lacks; and copied again, if it was to get that behind a copy.
+    fn copy_instead(&mut self, turn: &mut Turn<impl Memory>) {
+        if self.copies_to(Target::Peer) {
+            self.move_floor(Target::Peer);
+        }
+        self.lose_peer(
+            turn,
+            LossReason::Protocol(
+                "it cannot be sent what this site's disk does not give, and is to be copied that",
+            ),
+        );
     }
 
     /// The link has read the row's pages.
     pub(super) fn catch_up_consumed(&mut self, turn: &mut Turn<impl Memory>, row: u32) {
         self.catch_up.give_row_back(&turn.tables.catch_up, row, &mut self.pages, turn.memory);
     }
+}
+
+/// Asks for a batch of the journal, into the pages of the row.
+fn read_row(turn: &mut Turn<impl Memory>, slot: SlotId, batch: &Batch) {
+    let (target, block, count) = (IoTarget::Journal, batch.position.block, batch.blocks);
+    turn.out.to_journal.push(IoRequest { slot, target, op: IoOp::Read, block, count });
 }
 
 /// How many updates a batch that was read into the row has, if it is what was written there.

@@ -182,7 +182,7 @@ impl Group {
             self.peer.talk = Talk::Cutting { keep: common };
             self.peer.waiting_since = Some(turn.now);
             turn.out.to_link.push(ToLink::Control(Control::CutTo { keep: common }));
-        } else if common.next() < held && common < last {
+        } else if (common.next() < held && common < last) || self.catch_up.is_unread_after(common) {
             self.offer_resync(turn, common, false);
         } else {
             self.begin_streaming(turn, common.next());

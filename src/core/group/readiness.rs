@@ -53,6 +53,8 @@ pub enum NoDelta {
     Unheard,
     /// The journal no longer has what it lacks.
     Lapsed,
+    /// The journal has what it lacks, and the disk does not give that.
+    Unread,
     /// It has what this site does not have, or does not know to be settled.
     Ahead,
     /// It has what never was in this site's stream.
@@ -241,6 +243,7 @@ impl Group {
             after if after < self.window.last() && after.next() < self.oldest_kept() => {
                 Delta::No(NoDelta::Lapsed)
             }
+            after if feed.reader.is_unread_after(after) => Delta::No(NoDelta::Unread),
             after => {
                 Delta::Yes { updates: self.window.last().0 - after.0, blocks: self.journal.cost_since(after) }
             }

@@ -305,7 +305,7 @@ impl Group {
     // ------------------------------------------------------------------------------------------------------ the copying
 
     /// Whether a peer that has everything up to this number is copied all that it lacks.
-    fn resync_covers(&self, number: UpdateNumber) -> bool {
+    pub(super) fn resync_covers(&self, number: UpdateNumber) -> bool {
         self.changed.covers(number)
             || (self.resyncs[Target::Peer].step != Step::None && self.resyncs[Target::Peer].whole)
     }

@@ -98,6 +98,7 @@ fn reason(why: NoDelta) -> &'static str {
     match why {
         NoDelta::Unheard => "it has not said where it is since this site started",
         NoDelta::Lapsed => "the journal no longer has what it lacks",
+        NoDelta::Unread => "the disk does not give what it lacks of the journal",
         NoDelta::Ahead => "it has what this site does not have",
         NoDelta::Parted => "it has what never was in this site's stream",
         NoDelta::Promoted => "it was made primary",

@@ -51,7 +51,8 @@ impl Patience {
 fn of_one_block(event: &Event) -> bool {
     matches!(
         event,
-        Event::ReadFailed { .. }
+        Event::ReadAgain { .. }
+            | Event::ReadFailed { .. }
             | Event::BlockUnreadable { .. }
             | Event::ChecksumMismatch { .. }
             | Event::BlockRepaired { .. }

@@ -65,6 +65,8 @@ pub struct Site {
     headers: HashMap<(u64, Print), usize>,
     /// Where reads have failed in this life.
     unread: Vec<u64>,
+    /// The ends of batches that it has given up reading.
+    does_without: Vec<u64>,
     volatile: bool,
 }
 
@@ -86,6 +88,7 @@ impl Site {
             unflushed: Vec::new(),
             headers: HashMap::new(),
             unread: Vec::new(),
+            does_without: Vec::new(),
             volatile,
         }
     }
@@ -222,6 +225,19 @@ impl Site {
         from.unwrap_or(1)
     }
 
+    /// Whether it went on without a batch that has what follows this number, its disk not having given that when it was asked twice.
+    pub fn does_without_after(&self, number: u64) -> bool {
+        self.does_without.iter().any(|last| *last > number)
+    }
+
+    /// It goes on without what begins there.
+    pub fn gives_up_reading(&mut self, block: u64) {
+        let failed = self.unread.iter().filter(|unread| **unread == block).count();
+        if let Some(unread) = self.unread_at(block).filter(|_| failed >= 2) {
+            self.does_without.push(*unread.end());
+        }
+    }
+
     /// Its disk has failed to read what begins there.
     pub fn read_fails(&mut self, block: u64) {
         self.unread.push(block);
@@ -311,6 +327,7 @@ impl Site {
     pub fn crashed(&mut self, media: &dyn Media) -> u64 {
         self.received = (0, 0);
         self.unread.clear();
+        self.does_without.clear();
         let start = (0..2)
             .filter_map(|slot| media.visible(Place::Journal, slot))
             .filter_map(|stored| superblock(stored.content.bytes.as_deref()?))

@@ -132,6 +132,12 @@ impl Auditor {
             );
         };
         self.lets_go[site].retain(|oldest| !unread.contains(&(oldest - 1)));
+        self.sites[site].gives_up_reading(block);
+    }
+
+    /// Whether its disk did not give a site what a third at this number lacks.
+    pub fn does_without(&self, site: usize, at: u64) -> bool {
+        self.sites[site].does_without_after(at)
     }
 
     /// A site has submitted a superblock: it is to have let go of all that it told the third it has not.
