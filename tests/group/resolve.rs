@@ -12,6 +12,9 @@ mod replacing;
 /// One whose disk does not give its journal back.
 #[path = "reread.rs"]
 mod reread;
+/// One that was away for long.
+#[path = "returning.rs"]
+mod returning;
 
 /// Blocks that the test touches.
 const BLOCKS: u64 = 96;

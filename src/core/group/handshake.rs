@@ -297,7 +297,7 @@ impl Group {
         self.leaving.met_successor();
         // A heartbeat goes out before all else, and its answer tells where the peer is now.
         self.peer.introduced = false;
-        self.peer.said_at = turn.now;
+        (self.peer.streams_since, self.peer.said_at) = (turn.now, turn.now);
         if from <= self.window.last() {
             turn.event(Event::PeerCatchingUp { from, to: self.window.last() });
         }

@@ -88,6 +88,8 @@ pub(super) struct Peer {
     pub heartbeat_unanswered: bool,
     /// Since when an answer is owed; moves with every sign of progress.
     pub waiting_since: Option<Nanos>,
+    /// Since when it is sent the stream, on this connection.
+    pub streams_since: Nanos,
     /// Solo primary: since when the peer has lacked little.
     pub near_since: Option<Nanos>,
     pub last_ack: [UpdateNumber; 4],
@@ -138,6 +140,7 @@ impl Peer {
             heartbeats: 0,
             heartbeat_unanswered: false,
             waiting_since: None,
+            streams_since: Nanos(0),
             near_since: None,
             last_ack: [UpdateNumber::NONE; 4],
             ack_owed: false,
@@ -514,7 +517,8 @@ impl Group {
             && self.window.contains(oldest)
             && oldest <= self.peer.sent;
         if self.peer.talk == Talk::Streaming && joint {
-            let age = now.since(self.window.get(oldest).given_to_link_at);
+            // What it was sent on another connection, and has in memory, it owes since this one.
+            let age = now.since(self.window.get(oldest).given_to_link_at.max(self.peer.streams_since));
             if age.0 >= budget.0 * SLOW_BUDGETS {
                 return Some(age.0);
             }
