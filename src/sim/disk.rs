@@ -299,8 +299,11 @@ impl Disk {
             let share = rng.pick(&[0, 0, 10, 50, 90, 100]);
             for written in std::mem::take(&mut target.unflushed) {
                 for (index, stored) in written.blocks.into_iter().enumerate() {
-                    if rng.percent(share) {
-                        target.durable[written.block as usize + index] = Some(stored);
+                    let durable = &mut target.durable[written.block as usize + index];
+                    // What was left of a write that failed is gone once a later one to that block is durable.
+                    let newer = durable.as_ref().is_some_and(|durable| durable.io > stored.io);
+                    if rng.percent(share) && !newer {
+                        *durable = Some(stored);
                     }
                 }
             }
