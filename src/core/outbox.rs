@@ -381,6 +381,11 @@ pub enum Event {
         blocks: u64,
         whole: bool,
     },
+    /// Hosts write faster than the peer is copied that: the journal holds what the copy needs to end, and whoever has no room meanwhile
+    /// waits, for so long at most.
+    HostsAwaitCopy {
+        at_most: Nanos,
+    },
     /// It has them, and follows from there.
     ResyncEnded {
         at: UpdateNumber,

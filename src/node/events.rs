@@ -494,6 +494,13 @@ impl Names {
                     mib_of(blocks)
                 ),
             ),
+            Event::HostsAwaitCopy { at_most } => (
+                Level::Warn,
+                format!(
+                    "hosts write faster than {peer} is copied what it lacks: they may have to wait for the copy to end, {} ms at most",
+                    at_most.0 / 1_000_000
+                ),
+            ),
             Event::ResyncEnded { at, blocks, equal, took_ns } => (
                 Level::Info,
                 format!(

@@ -62,6 +62,9 @@ impl Split {
             pending: None,
             unknown: Vec::new(),
             installed: false,
+            steps: 0,
+            turn_of_gone: 1,
+            held: VecDeque::new(),
         }
     }
 

@@ -2,10 +2,14 @@
 
 use super::*;
 use lockstep::core::group::split::SplitBrain;
+use std::collections::VecDeque;
 
 /// Contents from before.
 #[path = "adopting.rs"]
 pub mod adopting;
+/// Hosts that write faster than is copied.
+#[path = "outrun.rs"]
+mod outrun;
 /// One whose disks are replaced.
 #[path = "replacing.rs"]
 mod replacing;
@@ -36,6 +40,11 @@ struct Split {
     /// Those that were never answered.
     unknown: Vec<(u64, u8, u8)>,
     installed: bool,
+    steps: u64,
+    /// The site that is copied to has a turn once in so many steps.
+    turn_of_gone: u64,
+    /// What waits for its pages.
+    held: VecDeque<ToLink>,
 }
 
 fn solo_with_staging(role: Role) -> GroupConfig {
@@ -63,6 +72,9 @@ impl Split {
             pending: None,
             unknown: Vec::new(),
             installed: false,
+            steps: 0,
+            turn_of_gone: 1,
+            held: VecDeque::new(),
         };
         for lba in (0..BLOCKS).step_by(3) {
             split.write(0, lba, 1);
@@ -101,6 +113,9 @@ impl Split {
     fn unlink(&mut self) {
         self.linked = false;
         self.pair.disconnect(self.connection);
+        for message in std::mem::take(&mut self.held) {
+            self.discard(1 - self.gone, message);
+        }
     }
 
     fn link(&mut self) {
@@ -145,7 +160,11 @@ impl Split {
     fn step(&mut self) {
         self.pair.now = self.pair.now.plus(Nanos::from_micros(200));
         let now = self.pair.now;
+        self.steps += 1;
         for index in 0..2 {
+            if index == self.gone && !self.steps.is_multiple_of(self.turn_of_gone) {
+                continue;
+            }
             if self.busy && index != self.gone && self.pair.sites[index].group.serving() {
                 self.go_on();
             }
@@ -157,6 +176,9 @@ impl Split {
             for message in messages {
                 if message == ToLink::Close && self.linked {
                     self.unlink();
+                } else if self.linked && index != self.gone {
+                    self.held.push_back(message);
+                    self.deliver_held();
                 } else if self.linked {
                     let [a, b] = &mut self.pair.sites;
                     let (from, to) = if index == 0 { (a, b) } else { (b, a) };
@@ -165,11 +187,23 @@ impl Split {
                     self.discard(index, message);
                 }
             }
+            self.deliver_held();
             if self.pair.sites[index].group.starts_anew() {
                 assert_eq!(index, self.gone);
                 self.installed = true;
                 self.crash(index);
             }
+        }
+    }
+
+    /// The site that is copied to takes what it has pages for.
+    fn deliver_held(&mut self) {
+        while self.pair.sites[self.gone].link_pages.len() >= UPDATE_BLOCKS_MAX
+            && let Some(message) = self.held.pop_front()
+        {
+            let [a, b] = &mut self.pair.sites;
+            let (from, to) = if self.gone == 1 { (a, b) } else { (b, a) };
+            to.receive(self.pair.now, from, message);
         }
     }
 

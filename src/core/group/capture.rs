@@ -101,7 +101,7 @@ impl Group {
     /// No slots are left: the oldest snapshot goes, or new data is refused.
     fn make_room(&mut self, turn: &mut Turn<impl Memory>) -> Room {
         if self.slots_are_coming() {
-            self.let_reclaim_pass();
+            self.let_reclaim_pass(turn);
             self.sweep_wanted = true;
             return Room::Later;
         }

@@ -57,10 +57,10 @@ impl Group {
         TARGETS.into_iter().any(|to| self.resyncs[to].is_at_kept())
     }
 
-    /// Hosts need slots that only a reclaim frees: the copy of what snapshots keep begins anew after it.
-    pub(super) fn let_reclaim_pass(&mut self) {
+    /// Hosts need slots that only a reclaim frees: the copy of what snapshots keep begins anew after it, unless they can wait for its end.
+    pub(super) fn let_reclaim_pass(&mut self, turn: &mut Turn<impl Memory>) {
         for to in TARGETS {
-            if self.resyncs[to].is_at_kept() {
+            if self.resyncs[to].is_at_kept() && !(to == Target::Peer && self.holds_for_end(turn)) {
                 self.move_floor(to);
             }
         }

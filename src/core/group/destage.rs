@@ -4,6 +4,7 @@
 
 use super::status::DestageState;
 use super::storage::VolumeIo;
+use super::targets::Target;
 use super::{Alone, Group, RESERVED_PAGES, Turn, third_pages};
 use crate::base::*;
 use crate::core::cache::Value;
@@ -269,7 +270,8 @@ impl Group {
     pub(super) fn destage_depth(&self, now: Nanos) -> usize {
         let max = self.config.destage_depth_max.clamp(1, VOLUME_IO_SLOTS / 2);
         let nobody_waits = self.ops_live == 0 && now.since(self.destage.dirtied_at) >= IDLE_SWEEP_AFTER;
-        if self.config.ack == AckLevel::Applied || self.stopping || nobody_waits {
+        let copy_ends = self.resyncs[Target::Peer].is_held();
+        if self.config.ack == AckLevel::Applied || self.stopping || nobody_waits || copy_ends {
             return max;
         }
         let filled = self.pressure_percent().saturating_sub(self.destage.began_percent);
@@ -573,7 +575,7 @@ impl Group {
         let page = self.pages.take().expect("checked above");
         let floor = match self.destage.trims {
             true => self.needed_by_others(),
-            false => self.retention_floor().min(self.destage.target),
+            false => self.retention_floor(turn).min(self.destage.target),
         };
         let held = self.held_for_third(turn, floor);
         let held = self.held_for_former_sources(held);
@@ -635,9 +637,9 @@ impl Group {
     }
 
     /// The journal keeps what a peer may still have to be sent.
-    fn retention_floor(&mut self) -> UpdateNumber {
+    fn retention_floor(&mut self, turn: &mut Turn<impl Memory>) -> UpdateNumber {
         match self.role {
-            Role::Primary if self.config.peer.is_some() => self.held_for_peer(),
+            Role::Primary if self.config.peer.is_some() => self.held_for_peer(turn),
             _ => UpdateNumber(u64::MAX),
         }
     }

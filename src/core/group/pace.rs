@@ -53,9 +53,11 @@ impl Pace {
         self.late += u32::from(late);
     }
 
-    /// Whether one more piece may be on its way beside so many, which have so many blocks.
-    pub fn allows(&self, pieces: usize, blocks: usize) -> bool {
-        !self.paused && pieces < PIECES_MAX && blocks < self.blocks
+    /// Whether one more piece may be on its way beside so many, which have so many blocks. If hosts wait for it, nothing is gained by less
+    /// than the most.
+    pub fn allows(&self, pieces: usize, blocks: usize, awaited: bool) -> bool {
+        let most = if awaited { self.most } else { self.blocks };
+        (awaited || !self.paused) && pieces < PIECES_MAX && blocks < most
     }
 
     pub fn looks_at(&self) -> Nanos {
@@ -95,9 +97,14 @@ mod tests {
             let late = late(pace);
             (0..100).for_each(|write| pace.note_write(write < late));
             pace.keep(pace.looked_at.plus(PACE_EVERY));
-            paused += u64::from(!pace.allows(0, 0));
-            assert!(pace.paused || pace.allows(PIECES_MAX - 1, BLOCKS_MIN - 1), "look {look}: {pace:?}");
-            assert!(!pace.allows(PIECES_MAX, 0) && !pace.allows(0, BLOCKS_MAX));
+            paused += u64::from(!pace.allows(0, 0, false));
+            assert!(
+                pace.paused || pace.allows(PIECES_MAX - 1, BLOCKS_MIN - 1, false),
+                "look {look}: {pace:?}"
+            );
+            assert!(!pace.allows(PIECES_MAX, 0, false) && !pace.allows(0, BLOCKS_MAX, false));
+            assert!(!pace.allows(PIECES_MAX, 0, true) && !pace.allows(0, BLOCKS_MAX, true));
+            assert!(pace.allows(PIECES_MAX - 1, BLOCKS_MAX - 1, true));
         }
         paused
     }
@@ -106,7 +113,7 @@ mod tests {
     fn hosts_that_are_not_late_let_it_grow_to_its_bound() {
         let mut pace = Pace::new(BLOCKS_MAX);
         assert_eq!(paused_of(&mut pace, 30, |_| 1), 0);
-        assert!(pace.allows(0, BLOCKS_MAX - 1));
+        assert!(pace.allows(0, BLOCKS_MAX - 1, false));
     }
 
     #[test]

@@ -21,9 +21,14 @@ use crate::core::outbox::{Event, LossReason};
 use crate::format::update::Update;
 use crate::format::wire::{Hello, RefusalCode};
 
-/// The tail passes a peer that is away, or is being copied to, when so much of the ring is in use, in percent. Sweeps, which are
-/// what lets it pass, begin before that and hosts wait for room only well behind it.
+/// The tail passes a peer that is away, or is being copied to, when what is kept for it takes so much of the ring, in percent. Sweeps,
+/// which are what lets it pass, begin before that and hosts wait for room only well behind it.
 const PASS_AT_PERCENT: u64 = 75;
+
+/// Near its end a copy is given time to come to it: hosts may have to wait for room until then, for as long as they wait for a peer that is
+/// lost, and for twice as long whenever that was too little, so that it ends though they write faster than is copied. Never for more than
+/// this part of their deadline, so that none of them gets an error for it; where even that is too little they wait no more.
+const HOLD_OF_DEADLINE: u64 = 4;
 
 /// A peer that is being copied to, or tells what it has changed, and says nothing for so long is gone: it flushes its disk before it
 /// answers.
@@ -104,6 +109,10 @@ pub(super) struct Resync {
     reading_blocks: usize,
     /// How often `floor` has moved.
     pub moves: u64,
+    /// Since when it stays though the ring wants the room, so that the copy comes to its end.
+    held_since: Option<Nanos>,
+    /// For how long, now or the last time, in this resync.
+    hold: Nanos,
     pub on_their_way: FixedQueue<Piece>,
     /// Updates for the peer's log that were sent, and those that it has durably.
     pub sent: u64,
@@ -132,6 +141,8 @@ impl Resync {
             reading: 0,
             reading_blocks: 0,
             moves: 0,
+            held_since: None,
+            hold: Nanos(0),
             on_their_way: FixedQueue::new(PIECES_MAX),
             sent: 0,
             staged: 0,
@@ -189,10 +200,15 @@ impl Resync {
         self.reading_blocks
     }
 
-    /// Whether one more piece may be on its way.
+    /// Whether one more piece may be on its way: as many as there can be while hosts wait for the end.
     pub fn has_pace(&self) -> bool {
         let sent: usize = self.on_their_way.iter().map(|piece| piece.payload_blocks).sum();
-        self.pace.allows(self.under_way(), sent + self.reading_blocks)
+        self.pace.allows(self.under_way(), sent + self.reading_blocks, self.is_held())
+    }
+
+    /// Whether hosts may be waiting for its end.
+    pub fn is_held(&self) -> bool {
+        self.held_since.is_some()
     }
 
     /// What was read or is on its way has not arrived.
@@ -231,20 +247,59 @@ impl Group {
     // ------------------------------------------------------------------------------------------------ the journal's tail
 
     /// What the journal keeps for the peer begins behind this number. Called when a superblock is about to be written.
-    pub(super) fn held_for_peer(&mut self) -> UpdateNumber {
+    pub(super) fn held_for_peer(&mut self, turn: &mut Turn<impl Memory>) -> UpdateNumber {
         let held = self.peer_needs();
-        let passed = held.next() < self.oldest_kept();
         // What cannot be read back is of no use to it.
-        let full = self.ring_percent() >= PASS_AT_PERCENT || self.scrub.journal.is_bad_after(held);
-        if !self.may_pass() || (!passed && !full) {
+        let lacking = held.next() < self.oldest_kept() || self.scrub.journal.is_bad_after(held);
+        if !self.may_pass() || (!lacking && self.ring_percent_after(held) < PASS_AT_PERCENT) {
             return held;
         }
-        match self.resyncs[Target::Peer].step {
-            Step::None | Step::Installing { .. } => UpdateNumber(u64::MAX),
-            Step::Offered | Step::Copying | Step::Sweeping { .. } | Step::Kept { .. } | Step::Tail { .. } => {
-                self.move_floor(Target::Peer);
-                self.resyncs[Target::Peer].floor
+        if let Step::None | Step::Installing { .. } = self.resyncs[Target::Peer].step {
+            return UpdateNumber(u64::MAX);
+        }
+        if !lacking && self.holds_for_end(turn) {
+            return held;
+        }
+        self.move_floor(Target::Peer);
+        self.resyncs[Target::Peer].floor
+    }
+
+    /// Whether the floor stays, though the ring wants the room, until the copy is over: nothing is left of it but what one ring may have
+    /// changed, and hosts have not waited for that too long.
+    pub(super) fn holds_for_end(&mut self, turn: &mut Turn<impl Memory>) -> bool {
+        let resync = &self.resyncs[Target::Peer];
+        let near = match resync.step {
+            Step::Sweeping { .. } | Step::Kept { .. } | Step::Tail { .. } => true,
+            Step::Copying => resync.left() <= self.journal.ring_blocks(),
+            Step::None | Step::Offered | Step::Installing { .. } => false,
+        };
+        if !near || self.stopping || !self.copies_to(Target::Peer) {
+            return false;
+        }
+        let Resync { held_since, hold, .. } = &mut self.resyncs[Target::Peer];
+        let most = self.config.host_deadline.0 / HOLD_OF_DEADLINE;
+        if held_since.is_none() {
+            if hold.0 >= most {
+                return false;
             }
+            let budget = self.config.peer.as_ref().expect("it is copied to").latency_budget;
+            *hold = Nanos((2 * hold.0).max(budget.0).min(most));
+            *held_since = Some(turn.now);
+            turn.event(Event::HostsAwaitCopy { at_most: *hold });
+        }
+        self.held_until().is_some_and(|until| turn.now < until)
+    }
+
+    /// Until when hosts may have to wait for room so that the copy ends.
+    fn held_until(&self) -> Option<Nanos> {
+        let Resync { held_since, hold, .. } = self.resyncs[Target::Peer];
+        Some(held_since?.plus(hold))
+    }
+
+    /// The ring may have the room: its next superblock is due, whether hosts write or wait for it.
+    fn end_hold(&mut self) {
+        if self.resyncs[Target::Peer].held_since.take().is_some() {
+            self.note_retention();
         }
     }
 
@@ -276,8 +331,9 @@ impl Group {
         self.alone == Alone::Yes && matches!(self.phase, Phase::Running) && covered && !listens
     }
 
-    fn ring_percent(&self) -> u64 {
-        self.journal.used_blocks() * 100 / Journal::usable_blocks(self.journal.ring_blocks())
+    /// What stays in use of the ring if it is held from there on.
+    fn ring_percent_after(&self, held: UpdateNumber) -> u64 {
+        self.journal.used_after(held) * 100 / Journal::usable_blocks(self.journal.ring_blocks())
     }
 
     /// The journal need not be held from before what is settled now: whatever changed since `floor` is copied (again) instead.
@@ -289,6 +345,7 @@ impl Group {
         }
         resync.floor = self.settled;
         resync.moves += 1;
+        resync.held_since = None;
         self.put_off_pending_slots(to);
         for number in self.settled.max(self.window.retired()).0 + 1..=self.window.last().0 {
             let update = self.window.get(UpdateNumber(number)).update;
@@ -417,6 +474,7 @@ impl Group {
         resync.merged = Generation::NONE;
         resync.copied_blocks = 0;
         resync.began_at = now;
+        resync.hold = Nanos(0);
         self.begin_anew(to);
     }
 
@@ -447,6 +505,9 @@ impl Group {
         }
         if !matches!(resync.step, Step::None | Step::Installing { .. }) {
             resync.step = Step::Offered;
+        }
+        if to == Target::Peer {
+            self.end_hold();
         }
     }
 
@@ -516,6 +577,9 @@ impl Group {
             return;
         }
         self.resyncs[to].pace.keep(turn.now);
+        if to == Target::Peer && self.held_until().is_some_and(|until| until <= turn.now) {
+            self.note_retention();
+        }
         if self.resyncs[to].step == Step::Copying {
             let compared = self.leave_out_equal(turn, to);
             if self.copy_blocks(turn, to) && compared {
@@ -543,6 +607,9 @@ impl Group {
             // Heartbeats find out.
             Target::Third => Nanos(u64::MAX),
         };
+        // Once it has gone by, the next superblock is on its way.
+        let held = self.held_until().filter(|until| to == Target::Peer && *until > self.turned_at);
+        let silence = held.map_or(silence, |until| until.min(silence));
         match self.resyncs[to].step {
             Step::Copying if self.leaves_out_at_once(to) => self.turned_at,
             Step::Copying | Step::Sweeping { .. } | Step::Kept { .. } => {
@@ -596,6 +663,7 @@ impl Group {
             self.resyncs[to].step = Step::Installing { upto };
             if to == Target::Peer {
                 self.peer.send_to = UpdateNumber::NONE;
+                self.end_hold();
             }
         }
     }
