@@ -148,6 +148,46 @@ fn an_unreadable_slot_of_the_differential_volume_comes_from_the_peer() {
     assert_eq!(read(&mut reader, 33).as_deref(), Ok(&old(33)[..]));
 }
 
+/// What cannot be read is left out: it is one old block that nobody has, and no reason to be without a second site.
+#[test]
+fn a_slot_that_cannot_be_read_keeps_no_peer_from_being_copied_the_rest() {
+    let mut sites = Sites::start(&Options {
+        volumes: vec![("data", 64)],
+        journal_mib: 16,
+        group: "on_peer_loss = \"solo\"\nlatency_budget = \"500ms\"\nheartbeat_interval = \"50ms\""
+            .to_owned(),
+        ..Options::default()
+    });
+    let mut client = sites.left.connect("data");
+    for block in 0..8 {
+        client.write((block * BLOCK) as u64, &old(block), true).expect("written");
+    }
+    sites.wait("--settled");
+    sites.right.kill();
+    sites.left.until("it is alone", |site| site.log_text().contains("solo from"));
+    succeeds(snapshot(&sites.left, &["create", "old"]));
+    // More than the journal holds, over and over the same.
+    for written in (0..24 * MIB).step_by(256 * 1024) {
+        client.write(written % (2 * MIB), &[0xee; 256 * 1024], false).expect("written");
+    }
+    drop(client);
+    let slot = slot_of(&sites.left, 5);
+    let slot = slot.unwrap_or_else(|| panic!("it was captured"));
+    restart_with(&mut sites.left, &bad_sectors("differential", &[slot]));
+    sites.right.start();
+    sites.wait("--in-sync");
+    let log = sites.left.log_text();
+    assert!(log.contains(&format!("block {slot} cannot be read")), "{log}");
+    for site in [&mut sites.left, &mut sites.right] {
+        let mut reader = site.connect_when_served("data@old");
+        assert_eq!(read(&mut reader, 5), Err(NbdError::Io), "{}", site.name);
+        for block in [0, 4, 6, 7] {
+            assert_eq!(read(&mut reader, block).as_deref(), Ok(&old(block)[..]), "{} {block}", site.name);
+        }
+        assert_eq!(read(&mut site.connect_when_served("data"), 5).as_deref(), Ok(&[0xee; BLOCK][..]));
+    }
+}
+
 #[test]
 fn what_a_third_cannot_read_comes_from_its_source() {
     let mut sites = large(true);

@@ -74,8 +74,9 @@ impl Group {
             return false;
         }
         let volume = self.slots_id();
+        let most = if first.0 < self.resyncs[to].singly_before { 1 } else { UPDATE_BLOCKS_MAX as u64 };
         let to_copy = &mut self.resyncs[to].to_copy[volume.0 as usize];
-        let end = self.config.differential_blocks.min(first.0 + UPDATE_BLOCKS_MAX as u64);
+        let end = self.config.differential_blocks.min(first.0 + most);
         let count = (first.0..end).take_while(|&slot| to_copy.remove(slot)).count() as u32;
         self.resyncs[to].next = (volume.0, first.0 + u64::from(count));
         self.resyncs[to].begin_read(count);
@@ -84,16 +85,25 @@ impl Group {
         true
     }
 
-    /// A run of slots was read. Its entries say what is in them, so the peer finds out what has gone bad as this site does.
+    /// A run of slots was read. Their entries say what is in them, so the target finds out what has gone bad as this site does; and so with a slot
+    /// that cannot be read, which is left out: what the target has there is no worse.
     pub(super) fn slots_read(
         &mut self,
         turn: &mut Turn<impl Memory>,
         slot: SlotId,
         read: SlotsRead,
-        succeeded: bool,
+        result: Result<(), IoFault>,
     ) {
         let SlotsRead { to, first, count, moves } = read;
         self.resyncs[to].end_read(count);
+        let (succeeded, mut left_out) = (result.is_ok(), false);
+        if let Err(IoFault::Unreadable { errno, .. }) = result {
+            self.resyncs[to].singly_before = first.0 + u64::from(count);
+            left_out = count == 1;
+            if left_out {
+                turn.event(Event::BlockUnreadable { target: IoTarget::Differential, block: first.0, errno });
+            }
+        }
         let goes_on =
             self.copies_to(to) && matches!(self.resyncs[to].step, Step::Copying | Step::Kept { .. });
         // One that was read before the floor moved may come behind what was read after.
@@ -115,9 +125,10 @@ impl Group {
                 let slots = Update { lba, count, kind: UpdateKind::Slots, ..Update::EMPTY };
                 self.send_copy(turn, to, slots, row, Some((volume, lba)));
             }
+            None if left_out => {}
             None => self.resyncs[to].copy_again(volume, lba, count),
         }
-        if goes_on && !succeeded {
+        if goes_on && !succeeded && !matches!(result, Err(IoFault::Unreadable { .. })) {
             self.lose_target(turn, to, LossReason::Protocol("a slot that it lacks cannot be read here"));
         }
     }

@@ -83,6 +83,13 @@ pub(super) struct Piece {
     pub payload_blocks: usize,
 }
 
+impl Piece {
+    /// How much of what is to be copied; tables are not counted.
+    fn blocks(&self) -> u64 {
+        self.blocks.map_or(0, |_| u64::from(self.count))
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Resync {
     pub step: Step,
@@ -114,6 +121,8 @@ pub(super) struct Resync {
     /// For how long, now or the last time, in this resync.
     hold: Nanos,
     pub on_their_way: FixedQueue<Piece>,
+    /// Slots before this one are read one by one: somewhere among them is one that cannot be read.
+    pub singly_before: u64,
     /// Updates for the peer's log that were sent, and those that it has durably.
     pub sent: u64,
     staged: u64,
@@ -144,6 +153,7 @@ impl Resync {
             held_since: None,
             hold: Nanos(0),
             on_their_way: FixedQueue::new(PIECES_MAX),
+            singly_before: 0,
             sent: 0,
             staged: 0,
             heard_at: Nanos(0),
@@ -154,7 +164,8 @@ impl Resync {
     }
 
     pub fn left(&self) -> u64 {
-        self.to_copy.iter().map(Bitmap::count).sum::<u64>() + self.digests.left()
+        let under_way: u64 = self.on_their_way.iter().map(Piece::blocks).sum();
+        self.to_copy.iter().map(Bitmap::count).sum::<u64>() + self.digests.left() + under_way
     }
 
     /// Whether it was changed after `floor`.
@@ -209,6 +220,15 @@ impl Resync {
     /// Whether hosts may be waiting for its end.
     pub fn is_held(&self) -> bool {
         self.held_since.is_some()
+    }
+
+    /// What was on its way when the conversation ended, and has not arrived.
+    fn copy_rest_again(&mut self) {
+        while let Some(Piece { blocks, count, .. }) = self.on_their_way.pop() {
+            if let Some((volume, lba)) = blocks {
+                self.copy_again(volume, lba, count);
+            }
+        }
     }
 
     /// What was read or is on its way has not arrived.
@@ -483,6 +503,7 @@ impl Group {
         let Group { resyncs, slots, changed, .. } = self;
         let resync = &mut resyncs[to];
         resync.on_their_way.clear();
+        resync.singly_before = 0;
         (resync.sent, resync.staged, resync.next) = (0, 0, (0, 0));
         resync.digests.begin(resync.whole, |set| slots.put_taken(set));
         if !resync.whole {
@@ -493,16 +514,11 @@ impl Group {
         self.move_floor(to);
     }
 
-    /// The conversation is over; what was on its way is not known to have arrived.
+    /// The conversation is over; what of that was on its way has arrived, the target says when it goes on.
     pub(super) fn interrupt_resync(&mut self, to: Target) {
         let resync = &mut self.resyncs[to];
         resync.offer_due = false;
         resync.digests.interrupt();
-        while let Some(Piece { blocks, count, .. }) = resync.on_their_way.pop() {
-            if let Some((volume, lba)) = blocks {
-                resync.copy_again(volume, lba, count);
-            }
-        }
         if !matches!(resync.step, Step::None | Step::Installing { .. }) {
             resync.step = Step::Offered;
         }
@@ -530,9 +546,15 @@ impl Group {
             }
             (self.resyncs[to].sent, self.resyncs[to].staged) = (updates, updates);
             self.resyncs[to].step = Step::Copying;
-            return;
+            self.count_staged(to, updates);
+            return self.resyncs[to].copy_rest_again();
         }
         self.resyncs[to].staged = self.resyncs[to].staged.max(updates);
+        self.count_staged(to, updates);
+    }
+
+    /// So many updates have arrived: what was on its way with them has.
+    fn count_staged(&mut self, to: Target, updates: u64) {
         while self.resyncs[to].on_their_way.front().is_some_and(|piece| piece.at <= updates) {
             let piece = self.resyncs[to].on_their_way.pop().expect("looked at it");
             // Of all blocks, those that are zeros cost nothing.

@@ -233,7 +233,7 @@ impl Group {
             (VolumeIo::Digest { volume, count, read }, result) => {
                 self.digested(turn, slot, (volume, count), read, result.is_ok());
             }
-            (VolumeIo::CopySlots(read), result) => self.slots_read(turn, slot, read, result.is_ok()),
+            (VolumeIo::CopySlots(read), result) => self.slots_read(turn, slot, read, result),
             (VolumeIo::Install { target, block }, Err(fault)) => {
                 return self.fail_on_disk(turn, target, fault, block);
             }
