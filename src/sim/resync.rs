@@ -1,6 +1,7 @@
 //! Resyncs in a run: secondaries that are away for long, deaths of either site while one is copied to, and a site that has staged all it
 //! lacked and starts anew to install that.
 
+use crate::base::Nanos;
 use crate::core::config::{OnPeerLoss, Role};
 use crate::core::group::status::{GroupState, Standing};
 use crate::sim::audit::{THIRD, peer_of};
@@ -62,6 +63,11 @@ impl ResyncPlan {
             crash_events: rng.pick(&[20, 200, 1000]),
         })
     }
+}
+
+/// Whether hosts wait for the end of a copy for as long as they ever do: if that is too little, its log may fill (decision 0040).
+pub(super) fn outruns(plan: &Plan, at_most: Nanos) -> bool {
+    at_most.0 >= plan.configs[0].host_deadline.0 / 4
 }
 
 impl World {

@@ -243,8 +243,8 @@ pub struct World {
     pub(super) apart_since: u64,
     /// Operations after which hosts wait until one site follows the other again.
     pub(super) joining_operations: u64,
-    /// A staging file could not be written, so its site may refuse to go on.
-    pub(super) staging_failed: bool,
+    /// A staging file could not be written, or hosts outran a copy, so its site may refuse to go on.
+    pub(super) copies_may_fail: bool,
     /// What an operator asked for last may go on until then.
     pub(super) operator_until: u64,
     /// The site where hosts are, and the newest generation that served them.
@@ -374,7 +374,7 @@ impl World {
             apart_from: [0; 2],
             apart_since: 0,
             joining_operations: 0,
-            staging_failed: false,
+            copies_may_fail: false,
             home: PRIMARY,
             operator_until: 0,
             home_generation: Generation::NONE,
@@ -712,19 +712,20 @@ impl World {
                 }
                 GroupEvent::GenerationOpened { generation, .. } => opened = Some(generation),
                 GroupEvent::LogFound { .. } => self.outcome.logs_found += 1,
-                GroupEvent::StagingFailed { .. } => self.staging_failed = true,
+                GroupEvent::StagingFailed { .. } => self.copies_may_fail = true,
+                GroupEvent::HostsAwaitCopy { at_most } => {
+                    self.copies_may_fail |= resync::outruns(&self.plan, at_most)
+                }
                 GroupEvent::ReadFailed { target: IoTarget::Journal, block, .. } => {
                     self.audit.of(index).could_not_read_journal(index, block);
                 }
                 GroupEvent::Refused { refusal: Some(refusal), .. }
                     if parted && refusal.code == RefusalCode::SplitBrain => {}
+                GroupEvent::Refused { refusal: Some(refusal), .. }
+                    if self.copies_may_fail && refusal.code == RefusalCode::ResyncRequired => {}
                 GroupEvent::Refused { refusal, .. } => {
                     // Not even for a resync of all blocks: the journal or a changed-block set has what a peer lacks (INV-9).
-                    let code = refusal.map(|refusal| refusal.code);
-                    if self.staging_failed && code == Some(RefusalCode::ResyncRequired) {
-                        continue;
-                    }
-                    panic!("INV-7, INV-9: sites of one pair refuse each other: {code:?}");
+                    panic!("INV-7, INV-9: sites of one pair refuse each other: {refusal:?}");
                 }
                 GroupEvent::SnapshotMismatch { snapshot, volume, lba } if self.rotten_aside.is_empty() => {
                     panic!(
