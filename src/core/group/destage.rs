@@ -604,7 +604,8 @@ impl Group {
             }
             _ => self.journal.oldest(),
         };
-        oldest.unwrap_or(self.window.last().next())
+        // Of an empty journal: what is numbered, and not in a batch yet, is still to come.
+        oldest.unwrap_or(self.journal.appended().next())
     }
 
     pub(super) fn superblock(&self, position: JournalPosition) -> Superblock {
