@@ -160,6 +160,11 @@ impl Site {
     }
 
     /// It dies: there is another one with the same disks, which is not started yet.
+    /// The blocks of its journal's ring.
+    fn ring(&self) -> impl Iterator<Item = (IoTarget, u64)> + use<> {
+        (SUPERBLOCK_SLOTS..self.config.journal_blocks).map(|block| (IoTarget::Journal, block))
+    }
+
     fn die(&mut self) {
         let (disks, marks) = (std::mem::take(&mut self.disks), std::mem::take(&mut self.marks));
         let may_refuse = self.may_refuse;

@@ -13,18 +13,13 @@ impl Split {
         }
         split
     }
-
-    fn journal(&self) -> impl Iterator<Item = (IoTarget, u64)> + use<> {
-        let blocks = self.pair.sites[0].config.journal_blocks;
-        (SUPERBLOCK_SLOTS..blocks).map(|block| (IoTarget::Journal, block))
-    }
 }
 
 #[test]
 fn what_the_disk_gives_the_second_time_the_peer_gets_from_the_journal() {
     let mut split = Split::without_the_second();
-    let journal = split.journal();
-    split.pair.sites[0].unread_once.extend(journal);
+    let primary = &mut split.pair.sites[0];
+    primary.unread_once.extend(primary.ring());
     let before = split.pair.sites[0].unread_once.len();
     split.finish();
     assert!(split.pair.sites[0].unread_once.len() < before, "the journal was read");
@@ -36,8 +31,8 @@ fn what_the_disk_gives_the_second_time_the_peer_gets_from_the_journal() {
 fn a_peer_for_which_the_journal_cannot_be_read_is_copied_what_it_lacks() {
     for busy in [false, true] {
         let mut split = Split::without_the_second();
-        let journal: Vec<_> = split.journal().collect();
-        split.pair.sites[0].unreadable.extend(journal);
+        let primary = &mut split.pair.sites[0];
+        primary.unreadable.extend(primary.ring());
         split.busy = busy;
         let mut connections = 0;
         while !split.installed {

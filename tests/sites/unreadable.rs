@@ -171,8 +171,7 @@ fn a_slot_that_cannot_be_read_keeps_no_peer_from_being_copied_the_rest() {
         client.write(written % (2 * MIB), &[0xee; 256 * 1024], false).expect("written");
     }
     drop(client);
-    let slot = slot_of(&sites.left, 5);
-    let slot = slot.unwrap_or_else(|| panic!("it was captured"));
+    let slot = slot_of(&sites.left, 5).expect("it was captured");
     restart_with(&mut sites.left, &bad_sectors("differential", &[slot]));
     sites.right.start();
     sites.wait("--in-sync");

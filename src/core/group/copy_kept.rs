@@ -96,11 +96,11 @@ impl Group {
     ) {
         let SlotsRead { to, first, count, moves } = read;
         self.resyncs[to].end_read(count);
-        let (succeeded, mut left_out) = (result.is_ok(), false);
-        if let Err(IoFault::Unreadable { errno, .. }) = result {
+        let (succeeded, alone) = (result.is_ok(), count == 1);
+        let unreadable = if let Err(IoFault::Unreadable { errno, .. }) = result { Some(errno) } else { None };
+        if let Some(errno) = unreadable {
             self.resyncs[to].singly_before = first.0 + u64::from(count);
-            left_out = count == 1;
-            if left_out {
+            if alone {
                 turn.event(Event::BlockUnreadable { target: IoTarget::Differential, block: first.0, errno });
             }
         }
@@ -125,10 +125,10 @@ impl Group {
                 let slots = Update { lba, count, kind: UpdateKind::Slots, ..Update::EMPTY };
                 self.send_copy(turn, to, slots, row, Some((volume, lba)));
             }
-            None if left_out => {}
+            None if alone && unreadable.is_some() => {}
             None => self.resyncs[to].copy_again(volume, lba, count),
         }
-        if goes_on && !succeeded && !matches!(result, Err(IoFault::Unreadable { .. })) {
+        if goes_on && !succeeded && unreadable.is_none() {
             self.lose_target(turn, to, LossReason::Protocol("a slot that it lacks cannot be read here"));
         }
     }

@@ -161,7 +161,6 @@ impl Group {
         if !gives_way {
             self.note_installed(turn, hello, common);
         }
-        let held = self.oldest_kept();
         if gives_way {
             self.begin_merging(turn, hello, common);
         } else if hello.last > common && !self.serving && common == last && !hello.solo {
@@ -182,20 +181,18 @@ impl Group {
             self.peer.talk = Talk::Cutting { keep: common };
             self.peer.waiting_since = Some(turn.now);
             turn.out.to_link.push(ToLink::Control(Control::CutTo { keep: common }));
-        } else if (common.next() < held && common < last) || self.catch_up.is_unread_after(common) {
-            self.offer_resync(turn, common, false);
         } else {
-            self.begin_streaming(turn, common.next());
+            self.go_on_from(turn, common);
         }
     }
 
-    /// The peer has dropped what is after `keep`.
-    pub(super) fn go_on_after_cut(&mut self, turn: &mut Turn<impl Memory>, keep: UpdateNumber) {
-        let held = self.oldest_kept();
-        if keep.next() < held && keep < self.window.last() {
-            self.offer_resync(turn, keep, false);
+    /// The peer has the stream up to `common`, and nothing else: what follows it gets from the journal, or as a copy.
+    pub(super) fn go_on_from(&mut self, turn: &mut Turn<impl Memory>, common: UpdateNumber) {
+        let let_go = common.next() < self.oldest_kept() && common < self.window.last();
+        if let_go || self.catch_up.is_unread_after(common) {
+            self.offer_resync(turn, common, false);
         } else {
-            self.begin_streaming(turn, keep.next());
+            self.begin_streaming(turn, common.next());
         }
     }
 

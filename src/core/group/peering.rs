@@ -697,7 +697,7 @@ impl Group {
             if received == keep {
                 self.peer.journaled = journaled.min(keep);
                 self.peer.durable = durable.min(keep);
-                self.go_on_after_cut(turn, keep);
+                self.go_on_from(turn, keep);
             }
             return;
         }

@@ -84,8 +84,8 @@ pub(super) struct Piece {
 }
 
 impl Piece {
-    /// How much of what is to be copied; tables are not counted.
-    fn blocks(&self) -> u64 {
+    /// Blocks that have to be copied again if it does not arrive.
+    fn blocks_at_stake(&self) -> u64 {
         self.blocks.map_or(0, |_| u64::from(self.count))
     }
 }
@@ -164,7 +164,7 @@ impl Resync {
     }
 
     pub fn left(&self) -> u64 {
-        let under_way: u64 = self.on_their_way.iter().map(Piece::blocks).sum();
+        let under_way: u64 = self.on_their_way.iter().map(Piece::blocks_at_stake).sum();
         self.to_copy.iter().map(Bitmap::count).sum::<u64>() + self.digests.left() + under_way
     }
 
