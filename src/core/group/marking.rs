@@ -44,19 +44,26 @@ impl Group {
         let joint = matches!(self.phase, Phase::Running)
             && self.alone == Alone::No
             && update.number >= self.joint_from;
+        // What the peer gets now is marked as well: as long as there is a set it has everything that came after it began, for a peer that
+        // has come by new disks meanwhile. It is over when the peer has what it lacked.
+        self.mark_blocks(update);
         if !joint {
-            self.mark_changed(update);
+            self.changed.note(update.number);
         }
     }
 
     fn mark_changed(&mut self, update: &Update) {
+        self.mark_blocks(update);
+        self.changed.note(update.number);
+    }
+
+    fn mark_blocks(&mut self, update: &Update) {
         if update.touches_blocks() {
             self.changed.mark(update.volume, update.lba, update.count);
         }
         if update.captures() {
             self.changed.mark(self.slots_id(), Lba(update.slot.0), update.count);
         }
-        self.changed.note(update.number);
     }
 
     /// The peer is durable through everything that was marked, and is in the set again.
