@@ -262,7 +262,7 @@ impl Site {
                     let bytes = self.disks.get(&key).map_or([0; BLOCK_BYTES], |block| **block);
                     *self.memory.bytes_mut(table.page(request.slot, index as usize)) = bytes;
                 }
-                IoOp::Flush => unreachable!("a flush has no blocks"),
+                IoOp::Flush | IoOp::Reserve => unreachable!("it has no pages"),
             }
         }
         self.with(|group, turn| group.on_io(turn, executor, IoDone { slot: request.slot, result: Ok(()) }));
@@ -468,7 +468,7 @@ fn write(number: u64, generation: Generation, lba: u64, count: u32) -> Update {
 /// The hello of a peer in the other role whose stream is `history` up to `last`, all of it durable.
 fn hello(ours: Role, history: &[(Generation, u64)], last: u64, settled: u64) -> Hello {
     let mut volumes = [HelloVolume::default(); VOLUMES_MAX];
-    volumes[0] = HelloVolume { name: VolumeName::new("a"), blocks: VOLUME_BLOCKS };
+    volumes[0] = HelloVolume { name: VolumeName::new("a"), blocks: VOLUME_BLOCKS, room: 0 };
     let mut entries = History::default();
     history.iter().for_each(|&(generation, first)| entries.push(generation, UpdateNumber(first)));
     Hello {

@@ -78,7 +78,8 @@ fn batch() -> Vec<u8> {
     block.to_vec()
 }
 
-fn superblock(sequence: u64) -> Vec<u8> {
+/// `room` is the second volume's.
+fn superblock(sequence: u64, room: u64) -> Vec<u8> {
     let mut volumes = [0; VOLUMES_MAX];
     volumes[..2].copy_from_slice(&[0x0004_0000, 0x0101]);
     let superblock = Superblock {
@@ -89,6 +90,7 @@ fn superblock(sequence: u64) -> Vec<u8> {
         journal_blocks: 0x0004_0000,
         volumes,
         volume_count: 2,
+        sizes: VolumeSizes::of([0x0004_0000, 0x0101 - room].into_iter()),
         checkpoint: UpdateNumber(0x0102_0300),
         checkpoint_generation: generation(1),
         position: JournalPosition {
@@ -107,10 +109,11 @@ fn superblock(sequence: u64) -> Vec<u8> {
     block.to_vec()
 }
 
-fn hello() -> Vec<u8> {
+/// `room` is the second volume's.
+fn hello(room: u64) -> Vec<u8> {
     let mut volumes = [HelloVolume::default(); VOLUMES_MAX];
-    volumes[0] = HelloVolume { name: Text::new("data"), blocks: 0x0004_0000 };
-    volumes[1] = HelloVolume { name: Text::new("naïve"), blocks: 0x0101 };
+    volumes[0] = HelloVolume { name: Text::new("data"), blocks: 0x0004_0000, room: 0 };
+    volumes[1] = HelloVolume { name: Text::new("naïve"), blocks: 0x0101, room };
     let hello = Hello {
         protocol_min: 1,
         protocol_max: 2,
@@ -203,7 +206,7 @@ fn frames() -> Vec<u8> {
     let mut out = [0; FRAME_HEADER_BYTES + FRAME_BODY_BYTES_MAX];
     let block = vec![0x66; BLOCK_BYTES];
     for (frame, body) in
-        [(PageFrame::Hello, hello()), (PageFrame::Refusal, refusal()), (PageFrame::Block, block)]
+        [(PageFrame::Hello, hello(0)), (PageFrame::Refusal, refusal()), (PageFrame::Block, block)]
     {
         let length = encode_page_frame(frame, &body, &mut out);
         stream.extend_from_slice(&out[..length]);
@@ -291,6 +294,8 @@ fn controls() -> Vec<u8> {
             extent: Extent { volume: VolumeId(3), first: Lba(0x0102_0317), count: 0x53, reads: true },
         },
         Control::CopyWanted,
+        Control::Extend { volume: VolumeId(3), blocks: 0x0102_0318 },
+        Control::Extended { volume: VolumeId(3), blocks: 0x0102_0319, errno: 28 },
     ] {
         let length = encode_control(&control, &mut out);
         stream.extend_from_slice(&out[..length]);
@@ -406,8 +411,10 @@ fn nbd_refused_client() -> Vec<u8> {
 fn fixed() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     vec![
         ("batch", "fixed-batch", batch()),
-        ("superblock", "fixed-superblocks", [superblock(8), superblock(9)].concat()),
-        ("hello", "fixed-hello", hello()),
+        ("superblock", "fixed-superblocks-with-room", [superblock(8, 1), superblock(9, 0x0100)].concat()),
+        ("superblock", "fixed-superblocks", [superblock(8, 0), superblock(9, 0)].concat()),
+        ("hello", "fixed-hello", hello(0)),
+        ("hello", "fixed-hello-with-room", hello(0x0100)),
         ("hello", "fixed-refusal", refusal()),
         ("snapshot", "fixed-create", snapshots(1)),
         ("snapshot", "fixed-list", snapshots(3)),
@@ -456,7 +463,7 @@ fn fixed_inputs_reach_what_they_are_for() {
         input = &input[reader.payload_left()..];
         reader.take_payload(reader.payload_left());
     }
-    assert_eq!((count, reader.at_boundary()), (42, true));
+    assert_eq!((count, reader.at_boundary()), (44, true));
     // All but CACHE, BLOCK_STATUS, DISC, the unknown one, and where buffers are small the unfragmented read.
     for (choice, acts) in [(0, 0), (0xff, 0), (0xff, LATE | BACKWARDS), (0xfe, LATE | UNREAD)] {
         assert!(exercise::nbd_session(&nbd_client(choice, acts)) >= 6, "choice {choice}, {acts}");
@@ -536,7 +543,7 @@ fn tables_of_offsets(markdown: &str) -> Vec<(String, Vec<(usize, usize)>)> {
 fn tables_of_offsets_have_no_gaps() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/FORMATS.md");
     let tables = tables_of_offsets(&std::fs::read_to_string(file).expect("the document is there"));
-    assert_eq!(tables.len(), 36);
+    assert_eq!(tables.len(), 37);
     for (title, rows) in tables {
         let mut end = 0;
         for (offset, bytes) in rows {

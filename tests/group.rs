@@ -20,6 +20,9 @@ mod caching;
 /// Both sites compared.
 #[path = "group/comparing.rs"]
 mod comparing;
+/// Volumes that become larger.
+#[path = "group/extending.rs"]
+mod extending;
 /// Blocks that have gone bad.
 #[path = "group/mending.rs"]
 mod mending;
@@ -71,6 +74,8 @@ struct Site {
     unread_once: HashSet<(IoTarget, u64)>,
     /// Nothing that is asked of the journal is answered.
     journal_hangs: bool,
+    /// No space is left where it is to be reserved.
+    full: bool,
     marks: Marked,
     /// In this life.
     requests: Vec<(IoTarget, IoOp)>,
@@ -147,6 +152,7 @@ impl Site {
             unreadable: HashSet::new(),
             unread_once: HashSet::new(),
             journal_hangs: false,
+            full: false,
             requests: Vec::new(),
             marks: Marked::default(),
             may_refuse: false,
@@ -227,7 +233,8 @@ impl Site {
                     Executor::Volumes => &self.tables.volume_io,
                 };
                 let mut unread = 0;
-                for index in 0..request.count as usize {
+                let paged = if request.op.has_pages() { request.count as usize } else { 0 };
+                for index in 0..paged {
                     let page = table.page(request.slot, index);
                     let key = (request.target, request.block + index as u64);
                     match request.op {
@@ -242,10 +249,11 @@ impl Site {
                             let bytes = self.disks.get(&key).map_or([0; BLOCK_BYTES], |block| **block);
                             *self.memory.bytes_mut(page) = bytes;
                         }
-                        IoOp::Flush => unreachable!("a flush has no blocks"),
+                        IoOp::Flush | IoOp::Reserve => unreachable!("it has no pages"),
                     }
                 }
                 let result = match unread {
+                    0 if request.op == IoOp::Reserve && self.full => Err(IoFault::Errno(28)),
                     0 => Ok(()),
                     blocks => Err(IoFault::Unreadable { blocks, errno: 5 }),
                 };

@@ -218,7 +218,7 @@ impl Site {
                     let bytes = self.durable.disks.get(&key).map_or([0; BLOCK_BYTES], |block| **block);
                     *self.memory.bytes_mut(page) = bytes;
                 }
-                IoOp::Flush => unreachable!("a flush has no blocks"),
+                IoOp::Flush | IoOp::Reserve => unreachable!("it has no pages"),
             }
         }
         self.with(|group, turn| group.on_io(turn, executor, IoDone { slot: request.slot, result: Ok(()) }));

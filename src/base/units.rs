@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::VOLUMES_MAX;
+
 /// Bytes in a block: the grain of cache, capture, pointer table, bitmaps and wire.
 pub const BLOCK_BYTES: usize = 4096;
 
@@ -61,6 +63,46 @@ impl VolumeSet {
     /// Whether every volume of this set is also in `other`.
     pub fn is_within(self, other: VolumeSet) -> bool {
         self.0 & !other.0 == 0
+    }
+}
+
+/// How many blocks of each volume its hosts see, in the group's order; 0 behind the last volume. They only ever become more, so that of
+/// two sites' the larger one of each volume is right for both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VolumeSizes([u64; VOLUMES_MAX]);
+
+impl VolumeSizes {
+    /// Panics if there are more than [`VOLUMES_MAX`].
+    pub fn of(blocks: impl Iterator<Item = u64>) -> VolumeSizes {
+        let mut sizes = VolumeSizes::default();
+        blocks.enumerate().for_each(|(volume, blocks)| sizes.0[volume] = blocks);
+        sizes
+    }
+
+    /// Of a volume that does not exist: 0.
+    pub fn get(&self, volume: VolumeId) -> u64 {
+        self.0.get(usize::from(volume.0)).copied().unwrap_or(0)
+    }
+
+    /// The same, with as many blocks of this volume at least. Panics if there can be no such volume.
+    pub fn extended(mut self, volume: VolumeId, blocks: u64) -> VolumeSizes {
+        let place = &mut self.0[usize::from(volume.0)];
+        *place = blocks.max(*place);
+        self
+    }
+
+    /// Of each volume the larger of both.
+    pub fn joined(self, other: VolumeSizes) -> VolumeSizes {
+        VolumeSizes(std::array::from_fn(|volume| self.0[volume].max(other.0[volume])))
+    }
+
+    /// Whether no volume is larger by `other`.
+    pub fn cover(&self, other: &VolumeSizes) -> bool {
+        self.joined(*other) == *self
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = u64> + '_ {
+        self.0.iter().copied()
     }
 }
 

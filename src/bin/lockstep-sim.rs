@@ -101,6 +101,8 @@ impl Totals {
             (&mut all.cuts, one.cuts),
             (&mut all.takeovers, one.takeovers),
             (&mut all.unasked, one.unasked),
+            (&mut all.extensions, one.extensions),
+            (&mut all.extensions_refused, one.extensions_refused),
             (&mut all.fed, one.fed),
             (&mut all.third_crashes, one.third_crashes),
             (&mut all.lapsed, one.lapsed),
@@ -159,6 +161,10 @@ impl Totals {
             self.outcome.splits,
             self.outcome.solo_ranges,
             self.outcome.excused_writes,
+        );
+        println!(
+            "of volumes: {} times one was extended, {} times it was refused",
+            self.outcome.extensions, self.outcome.extensions_refused
         );
         println!(
             "of resyncs: {} blocks copied, {} times gone on after a restart, {} times installed, with {} snapshots; {} times a site was formatted \

@@ -110,7 +110,7 @@ impl Load {
                 let config = Config::load(file)?;
                 let _guard = log::start(&config.log);
                 let volume = self.volume_of(&config)?;
-                let plan = self.plan(config.volumes[volume].bytes);
+                let plan = self.plan(config.volumes[volume].size_bytes);
                 let (outcome, target) = inside(&config, volume, &plan, &mut show)?;
                 (outcome, Some(target))
             }

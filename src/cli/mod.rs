@@ -1,6 +1,7 @@
 //! Floor 6: the commands. Each parses its arguments, asks floor 5, and prints.
 
 mod demo;
+mod extend;
 pub mod histogram;
 mod keys;
 mod load;
@@ -97,6 +98,8 @@ enum Command {
     Demote(role::Demote),
     /// Discard what one of two sites has that both went on alone: it follows the other one; at the site to be discarded
     Resolve(role::Resolve),
+    /// Let hosts of running sites see more of a volume, out of its room; at the primary
+    Extend(extend::Extend),
     /// Read all that a running site has on its disks, and repair what has gone bad
     Scrub(scrub::Scrub),
     /// Compare both sites' volumes while hosts write; at the primary
@@ -188,6 +191,7 @@ fn perform(command: Command) -> anyhow::Result<()> {
         Command::Switchover(arguments) => arguments.run()?,
         Command::Demote(arguments) => arguments.run()?,
         Command::Resolve(arguments) => arguments.run()?,
+        Command::Extend(arguments) => arguments.run()?,
         Command::Scrub(arguments) => arguments.run()?,
         Command::Verify(arguments) => arguments.run()?,
         Command::Keys(command) => command.run()?,

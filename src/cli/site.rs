@@ -19,7 +19,7 @@ pub fn check(config: &Config) {
     println!("{}: correct", config.file.display());
     println!("site {} (id {}), {role} of group {}", config.site.name, config.site.id.0, config.group.name);
     for volume in &config.volumes {
-        println!("volume {}: {} in {}", volume.name, show_size(volume.bytes), volume.path.display());
+        println!("volume {}: {} in {}", volume.name, volume.shown_size(), volume.path.display());
     }
     println!("journal: {} in {}", show_size(config.journal.bytes), config.journal.path.display());
     match &config.replication {

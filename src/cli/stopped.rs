@@ -108,7 +108,7 @@ impl ResizeJournal {
 
 fn show_volumes(config: &Config) {
     for volume in &config.volumes {
-        println!("volume {}: {}", volume.name, show_size(volume.bytes));
+        println!("volume {}: {}", volume.name, volume.shown_size());
     }
 }
 

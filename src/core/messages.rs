@@ -196,6 +196,15 @@ pub enum IoOp {
     Write,
     /// Everything whose completion was delivered before this was submitted is on stable media when it completes.
     Flush,
+    /// No pages: space of a volume is allocated, so that no write into it fails for want of some. What is there stays.
+    Reserve,
+}
+
+impl IoOp {
+    /// Whether the request's row has a page for each of its blocks.
+    pub fn has_pages(self) -> bool {
+        matches!(self, IoOp::Read | IoOp::Write)
+    }
 }
 
 /// One block I/O. `slot` is the row of the executor's page table and names the request in its completion.
@@ -206,7 +215,7 @@ pub struct IoRequest {
     pub op: IoOp,
     /// First block in the target; 0 for `Flush`.
     pub block: u64,
-    /// Blocks, as many as pages in the row; 0 for `Flush`.
+    /// Blocks, as many as pages in the row if it has any; 0 for `Flush`.
     pub count: u32,
 }
 
@@ -400,6 +409,11 @@ pub enum AdminOp {
         lba: Lba,
         theirs: bool,
     },
+    /// Hosts are to see so many blocks of the volume, of those that are laid out, on all sites.
+    Extend {
+        volume: VolumeId,
+        blocks: u64,
+    },
     /// No host is connected any more that could write: what a site that leaves its role waits for, but not for long.
     HostsGone,
 }
@@ -519,6 +533,21 @@ pub enum AdminError {
     DifferenceUnknownThere,
     #[error("the sites hold different content there")]
     Differ,
+    #[error("the volume is as large already; volumes do not become smaller")]
+    NotLarger,
+    #[error(
+        "the volume's `room` is less: that is what it can come to while sites run. Stop them, configure more room at all, give `lockstep grow` at each, \
+         and start them; nothing is changed"
+    )]
+    BeyondRoom,
+    #[error(
+        "the other site's lockstep is older, and cannot do that: bring it up to this one's version, and ask again"
+    )]
+    PeerTooOld,
+    #[error("this site cannot reserve the space: {}; nothing is changed", std::io::Error::from_raw_os_error(*errno))]
+    CannotReserve { errno: i32 },
+    #[error("the other site cannot reserve the space: {}; nothing is changed", std::io::Error::from_raw_os_error(*errno))]
+    PeerCannotReserve { errno: i32 },
     #[error("the block has gone bad at the site that it is to be taken from")]
     SourceDamaged,
     #[error("the primary refuses, and this version does not know why")]

@@ -279,6 +279,12 @@ pub enum Event {
         lba: Lba,
         snapshot: SnapshotName,
     },
+    /// Hosts that connect from here on see more of the volume: these blocks, where it was those.
+    VolumeExtended {
+        volume: VolumeId,
+        from: u64,
+        to: u64,
+    },
     Checkpointed {
         number: UpdateNumber,
     },

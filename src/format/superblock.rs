@@ -1,6 +1,8 @@
 //! The superblock: where replay starts. Two slots, written alternately, so that a torn write leaves the other one.
 
-use crate::base::{BLOCK_BYTES, Generation, GroupId, HISTORY_MAX, SiteId, UpdateNumber, VOLUMES_MAX};
+use crate::base::{
+    BLOCK_BYTES, Generation, GroupId, HISTORY_MAX, SiteId, UpdateNumber, VOLUMES_MAX, VolumeSizes,
+};
 use crate::format::bytes::{array_at, crc_around, nonzero_in, put, u16_at, u32_at, u64_at, u128_at};
 use crate::format::history::{HISTORY_ENTRY_BYTES, History, HistoryError};
 use crate::format::journal::Digest;
@@ -15,6 +17,8 @@ pub const RING_FIRST_BLOCK: u64 = SUPERBLOCK_SLOTS;
 /// The first eight bytes of a superblock.
 pub const SUPERBLOCK_MAGIC: [u8; 8] = *b"LSTPSUPR";
 pub const SUPERBLOCK_VERSION: u16 = 2;
+/// Of a superblock that says of a volume that hosts see less than is laid out: a lockstep that does not know of that would show all of it.
+pub const SUPERBLOCK_VERSION_WITH_ROOM: u16 = 3;
 
 /// Where a batch is, or will be, in the journal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +42,8 @@ pub struct Superblock {
     /// Blocks of each volume, in the group's order; zero beyond `volume_count`.
     pub volumes: [u64; VOLUMES_MAX],
     pub volume_count: usize,
+    /// What hosts see of them: the rest is room that they are extended into.
+    pub sizes: VolumeSizes,
     /// Everything up to here is durable in the volumes.
     pub checkpoint: UpdateNumber,
     /// The generation of the update at `checkpoint`.
@@ -81,7 +87,7 @@ impl Left {
 pub enum SlotError {
     #[error("superblock magic {found:02x?}, expected {SUPERBLOCK_MAGIC:02x?}")]
     Magic { found: [u8; 8] },
-    #[error("superblock version {found}, expected {SUPERBLOCK_VERSION}")]
+    #[error("superblock version {found}, expected {SUPERBLOCK_VERSION} or {SUPERBLOCK_VERSION_WITH_ROOM}")]
     Version { found: u16 },
     #[error("superblock crc {found:#010x}, expected {expected:#010x}")]
     Crc { expected: u32, found: u32 },
@@ -97,6 +103,10 @@ pub enum SlotError {
     VolumeCount { found: usize },
     #[error("superblock's volume {index} has 0 blocks, expected 1 or more")]
     VolumeEmpty { index: usize },
+    #[error("superblock's volume {index} of {blocks} blocks has room of {found}, expected less")]
+    Room { index: usize, blocks: u64, found: u64 },
+    #[error("superblock version {SUPERBLOCK_VERSION_WITH_ROOM}, and no volume has room")]
+    NoRoom,
     #[error("superblock's batch position is block {found}, expected {RING_FIRST_BLOCK} to below {end}")]
     Position { end: u64, found: u64 },
     #[error("superblock has {lower_name} {lower}, expected at most its {upper_name} {upper}")]
@@ -142,7 +152,9 @@ const RESERVED_B: usize = 120;
 const CRC: usize = 252;
 const VOLUMES: usize = 256;
 const HISTORY: usize = VOLUMES + 8 * VOLUMES_MAX;
-const RESERVED_C: usize = HISTORY + HISTORY_ENTRY_BYTES * HISTORY_MAX;
+/// Blocks of each volume that hosts do not see: zeros before version 3.
+const ROOM: usize = HISTORY + HISTORY_ENTRY_BYTES * HISTORY_MAX;
+const RESERVED_C: usize = ROOM + 8 * VOLUMES_MAX;
 
 const _: () = assert!(RESERVED_C <= BLOCK_BYTES);
 
@@ -165,6 +177,7 @@ impl Superblock {
             journal_blocks,
             volumes,
             volume_count: volume_blocks.len(),
+            sizes: VolumeSizes::of(volume_blocks.iter().copied()),
             checkpoint: UpdateNumber::NONE,
             checkpoint_generation: Generation::NONE,
             position: JournalPosition { block: RING_FIRST_BLOCK, sequence: 1, previous: Digest::NONE },
@@ -188,6 +201,11 @@ impl Superblock {
         self
     }
 
+    /// Blocks of each volume that hosts do not see.
+    fn room(&self) -> impl Iterator<Item = u64> + '_ {
+        self.volume_blocks().iter().zip(self.sizes.iter()).map(|(blocks, size)| blocks.saturating_sub(size))
+    }
+
     /// The slot this superblock is written to: a block of the journal.
     pub fn slot(&self) -> u64 {
         self.sequence % SUPERBLOCK_SLOTS
@@ -204,6 +222,11 @@ impl Superblock {
         }
         if let Some(index) = self.volume_blocks().iter().position(|&blocks| blocks == 0) {
             return Err(SlotError::VolumeEmpty { index });
+        }
+        for (index, (&blocks, found)) in self.volume_blocks().iter().zip(self.room()).enumerate() {
+            if found >= blocks {
+                return Err(SlotError::Room { index, blocks, found });
+            }
         }
         if !(RING_FIRST_BLOCK..self.journal_blocks).contains(&self.position.block) {
             return Err(SlotError::Position { end: self.journal_blocks, found: self.position.block });
@@ -227,7 +250,11 @@ impl Superblock {
         }
         out.fill(0);
         put(out, 0, &SUPERBLOCK_MAGIC);
-        put(out, VERSION, &SUPERBLOCK_VERSION.to_le_bytes());
+        let version = match self.room().all(|blocks| blocks == 0) {
+            true => SUPERBLOCK_VERSION,
+            false => SUPERBLOCK_VERSION_WITH_ROOM,
+        };
+        put(out, VERSION, &version.to_le_bytes());
         put(out, SITE, &self.site.0.to_le_bytes());
         out[SOLO] = u8::from(self.solo);
         out[VOLUME_COUNT] = self.volume_count as u8;
@@ -250,7 +277,10 @@ impl Superblock {
         for (index, blocks) in self.volume_blocks().iter().enumerate() {
             put(out, VOLUMES + 8 * index, &blocks.to_le_bytes());
         }
-        self.history.encode(&mut out[HISTORY..RESERVED_C]);
+        self.history.encode(&mut out[HISTORY..ROOM]);
+        for (index, blocks) in self.room().enumerate() {
+            put(out, ROOM + 8 * index, &blocks.to_le_bytes());
+        }
         let crc = crc_around(out, CRC);
         put(out, CRC, &crc.to_le_bytes());
     }
@@ -261,7 +291,7 @@ impl Superblock {
             return Err(SlotError::Magic { found: magic });
         }
         let version = u16_at(bytes, VERSION);
-        if version != SUPERBLOCK_VERSION {
+        if !(SUPERBLOCK_VERSION..=SUPERBLOCK_VERSION_WITH_ROOM).contains(&version) {
             return Err(SlotError::Version { found: version });
         }
         let (expected, found) = (crc_around(bytes, CRC), u32_at(bytes, CRC));
@@ -299,12 +329,24 @@ impl Superblock {
             (RESERVED_A, GAVE_WAY_TO),
             (RESERVED_B, CRC),
             (VOLUMES + 8 * volume_count, HISTORY),
-            (history_end, BLOCK_BYTES),
+            (history_end, ROOM),
+            (
+                if version < SUPERBLOCK_VERSION_WITH_ROOM { ROOM } else { ROOM + 8 * volume_count },
+                BLOCK_BYTES,
+            ),
         ] {
             if let Some(offset) = nonzero_in(bytes, from, to) {
                 return Err(SlotError::Reserved { offset, found: bytes[offset] });
             }
         }
+        for index in 0..volume_count {
+            let (blocks, found) = (u64_at(bytes, VOLUMES + 8 * index), u64_at(bytes, ROOM + 8 * index));
+            if found > 0 && found >= blocks {
+                return Err(SlotError::Room { index, blocks, found });
+            }
+        }
+        let sizes = (0..volume_count)
+            .map(|index| u64_at(bytes, VOLUMES + 8 * index) - u64_at(bytes, ROOM + 8 * index));
         let superblock = Superblock {
             group: GroupId(u128_at(bytes, GROUP)),
             site: SiteId(u16_at(bytes, SITE)),
@@ -312,6 +354,7 @@ impl Superblock {
             journal_blocks: u64_at(bytes, JOURNAL_BLOCKS),
             volumes: std::array::from_fn(|index| u64_at(bytes, VOLUMES + 8 * index)),
             volume_count,
+            sizes: VolumeSizes::of(sizes),
             checkpoint: UpdateNumber(u64_at(bytes, CHECKPOINT)),
             checkpoint_generation: Generation(u64_at(bytes, CHECKPOINT_GENERATION)),
             position: JournalPosition {
@@ -326,6 +369,9 @@ impl Superblock {
             left,
             history,
         };
+        if version == SUPERBLOCK_VERSION_WITH_ROOM && superblock.room().all(|blocks| blocks == 0) {
+            return Err(SlotError::NoRoom);
+        }
         superblock.check()?;
         Ok(superblock)
     }
@@ -394,7 +440,12 @@ mod tests {
                     numbers.sort_unstable();
                     let mut volumes = [0; VOLUMES_MAX];
                     volumes[..sizes.len()].copy_from_slice(&sizes);
+                    let shown = |(place, &blocks): (usize, &u64)| match group >> place & 1 {
+                        0 => blocks,
+                        _ => blocks.div_ceil(3),
+                    };
                     Superblock {
+                        sizes: VolumeSizes::of(sizes.iter().enumerate().map(shown)),
                         group: GroupId(group),
                         site: SiteId(site),
                         sequence,
@@ -447,6 +498,7 @@ mod tests {
             journal_blocks: 4096,
             volumes,
             volume_count: 2,
+            sizes: VolumeSizes::of([1000, 2000].into_iter()),
             checkpoint: UpdateNumber(5),
             checkpoint_generation: Generation(1 << 16),
             position: JournalPosition { block: 40, sequence: 6, previous: Digest(99) },
@@ -490,6 +542,23 @@ mod tests {
     }
 
     #[test]
+    fn room_is_what_hosts_do_not_see_and_has_a_version_of_its_own() {
+        let roomy = Superblock { sizes: VolumeSizes::of([1000, 500].into_iter()), ..small(1) };
+        let bytes = encoded(&roomy);
+        assert_eq!((bytes[VERSION], u64_at(&bytes, ROOM), u64_at(&bytes, ROOM + 8)), (3, 0, 1500));
+        assert_eq!(encoded(&small(1))[VERSION], 2, "what has none is what it was before");
+        let refused = |at: usize, field: &[u8]| {
+            let mut bytes = encoded(&roomy);
+            put(&mut bytes, at, field);
+            Superblock::decode(&with_crc(bytes)).expect_err("the field is out of bounds")
+        };
+        let whole = 1000u64.to_le_bytes();
+        assert_eq!(refused(ROOM, &whole), SlotError::Room { index: 0, blocks: 1000, found: 1000 });
+        assert_eq!(refused(VERSION, &[2]), SlotError::Reserved { offset: ROOM + 8, found: 0xdc });
+        assert!(matches!(refused(ROOM + 16, &[1]), SlotError::Reserved { .. }));
+    }
+
+    #[test]
     fn every_flipped_bit_is_refused() {
         let bytes = encoded(&small(1));
         assert!(Superblock::decode(&bytes).is_ok());
@@ -508,6 +577,9 @@ mod tests {
             Superblock::decode(&with_crc(bytes)).expect_err("the field is out of bounds")
         };
         assert_eq!(refused(VERSION, &[1]), SlotError::Version { found: 1 });
+        assert_eq!(refused(VERSION, &[4]), SlotError::Version { found: 4 });
+        assert_eq!(refused(VERSION, &[3]), SlotError::NoRoom);
+        assert_eq!(refused(ROOM, &[1]), SlotError::Reserved { offset: ROOM, found: 1 });
         assert_eq!(refused(SOLO, &[2]), SlotError::Solo { found: 2 });
         assert_eq!(refused(ROLE, &[0]), SlotError::Role { found: 0 });
         assert_eq!(refused(VOLUME_COUNT, &[33]), SlotError::VolumeCount { found: 33 });

@@ -31,6 +31,8 @@ const STALLS_MAX: u8 = 16;
 struct Target {
     file: FileId,
     blocks: u64,
+    /// Whether there is anything to reserve.
+    reserves: bool,
 }
 
 /// A request that the kernel works on.
@@ -124,7 +126,7 @@ impl DiskExecutor {
         let mut cache = plan.discard_unflushed.map(VolatileCache::new);
         let mut targets = vec![None; TARGETS_MAX];
         for (target, disk) in disks {
-            let (blocks, path) = (disk.blocks(), disk.path().to_owned());
+            let (blocks, path, reserves) = (disk.blocks(), disk.path().to_owned(), disk.reserves());
             let system =
                 |source| DiskError::System { path: path.clone(), action: "hand it to io_uring", source };
             let fd = disk.into_fd();
@@ -133,7 +135,7 @@ impl DiskExecutor {
             }
             let full = || std::io::Error::other("the ring's file table is full");
             let file = ring.add_file(fd).ok_or_else(|| system(full()))?;
-            targets[index_of(target)] = Some(Target { file, blocks });
+            targets[index_of(target)] = Some(Target { file, blocks, reserves });
         }
         Ok(DiskExecutor {
             executor,
@@ -175,9 +177,13 @@ impl DiskExecutor {
             Some(FaultEffect::Short) => first_count = request.count.div_ceil(2),
             None => {}
         }
+        if request.op == IoOp::Reserve && !target.reserves {
+            return self.finish(now, request.slot, Ok(()), not_before);
+        }
         if let Some(cache) = &mut self.cache {
             let table = table_of(&self.tables, self.executor);
-            let pages = (0..request.count as usize).map(|index| table.page(request.slot, index));
+            let pages = if request.op.has_pages() { request.count as usize } else { 0 };
+            let pages = (0..pages).map(|index| table.page(request.slot, index));
             let result = cache.perform(&request, pages, &mut self.view);
             return self.finish(now, request.slot, result, not_before);
         }
@@ -213,6 +219,11 @@ impl DiskExecutor {
             IoOp::Read => ring.readv_pages(token, target.file, self.arena, offset, pages),
             IoOp::Write => ring.writev_pages(token, target.file, self.arena, offset, pages),
             IoOp::Flush => ring.fsync(token, target.file, true),
+            // Done at once, or not at all.
+            IoOp::Reserve => {
+                let bytes = u64::from(count) * BLOCK_BYTES as u64;
+                ring.fallocate(token, target.file, 0, offset, bytes);
+            }
         }
     }
 
@@ -222,7 +233,7 @@ impl DiskExecutor {
         let request = in_flight.request;
         // A journal's batch is read whole or not at all.
         let by_blocks = self.executor == Executor::Volumes && request.op == IoOp::Read;
-        let result = match outcome(request.op, result) {
+        let result = match outcome(&request, result) {
             Outcome::Progress(blocks) => {
                 in_flight.done += blocks;
                 in_flight.stalls = 0;
@@ -292,11 +303,15 @@ enum Outcome {
     Failed(IoFault),
 }
 
-fn outcome(op: IoOp, result: i32) -> Outcome {
+fn outcome(request: &IoRequest, result: i32) -> Outcome {
     match result {
+        // A filesystem that cannot reserve allocates as blocks are written.
+        errno if request.op == IoOp::Reserve && (errno == 0 || errno == -libc::EOPNOTSUPP) => {
+            Outcome::Progress(request.count)
+        }
         errno if errno == -libc::EINTR || errno == -libc::EAGAIN => Outcome::Stalled(IoFault::Errno(-errno)),
         errno if errno < 0 => Outcome::Failed(IoFault::Errno(-errno)),
-        _ if op == IoOp::Flush => Outcome::Progress(0),
+        _ if request.op == IoOp::Flush => Outcome::Progress(0),
         // Part of a block is done again with the rest.
         bytes if bytes as usize >= BLOCK_BYTES => Outcome::Progress((bytes as usize / BLOCK_BYTES) as u32),
         _ => Outcome::Stalled(IoFault::Short),

@@ -13,6 +13,7 @@ use crate::core::outbox::{BatchStays, Event, LossReason, NotRepaired, RepairedBy
 use crate::core::sums::SUMS_PER_BLOCK;
 use crate::format::snapshot::SnapshotRecord;
 use crate::node::config::Config;
+use crate::node::config::quantity::show_size;
 
 use faults::fault_words;
 pub use patience::Patience;
@@ -351,6 +352,11 @@ impl Names {
                     snapshot.as_str()
                 ),
             ),
+            Event::VolumeExtended { volume, from, to } => {
+                let [from, to] = [from, to].map(|blocks| show_size(blocks * BLOCK_BYTES as u64));
+                let target = self.target(IoTarget::Volume(volume));
+                (Level::Info, format!("{target} has {to} now, and had {from}: hosts that connect see it"))
+            }
             Event::Checkpointed { number } => (Level::Debug, format!("checkpoint {number}")),
             Event::SnapshotCreated { snapshot } => {
                 (Level::Info, format!("{} is taken", self.snapshot(&snapshot)))

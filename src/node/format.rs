@@ -5,7 +5,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::base::{BLOCK_BYTES, Generation, sum_of_block};
+use crate::base::{BLOCK_BYTES, Generation, VolumeSizes, sum_of_block};
 use crate::core::config::{Role, VolumeSpec};
 use crate::core::sums::SUMS_PER_BLOCK;
 use crate::format::superblock::{SUPERBLOCK_SLOTS, Superblock};
@@ -59,7 +59,26 @@ pub struct Progress<'a> {
 struct Part<'a> {
     path: &'a Path,
     bytes: u64,
+    /// Of these, up to here.
     space: FileSpace,
+    used_bytes: u64,
+}
+
+impl Part<'_> {
+    fn of<'a>(path: &'a Path, bytes: u64, space: FileSpace) -> Part<'a> {
+        Part { path, bytes, space, used_bytes: bytes }
+    }
+
+    fn of_volume(volume: &Volume) -> Part<'_> {
+        Part { used_bytes: volume.size_bytes, ..Part::of(&volume.path, volume.bytes, volume.space) }
+    }
+
+    fn space(&self) -> Space {
+        match self.space {
+            FileSpace::Sparse => Space::Sparse,
+            FileSpace::Reserved | FileSpace::Written => Space::ReservedTo(self.used_bytes),
+        }
+    }
 }
 
 /// What a site of this configuration records of itself.
@@ -106,24 +125,20 @@ pub fn format(
     }
     make_folders(config)?;
 
-    let journal = Part { path: &config.journal.path, bytes: config.journal.bytes, space: FileSpace::Written };
+    let journal = Part::of(&config.journal.path, config.journal.bytes, FileSpace::Written);
     let mut parts = Vec::new();
     for volume in &config.volumes {
         if !adopt {
-            parts.push(Part { path: &volume.path, bytes: volume.bytes, space: volume.space });
+            parts.push(Part::of_volume(volume));
         }
-        parts.push(Part {
-            path: &volume.checksums,
-            bytes: volume.checksum_bytes(),
-            space: FileSpace::Written,
-        });
+        parts.push(Part::of(&volume.checksums, volume.checksum_bytes(), FileSpace::Written));
     }
     let differential = &config.differential;
-    parts.push(Part { path: &differential.path, bytes: differential.bytes, space: differential.space });
+    parts.push(Part::of(&differential.path, differential.bytes, differential.space));
 
     if config.is_copied_to() {
         let bytes = config.staging_blocks() * BLOCK_BYTES as u64;
-        parts.push(Part { path: &config.staging, bytes, space: FileSpace::Sparse });
+        parts.push(Part::of(&config.staging, bytes, FileSpace::Sparse));
     }
 
     // A running site holds these locks, so nothing of it is touched.
@@ -238,14 +253,7 @@ pub(super) fn sync_folders(config: &Config) -> Result<(), FormatError> {
 
 /// Devices were looked at by [`refuse_existing`], or are to be overwritten.
 fn make(part: &Part<'_>, force: bool) -> Result<Disk, FormatError> {
-    Ok(Disk::create(part.path, part.bytes, space_of(part.space), force || is_device(part.path))?)
-}
-
-fn space_of(space: FileSpace) -> Space {
-    match space {
-        FileSpace::Sparse => Space::Sparse,
-        FileSpace::Reserved | FileSpace::Written => Space::Reserved,
-    }
+    Ok(Disk::create(part.path, part.bytes, part.space(), force || is_device(part.path))?)
 }
 
 /// A volume that is there, as it is, under a lock.
@@ -253,7 +261,7 @@ fn adopted(volume: &Volume) -> Result<Disk, FormatError> {
     if !volume.path.exists() {
         return Err(FormatError::NothingToAdopt { path: volume.path.clone() });
     }
-    Ok(Disk::adopt(&volume.path, volume.bytes, space_of(volume.space))?)
+    Ok(Disk::adopt(&volume.path, volume.bytes, Part::of_volume(volume).space())?)
 }
 
 /// Reads a volume and writes the checksums of what it holds. What was read may be in a volatile cache, so it is flushed.
@@ -288,7 +296,7 @@ fn pre_write(
     part: &Part<'_>,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<(), FormatError> {
-    let (path, total) = (part.path, part.bytes);
+    let (path, total) = (part.path, part.used_bytes);
     Ok(disk.pre_write(total, |done| progress(Progress { path, done, total }))?)
 }
 
@@ -296,6 +304,7 @@ fn write_superblocks(config: &Config, journal: &Disk, adopt: bool) -> Result<(),
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let generation = Generation::of_adoption(config.site.id, since_1970.as_millis() as u64);
     let volumes: Vec<u64> = config.volumes.iter().map(|volume| volume.blocks()).collect();
+    let sizes = VolumeSizes::of(config.volumes.iter().map(Volume::size_blocks));
     let journal_blocks = config.journal.bytes / BLOCK_BYTES as u64;
     for sequence in 0..SUPERBLOCK_SLOTS {
         let superblock = Superblock::formatted(
@@ -306,6 +315,7 @@ fn write_superblocks(config: &Config, journal: &Disk, adopt: bool) -> Result<(),
             journal_blocks,
             &volumes,
         );
+        let superblock = Superblock { sizes, ..superblock };
         let superblock = match adopt {
             true => superblock.adopting(generation, config.replication.is_some()),
             false => superblock,

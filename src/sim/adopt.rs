@@ -45,6 +45,7 @@ impl AdoptPlan {
             let (group, site, role) = (config.group, config.site, config.role);
             let superblock =
                 Superblock::formatted(group, site, role, sequence, config.journal_blocks, &volumes);
+            let superblock = Superblock { sizes: plan.sizes(), ..superblock };
             let mut block = [0; BLOCK_BYTES];
             superblock.adopting(generation, true).encode(&mut block);
             disk.put(IoTarget::Journal, superblock.slot(), &block);

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use crate::base::{BLOCK_BYTES, VolumeId};
 use crate::core::messages::IoTarget;
+use crate::sim::audit::journal::{room_in_superblock, superblock};
 use crate::sim::audit::{Media, Place};
 use crate::sim::content::{Block, Content, Print, recycle};
 use crate::sim::metadata::Metadata;
@@ -44,6 +45,7 @@ enum Doing {
     Flush {
         covers: Vec<IoId>,
     },
+    Reserve,
 }
 
 #[derive(Debug)]
@@ -261,8 +263,22 @@ impl Disk {
         covers
     }
 
-    /// A read or flush failed.
-    pub fn fail(&mut self, io: IoId) {
+    /// Nothing that is there changes by it.
+    pub fn reserve(&mut self, target: IoTarget) -> IoId {
+        self.begin(target, |_| Doing::Reserve)
+    }
+
+    /// What the newest superblock that survives a power loss says of this volume: so many blocks of it are not shown to hosts.
+    pub fn durable_room(&self, volume: VolumeId) -> u64 {
+        let slots = &self.targets[index_of(IoTarget::Journal)].durable[..2];
+        let blocks = slots.iter().flatten().filter_map(|stored| stored.content.bytes.as_deref());
+        let seen = blocks.filter_map(|block| Some((superblock(block)?.sequence, block)));
+        let (_, newest) = seen.max_by_key(|(sequence, _)| *sequence).expect("a formatted journal keeps one");
+        room_in_superblock(newest, volume.0)
+    }
+
+    /// A reservation is done; a read or flush failed.
+    pub fn end_other(&mut self, io: IoId) {
         self.end(io);
     }
 

@@ -66,6 +66,7 @@ impl World {
         if self.alive(site) {
             self.promotions += 1;
             let request = AdminRequest { id: PROMOTION_IDS + self.promotions, op };
+            self.extensions.asks(request.id, &op, self.outcome.replaced);
             self.sites[site].admin.push_back((self.now, request));
             self.wake_group(site, self.now);
         }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use crate::base::*;
 use crate::core::messages::*;
-use crate::sim::audit::{Auditor, OpKind, OpSpec};
+use crate::sim::audit::{Auditor, OpKind, OpSpec, THIRD};
 use crate::sim::content::{Content, Print};
 use crate::sim::heir::Inheriting;
 use crate::sim::memory::SimMemory;
@@ -107,6 +107,12 @@ impl Front {
                 reply.result
             );
         }
+        let told = flight.wrong.is_none() && flight.host && self.site != THIRD;
+        assert!(
+            !told || reply.result != Err(HostError::OutOfRange),
+            "a host was refused what it had been told that the volume has: {:?}",
+            flight.request
+        );
         if let Some(op) = flight.op {
             let count_of_site = u64::from(flight.host);
             match reply.result {
@@ -147,6 +153,7 @@ impl Front {
         &mut self,
         now: u64,
         plan: &Plan,
+        sizes: &VolumeSizes,
         host: bool,
         writes: bool,
         rng: &mut Rng,
@@ -163,7 +170,8 @@ impl Front {
         }
         let ticket = SlotId(self.free.swap_remove(rng.below(self.free.len() as u64) as usize));
         let volume = rng.below(plan.configs[0].volumes.len() as u64) as u16;
-        let blocks = plan.configs[0].volumes[usize::from(volume)].blocks;
+        let laid_out = plan.configs[0].volumes[usize::from(volume)].blocks;
+        let blocks = sizes.get(VolumeId(volume));
         let wrong = rng.percent(plan.mix.wrong);
         let mut spec = self.draw(plan, host && writes, rng, volume, blocks);
         if let Some(snapshots) = &plan.snapshots {
@@ -184,7 +192,7 @@ impl Front {
             spec = OpSpec { volume, lba, count: 1, kind: OpKind::Read, zeros: false, snapshot: 0 };
         }
         let (request, expected) = if wrong {
-            draw_wrong(host || plan.takeover.is_some(), rng, blocks)
+            draw_wrong(host || plan.takeover.is_some(), rng, laid_out)
         } else {
             (host_op(&spec), None)
         };
@@ -308,6 +316,7 @@ impl World {
         // A secondary that lacks slots may be lost even then, and its peer's blocks with it.
         let calm = matches!(self.stage, Stage::Calm { .. } | Stage::Settling { .. });
         let bad = calm && !self.rotten.is_empty() && !self.in_lockstep();
+        let sizes = self.counted_on(index);
         let (rng, changes) = (&mut self.rng, &mut self.changes_rng);
         let Site { fronts, memory, tables, .. } = &mut self.sites[index];
         let front = &mut fronts[number];
@@ -355,6 +364,7 @@ impl World {
                 let sent = front.submit(
                     now,
                     plan,
+                    &sizes,
                     host,
                     !behind,
                     rng,
@@ -395,6 +405,7 @@ impl World {
             self.perhaps_pause(index, before);
             self.perhaps_administer();
             self.perhaps_switch_over();
+            self.perhaps_extend();
             self.perhaps_rot();
             self.perhaps_compare();
         }

@@ -9,10 +9,13 @@ use crate::sim::world::{Event, World};
 
 /// What a bad sector says.
 const EIO: i32 = 5;
+/// What a full filesystem says.
+const ENOSPC: i32 = 28;
 
 impl World {
     pub(super) fn submit_io(&mut self, index: usize, executor: Executor, request: IoRequest) {
         let now = self.now;
+        let no_space = request.op == IoOp::Reserve && !self.has_space();
         let (stands_still_ns, refuses) = (self.stands_still_ns(index, executor), self.refuses(index));
         let plan = &self.plan;
         let Site { memory, tables, disk, slow_until, disturbed_io_until, errors, incarnation, .. } =
@@ -45,11 +48,13 @@ impl World {
                 (io, plan.write_ns)
             }
             IoOp::Flush => (disk.flush(target), plan.flush_ns),
+            IoOp::Reserve => (disk.reserve(target), plan.write_ns),
         };
         let slow = if now < *slow_until { 100 } else { 1 };
         let latency = self.rng.latency(typical * slow) + stands_still_ns;
         let result = match errors[executor as usize].take().or(refuses) {
             Some(errno) => Err(IoFault::Errno(errno)),
+            None if no_space => Err(IoFault::Errno(ENOSPC)),
             None => Ok(()),
         };
         if slow > 1 || result.is_err() {
@@ -98,16 +103,17 @@ impl World {
                 let covers = disk.complete_flush(io);
                 self.audit.of(index).flushed(index, &covers, place_of(target));
             }
+            (IoOp::Reserve, _) => disk.end_other(io),
             (IoOp::Write, Err(_)) => disk.fail_write(io, &mut self.rng),
             (IoOp::Read | IoOp::Flush, Err(_)) => {
                 self.audit.of(index).reads_fail(index);
                 if (op, target) == (IoOp::Read, IoTarget::Journal) {
                     self.audit.of(index).journal_read_fails(index, request.block);
                 }
-                disk.fail(io);
+                disk.end_other(io);
             }
         }
-        if op != IoOp::Flush {
+        if op.has_pages() {
             (0..request.count as usize).for_each(|at| memory.unpin(page(at)));
         }
         let result = match unread {

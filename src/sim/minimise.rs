@@ -19,10 +19,11 @@ pub enum Ingredient {
     Aimed,
     Adopt,
     Unasked,
+    Extend,
 }
 
 impl Ingredient {
-    pub const ALL: [Ingredient; 9] = [
+    pub const ALL: [Ingredient; 10] = [
         Ingredient::Third,
         Ingredient::Handover,
         Ingredient::Resync,
@@ -32,6 +33,7 @@ impl Ingredient {
         Ingredient::Aimed,
         Ingredient::Adopt,
         Ingredient::Unasked,
+        Ingredient::Extend,
     ];
 
     fn name(self) -> &'static str {
@@ -45,6 +47,7 @@ impl Ingredient {
             Ingredient::Aimed => "aimed",
             Ingredient::Adopt => "adopt",
             Ingredient::Unasked => "unasked",
+            Ingredient::Extend => "extend",
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::format::superblock::RING_FIRST_BLOCK;
 use crate::sim::adopt::AdoptPlan;
 use crate::sim::aimed::AimedPlan;
 use crate::sim::audit::{PRIMARY, SECONDARY};
+use crate::sim::extend::ExtendPlan;
 use crate::sim::far::FarPlan;
 use crate::sim::heir::HeirPlan;
 use crate::sim::resync::{ReplacePlan, ResyncPlan};
@@ -147,6 +148,7 @@ pub struct Plan {
     pub heir: Option<HeirPlan>,
     pub adopt: Option<AdoptPlan>,
     pub far: Option<FarPlan>,
+    pub extend: Option<ExtendPlan>,
 }
 
 impl Plan {
@@ -252,6 +254,7 @@ impl Plan {
             heir: None,
             adopt: None,
             far: None,
+            extend: None,
         }
     }
 

@@ -86,7 +86,7 @@ impl World {
         *left -= 1;
         let site = self.rot_rng.below(2) as usize;
         let volume = self.rot_rng.below(self.plan.configs[0].volumes.len() as u64) as u16;
-        let blocks = self.plan.configs[0].volumes[usize::from(volume)].blocks;
+        let blocks = self.extensions.told().get(VolumeId(volume));
         let near = self.rot_rng.once_in(2);
         let lba = self.rot_rng.below(if near { self.plan.hot_blocks.min(blocks) } else { blocks });
         self.rot(Rotten { site, volume, lba });
@@ -137,7 +137,7 @@ impl World {
         if self.plan.third.is_some() && self.status(THIRD).is_some_and(has_all) {
             for _ in 0..self.rot_rng.below(5) {
                 let volume = self.rot_rng.below(self.plan.configs[0].volumes.len() as u64) as u16;
-                let blocks = self.plan.configs[0].volumes[usize::from(volume)].blocks;
+                let blocks = self.extensions.told().get(VolumeId(volume));
                 let lba = self.rot_rng.below(self.plan.hot_blocks.min(blocks));
                 self.rot(Rotten { site: THIRD, volume, lba });
             }

@@ -129,6 +129,7 @@ impl Site {
                 config.journal_blocks,
                 volumes,
             );
+            let formatted = Superblock { sizes: plan.sizes(), ..formatted };
             let mut block = [0; BLOCK_BYTES];
             formatted.encode(&mut block);
             disk.put(IoTarget::Journal, formatted.slot(), &block);

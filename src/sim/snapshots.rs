@@ -204,6 +204,7 @@ impl World {
         while let Some(reply) = self.sites[index].out.to_admin.pop() {
             self.trace.note(self.now, || format!("administrator of site {index} hears {reply:?}"));
             self.hear_compared(index, &reply);
+            self.hear_extended(index, &reply);
             if let (Ok(number), true) = (reply.result, reply.id < PROMOTION_IDS) {
                 self.audit.of(index).administered(index, number.0);
             }

@@ -134,6 +134,7 @@ impl World {
                     && self.third_follows()
                 {
                     self.trace.note(self.now, || "in lockstep again".into());
+                    self.check_sizes();
                     let operations = self.counts.submitted + CALM_OPERATIONS;
                     self.stage = Stage::Calm { operations, until: self.now + HEAL_NS_MAX };
                     self.wake_fronts();

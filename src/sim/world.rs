@@ -13,8 +13,8 @@ use crate::sim::adopt::{self, AdoptPlan};
 use crate::sim::aimed::{self, Aim, AimedPlan};
 use crate::sim::audit::{AuditConfig, Auditor, JournalSeen, Level, PRIMARY, SECONDARY, THIRD};
 use crate::sim::compare;
-use crate::sim::coverage::Coverage;
 use crate::sim::disk::IoId;
+use crate::sim::extend::Extensions;
 use crate::sim::far::{self, Far};
 use crate::sim::handover;
 use crate::sim::heir::{self, HeirPlan, Inheriting};
@@ -22,9 +22,10 @@ use crate::sim::hosts::HostCounts;
 use crate::sim::lease;
 use crate::sim::minimise::{Case, Ingredient};
 use crate::sim::network::{End, Network, PAIR};
+pub use crate::sim::outcome::Outcome;
 use crate::sim::plan::{Crash, Fault, Plan};
 use crate::sim::queue::Queue;
-use crate::sim::readiness::{Disaster, Readiness};
+use crate::sim::readiness::Disaster;
 use crate::sim::resync::{self, ReplacePlan, ResyncPlan};
 use crate::sim::rng::Rng;
 use crate::sim::rot::{self, RotPlan, Rotten, RottenAside};
@@ -135,66 +136,6 @@ pub(super) enum Stage {
     },
 }
 
-/// What a run did, for statistics and the ledger.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Outcome {
-    pub hosts: HostCounts,
-    pub crashes: u64,
-    pub replayed: u64,
-    pub updates: u64,
-    pub events: u64,
-    pub virtual_ns: u64,
-    pub acknowledged_writes: u64,
-    /// Acknowledged below `durable`, and lost with both sites' power as that level allows.
-    pub excused_writes: u64,
-    pub solo_ranges: u64,
-    pub snapshots: u64,
-    pub snapshot_reads: u64,
-    /// Blocks of which a host was told whether they were changed.
-    pub changes_told: u64,
-    /// Updates that went to the secondary with what they overwrote.
-    pub sent_by_value: u64,
-    pub captured_blocks: u64,
-    pub reclaimed_blocks: u64,
-    /// Volume blocks of which a bit flipped, and repairs since the sites' last starts.
-    pub rotten_blocks: u64,
-    /// Extents of which both sites said the same.
-    pub comparisons: u64,
-    pub repaired_blocks: u64,
-    pub checkpoints: u64,
-    pub catch_ups: u64,
-    pub cuts: u64,
-    pub coverage: Coverage,
-    pub takeovers: u64,
-    /// Takeovers, of a primary that may have been alive, for which nobody was fenced.
-    pub unasked: u64,
-    /// Updates that went to a third site, its deaths, and how often it was told that it has lapsed.
-    pub fed: u64,
-    pub third_crashes: u64,
-    pub lapsed: u64,
-    pub readiness: Readiness,
-    /// Thirds that took over, and what hosts had been told of that was given up with that.
-    pub heirs: u64,
-    pub given_up: u64,
-    /// Split brains that were resolved.
-    pub splits: u64,
-    /// Blocks copied to a peer that lacked more than the journal held, and resyncs that were installed.
-    pub copied_blocks: u64,
-    pub installs: u64,
-    /// Sites that were formatted anew.
-    pub replaced: u64,
-    /// Pairs that began with contents of one site.
-    pub adopted: u64,
-    /// Thirds whose disks were replaced, and that have been copied what they lacked.
-    pub thirds_replaced: u64,
-    pub thirds_copied: u64,
-    /// Snapshots that came with them.
-    pub installed_snapshots: u64,
-    /// Resyncs that went on after a restart of the site that was copied to.
-    pub logs_found: u64,
-    pub trace_hash: u64,
-}
-
 /// Events of one run; a run beyond is spinning.
 const EVENTS_MAX: u64 = 4_000_000;
 /// Events of one instant; beyond, those who wake each other keep time from going on.
@@ -209,6 +150,8 @@ pub struct World {
     pub(super) rng: Rng,
     /// Snapshots' own, so that seeds without them are not changed by them.
     pub(super) snapshot_rng: Rng,
+    /// Volumes that become larger.
+    pub(super) extensions: Extensions,
     /// That of hosts who ask what was changed.
     pub(super) changes_rng: Rng,
     /// Takeovers' own, for the same reason.
@@ -319,6 +262,7 @@ impl World {
         if case.far {
             plan.far(&mut far::generator(seed), has(Ingredient::Third));
         }
+        let extensions = Extensions::new(seed, &mut plan, has(Ingredient::Extend) && !case.far);
         plan.end_after(case.operations);
         let mut trace = Trace::new(print);
         trace.note(0, || format!("{plan:#?}"));
@@ -357,6 +301,7 @@ impl World {
             changes_rng: snapshots::generator_of_changes(seed),
             takeover_rng,
             handover_rng,
+            extensions,
             lease_rng,
             left_behind: None,
             resync_rng,

@@ -28,6 +28,8 @@ static MACHINE: Mutex<()> = Mutex::new(());
 pub struct Options {
     /// Names and sizes in MiB.
     pub volumes: Vec<(&'static str, u64)>,
+    /// What each may be extended to.
+    pub room_mib: Option<u64>,
     pub journal_mib: u64,
     pub differential_mib: u64,
     pub cache_mib: u64,
@@ -49,6 +51,7 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             volumes: vec![("data", 64)],
+            room_mib: None,
             journal_mib: 64,
             differential_mib: 4,
             cache_mib: 64,
@@ -168,6 +171,9 @@ impl Sites {
             );
             for (volume, mib) in &options.volumes {
                 text += &format!("[[volume]]\nname = \"{volume}\"\nsize = \"{mib}MiB\"\n");
+                if let Some(room) = options.room_mib {
+                    text += &format!("room = \"{room}MiB\"\n");
+                }
             }
             text += &format!(
                 "[journal]\nsize = \"{}MiB\"\n[differential]\nsize = \"{}MiB\"\n[cache]\nsize = \"{}MiB\"\n\

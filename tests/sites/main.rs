@@ -12,6 +12,7 @@ mod by_value;
 mod clients;
 mod crashes;
 mod damage;
+mod extend;
 mod grow;
 mod images;
 mod keys;

@@ -29,6 +29,9 @@ impl Group {
             let extent = Extent { volume, first: lba, count: 1, reads: true };
             return self.on_compare(turn, request, extent, Some(theirs));
         }
+        if let AdminOp::Extend { volume, blocks } = request.op {
+            return self.on_extend(turn, request.id, volume, blocks);
+        }
         if matches!(request.op, AdminOp::Switchover | AdminOp::Demote | AdminOp::GiveWay | AdminOp::HostsGone)
         {
             return self.on_leave(turn, request);
@@ -94,6 +97,7 @@ impl Group {
             | AdminOp::HostsGone
             | AdminOp::Compare { .. }
             | AdminOp::Equalise { .. }
+            | AdminOp::Extend { .. }
             | AdminOp::Scrub { .. } => unreachable!("judged elsewhere"),
         }
     }
@@ -141,6 +145,7 @@ impl Group {
             self.answer_admin(turn, waiting, Err(AdminError::NotServing));
         }
         self.forget_leaving(turn);
+        self.forget_extension(turn);
     }
 
     /// When this site may take over, if that is asked and has to wait.
@@ -212,6 +217,7 @@ impl Group {
             | AdminOp::HostsGone
             | AdminOp::Compare { .. }
             | AdminOp::Equalise { .. }
+            | AdminOp::Extend { .. }
             | AdminOp::Scrub { .. } => {
                 unreachable!("never queued")
             }

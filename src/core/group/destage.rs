@@ -83,7 +83,7 @@ pub(super) struct Destage {
     retention_moved: bool,
     /// As of the last superblock, nobody but a third needs what the journal has up to here.
     floor: UpdateNumber,
-    /// The superblock is written for the journal's sake, and the checkpoint stays.
+    /// The superblock is written for the journal's sake, or for what it says of volumes, and the checkpoint stays.
     trims: bool,
     /// Somebody waits for a superblock, though there may be no block to write.
     owed: bool,
@@ -271,7 +271,8 @@ impl Group {
         let max = self.config.destage_depth_max.clamp(1, VOLUME_IO_SLOTS / 2);
         let nobody_waits = self.ops_live == 0 && now.since(self.destage.dirtied_at) >= IDLE_SWEEP_AFTER;
         let copy_ends = self.resyncs[Target::Peer].is_held();
-        if self.config.ack == AckLevel::Applied || self.stopping || nobody_waits || copy_ends {
+        let extends = self.extending.is_superblock_due();
+        if self.config.ack == AckLevel::Applied || self.stopping || nobody_waits || copy_ends || extends {
             return max;
         }
         let filled = self.pressure_percent().saturating_sub(self.destage.began_percent);
@@ -327,7 +328,8 @@ impl Group {
         let may_begin =
             self.destage.step == Step::Idle && !self.staging.installing() && !self.mending.writes();
         // With `applied` one sweep follows another, hosts wait for them, and each lets go of what is kept for too long.
-        let trims = self.config.ack != AckLevel::Applied && self.keeps_too_much(self.needed_by_others());
+        let trims = self.extending.is_superblock_due()
+            || (self.config.ack != AckLevel::Applied && self.keeps_too_much(self.needed_by_others()));
         if may_begin && trims {
             let volume = self.config.volumes.len() as u16;
             (self.destage.target, self.destage.trims) = (self.checkpoint, true);
@@ -581,7 +583,8 @@ impl Group {
         let held = self.held_for_former_sources(held);
         let position = self.journal.position_after(held);
         self.destage.superblock_sequence += 1;
-        let superblock = self.superblock(position);
+        let sizes = self.extending.write();
+        let superblock = Superblock { sizes, ..self.superblock(position) };
         superblock.encode(turn.memory.bytes_mut(page));
         turn.memory.seal(page);
         turn.tables.journal_io.set(slot, 0, page, BlockSum::ZEROS);
@@ -630,6 +633,7 @@ impl Group {
             history,
             volumes: [0; VOLUMES_MAX],
             volume_count: self.config.volumes.len(),
+            sizes: *self.extending.in_force(),
         };
         for (index, volume) in self.config.volumes.iter().enumerate() {
             superblock.volumes[index] = volume.blocks;
@@ -661,6 +665,7 @@ impl Group {
                 self.journal.return_slot(slot);
                 self.pages.release(page, turn.memory);
                 self.destage.step = Step::Idle;
+                self.note_shown(turn);
                 if std::mem::take(&mut self.destage.trims) {
                     return self.journal.release_before(position);
                 }

@@ -5,6 +5,7 @@
 use super::ages::Ages;
 use super::allowance::Allowance;
 use super::catch_up::{CatchUp, Found, ReadFor};
+use super::extending::SHOWS_LESS;
 use super::handshake::GREETING_MAX;
 use super::peering::{LINK_SPARE, refusal};
 use super::readiness::Resumed;
@@ -66,6 +67,8 @@ pub(super) struct Feed {
     pub connection: Option<u32>,
     pub talk: Talk,
     hello: Option<Box<Hello>>,
+    /// As of a peer.
+    pub sizes: VolumeSizes,
     pub pull: Pull,
     /// Where it was when it said so last, on whichever connection.
     pub told: Pull,
@@ -96,11 +99,17 @@ pub(super) struct Feed {
 }
 
 impl Feed {
+    /// Whether it was told what this site is.
+    pub fn is_greeted(&self) -> bool {
+        !matches!(self.talk, Talk::Absent | Talk::Greeting { hello_sent: false, .. })
+    }
+
     pub fn new(config: &ThirdConfig) -> Feed {
         Feed {
             connection: None,
             talk: Talk::Absent,
             hello: None,
+            sizes: VolumeSizes::default(),
             pull: NO_PULL,
             told: NO_PULL,
             heard: None,
@@ -185,6 +194,7 @@ impl Group {
                 let feed = self.feed_mut();
                 feed.connection = Some(connection);
                 feed.talk = Talk::Greeting { since: turn.now, hello_sent: false };
+                feed.sizes = VolumeSizes::default();
                 self.give_third(turn, ToLink::Begin { connection });
                 if self.failed() {
                     self.give_third(turn, ToLink::Close);
@@ -325,8 +335,10 @@ impl Group {
         if !matches!(self.phase, Phase::Running) {
             return;
         }
-        if !hello_sent {
+        if !hello_sent && !self.extending.is_superblock_due() {
             let hello = self.our_hello();
+            let feed = self.feed_mut();
+            feed.sizes = feed.sizes.joined(hello.sizes());
             let message = self.page_with(turn, PageFrame::Hello, |out| hello.encode(out));
             self.feed_mut().talk = Talk::Greeting { since, hello_sent: message.is_some() };
             if let Some(message) = message {
@@ -347,6 +359,11 @@ impl Group {
         if let Some(objection) = self.objection(hello, self.third_config().site) {
             return self.refuse_third(turn, objection);
         }
+        if !self.shows_as_much(hello) {
+            return self.lose_third(turn, LossReason::Protocol(SHOWS_LESS));
+        }
+        let feed = self.feed_mut();
+        feed.sizes = feed.sizes.joined(hello.sizes());
         if hello.role == Role::Primary {
             return self.meet_promoted(turn, hello);
         }

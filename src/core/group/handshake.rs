@@ -1,5 +1,6 @@
 //! Meeting the peer: hellos, what is refused, where the two streams part, and what each side must do before updates flow.
 
+use super::extending::SHOWS_LESS;
 use super::old_blocks::update_pages;
 use super::peering::{Talk, refusal};
 use super::{Alone, Group, Phase, RESERVED_PAGES, Turn, third_pages};
@@ -64,7 +65,10 @@ impl Group {
     pub(super) fn our_hello(&self) -> Hello {
         let mut volumes = [HelloVolume::default(); VOLUMES_MAX];
         for (place, volume) in volumes.iter_mut().zip(&self.config.volumes) {
-            *place = HelloVolume { name: VolumeName::new(&volume.name), blocks: volume.blocks };
+            *place = HelloVolume { name: VolumeName::new(&volume.name), blocks: volume.blocks, room: 0 };
+        }
+        for (place, size) in volumes.iter_mut().zip(self.extending.in_force().iter()) {
+            place.room = place.blocks - size;
         }
         let (alone, suspends, read_lease) = self.lease_terms();
         Hello {
@@ -115,9 +119,11 @@ impl Group {
         let quiet = self.peer.consumed >= self.peer.sent
             && self.catch_up.idle()
             && self.peer.inbound.is_empty()
-            && self.role_at <= self.journal.durable();
+            && self.role_at <= self.journal.durable()
+            && !self.extending.is_superblock_due();
         if !hello_sent && quiet {
             let hello = self.our_hello();
+            self.peer.sizes = self.peer.sizes.joined(hello.sizes());
             let sent = self.send_page(turn, PageFrame::Hello, |out| hello.encode(out));
             self.peer.talk = Talk::Greeting { since, hello_sent: sent };
             self.peer.said_hello = sent.then(|| Box::new(hello));
@@ -138,6 +144,11 @@ impl Group {
         if let Some(objection) = self.objection_to_peer(hello) {
             return self.refuse(turn, objection);
         }
+        if !self.shows_as_much(hello) {
+            return self.lose_peer(turn, LossReason::Protocol(SHOWS_LESS));
+        }
+        self.peer.protocol = hello.protocol_max.min(PROTOCOL_MAX);
+        self.peer.sizes = self.peer.sizes.joined(hello.sizes());
         self.meet(turn, hello);
     }
 

@@ -127,7 +127,6 @@ impl Group {
         if request.op == HostOp::Flush {
             return Ok(());
         }
-        let spec = self.config.volumes.get(request.volume.0 as usize).ok_or(HostError::OutOfRange)?;
         let (lba, count, bound, within) = match request.op {
             HostOp::Read { lba, count } | HostOp::Write { lba, count, .. } => {
                 (lba, count, UPDATE_BLOCKS_MAX, true)
@@ -140,8 +139,8 @@ impl Group {
             }
             HostOp::Flush => unreachable!("answered above"),
         };
-        let end = lba.0.checked_add(u64::from(count));
-        if count == 0 || count as usize > bound || !within || end.is_none_or(|end| end > spec.blocks) {
+        let whole = lba.0.checked_add(u64::from(count)).is_some();
+        if count == 0 || count as usize > bound || !within || !whole || !self.is_shown(request) {
             return Err(HostError::OutOfRange);
         }
         let reads = request.op.reads();
@@ -152,6 +151,17 @@ impl Group {
             return Err(HostError::ReadOnly);
         }
         Ok(())
+    }
+
+    /// Whether hosts see all blocks of it. What comes before the superblock was read waits, and is asked for again.
+    fn is_shown(&self, request: &HostRequest) -> bool {
+        let size = match self.phase {
+            Phase::Recovering(_) => {
+                self.config.volumes.get(usize::from(request.volume.0)).map_or(0, |volume| volume.blocks)
+            }
+            _ => self.extending.in_force().get(request.volume),
+        };
+        request.op.blocks().end <= size
     }
 
     /// Carries an operation on that waited outside the queues.
@@ -197,6 +207,9 @@ impl Group {
             if self.op(at).state == OpState::Waiting {
                 let request = self.op(at).request;
                 match request.op {
+                    _ if !self.is_shown(&request) => {
+                        self.refuse_operation(turn, at, HostError::OutOfRange);
+                    }
                     HostOp::Read { .. } | HostOp::Changes { .. } | HostOp::Flush => self.attempt(turn, at),
                     _ if !self.start_write(turn, at) => break,
                     _ => {}

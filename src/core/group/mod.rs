@@ -6,7 +6,7 @@
 //! peer; of volumes: `mending`). `takeover` changes what a site is to its peer, `handover` by agreement, and `lease` keeps a primary that was taken over from reading; `split` says what keeps two apart, and `resolve`
 //! lets one of them give way; `resync` copies to one what the journal has no more, `copying` has its blocks, `digests` leaves out what is equal, `copy_kept` has what
 //! snapshots keep, `targets` who gets it, `copier` who sends it, `staging` keeps that apart, `install` brings it to the volumes. `feeding` serves a third site, `pulling` is that site's own part,
-//! `copy_third` copies to one that no journal reaches, and `promoted` has what becomes of both when it is made primary.
+//! `extending` shows hosts more of a volume, `copy_third` copies to one that no journal reaches, and `promoted` has what becomes of both when it is made primary.
 
 mod admin;
 mod ages;
@@ -23,6 +23,7 @@ mod destage;
 mod differential;
 mod digests;
 mod equalising;
+mod extending;
 mod feeding;
 mod handover;
 mod handshake;
@@ -208,6 +209,7 @@ pub struct Group {
     volume_io: Box<[storage::VolumeIo]>,
     volume_slots: FixedQueue<SlotId>,
     destage: destage::Destage,
+    extending: extending::Extending,
     warm_up: warm_up::WarmUp,
 
     snapshots: Snapshots,
@@ -352,6 +354,7 @@ impl Group {
             volume_io: vec![storage::VolumeIo::Free; VOLUME_IO_SLOTS].into_boxed_slice(),
             volume_slots,
             destage: destage::Destage::new(),
+            extending: extending::Extending::default(),
             warm_up: warm_up::WarmUp::new(config.warm_up),
             snapshots: Snapshots::new(),
             captured: config.volumes.iter().map(|v| Marks::new(if keeps { v.blocks } else { 0 })).collect(),
@@ -467,6 +470,7 @@ impl Group {
             self.stage_inbound(turn);
             self.advance(turn);
             self.admin_turn(turn);
+            self.extend_turn(turn);
             self.leave_turn(turn);
             self.mend_turn(turn);
             self.retry_waiting(turn);
@@ -519,6 +523,7 @@ impl Group {
             self.peer_deadline(),
             self.destage_deadline(),
             self.admin_deadline(),
+            self.extend_deadline(),
             self.leave_deadline(),
             self.warm_up_deadline(),
             self.mend_deadline(),
@@ -603,6 +608,7 @@ impl Group {
             && self.destage_idle()
             && self.metadata_slots.room() == 0
             && self.mending.is_empty()
+            && self.extending.is_idle()
             && !self.scrub.is_reading()
             && !self.comparing.is_reading()
             && !self.resyncs.are_reading()

@@ -16,7 +16,7 @@ use crate::core::messages::*;
 use crate::core::outbox::{Event, LossReason, WriteStamps};
 use crate::core::window::Window;
 use crate::format::update::{Update, UpdateKind};
-use crate::format::wire::{Hello, Refusal, RefusalCode};
+use crate::format::wire::{Hello, PROTOCOL_MIN, Refusal, RefusalCode};
 
 /// Where the conversation with the peer stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +52,10 @@ pub(super) struct Peer {
     pub hello: Option<Box<Hello>>,
     /// What this site said of itself: both decide by the same two hellos.
     pub said_hello: Option<Box<Hello>>,
+    /// The version of the protocol that both speak, as of when they met.
+    pub protocol: u16,
+    /// What this site has told the peer, in this conversation, that its hosts see, and what the peer has told of its own.
+    pub sizes: VolumeSizes,
 
     // Primary: the peer's position, from its acknowledgements.
     pub received: UpdateNumber,
@@ -119,6 +123,8 @@ impl Peer {
             talk: Talk::Absent,
             hello: None,
             said_hello: None,
+            protocol: PROTOCOL_MIN,
+            sizes: VolumeSizes::default(),
             received: UpdateNumber::NONE,
             journaled: UpdateNumber::NONE,
             durable: UpdateNumber::NONE,
@@ -146,6 +152,11 @@ impl Peer {
             ack_owed: false,
         }
     }
+
+    /// Whether it was told what this site is.
+    pub fn is_greeted(&self) -> bool {
+        !matches!(self.talk, Talk::Absent | Talk::Greeting { hello_sent: false, .. })
+    }
 }
 
 impl Group {
@@ -160,6 +171,7 @@ impl Group {
                 self.peer.connection = Some(connection);
                 self.peer.talk = Talk::Greeting { since: turn.now, hello_sent: false };
                 self.peer.hello = None;
+                self.peer.sizes = VolumeSizes::default();
                 // Replay goes by what the journal said was settled.
                 if matches!(self.phase, Phase::Running) {
                     self.peer.told_settled = self.settled;
@@ -298,11 +310,15 @@ impl Group {
             return Err("an update of a generation that its primary has left");
         }
         if update.touches_blocks() {
-            let Some(volume) = self.config.volumes.get(update.volume.0 as usize) else {
+            if usize::from(update.volume.0) >= self.config.volumes.len() {
                 return Err("an update of a volume that does not exist");
-            };
-            let end = update.lba.0.checked_add(u64::from(update.count));
-            if end.is_none_or(|end| end > volume.blocks) {
+            }
+            // No site shows its hosts more than those do that it tells of what they wrote.
+            let (end, size) = (
+                update.lba.0.checked_add(u64::from(update.count)),
+                self.extending.in_force().get(update.volume),
+            );
+            if end.is_none_or(|end| end > size) {
                 return Err("an update beyond its volume's end");
             }
         }
@@ -394,6 +410,8 @@ impl Group {
             Control::Compared { at, answer } if primary => self.on_compared(turn, at, answer),
             Control::SwitchoverWanted if primary => self.on_switchover_wanted(turn),
             Control::SwitchoverRefused { code } if !primary => self.on_switchover_refused(turn, code),
+            Control::Extend { volume, blocks } if !primary => self.on_extension_wanted(turn, volume, blocks),
+            Control::Extended { volume, blocks, errno } => self.on_extended(turn, volume, blocks, errno),
             _ => self.lose_peer(turn, LossReason::Protocol("a frame that its role does not send")),
         }
     }

@@ -3,6 +3,7 @@
 
 use super::ages::Ages;
 use super::copier::ResyncName;
+use super::extending::SHOWS_LESS;
 use super::handshake::GREETING_MAX;
 use super::inbound::Inbound;
 use super::origins::Origin;
@@ -55,6 +56,8 @@ pub(super) struct Source {
     pub connection: Option<u32>,
     pub stand: Stand,
     hello: Option<Box<Hello>>,
+    /// As of a peer.
+    pub sizes: VolumeSizes,
     /// The version of the protocol that both speak, as of when they met.
     protocol: u16,
     /// Since when it is met, and since when it is known to have let go of what this site lacks.
@@ -116,6 +119,7 @@ impl Source {
             connection: None,
             stand: Stand::Absent,
             hello: None,
+            sizes: VolumeSizes::default(),
             protocol: PROTOCOL_MIN,
             met_at: Nanos(0),
             lapsed_at: Nanos(0),
@@ -149,6 +153,11 @@ impl Source {
         self.said_at = Some(now);
     }
 
+    /// Whether it was told what this site is.
+    pub fn is_greeted(&self) -> bool {
+        !matches!(self.stand, Stand::Absent | Stand::Greeting { hello_sent: false, .. })
+    }
+
     fn is_met(&self) -> bool {
         !matches!(self.stand, Stand::Absent | Stand::Greeting { .. })
     }
@@ -165,6 +174,7 @@ impl Group {
                 let source = &mut self.sources[index];
                 source.connection = Some(connection);
                 source.stand = Stand::Greeting { since: turn.now, hello_sent: false };
+                source.sizes = VolumeSizes::default();
                 source.heard_at = turn.now;
                 turn.out.remotes[index].to_link.push(ToLink::Begin { connection });
                 if self.failed() {
@@ -337,8 +347,10 @@ impl Group {
             return;
         }
         // Nobody is to hear of a generation that a crash may still undo.
-        if !hello_sent && self.role_at <= self.journal.durable() {
+        if !hello_sent && self.role_at <= self.journal.durable() && !self.extending.is_superblock_due() {
             let hello = self.our_hello();
+            let source = &mut self.sources[index];
+            source.sizes = source.sizes.joined(hello.sizes());
             let message = self.page_with(turn, PageFrame::Hello, |out| hello.encode(out));
             self.sources[index].stand = Stand::Greeting { since, hello_sent: message.is_some() };
             if let Some(message) = message {
@@ -362,6 +374,9 @@ impl Group {
             refusal(RefusalCode::Role, text)
         });
         let mut objection = self.objection(hello, site).or(a_third);
+        if objection.is_none() && !self.shows_as_much(hello) {
+            return self.lose_source(turn, index, LossReason::Protocol(SHOWS_LESS));
+        }
         if self.role == Role::Primary && objection.is_none() {
             self.sources[index].parted = Some(SplitBrain::of(&self.our_hello(), hello));
             objection = Some(self.meet_former_source(hello));
@@ -372,6 +387,7 @@ impl Group {
         let source = &mut self.sources[index];
         source.stand = Stand::Standing;
         source.protocol = hello.protocol_max.min(PROTOCOL_MAX);
+        source.sizes = source.sizes.joined(hello.sizes());
         source.met_at = turn.now;
         source.settled = hello.settled;
         source.says_settled(turn.now, hello.settled);

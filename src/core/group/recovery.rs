@@ -241,6 +241,7 @@ impl Group {
         }
         self.journal.recover_begin(superblock.position, superblock.checkpoint);
         self.destage.recovered(superblock.sequence);
+        self.extending.found(superblock.sizes);
         self.history = superblock.history;
         self.generation = superblock.history.last().map_or(Generation::NONE, |(generation, _)| generation);
         self.role = superblock.role;

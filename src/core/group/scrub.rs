@@ -122,6 +122,8 @@ pub(super) struct Scrub {
     part: Option<Part>,
     /// Of the volumes, or of their checksum files: what is read next.
     next: (u16, u64),
+    /// What hosts saw of the volumes when it began.
+    sizes: VolumeSizes,
     sums: sums::SumsPass,
     slots: slots::SlotsPass,
     pub journal: journal::JournalPass,
@@ -139,6 +141,7 @@ impl Scrub {
             blocks_per_second: 0,
             part: None,
             next: (0, 0),
+            sizes: VolumeSizes::default(),
             sums: sums::SumsPass::default(),
             slots: slots::SlotsPass::new(),
             journal: journal::JournalPass::new(),
@@ -209,8 +212,9 @@ impl Group {
             self.end_scrub(turn, false);
         } else if !self.scrub.status.active {
             self.scrub.status = ScrubStatus { active: true, ..ScrubStatus::NONE };
+            self.scrub.sizes = *self.extending.in_force();
+            self.scrub.of(Part::Volumes).total = self.scrub.sizes.iter().sum();
             let volumes = self.config.volumes.iter().map(|volume| volume.blocks);
-            self.scrub.of(Part::Volumes).total = volumes.clone().sum();
             self.scrub.of(Part::Checksums).total = volumes.map(Sums::file_blocks).sum();
             self.scrub.of(Part::Differential).total = self.slots.total() - self.slots.free();
             self.scrub.of(Part::Journal).total = self.journal.used_blocks();
@@ -328,10 +332,10 @@ impl Group {
 
     fn scrub_volumes(&mut self, turn: &mut Turn<impl Memory>) {
         let (volume, lba) = self.scrub.next;
-        let Some(spec) = self.config.volumes.get(volume as usize) else {
+        if usize::from(volume) == self.config.volumes.len() {
             return self.next_part(Part::Volumes);
-        };
-        let count = (spec.blocks - lba).min(VOLUME_IO_BLOCKS_MAX as u64) as usize;
+        }
+        let count = (self.scrub.sizes.get(VolumeId(volume)) - lba).min(VOLUME_IO_BLOCKS_MAX as u64) as usize;
         if !self.room_to_scrub(count) {
             return self.scrub.looks_again(turn.now);
         }
@@ -389,7 +393,7 @@ impl Group {
             read += 1;
         }
         let Some(began) = began else { return };
-        let (at, blocks) = (lba.0 + read, self.config.volumes[volume.0 as usize].blocks);
+        let (at, blocks) = (lba.0 + read, self.scrub.sizes.get(volume));
         self.scrub.next = if at == blocks { (volume.0 + 1, 0) } else { (volume.0, at) };
         self.scrub.of(Part::Volumes).read += read;
         self.pace_scrub(turn.now, began, read);

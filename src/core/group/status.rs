@@ -135,6 +135,8 @@ pub struct Standing {
 #[derive(Clone, Copy, Debug)]
 pub struct GroupStatus {
     pub role: Role,
+    /// What hosts see of the volumes.
+    pub sizes: VolumeSizes,
     pub state: GroupState,
     pub peer: PeerState,
     pub solo: bool,
@@ -216,6 +218,7 @@ impl Group {
         let Standing { role, state, peer, solo, generation, last, settled, checkpoint } = self.standing();
         GroupStatus {
             role,
+            sizes: *self.extending.in_force(),
             state,
             peer,
             solo,

@@ -103,6 +103,10 @@ pub(super) enum VolumeIo {
     Flush {
         target: IoTarget,
     },
+    /// Space of a volume that is being extended.
+    Reserve {
+        count: u32,
+    },
     /// An old block that another site wants, out of this slot, with this sum.
     LendSlot {
         to: Target,
@@ -286,6 +290,7 @@ impl Group {
                 self.recovery_sums_loaded();
             }
             (VolumeIo::Flush { .. }, Ok(())) => self.destage.write_done(),
+            (VolumeIo::Reserve { count }, result) => self.reserved(turn, count, result),
             (VolumeIo::Repair { .. }, Err(fault)) => {
                 return self.fail_on_disk(turn, IoTarget::Differential, fault, 0);
             }

@@ -38,7 +38,7 @@ impl WarmUp {
 impl Group {
     /// Whether the volumes fit beside everything that must stay free or be free to be written.
     pub(super) fn cache_holds_volumes(&self) -> bool {
-        let blocks: u64 = self.config.volumes.iter().map(|volume| volume.blocks).sum();
+        let blocks: u64 = self.extending.in_force().iter().sum();
         let (kept_free, _) = self.eviction_goal();
         let staged = self.staging_target * self.config.receivers();
         blocks + (kept_free + staged) as u64 <= self.pages.total() as u64
@@ -69,15 +69,16 @@ impl Group {
         }
         let mut looks = LOOKS_A_TURN;
         while looks > 0 {
-            let Some(spec) = self.config.volumes.get(volume as usize) else {
+            if usize::from(volume) == self.config.volumes.len() {
                 self.warm_up = WarmUp::Done;
                 return;
-            };
-            if lba == spec.blocks {
+            }
+            let size = self.extending.in_force().get(VolumeId(volume));
+            if lba == size {
                 (volume, lba) = (volume + 1, 0);
                 continue;
             }
-            let end = spec.blocks.min(lba + VOLUME_IO_BLOCKS_MAX as u64);
+            let end = size.min(lba + VOLUME_IO_BLOCKS_MAX as u64);
             let lacks = |lba: &u64| self.cache.peek(VolumeId(volume), Lba(*lba)).is_none();
             let count = (lba..end).take_while(lacks).count();
             if count == 0 {

@@ -2,6 +2,7 @@
 
 use crate::base::{
     BLOCK_BYTES, Generation, GroupId, HISTORY_MAX, NAME_BYTES_MAX, Nanos, SiteId, UpdateNumber, VOLUMES_MAX,
+    VolumeSizes,
 };
 use crate::format::bytes::{nonzero_in, put, u16_at, u32_at, u64_at, u128_at};
 use crate::format::history::{HISTORY_ENTRY_BYTES, History};
@@ -14,8 +15,10 @@ pub type VolumeName = Text<NAME_BYTES_MAX>;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HelloVolume {
     pub name: VolumeName,
-    /// Size in blocks.
+    /// Blocks that are laid out for it.
     pub blocks: u64,
+    /// Those behind what hosts see, which it can be extended into.
+    pub room: u64,
 }
 
 /// The first frame in both directions: what a site is, and how far it has come.
@@ -96,9 +99,10 @@ const MARKS_AFTER: usize = 112;
 const GIVES_WAY_TO: usize = 120;
 const VOLUMES: usize = 128;
 
-/// Of one volume's entry: blocks, length of the name, reserved, name.
+/// Of one volume's entry: blocks, length of the name, room (7 bytes; zeros before protocol 19), name.
 const VOLUME_BYTES: usize = 16 + NAME_BYTES_MAX;
 const NAME_LENGTH: usize = 8;
+const ROOM: usize = NAME_LENGTH + 1;
 const NAME: usize = 16;
 
 /// Bytes of the longest encoded hello.
@@ -112,9 +116,14 @@ impl Hello {
         &self.volumes[..self.volume_count]
     }
 
+    /// What the sender's hosts see of each.
+    pub fn sizes(&self) -> VolumeSizes {
+        VolumeSizes::of(self.volumes().iter().map(|volume| volume.blocks - volume.room))
+    }
+
     /// Writes the body of a hello frame and returns its length, at most [`HELLO_BYTES_MAX`].
     ///
-    /// Panics if `volume_count` is above [`VOLUMES_MAX`].
+    /// Panics if `volume_count` is above [`VOLUMES_MAX`], or a volume has more room than 7 bytes say.
     pub fn encode(&self, out: &mut [u8; BLOCK_BYTES]) -> usize {
         let history_at = VOLUMES + self.volumes().len() * VOLUME_BYTES;
         let length = history_at + self.history.encoded_bytes();
@@ -149,6 +158,9 @@ impl Hello {
         for (volume, entry) in self.volumes().iter().zip(out[VOLUMES..].chunks_exact_mut(VOLUME_BYTES)) {
             put(entry, 0, &volume.blocks.to_le_bytes());
             entry[NAME_LENGTH] = volume.name.len() as u8;
+            let room = volume.room.to_le_bytes();
+            assert!(room[NAME - ROOM] == 0, "a volume with room of {} blocks", volume.room);
+            put(entry, ROOM, &room[..NAME - ROOM]);
             put(entry, NAME, volume.name.as_bytes());
         }
         self.history.encode(&mut out[history_at..length]);
@@ -247,14 +259,8 @@ fn decode_volume(entry: &[u8], entry_at: usize) -> Result<HelloVolume, WireError
     if length == 0 || length > NAME_BYTES_MAX {
         return field("the length of a volume's name in Hello", "1 to 64", length as u64);
     }
-    for (from, to) in [(NAME_LENGTH + 1, NAME), (NAME + length, VOLUME_BYTES)] {
-        if let Some(offset) = nonzero_in(entry, from, to) {
-            return Err(WireError::Reserved {
-                frame: "Hello",
-                offset: entry_at + offset,
-                found: entry[offset],
-            });
-        }
+    if let Some(offset) = nonzero_in(entry, NAME + length, VOLUME_BYTES) {
+        return Err(WireError::Reserved { frame: "Hello", offset: entry_at + offset, found: entry[offset] });
     }
     let name = Text::decode(&entry[NAME..NAME + length])
         .map_err(|error| WireError::Text { field: "a volume's name in Hello", error })?;
@@ -262,7 +268,11 @@ fn decode_volume(entry: &[u8], entry_at: usize) -> Result<HelloVolume, WireError
     if blocks == 0 {
         return field("a volume's blocks in Hello", "1 or more", 0);
     }
-    Ok(HelloVolume { name, blocks })
+    let room = u64_at(entry, NAME_LENGTH) >> 8;
+    if room >= blocks {
+        return field("a volume's room in Hello", "less than its blocks", room);
+    }
+    Ok(HelloVolume { name, blocks, room })
 }
 
 fn flag(name: &'static str, byte: u8) -> Result<bool, WireError> {

@@ -2,10 +2,13 @@
 //! blocks. One crc32c covers header and body; the payload is covered by the update's own sum.
 
 mod blocks;
+mod extended;
+mod frame_type;
 mod handshake;
 mod reader;
 
 pub use blocks::{BlockPlace, Extent, Lacking};
+pub use frame_type::FrameType;
 pub use handshake::{
     HELLO_BYTES_MAX, Hello, HelloVolume, REFUSAL_TEXT_BYTES_MAX, Refusal, RefusalCode, VolumeName,
 };
@@ -13,9 +16,11 @@ pub use reader::FrameReader;
 
 use std::fmt;
 
-use blocks::{COMPARED_ANSWERS, EXTENT_BYTES, PLACE_OF, extent_at, flag_at, place_at, put_extent, put_place};
+use blocks::{COMPARED_ANSWERS, PLACE_OF, extent_at, flag_at, place_at, put_extent, put_place};
+use extended::{extended_at, put_extended};
+use frame_type::*;
 
-use crate::base::{BLOCK_BYTES, BlockSum, Digest128, Generation, UPDATE_BLOCKS_MAX, UpdateNumber};
+use crate::base::{BLOCK_BYTES, BlockSum, Digest128, Generation, UPDATE_BLOCKS_MAX, UpdateNumber, VolumeId};
 use crate::format::bytes::{array_at, nonzero_in, put, u16_at, u32_at, u64_at};
 use crate::format::history::HistoryError;
 use crate::format::text::TextError;
@@ -25,9 +30,11 @@ use crate::format::update::{
 
 /// Versions of the protocol that this build speaks; `Hello` carries them, and the highest common one is used.
 pub const PROTOCOL_MIN: u16 = 17;
-pub const PROTOCOL_MAX: u16 = 18;
+pub const PROTOCOL_MAX: u16 = 19;
 /// From this version on a third may ask for more than updates: for a copy, and for blocks that have gone bad there.
 pub const PROTOCOL_SERVES_THIRDS: u16 = 18;
+/// From this version on a site can be asked to show more of a volume.
+pub const PROTOCOL_EXTENDS: u16 = 19;
 
 /// The first four bytes of a frame.
 pub const FRAME_MAGIC: [u8; 4] = *b"LSTP";
@@ -197,6 +204,10 @@ pub enum Control {
     DigestsWanted { extent: Extent },
     /// Third to a site that said [`Control::Lapsed`]: so do all others that I can ask, so copy to me what differs. The answer is an offer.
     CopyWanted,
+    /// Primary to secondary: reserve what this volume lacks of so many blocks, and show them from here on, as I will.
+    Extend { volume: VolumeId, blocks: u64 },
+    /// The answer: they are reserved, and your superblock says so durably; or an error number says why not, and nothing is changed.
+    Extended { volume: VolumeId, blocks: u64, errno: i32 },
 }
 
 /// A control frame too large for a message: its encoded body is in a page.
@@ -215,152 +226,6 @@ pub enum PageFrame {
     Marks,
     /// Digests that were wanted: a page of [`crate::format::digests`].
     Digests,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum FrameType {
-    Update = 1,
-    Ack = 2,
-    Heartbeat = 3,
-    FlushRequest = 4,
-    Fetch = 5,
-    CutTo = 6,
-    Hello = 7,
-    Refusal = 8,
-    BlockWanted = 9,
-    BlockLacking = 10,
-    Block = 11,
-    UpdateWithOldBlocks = 12,
-    TablesWanted = 13,
-    Tables = 14,
-    SwitchoverWanted = 15,
-    SwitchoverRefused = 16,
-    CopyOffer = 17,
-    Staged = 18,
-    Install = 19,
-    Marks = 20,
-    MarksEnd = 21,
-    Pull = 22,
-    Lapsed = 23,
-    Compare = 24,
-    Compared = 25,
-    DigestsWanted = 26,
-    Digests = 27,
-    CopyWanted = 28,
-}
-
-const WITH_OLD_BLOCKS_BYTES: usize = DESCRIPTOR_BYTES + 8;
-const ACK_BYTES: usize = 48;
-const HEARTBEAT_BYTES: usize = 8;
-const FLUSH_REQUEST_BYTES: usize = 8;
-const FETCH_BYTES: usize = 16;
-const CUT_TO_BYTES: usize = 8;
-const BLOCK_WANTED_BYTES: usize = 16;
-const BLOCK_LACKING_BYTES: usize = 16;
-const TABLES_WANTED_BYTES: usize = 16;
-const SWITCHOVER_REFUSED_BYTES: usize = 8;
-const COPY_OFFER_BYTES: usize = 32;
-/// Where a CopyOffer says whether it is of all blocks.
-const COPY_OFFER_WHOLE: usize = 24;
-const STAGED_BYTES: usize = 8;
-const INSTALL_BYTES: usize = 8;
-const MARKS_END_BYTES: usize = 8;
-const PULL_BYTES: usize = 32;
-const LAPSED_BYTES: usize = 8;
-const COMPARE_BYTES: usize = 8 + EXTENT_BYTES;
-const COMPARED_BYTES: usize = 32;
-
-impl FrameType {
-    const LAST: FrameType = FrameType::CopyWanted;
-
-    fn from_code(code: u8) -> Option<FrameType> {
-        [
-            FrameType::Update,
-            FrameType::Ack,
-            FrameType::Heartbeat,
-            FrameType::FlushRequest,
-            FrameType::Fetch,
-            FrameType::CutTo,
-            FrameType::Hello,
-            FrameType::Refusal,
-            FrameType::BlockWanted,
-            FrameType::BlockLacking,
-            FrameType::Block,
-            FrameType::UpdateWithOldBlocks,
-            FrameType::TablesWanted,
-            FrameType::Tables,
-            FrameType::SwitchoverWanted,
-            FrameType::SwitchoverRefused,
-            FrameType::CopyOffer,
-            FrameType::Staged,
-            FrameType::Install,
-            FrameType::Marks,
-            FrameType::MarksEnd,
-            FrameType::Pull,
-            FrameType::Lapsed,
-            FrameType::Compare,
-            FrameType::Compared,
-            FrameType::DigestsWanted,
-            FrameType::Digests,
-            FrameType::CopyWanted,
-        ]
-        .into_iter()
-        .find(|frame| *frame as u8 == code)
-    }
-
-    /// The fewest and the most bytes of this type's body.
-    const fn body_bounds(self) -> (usize, usize) {
-        match self {
-            FrameType::Update => (DESCRIPTOR_BYTES, DESCRIPTOR_BYTES),
-            FrameType::UpdateWithOldBlocks => (WITH_OLD_BLOCKS_BYTES, WITH_OLD_BLOCKS_BYTES),
-            FrameType::Ack => (ACK_BYTES, ACK_BYTES),
-            FrameType::Heartbeat => (HEARTBEAT_BYTES, HEARTBEAT_BYTES),
-            FrameType::FlushRequest => (FLUSH_REQUEST_BYTES, FLUSH_REQUEST_BYTES),
-            FrameType::Fetch => (FETCH_BYTES, FETCH_BYTES),
-            FrameType::CutTo => (CUT_TO_BYTES, CUT_TO_BYTES),
-            FrameType::BlockWanted => (BLOCK_WANTED_BYTES, BLOCK_WANTED_BYTES),
-            FrameType::BlockLacking => (BLOCK_LACKING_BYTES, BLOCK_LACKING_BYTES),
-            FrameType::TablesWanted => (TABLES_WANTED_BYTES, TABLES_WANTED_BYTES),
-            FrameType::SwitchoverWanted | FrameType::CopyWanted => (0, 0),
-            FrameType::SwitchoverRefused => (SWITCHOVER_REFUSED_BYTES, SWITCHOVER_REFUSED_BYTES),
-            FrameType::CopyOffer => (COPY_OFFER_BYTES, COPY_OFFER_BYTES),
-            FrameType::Staged => (STAGED_BYTES, STAGED_BYTES),
-            FrameType::Install => (INSTALL_BYTES, INSTALL_BYTES),
-            FrameType::MarksEnd => (MARKS_END_BYTES, MARKS_END_BYTES),
-            FrameType::Pull => (PULL_BYTES, PULL_BYTES),
-            FrameType::Lapsed => (LAPSED_BYTES, LAPSED_BYTES),
-            FrameType::Compare => (COMPARE_BYTES, COMPARE_BYTES),
-            FrameType::Compared => (COMPARED_BYTES, COMPARED_BYTES),
-            FrameType::DigestsWanted => (EXTENT_BYTES, EXTENT_BYTES),
-            FrameType::Block | FrameType::Tables | FrameType::Marks | FrameType::Digests => {
-                (BLOCK_BYTES, BLOCK_BYTES)
-            }
-            FrameType::Hello | FrameType::Refusal => (0, FRAME_BODY_BYTES_MAX),
-        }
-    }
-
-    /// The most blocks that follow this type's body.
-    const fn payload_blocks_max(self) -> usize {
-        match self {
-            FrameType::Update => UPDATE_BLOCKS_MAX,
-            FrameType::UpdateWithOldBlocks => UPDATE_FRAME_BLOCKS_MAX,
-            _ => 0,
-        }
-    }
-}
-
-impl From<PageFrame> for FrameType {
-    fn from(frame: PageFrame) -> FrameType {
-        match frame {
-            PageFrame::Hello => FrameType::Hello,
-            PageFrame::Refusal => FrameType::Refusal,
-            PageFrame::Block => FrameType::Block,
-            PageFrame::Tables => FrameType::Tables,
-            PageFrame::Marks => FrameType::Marks,
-            PageFrame::Digests => FrameType::Digests,
-        }
-    }
 }
 
 /// A header whose magic, version, type and lengths are good; its checksum is compared once the body is there.
@@ -520,6 +385,8 @@ pub fn encode_control(control: &Control, out: &mut [u8]) -> usize {
         Control::Compared { .. } => (FrameType::Compared, UpdateNumber::NONE),
         Control::DigestsWanted { .. } => (FrameType::DigestsWanted, UpdateNumber::NONE),
         Control::CopyWanted => (FrameType::CopyWanted, UpdateNumber::NONE),
+        Control::Extend { .. } => (FrameType::Extend, UpdateNumber::NONE),
+        Control::Extended { .. } => (FrameType::Extended, UpdateNumber::NONE),
     };
     let (body_bytes, _) = frame.body_bounds();
     let out = &mut out[..FRAME_HEADER_BYTES + body_bytes];
@@ -582,6 +449,8 @@ pub fn encode_control(control: &Control, out: &mut [u8]) -> usize {
             put_extent(&mut body[8..], extent);
         }
         Control::DigestsWanted { extent } => put_extent(body, extent),
+        Control::Extend { volume, blocks } => put_extended(body, volume, blocks, 0),
+        Control::Extended { volume, blocks, errno } => put_extended(body, volume, blocks, errno),
         Control::Compared { at, answer } => {
             body.fill(0);
             put(body, 0, &at.0.to_le_bytes());
@@ -766,6 +635,14 @@ pub fn decode_body<'a>(header: &FrameHeader, body: &'a [u8]) -> Result<Frame<'a>
             let digest = Digest128([u64_at(body, 8), u64_at(body, 16)]);
             let answer = answers.then(|| (digest, u32_at(body, 24)));
             Control::Compared { at: number_at(0), answer }
+        }
+        FrameType::Extend => {
+            let (volume, blocks, _) = extended_at(body, false)?;
+            Control::Extend { volume, blocks }
+        }
+        FrameType::Extended => {
+            let (volume, blocks, errno) = extended_at(body, true)?;
+            Control::Extended { volume, blocks, errno }
         }
     };
     Ok(Frame::Control(control))

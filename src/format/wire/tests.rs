@@ -72,12 +72,19 @@ fn any_control() -> impl Strategy<Value = Control> {
             let extent = Extent { volume: VolumeId(volume), first: Lba(first), count, reads };
             Control::DigestsWanted { extent }
         }),
+        any::<(u16, u64)>().prop_map(|(volume, blocks)| Control::Extend { volume: VolumeId(volume), blocks }),
+        (any::<(u16, u64)>(), 0..=i32::MAX).prop_map(|((volume, blocks), errno)| Control::Extended {
+            volume: VolumeId(volume),
+            blocks,
+            errno
+        }),
     ]
 }
 
 fn any_hello() -> impl Strategy<Value = Hello> {
-    let volume = ("[a-z0-9é-]{1,32}", 1..=u64::MAX)
-        .prop_map(|(name, blocks)| HelloVolume { name: Text::new(&name), blocks });
+    let volume = ("[a-z0-9é-]{1,32}", 1..=u64::MAX, 0..1u64 << 56).prop_map(|(name, blocks, room)| {
+        HelloVolume { name: Text::new(&name), blocks, room: room.min(blocks - 1) }
+    });
     let role = prop_oneof![Just(Role::Primary), Just(Role::Secondary), Just(Role::Third)];
     let ack = prop_oneof![
         Just(AckLevel::Received),
@@ -146,7 +153,7 @@ fn full_hello() -> Hello {
         role: Role::Primary,
         ack: AckLevel::Journaled,
         block_bytes: BLOCK_BYTES as u32,
-        volumes: [HelloVolume { name: Text::new(&"n".repeat(64)), blocks: 5 }; VOLUMES_MAX],
+        volumes: [HelloVolume { name: Text::new(&"n".repeat(64)), blocks: 5, room: 4 }; VOLUMES_MAX],
         volume_count: VOLUMES_MAX,
         history,
         last: UpdateNumber(100),
@@ -519,7 +526,7 @@ fn header_fields_are_checked_before_any_body_is_awaited() {
     let frame = update_frame(&update(), UpdateNumber(4));
     assert_eq!(refused(&frame, 0, b"HTTP"), WireError::Magic { found: *b"HTTP" });
     assert_eq!(refused(&frame, VERSION, &[2]), WireError::Version { found: 2 });
-    for found in [0, 29, 255] {
+    for found in [0, 31, 255] {
         assert_eq!(refused(&frame, TYPE, &[found]), WireError::Type { found });
     }
     for body in [0u16, 63, 65, u16::MAX] {
@@ -608,7 +615,10 @@ fn hello_fields_are_checked() {
         assert_eq!(field_name(refused(136, &[length])), "the length of a volume's name in Hello");
     }
     assert!(matches!(refused(136, &[63]), WireError::Reserved { offset: 207, .. }));
-    assert!(matches!(refused(137, &[1]), WireError::Reserved { offset: 137, .. }));
+    assert!(matches!(
+        refused(137, &[5]),
+        WireError::Field { field: "a volume's room in Hello", found: 5, .. }
+    ));
     assert!(matches!(refused(144, &[0x1b]), WireError::Text { .. }));
     assert!(matches!(refused(14, &[31]), WireError::Length { frame: "Hello", .. }));
     assert!(matches!(refused(15, &[255]), WireError::Length { frame: "Hello", .. }));

@@ -89,6 +89,7 @@ enum RawOp {
     Read,
     Write,
     Flush,
+    Reserve,
 }
 
 /// Why a written plan is none.
@@ -132,6 +133,7 @@ impl RawRule {
             RawOp::Read => IoOp::Read,
             RawOp::Write => IoOp::Write,
             RawOp::Flush => IoOp::Flush,
+            RawOp::Reserve => IoOp::Reserve,
         };
         if self.block.is_some() && !matches!((op, effect), (IoOp::Read, FaultEffect::Errno(_))) {
             return Err(FaultPlanError::Block(place));
@@ -261,6 +263,7 @@ impl VolatileCache {
             IoOp::Write => self.write(request, pages, memory),
             IoOp::Read => self.read(request, pages, memory),
             IoOp::Flush => self.flush(request.target),
+            IoOp::Reserve => self.reserve(request),
         };
         done.map_err(|errno| match errno {
             // A read beyond the end of the file.
@@ -315,6 +318,16 @@ impl VolatileCache {
             }
         }
         Ok(())
+    }
+
+    fn reserve(&self, request: &IoRequest) -> Result<(), Errno> {
+        let bytes = |blocks: u64| blocks * BLOCK_BYTES as u64;
+        let (offset, length) = (bytes(request.block), bytes(u64::from(request.count)));
+        let flags = rustix::fs::FallocateFlags::empty();
+        match rustix::fs::fallocate(self.file(request.target), flags, offset, length) {
+            Err(Errno::OPNOTSUPP) => Ok(()),
+            reserved => reserved,
+        }
     }
 
     fn flush(&mut self, target: IoTarget) -> Result<(), Errno> {

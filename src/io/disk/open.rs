@@ -54,6 +54,8 @@ pub enum Space {
     Sparse,
     /// Blocks are allocated, so that no write fails for want of space.
     Reserved,
+    /// The same up to this byte; behind it only the size is set.
+    ReservedTo(u64),
 }
 
 /// An opened file or device: direct, and locked against every other process until it is dropped.
@@ -63,6 +65,8 @@ pub struct Disk {
     path: PathBuf,
     bytes: u64,
     device: bool,
+    /// Space that is asked for is not reserved: it is allocated as blocks are written.
+    sparse: bool,
 }
 
 impl Disk {
@@ -118,9 +122,12 @@ impl Disk {
     }
 
     fn reserve(&self, from: u64, to: u64, space: Space) -> Result<(), DiskError> {
-        if space == Space::Sparse {
-            return Ok(());
-        }
+        let to = match space {
+            Space::Sparse => return Ok(()),
+            Space::Reserved => to,
+            Space::ReservedTo(end) if end.min(to) <= from => return Ok(()),
+            Space::ReservedTo(end) => end.min(to),
+        };
         match rustix::fs::fallocate(&self.fd, FallocateFlags::empty(), from, to - from) {
             // A filesystem that cannot reserve allocates as blocks are written.
             Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
@@ -192,7 +199,7 @@ impl Disk {
         check_alignment(&fd, path)?;
         // The size of a device is where it ends; fstat says 0.
         let bytes = rustix::fs::seek(&fd, SeekFrom::End(0)).map_err(|errno| error("find its size", errno))?;
-        Ok(Disk { fd, path: path.into(), bytes, device })
+        Ok(Disk { fd, path: path.into(), bytes, device, sparse: false })
     }
 
     fn failed(&self, action: &'static str, errno: Errno) -> DiskError {
@@ -214,6 +221,16 @@ impl Disk {
 
     pub fn is_device(&self) -> bool {
         self.device
+    }
+
+    /// Blocks of it are allocated as they are written, whatever is asked for.
+    pub fn sparse(self, sparse: bool) -> Disk {
+        Disk { sparse, ..self }
+    }
+
+    /// Whether space of it can be reserved, and is to be.
+    pub fn reserves(&self) -> bool {
+        !self.device && !self.sparse
     }
 
     /// The descriptor; the lock goes with it.

@@ -27,6 +27,11 @@ impl Places {
         Places(volumes.map(|kept| kept.then(|| next.next().expect("it has no end"))).collect())
     }
 
+    /// Those of the volumes that are kept, by the places that they have.
+    pub fn only_kept<T>(&self, volumes: impl Iterator<Item = T>) -> impl Iterator<Item = T> {
+        self.0.iter().zip(volumes).filter(|(place, _)| place.is_some()).map(|(_, volume)| volume)
+    }
+
     fn of(&self, volume: u16) -> Option<u16> {
         self.0.get(usize::from(volume)).copied().flatten()
     }

@@ -210,6 +210,13 @@ impl NbdFront {
         clients
     }
 
+    /// What clients that come from here on see of the volumes; those that are there keep the size that they were told.
+    pub fn set_sizes(&mut self, sizes: &VolumeSizes) {
+        for export in &mut self.exports {
+            export.blocks = sizes.get(export.volume);
+        }
+    }
+
     /// How long the replies taken in the last turn had waited in their ring.
     pub fn reply_waits(&self) -> impl Iterator<Item = Nanos> {
         self.reply_waits.iter().copied()

@@ -147,7 +147,11 @@ pub struct Group {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Volume {
     pub name: String,
+    /// What it is formatted with, and hosts see at first.
+    pub size_bytes: u64,
+    /// What is laid out for it: what it may be extended to while the site runs.
     pub bytes: u64,
+    /// Of what hosts see.
     pub space: FileSpace,
     pub path: PathBuf,
     /// One crc32c (4 bytes) a block.
@@ -166,8 +170,23 @@ pub enum FileSpace {
 }
 
 impl Volume {
+    /// That are laid out.
     pub fn blocks(&self) -> u64 {
         self.bytes / BLOCK_BYTES as u64
+    }
+
+    /// Its size and its room, for people.
+    pub fn shown_size(&self) -> String {
+        let size = quantity::show_size(self.size_bytes);
+        match self.bytes > self.size_bytes {
+            true => format!("{size} (room for {})", quantity::show_size(self.bytes)),
+            false => size,
+        }
+    }
+
+    /// That hosts see at first.
+    pub fn size_blocks(&self) -> u64 {
+        self.size_bytes / BLOCK_BYTES as u64
     }
 
     /// Bytes of the checksum file: whole blocks of 1024 sums.

@@ -96,6 +96,7 @@ pub(super) struct Group {
 pub(super) struct Volume {
     pub name: Text,
     pub size: Text,
+    pub room: Text,
     pub space: Text,
     pub path: Text,
     pub checksums: Text,

@@ -246,12 +246,27 @@ impl Reader<'_> {
             let named_at = keys.name.as_ref().map(Spanned::span);
             let name = self.name("volume.name", keys.name, &at, "a name for the volume, like \"data\"");
             let range = BLOCK_BYTES as u64..=limits::VOLUME_BYTES_MAX;
-            let bytes = self.size("volume.size", keys.size, None, &at, range);
+            let size_bytes = self.size("volume.size", keys.size, None, &at, range.clone());
+            let room_at = keys.room.as_ref().map(Spanned::span);
+            let bytes = match keys.room {
+                Some(room) => self.size("volume.room", Some(room), None, &at, range),
+                None => size_bytes,
+            };
             let space = self.space("volume.space", keys.space);
-            let (Some(name), Some(bytes), Some(space)) = (name, bytes, space) else {
+            let (Some(name), Some(size_bytes), Some(bytes), Some(space)) = (name, size_bytes, bytes, space)
+            else {
                 whole = false;
                 continue;
             };
+            if bytes < size_bytes {
+                let message = format!(
+                    "\"{}\" is less than the volume's size; write what it may come to, or leave it out",
+                    show_size(bytes)
+                );
+                self.problems.add("volume.room", room_at, message);
+                whole = false;
+                continue;
+            }
             if !names.insert(name.clone()) {
                 let message = format!("\"{name}\" is already the name of another volume; give each its own");
                 self.problems.add("volume.name", named_at, message);
@@ -259,7 +274,7 @@ impl Reader<'_> {
             let path = self.path("volume.path", keys.path, directory, &format!("{name}.volume"));
             let checksums =
                 self.path("volume.checksums", keys.checksums, directory, &format!("{name}.checksums"));
-            volumes.push(Volume { name, bytes, space, path, checksums });
+            volumes.push(Volume { name, size_bytes, bytes, space, path, checksums });
         }
         whole.then_some(volumes)
     }

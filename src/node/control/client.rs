@@ -125,6 +125,10 @@ impl Client {
         self.done(Request::SnapshotCreate { name, volumes, protected }, AGREEMENT_MAX)
     }
 
+    pub fn extend(&self, volume: &str, bytes: u64) -> Result<(), ClientError> {
+        self.done(Request::Extend { volume: volume.to_owned(), bytes }, AGREEMENT_MAX)
+    }
+
     pub fn delete_snapshot(&self, name: &str) -> Result<(), ClientError> {
         self.done(Request::SnapshotDelete { name: name.to_owned() }, AGREEMENT_MAX)
     }

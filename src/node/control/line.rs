@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Sample, Sampler};
-use crate::base::{ADMIN_REQUESTS_MAX, SNAPSHOTS_MAX, UpdateNumber, VolumeSet};
-use crate::core::group::status::GroupStatus;
+use crate::base::{ADMIN_REQUESTS_MAX, SNAPSHOTS_MAX, UpdateNumber, VolumeSet, VolumeSizes};
+use crate::core::group::status::{GroupState, GroupStatus};
 use crate::core::messages::{AdminError, AdminOp, AdminReply, AdminRequest};
 use crate::format::snapshot::SnapshotRecord;
 use crate::node::group_actor::{Answer, Question, SnapshotListed};
@@ -124,8 +124,9 @@ pub struct GroupLine {
     port: Port,
     group: Line<Question, Answer>,
     front: Line<FrontQuestion, FrontAnswer>,
-    /// The snapshots that the front was last told of.
+    /// The snapshots that the front was last told of, and the sizes.
     shown: Vec<SnapshotRecord>,
+    sizes: VolumeSizes,
     admin: AdminLine,
     clock: Clock,
     total: Totals,
@@ -147,6 +148,7 @@ impl GroupLine {
             group,
             front,
             shown: Vec::new(),
+            sizes: VolumeSizes::default(),
             admin,
             clock,
             total,
@@ -222,6 +224,16 @@ impl GroupLine {
         if records != self.shown {
             self.ask_front(FrontQuestion::Snapshots(records.clone()))?;
             self.shown = records;
+        }
+        Ok(())
+    }
+
+    /// Lets NBD clients that come from here on see as much of the volumes as they are to see.
+    pub fn show_sizes(&mut self) -> Result<(), LineError> {
+        let status = self.status()?;
+        if status.state != GroupState::Recovering && status.sizes != self.sizes {
+            self.ask_front(FrontQuestion::Sizes(Box::new(status.sizes)))?;
+            self.sizes = status.sizes;
         }
         Ok(())
     }

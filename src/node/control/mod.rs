@@ -2,6 +2,7 @@
 //! through rings of one place, so that nothing on a reactor waits for it.
 
 mod client;
+mod extend;
 mod keys;
 mod line;
 mod links;

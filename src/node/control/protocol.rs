@@ -59,6 +59,11 @@ pub enum Request {
     Resolve {
         discard: String,
     },
+    /// Hosts are to see so many bytes of the volume at all sites, of what is laid out for it; primaries only.
+    Extend {
+        volume: String,
+        bytes: u64,
+    },
     /// Read all that the site has on its disks, so much a second at most, and repair what has gone bad; 0 ends that. Answered at once: the
     /// status says how far it is.
     Scrub {

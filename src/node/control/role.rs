@@ -127,6 +127,8 @@ impl Control {
         // Asked for under the line's lock, so that the last one to tell the front tells it the last role.
         let Some(role) = self.role.get() else { return Ok(()) };
         let leaving = self.role.is_leaving();
+        // Whoever comes to a new primary is to see all that hosts of the old one saw.
+        line.show_sizes()?;
         let clients = line.read_only(leaving || role != Role::Primary)?;
         if leaving {
             // Nobody waits for the answer: without it the group goes on a little later.

@@ -205,6 +205,7 @@ impl Control {
             Request::Promote { fenced, accept_loss } => self.promote(fenced, accept_loss),
             Request::Switchover => self.switch_over(),
             Request::Demote => self.demote(),
+            Request::Extend { volume, bytes } => self.extend(&volume, bytes),
             Request::Resolve { discard } => self.resolve(&discard),
             Request::Scrub { bytes_per_second } => self.scrub(bytes_per_second),
             Request::KeysReload { disconnect } => Ok(self.reload_keys(disconnect)),
@@ -236,6 +237,7 @@ impl Control {
         // A group that has ended has no rates.
         let _ = self.line().sample();
         let _ = self.line().show_snapshots();
+        let _ = self.line().show_sizes();
         self.links.note_problems();
     }
 

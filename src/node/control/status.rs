@@ -70,7 +70,10 @@ pub struct Status {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeShown {
     pub name: String,
+    /// What hosts see; 0 until the site has found out.
     pub size_bytes: u64,
+    /// What it may be extended to while the sites run.
+    pub room_bytes: u64,
 }
 
 /// Two histories that part.
@@ -365,7 +368,12 @@ impl Status {
             volumes: config
                 .volumes
                 .iter()
-                .map(|volume| VolumeShown { name: volume.name.clone(), size_bytes: volume.bytes })
+                .zip(status.sizes.iter())
+                .map(|(volume, blocks)| VolumeShown {
+                    name: volume.name.clone(),
+                    size_bytes: blocks * BLOCK_BYTES as u64,
+                    room_bytes: volume.bytes,
+                })
                 .collect(),
             watermarks: Watermarks {
                 last: number(status.last),

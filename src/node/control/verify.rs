@@ -116,11 +116,11 @@ impl Control {
         let wanted = |name: &String| names.is_empty() || names.contains(name);
         let volumes = (0..).map(VolumeId).zip(&self.config.volumes);
         let volumes: Vec<_> = volumes.filter(|(_, volume)| wanted(&volume.name)).collect();
-        let total: u64 = volumes.iter().map(|(_, volume)| volume.bytes).sum();
+        let total = volumes.iter().map(|(id, _)| before.sizes.get(*id)).sum::<u64>() * BLOCK_BYTES as u64;
         let begun = Instant::now();
         let mut verified = Verified::default();
         for (id, volume) in volumes {
-            let blocks = volume.bytes / BLOCK_BYTES as u64;
+            let blocks = before.sizes.get(id);
             for first in (0..blocks).step_by(COMPARE_BLOCKS_MAX as usize) {
                 let end = blocks.min(first + u64::from(COMPARE_BLOCKS_MAX));
                 self.compare_blocks((id, &volume.name), first..end, (true, theirs), &mut verified)?;

@@ -198,7 +198,7 @@ pub fn inside(
     plan: &Plan,
     progress: &mut dyn FnMut(u64),
 ) -> Result<(Outcome, Report), InsideError> {
-    let bytes = config.volumes[volume].bytes;
+    let bytes = config.volumes[volume].size_bytes;
     let most = plan.lengths.iter().copied().max().unwrap_or(0) as usize;
     let whole = plan.lengths.iter().all(|length| (*length as usize).is_multiple_of(BLOCK_BYTES));
     if let Some(problem) = plan.problem(bytes) {

@@ -136,7 +136,8 @@ impl Assembly {
         let (ends, edges) = front_edge(group, front);
         front_ends.push(ends);
         let allocation = Allocation::new(config.volumes.iter().map(Volume::blocks));
-        let nbd_front = nbd(config, storage.role, &tables, &arena, edges, allocation.clone())?;
+        let nbd_front =
+            nbd(config, (storage.role, &storage.sizes), &tables, &arena, edges, allocation.clone())?;
         let (front_questions, front_asked) = edge(QUESTIONS_MAX, &main_port, front);
         let (front_answers, front_answered) = edge(QUESTIONS_MAX, front, &main_port);
         let front_actor = FrontActor::new(nbd_front, front_asked, front_answers);
@@ -284,7 +285,7 @@ fn disk_edge(executor: Executor, group: &Port, disks: &Port) -> (DiskEnds, DiskE
 
 fn nbd(
     config: &Config,
-    role: Role,
+    (role, sizes): (Role, &VolumeSizes),
     tables: &Arc<Tables>,
     arena: &Arc<Arena>,
     edges: FrontEdges,
@@ -293,7 +294,7 @@ fn nbd(
     let exports = (0u16..).zip(&config.volumes).map(|(index, volume)| Export {
         name: volume.name.clone(),
         volume: VolumeId(index),
-        blocks: volume.blocks(),
+        blocks: sizes.get(VolumeId(index)),
         read_only: role != Role::Primary,
     });
     let front = FrontConfig {

@@ -1,6 +1,6 @@
 //! The NBD front with a recorder: how long replies wait for it.
 
-use crate::base::{Nanos, VolumeSet};
+use crate::base::{Nanos, VolumeSet, VolumeSizes};
 use crate::format::snapshot::SnapshotRecord;
 use crate::io::nbd::NbdFront;
 use crate::io::ring::Ring;
@@ -18,6 +18,8 @@ pub enum FrontQuestion {
     Hold(VolumeSet),
     /// Whether hosts may only read from here on.
     ReadOnly(bool),
+    /// What hosts that come from here on see of the volumes.
+    Sizes(Box<VolumeSizes>),
 }
 
 #[derive(Debug)]
@@ -28,6 +30,7 @@ pub enum FrontAnswer {
     Held(usize),
     /// So many clients had them open as they were before.
     SentAway(usize),
+    Sized(Box<VolumeSizes>),
 }
 
 pub struct FrontActor {
@@ -66,6 +69,10 @@ impl Actor<Ring> for FrontActor {
             Some(FrontQuestion::Hold(volumes)) => FrontAnswer::Held(self.front.hold(volumes)),
             Some(FrontQuestion::ReadOnly(read_only)) => {
                 FrontAnswer::SentAway(self.front.set_read_only(read_only))
+            }
+            Some(FrontQuestion::Sizes(sizes)) => {
+                self.front.set_sizes(&sizes);
+                FrontAnswer::Sized(sizes)
             }
         };
         self.answers.push(answer);

@@ -1,7 +1,7 @@
 //! Opening a site's files: what they were formatted as is what the configuration says, and nobody else has them.
 
 use super::RunError;
-use crate::base::{BATCH_DESCRIPTORS_MAX, BLOCK_BYTES, VolumeId};
+use crate::base::{BATCH_DESCRIPTORS_MAX, BLOCK_BYTES, VolumeId, VolumeSizes};
 use crate::core::config::Role;
 use crate::core::messages::IoTarget;
 use crate::format::journal::decode_batch;
@@ -10,7 +10,8 @@ use crate::format::superblock::{RING_FIRST_BLOCK, SlotError, Superblock, newest_
 use crate::format::update::Update;
 use crate::io::disk::{Disk, DiskError, Space};
 use crate::io::metadata::{Metadata, MetadataError, TableNames};
-use crate::node::config::{Config, Volume};
+use crate::node::config::quantity::show_size;
+use crate::node::config::{Config, FileSpace, Volume};
 use crate::node::format::record;
 
 /// Everything open, and locked for as long as it is.
@@ -24,6 +25,8 @@ pub struct Storage {
     pub metadata: Metadata,
     /// What the site was when its journal's superblock was last written; replay may find that it has changed.
     pub role: Role,
+    /// What hosts see of the volumes.
+    pub sizes: VolumeSizes,
 }
 
 pub fn open(config: &Config) -> Result<Storage, RunError> {
@@ -52,7 +55,7 @@ pub fn open(config: &Config) -> Result<Storage, RunError> {
     }
     let mut volumes = Vec::new();
     for (index, volume) in (0u16..).zip(&config.volumes) {
-        let disk = sized(Disk::open(&volume.path)?, volume.bytes)?;
+        let disk = sized(Disk::open(&volume.path)?, volume.bytes)?.sparse(volume.space == FileSpace::Sparse);
         let sums = sized(Disk::open(&volume.checksums)?, volume.checksum_bytes())?;
         volumes.push((IoTarget::Volume(VolumeId(index)), disk));
         volumes.push((IoTarget::Checksums(VolumeId(index)), sums));
@@ -61,6 +64,18 @@ pub fn open(config: &Config) -> Result<Storage, RunError> {
     volumes.push((IoTarget::Differential, differential));
     let superblock = superblock(&journal)?;
     let role = superblock.map_or(config.site.role, |superblock| superblock.role);
+    let configured = VolumeSizes::of(config.volumes.iter().map(Volume::size_blocks));
+    let sizes = superblock.map_or(configured, |superblock| superblock.sizes);
+    for (volume, size) in config.volumes.iter().zip(sizes.iter()) {
+        if volume.size_blocks() > size {
+            tracing::warn!(
+                "volume {} is configured with {}, and has {}: `lockstep extend` makes it larger while the sites run",
+                volume.name,
+                show_size(volume.size_bytes),
+                show_size(size * BLOCK_BYTES as u64)
+            );
+        }
+    }
     let staging = match config.is_copied_to() {
         true => Some(staging(config, superblock.as_ref())?),
         // It had a peer once, and died before what it was copied was in its volumes.
@@ -72,7 +87,7 @@ pub fn open(config: &Config) -> Result<Storage, RunError> {
         }
         false => None,
     };
-    Ok(Storage { journal, staging, volumes, metadata, role })
+    Ok(Storage { journal, staging, volumes, metadata, role, sizes })
 }
 
 /// The staging file, empty unless what it holds is to be installed, or is a log that was interrupted: of one that was installed, the mark

@@ -17,7 +17,13 @@ use crate::node::config::{Config, FileSpace};
 const KEPT_PERCENT_MAX: u64 = 50;
 
 fn part(config: &Config, from: u64) -> Part<'_> {
-    Part { path: &config.journal.path, from, to: config.journal.bytes, space: FileSpace::Written }
+    Part {
+        path: &config.journal.path,
+        from,
+        to: config.journal.bytes,
+        space: FileSpace::Written,
+        used_to: config.journal.bytes,
+    }
 }
 
 /// Whether the journal's file could become as large as the configuration says, and what it is now; the site may run meanwhile. Whether what it

@@ -15,10 +15,10 @@ mod volumes;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::config::Config;
+use super::config::{Config, Volume};
 use super::format::{FormatError, Progress, record};
 use super::run::{names, newest_superblock, staged};
-use crate::base::{BLOCK_BYTES, VOLUMES_MAX};
+use crate::base::{BLOCK_BYTES, VOLUMES_MAX, VolumeSizes};
 use crate::format::superblock::{SUPERBLOCK_SLOTS, Superblock};
 use crate::io::disk::{Disk, DiskError};
 use crate::io::metadata::{Difference, Metadata, MetadataError, Places, SiteRecord};
@@ -204,10 +204,17 @@ impl<'a> Stopped<'a> {
 
     /// The last steps of a change of volumes: everything says that they are those of the configuration.
     fn put_volumes(&mut self, places: &Places, reached: OnReached<'_>) -> Result<(), ChangeError> {
+        // A superblock that an attempt before has written has them in their new places.
+        if self.superblock.volume_count == self.formatted.volumes.len() {
+            self.superblock.sizes = VolumeSizes::of(places.only_kept(self.superblock.sizes.iter()));
+        }
         self.superblock.volumes = [0; VOLUMES_MAX];
         for (blocks, volume) in self.superblock.volumes.iter_mut().zip(&self.config.volumes) {
             *blocks = volume.blocks();
         }
+        // What was shown stays shown.
+        let configured = VolumeSizes::of(self.config.volumes.iter().map(Volume::size_blocks));
+        self.superblock.sizes = self.superblock.sizes.joined(configured);
         self.superblock.volume_count = self.config.volumes.len();
         self.put_superblock(reached)?;
         self.put_record(places)

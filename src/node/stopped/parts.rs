@@ -14,7 +14,9 @@ pub(super) struct Part<'a> {
     pub path: &'a Path,
     pub from: u64,
     pub to: u64,
+    /// Of these, up to here.
     pub space: FileSpace,
+    pub used_to: u64,
 }
 
 impl Part<'_> {
@@ -166,10 +168,13 @@ fn lengthen_one(
     if disk.is_device() {
         disk.erase(part.from, part.to, &mut progress)?;
     } else {
-        let space = if part.space == FileSpace::Sparse { Space::Sparse } else { Space::Reserved };
+        let space = match part.space {
+            FileSpace::Sparse => Space::Sparse,
+            FileSpace::Reserved | FileSpace::Written => Space::ReservedTo(part.used_to),
+        };
         disk.lengthen(part.from, part.to, space)?;
-        if part.space == FileSpace::Written {
-            disk.write_zeros(part.from, part.to, &mut progress)?;
+        if part.space == FileSpace::Written && part.from < part.used_to {
+            disk.write_zeros(part.from, part.used_to, &mut progress)?;
         }
     }
     Ok(disk.sync()?)
@@ -188,7 +193,7 @@ impl Needs {
         // Of a file that is yet to be made, where it will be.
         let there = part.path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."));
         let filesystem = rustix::fs::stat(there).map_err(failed)?.st_dev;
-        let need = part.to - part.from;
+        let need = part.used_to.saturating_sub(part.from);
         match self.0.iter_mut().find(|(known, ..)| *known == filesystem) {
             Some((_, _, sum, _)) => *sum += need,
             None => {

@@ -13,12 +13,13 @@ use crate::node::format::{make_folders, sync_folders};
 fn parts_of(volume: &Volume, from: u64) -> [Part<'_>; 2] {
     let before = Volume { bytes: from, ..volume.clone() };
     [
-        Part { path: &volume.path, from, to: volume.bytes, space: volume.space },
+        Part { path: &volume.path, from, to: volume.bytes, space: volume.space, used_to: volume.size_bytes },
         Part {
             path: &volume.checksums,
             from: before.checksum_bytes(),
             to: volume.checksum_bytes(),
             space: FileSpace::Written,
+            used_to: volume.checksum_bytes(),
         },
     ]
 }

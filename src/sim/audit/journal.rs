@@ -112,6 +112,11 @@ pub fn snapshot_protected(block: &Block) -> bool {
     block[128 + 20] == 1
 }
 
+/// Blocks of the volume that this superblock does not show to hosts.
+pub fn room_in_superblock(block: &Block, volume: u16) -> u64 {
+    number_at::<8>(block, 1536 + 8 * usize::from(volume))
+}
+
 /// The superblock in this block, if there is one.
 pub fn superblock(block: &Block) -> Option<SuperblockSeen> {
     (&block[..8] == SUPERBLOCK_MAGIC).then(|| SuperblockSeen {

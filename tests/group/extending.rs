@@ -1,0 +1,218 @@
+//! Volumes that are extended while hosts are connected.
+
+use super::*;
+
+/// What hosts see at first, of what is laid out.
+const SMALL: u64 = 100;
+
+/// A site whose hosts see so much.
+fn showing(role: Role, peer: bool, blocks: u64) -> Site {
+    let mut site = Site::formatted(config(role, peer));
+    for sequence in 0..SUPERBLOCK_SLOTS {
+        let GroupConfig { group, site: id, journal_blocks, .. } = site.config;
+        let formatted = Superblock::formatted(group, id, role, sequence, journal_blocks, &[VOLUME_BLOCKS]);
+        let superblock = Superblock { sizes: VolumeSizes::of([blocks].into_iter()), ..formatted };
+        let mut block = Box::new([0; BLOCK_BYTES]);
+        superblock.encode(&mut block);
+        site.disks.insert((IoTarget::Journal, superblock.slot()), block);
+    }
+    // Sites that show different sizes part, and meet again.
+    site.may_refuse = true;
+    site
+}
+
+/// A pair whose link is made anew when one of them closes it.
+struct Linked {
+    pair: Pair,
+    connection: u32,
+    closed: u32,
+}
+
+impl Linked {
+    fn showing(blocks: [u64; 2]) -> Linked {
+        let sites = [showing(Role::Primary, true, blocks[0]), showing(Role::Secondary, true, blocks[1])];
+        let mut pair = Pair { now: Nanos(1), sites };
+        for site in &mut pair.sites {
+            site.with(pair.now, |group, turn| group.start(turn));
+        }
+        pair.connect(1);
+        let mut linked = Linked { pair, connection: 1, closed: 0 };
+        linked.in_sync();
+        linked
+    }
+
+    fn step(&mut self) {
+        let Linked { pair, connection, closed } = self;
+        pair.now = pair.now.plus(Nanos::from_micros(200));
+        let now = pair.now;
+        for site in 0..2 {
+            let [a, b] = &mut pair.sites;
+            let (from, to) = if site == 0 { (a, b) } else { (b, a) };
+            from.with(now, |group, turn| group.end_turn(turn));
+            let mut closes = false;
+            for message in from.drain(now) {
+                match message {
+                    ToLink::Close => closes = true,
+                    message => to.receive(now, from, message),
+                }
+            }
+            if closes {
+                *closed += 1;
+                pair.disconnect(*connection);
+                *connection += 1;
+                pair.connect(*connection);
+            }
+        }
+    }
+
+    fn until(&mut self, what: &str, mut done: impl FnMut(&mut Pair) -> bool) {
+        for _ in 0..50_000 {
+            if done(&mut self.pair) {
+                return;
+            }
+            self.step();
+        }
+        panic!("never: {what}");
+    }
+
+    fn in_sync(&mut self) {
+        self.until("in sync", |pair| {
+            let status = pair.sites.each_ref().map(|site| site.group.status(pair.now));
+            status.iter().all(|status| status.peer == PeerState::InSync) && pair.sites[0].group.serving()
+        });
+    }
+
+    fn asks(&mut self, site: usize, blocks: u64) {
+        let request = AdminRequest { id: 1, op: AdminOp::Extend { volume: VolumeId(0), blocks } };
+        self.pair.sites[site].with(self.pair.now, |group, turn| group.on_admin(turn, request));
+    }
+
+    fn extend(&mut self, site: usize, blocks: u64) -> Result<(), AdminError> {
+        self.asks(site, blocks);
+        let mut answer = None;
+        self.until("an answer", |pair| {
+            answer = pair.sites[site].out.to_admin.pop();
+            answer.is_some()
+        });
+        answer.expect("there is one").result.map(|_| ())
+    }
+
+    fn read(&mut self, site: usize, lba: u64) -> Result<(), HostError> {
+        let pages = self.pair.sites[site].begin_read(self.pair.now, 900, lba, 1);
+        self.until("a reply", |pair| !pair.sites[site].replies.is_empty());
+        self.pair.sites[site].front_pages.extend(pages);
+        self.pair.sites[site].replies.pop().expect("there is one").result
+    }
+}
+
+fn shows(site: &Site) -> u64 {
+    site.group.sizes().get(VolumeId(0))
+}
+
+/// What the next start would show.
+fn says(site: &Site) -> u64 {
+    let slots = (0..SUPERBLOCK_SLOTS).filter_map(|slot| site.disks.get(&(IoTarget::Journal, slot)));
+    let newest = slots.filter_map(|slot| Superblock::decode(slot).ok()).max_by_key(|found| found.sequence);
+    newest.expect("a superblock").sizes.get(VolumeId(0))
+}
+
+#[test]
+fn both_sites_show_more_and_say_so_durably_before_the_administrator_hears() {
+    let mut linked = Linked::showing([SMALL, SMALL]);
+    assert_eq!(linked.read(0, SMALL - 1), Ok(()));
+    assert_eq!(linked.read(0, SMALL), Err(HostError::OutOfRange));
+    linked.pair.sites[0].requests.clear();
+    assert_eq!(linked.extend(0, 2 * SMALL), Ok(()));
+    let Linked { pair, closed, .. } = &linked;
+    assert_eq!(pair.sites.each_ref().map(shows), [2 * SMALL; 2]);
+    assert_eq!(pair.sites.each_ref().map(says), [2 * SMALL; 2]);
+    let reserves = (IoTarget::Volume(VolumeId(0)), IoOp::Reserve);
+    assert!(pair.sites.iter().all(|site| site.requests.contains(&reserves)), "space is reserved at both");
+    assert_eq!(*closed, 0, "and the sites go on talking");
+    let now = linked.pair.now;
+    linked.pair.sites[0].write(now, 1, 2 * SMALL - 1, 7, true);
+    assert_eq!(linked.pair.reply(0, 1), Ok(()));
+    linked.pair.settled();
+    assert_eq!(linked.pair.read(1, 2 * SMALL - 1), 7);
+    assert_eq!(linked.read(1, 2 * SMALL), Err(HostError::OutOfRange));
+
+    linked.pair.restart(0, linked.connection);
+    linked.connection += 1;
+    linked.pair.connect(linked.connection);
+    linked.in_sync();
+    assert_eq!(linked.pair.read(0, 2 * SMALL - 1), 7, "a restart shows what hosts saw");
+}
+
+#[test]
+fn what_cannot_be_is_refused_and_nothing_is_changed() {
+    let mut linked = Linked::showing([SMALL, SMALL]);
+    assert_eq!(linked.extend(0, SMALL), Err(AdminError::NotLarger));
+    assert_eq!(linked.extend(0, SMALL - 1), Err(AdminError::NotLarger));
+    assert_eq!(linked.extend(0, VOLUME_BLOCKS + 1), Err(AdminError::BeyondRoom));
+    assert_eq!(linked.extend(1, 2 * SMALL), Err(AdminError::ReadOnly));
+    for (full, error) in
+        [(0, AdminError::CannotReserve { errno: 28 }), (1, AdminError::PeerCannotReserve { errno: 28 })]
+    {
+        linked.pair.sites[full].full = true;
+        assert_eq!(linked.extend(0, 2 * SMALL), Err(error));
+        linked.pair.sites[full].full = false;
+        assert_eq!(linked.pair.sites.each_ref().map(says), [SMALL; 2]);
+        assert_eq!(linked.read(0, SMALL), Err(HostError::OutOfRange));
+    }
+    let connection = linked.connection;
+    linked.pair.disconnect(connection);
+    assert_eq!(linked.extend(0, 2 * SMALL), Err(AdminError::NotInLockstep));
+    linked.connection += 1;
+    linked.pair.connect(linked.connection);
+    linked.in_sync();
+    assert_eq!(linked.extend(0, VOLUME_BLOCKS), Ok(()), "and what can be is done");
+}
+
+#[test]
+fn sites_that_show_different_sizes_take_the_larger_before_they_say_anything_else() {
+    for blocks in [[SMALL, 2 * SMALL], [2 * SMALL, SMALL]] {
+        let mut linked = Linked::showing(blocks);
+        assert_eq!(linked.pair.sites.each_ref().map(says), [2 * SMALL; 2], "{blocks:?}");
+        assert!(linked.closed > 0, "the one that shows less comes again");
+        assert_eq!(linked.read(0, 2 * SMALL - 1), Ok(()));
+        assert_eq!(linked.read(0, 2 * SMALL), Err(HostError::OutOfRange));
+    }
+}
+
+/// The peer's superblock says it, and its answer is lost with the connection.
+#[test]
+fn an_extension_of_which_only_the_peer_heard_is_in_force_when_they_meet_again() {
+    let mut linked = Linked::showing([SMALL, SMALL]);
+    linked.asks(0, 2 * SMALL);
+    linked.until("the peer says it", |pair| says(&pair.sites[1]) == 2 * SMALL);
+    assert_eq!(says(&linked.pair.sites[0]), SMALL, "the peer first");
+    let connection = linked.connection;
+    linked.pair.disconnect(connection);
+    linked.until("an answer", |pair| !pair.sites[0].out.to_admin.is_empty());
+    let reply = linked.pair.sites[0].out.to_admin.pop().expect("it is there");
+    assert_eq!(reply.result, Err(AdminError::Deadline), "it may still happen");
+    assert_eq!(linked.read(0, SMALL), Err(HostError::OutOfRange));
+    linked.connection += 1;
+    linked.pair.connect(linked.connection);
+    linked.in_sync();
+    assert_eq!(linked.pair.sites.each_ref().map(says), [2 * SMALL; 2]);
+    assert_eq!(linked.read(0, 2 * SMALL - 1), Ok(()));
+}
+
+#[test]
+fn a_site_without_a_peer_extends_alone() {
+    let mut site = showing(Role::Primary, false, SMALL);
+    let now = Nanos(1);
+    site.with(now, |group, turn| group.start(turn));
+    for at in 0..200u64 {
+        let now = Nanos::from_millis(at);
+        site.with(now, |group, turn| group.end_turn(turn));
+        site.drain(now);
+        if at == 100 {
+            let request = AdminRequest { id: 1, op: AdminOp::Extend { volume: VolumeId(0), blocks: 400 } };
+            site.with(now, |group, turn| group.on_admin(turn, request));
+        }
+    }
+    assert!(site.out.to_admin.pop().is_some_and(|reply| reply.result.is_ok()));
+    assert_eq!((shows(&site), says(&site)), (400, 400));
+}
