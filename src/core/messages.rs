@@ -544,9 +544,9 @@ pub enum AdminError {
         "the other site's lockstep is older, and cannot do that: bring it up to this one's version, and ask again"
     )]
     PeerTooOld,
-    #[error("this site cannot reserve the space: {}; nothing is changed", std::io::Error::from_raw_os_error(*errno))]
+    #[error("this site cannot reserve the space (error {errno}); nothing is changed")]
     CannotReserve { errno: i32 },
-    #[error("the other site cannot reserve the space: {}; nothing is changed", std::io::Error::from_raw_os_error(*errno))]
+    #[error("the other site cannot reserve the space (error {errno}); nothing is changed")]
     PeerCannotReserve { errno: i32 },
     #[error("the block has gone bad at the site that it is to be taken from")]
     SourceDamaged,

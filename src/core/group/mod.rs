@@ -1,6 +1,6 @@
 //! A consistency group: one owner of the cache index, numbering, write-pending indicators, journal positions, destage and
 //! peer state. The rooms: `host` (operations), `stream` (numbering and watermarks), `storage` (completions), `destage`,
-//! `handshake`, `peering` (streaming, loss, solo), `catch_up` (the journal read back), `cut` (a tail dropped), `recovery`, `warm_up`,
+//! `handshake`, `peering` (streaming, loss, solo), `taking` (whether what comes is taken), `catch_up` (the journal read back), `cut` (a tail dropped), `recovery`, `warm_up`,
 //! `scrub`, `comparing` (both sites), `equalising` (where they differ), `status`; and of snapshots: `capture` (what an update's blocks held before), `old_blocks` (sending that, by value), `differential`
 //! (making that durable), `admin` (creating, deleting), `snapshot_reads`, `repair` and `tables` (what has gone bad, here or at the
 //! peer; of volumes: `mending`). `takeover` changes what a site is to its peer, `handover` by agreement, and `lease` keeps a primary that was taken over from reading; `split` says what keeps two apart, and `resolve`
@@ -55,6 +55,7 @@ mod storage;
 mod stream;
 mod tables;
 mod takeover;
+mod taking;
 mod targets;
 mod unread;
 mod warm_up;

@@ -6,7 +6,7 @@ use super::line::LineError;
 use super::protocol::Response;
 use super::server::Control;
 use crate::base::{BLOCK_BYTES, VolumeId};
-use crate::core::messages::AdminOp;
+use crate::core::messages::{AdminError, AdminOp};
 
 /// The group gives up before this.
 const ANSWER_MAX: Duration = Duration::from_secs(90);
@@ -27,7 +27,18 @@ impl Control {
                 self.line().show_sizes()?;
                 Ok(Response::Done)
             }
-            Err(error) => Ok(Response::Failed(error.to_string())),
+            Err(error) => Ok(Response::Failed(told(error))),
         }
     }
+}
+
+/// With what the system calls an error number.
+fn told(error: AdminError) -> String {
+    let (whose, errno) = match error {
+        AdminError::CannotReserve { errno } => ("this", errno),
+        AdminError::PeerCannotReserve { errno } => ("the other", errno),
+        error => return error.to_string(),
+    };
+    let why = std::io::Error::from_raw_os_error(errno);
+    format!("{whose} site cannot reserve the space: {why}; nothing is changed")
 }
