@@ -134,7 +134,8 @@ impl World {
                     && self.third_follows()
                 {
                     self.trace.note(self.now, || "in lockstep again".into());
-                    self.check_sizes();
+                    // A third may be about to hear of what the pair shows.
+                    self.check_sizes(self.pair());
                     let operations = self.counts.submitted + CALM_OPERATIONS;
                     self.stage = Stage::Calm { operations, until: self.now + HEAL_NS_MAX };
                     self.wake_fronts();
@@ -157,6 +158,9 @@ impl World {
                 );
                 if !self.settled() {
                     return;
+                }
+                if !self.is_inherited() {
+                    self.check_sizes(self.members());
                 }
                 if !self.is_inherited() {
                     self.perhaps_rot_aside();

@@ -667,7 +667,9 @@ impl World {
                 GroupEvent::Refused { refusal: Some(refusal), .. }
                     if parted && refusal.code == RefusalCode::SplitBrain => {}
                 GroupEvent::Refused { refusal: Some(refusal), .. }
-                    if self.copies_may_fail && refusal.code == RefusalCode::ResyncRequired => {}
+                    if self.copies_may_fail
+                        && refusal.code == RefusalCode::ResyncRequired
+                        && refusal.text.as_str().contains("this site's staging file") => {}
                 GroupEvent::Refused { refusal, .. } => {
                     // Not even for a resync of all blocks: the journal or a changed-block set has what a peer lacks (INV-9).
                     panic!("INV-7, INV-9: sites of one pair refuse each other: {refusal:?}");
