@@ -169,11 +169,13 @@ fn what_cannot_be_is_refused_and_nothing_is_changed() {
 }
 
 #[test]
-fn sites_that_show_different_sizes_take_the_larger_before_they_say_anything_else() {
+fn of_sites_that_show_different_sizes_the_follower_takes_the_larger_before_it_hears_anything_else() {
     for blocks in [[SMALL, 2 * SMALL], [2 * SMALL, SMALL]] {
         let mut linked = Linked::showing(blocks);
-        assert_eq!(linked.pair.sites.each_ref().map(says), [2 * SMALL; 2], "{blocks:?}");
-        assert!(linked.closed > 0, "the one that shows less comes again");
+        assert_eq!(says(&linked.pair.sites[1]), 2 * SMALL, "{blocks:?}");
+        let follower_shows_less = blocks[1] == SMALL;
+        assert_eq!(linked.closed > 0, follower_shows_less, "then it comes again, and a primary goes on");
+        linked.until("both say it", |pair| pair.sites.each_ref().map(says) == [2 * SMALL; 2]);
         assert_eq!(linked.read(0, 2 * SMALL - 1), Ok(()));
         assert_eq!(linked.read(0, 2 * SMALL), Err(HostError::OutOfRange));
     }
@@ -195,7 +197,8 @@ fn an_extension_of_which_only_the_peer_heard_is_in_force_when_they_meet_again() 
     linked.connection += 1;
     linked.pair.connect(linked.connection);
     linked.in_sync();
-    assert_eq!(linked.pair.sites.each_ref().map(says), [2 * SMALL; 2]);
+    linked.until("both say it", |pair| pair.sites.each_ref().map(says) == [2 * SMALL; 2]);
+    linked.until("it is in force", |pair| shows(&pair.sites[0]) == 2 * SMALL);
     assert_eq!(linked.read(0, 2 * SMALL - 1), Ok(()));
 }
 
@@ -215,4 +218,52 @@ fn a_site_without_a_peer_extends_alone() {
     }
     assert!(site.out.to_admin.pop().is_some_and(|reply| reply.result.is_ok()));
     assert_eq!((shows(&site), says(&site)), (400, 400));
+}
+
+/// A filesystem takes its time, and the primary steps down meanwhile.
+#[test]
+fn a_primary_that_steps_down_while_space_is_reserved_hears_of_it_in_peace() {
+    let mut linked = Linked::showing([SMALL, SMALL]);
+    linked.asks(0, 2 * SMALL);
+    let now = linked.pair.now;
+    linked.pair.sites[0].with(now, |group, turn| group.end_turn(turn));
+    let held = std::iter::from_fn(|| linked.pair.sites[0].out.to_volumes.pop()).collect::<Vec<_>>();
+    assert!(matches!(held[..], [IoRequest { op: IoOp::Reserve, .. }]), "{held:?}");
+    for op in [AdminOp::Demote, AdminOp::HostsGone] {
+        let request = AdminRequest { id: 2, op };
+        linked.pair.sites[0].with(linked.pair.now, |group, turn| group.on_admin(turn, request));
+    }
+    linked.until("it has stepped down", |pair| pair.sites[0].group.status(pair.now).role == Role::Secondary);
+    let replies = std::iter::from_fn(|| linked.pair.sites[0].out.to_admin.pop()).collect::<Vec<_>>();
+    assert!(replies.iter().any(|reply| (reply.id, reply.result) == (1, Err(AdminError::NotServing))));
+    let done = IoDone { slot: held[0].slot, result: Ok(()) };
+    let now = linked.pair.now;
+    linked.pair.sites[0].with(now, |group, turn| group.on_io(turn, Executor::Volumes, done));
+    (0..100).for_each(|_| linked.step());
+    assert_eq!(linked.pair.sites.each_ref().map(says), [SMALL; 2]);
+}
+
+#[test]
+fn whatever_a_primary_asks_to_be_extended_the_secondary_lives() {
+    for (volume, blocks) in [(40, 0), (40, u64::MAX), (1, 1)] {
+        let mut linked = Linked::showing([SMALL, SMALL]);
+        let wanted = FromLink::Control(Control::Extend { volume: VolumeId(volume), blocks });
+        let now = linked.pair.now;
+        linked.pair.sites[1].with(now, |group, turn| group.on_link(turn, wanted));
+        linked.step();
+        assert!(linked.closed > 0, "{volume}, {blocks}");
+    }
+    let mut linked = Linked::showing([SMALL, SMALL]);
+    let now = linked.pair.now;
+    for blocks in (0..20_000).map(|at| u64::MAX - at) {
+        let wanted = FromLink::Control(Control::Extend { volume: VolumeId(0), blocks });
+        linked.pair.sites[1].with(now, |group, turn| group.on_link(turn, wanted));
+    }
+    let answer = FromLink::Control(Control::Extended { volume: VolumeId(0), blocks: 2 * SMALL, errno: 0 });
+    for site in &mut linked.pair.sites {
+        site.with(now, |group, turn| group.on_link(turn, answer));
+    }
+    (0..100).for_each(|_| linked.step());
+    assert_eq!(linked.pair.sites.each_ref().map(says), [SMALL; 2]);
+    assert_eq!(linked.extend(0, 2 * SMALL), Ok(()));
 }

@@ -33,6 +33,8 @@ enum Asker {
     Administrator(u64),
     /// On this connection.
     Peer(u32),
+    /// Was answered, or is gone.
+    Nobody,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,13 +157,16 @@ impl Group {
         volume: VolumeId,
         blocks: u64,
     ) {
-        let laid_out = self.config.volumes.get(usize::from(volume.0)).map_or(0, |spec| spec.blocks);
+        let Some(spec) = self.config.volumes.get(usize::from(volume.0)) else {
+            return self
+                .lose_peer(turn, LossReason::Protocol("an extension of a volume that does not exist"));
+        };
+        let laid_out = spec.blocks;
         let busy = self.extending.extension.is_some();
         let Some(connection) = self.peer.connection else { return };
         if busy || blocks > laid_out {
             let errno = if busy { BUSY } else { TOO_LARGE };
-            turn.out.to_link.push(ToLink::Control(Control::Extended { volume, blocks, errno }));
-            return;
+            return self.tell_extended(turn, volume, blocks, errno);
         }
         self.begin_extension(turn.now, Asker::Peer(connection), volume, blocks);
     }
@@ -192,7 +197,11 @@ impl Group {
 
     pub(super) fn extend_turn(&mut self, turn: &mut Turn<impl Memory>) {
         let Some(Extension { asker, volume, blocks, since, step }) = self.extending.extension else { return };
-        let gone = matches!(asker, Asker::Peer(connection) if !self.is_met_on(connection));
+        let gone = match asker {
+            Asker::Administrator(_) => false,
+            Asker::Peer(connection) => !self.is_met_on(connection) || self.role != Role::Secondary,
+            Asker::Nobody => true,
+        };
         if let Step::Reserving { in_flight: true, .. } = step {
             // Its completion is to find what it belongs to.
         } else if self.stopping {
@@ -272,22 +281,31 @@ impl Group {
                 let result = result.map(|()| self.window.last());
                 turn.out.to_admin.push(AdminReply { id, result });
             }
-            Asker::Peer(connection) if self.is_met_on(connection) && turn.out.to_link.room() > LINK_SPARE => {
+            Asker::Peer(connection) if self.is_met_on(connection) => {
                 let errno = match result {
                     Ok(()) => 0,
                     Err(AdminError::CannotReserve { errno }) => errno,
                     Err(_) => BUSY,
                 };
-                turn.out.to_link.push(ToLink::Control(Control::Extended { volume, blocks, errno }));
+                self.tell_extended(turn, volume, blocks, errno);
             }
-            // It asks again.
-            Asker::Peer(_) => {}
+            Asker::Peer(_) | Asker::Nobody => {}
         }
     }
 
-    /// The site leaves, or stops.
+    /// A primary that hears nothing gives up after a while.
+    fn tell_extended(&mut self, turn: &mut Turn<impl Memory>, volume: VolumeId, blocks: u64, errno: i32) {
+        if turn.out.to_link.room() > LINK_SPARE {
+            turn.out.to_link.push(ToLink::Control(Control::Extended { volume, blocks, errno }));
+        }
+    }
+
+    /// The site leaves, or its role, or stops. Space that is being reserved is waited for.
     pub(super) fn forget_extension(&mut self, turn: &mut Turn<impl Memory>) {
+        let reserving =
+            self.extending.extension.filter(|it| matches!(it.step, Step::Reserving { in_flight: true, .. }));
         self.end_extension(turn, Err(AdminError::NotServing));
+        self.extending.extension = reserving.map(|it| Extension { asker: Asker::Nobody, ..it });
     }
 
     pub(super) fn extend_deadline(&self) -> Option<Nanos> {
@@ -296,8 +314,8 @@ impl Group {
 
     // --------------------------------------------------------------------------------------------------------- meeting
 
-    /// Whether this site shows as much as the one that says hello. If not, it is about to, and they meet when it does: what follows a hello
-    /// comes right behind it.
+    /// Whether this site shows as much as the one that says hello. If not, it is about to. One that is to be sent what hosts write there meets
+    /// the other one only then, in a new conversation: what follows a hello comes right behind it.
     pub(super) fn shows_as_much(&mut self, hello: &Hello) -> bool {
         self.extending.wanted = self.extending.wanted.joined(hello.sizes());
         self.extending.in_force.cover(&hello.sizes())

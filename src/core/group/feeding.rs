@@ -335,7 +335,7 @@ impl Group {
         if !matches!(self.phase, Phase::Running) {
             return;
         }
-        if !hello_sent && !self.extending.is_superblock_due() {
+        if !hello_sent {
             let hello = self.our_hello();
             let feed = self.feed_mut();
             feed.sizes = feed.sizes.joined(hello.sizes());
@@ -359,7 +359,8 @@ impl Group {
         if let Some(objection) = self.objection(hello, self.third_config().site) {
             return self.refuse_third(turn, objection);
         }
-        if !self.shows_as_much(hello) {
+        // A third may show more than who feeds it.
+        if !self.shows_as_much(hello) && hello.role == Role::Primary {
             return self.lose_third(turn, LossReason::Protocol(SHOWS_LESS));
         }
         let feed = self.feed_mut();

@@ -120,7 +120,7 @@ impl Group {
             && self.catch_up.idle()
             && self.peer.inbound.is_empty()
             && self.role_at <= self.journal.durable()
-            && !self.extending.is_superblock_due();
+            && (self.role == Role::Primary || !self.extending.is_superblock_due());
         if !hello_sent && quiet {
             let hello = self.our_hello();
             self.peer.sizes = self.peer.sizes.joined(hello.sizes());
@@ -144,7 +144,9 @@ impl Group {
         if let Some(objection) = self.objection_to_peer(hello) {
             return self.refuse(turn, objection);
         }
-        if !self.shows_as_much(hello) {
+        // A primary may show less than who follows it.
+        let leads = self.role == Role::Primary && hello.role == Role::Secondary;
+        if !self.shows_as_much(hello) && !leads {
             return self.lose_peer(turn, LossReason::Protocol(SHOWS_LESS));
         }
         self.peer.protocol = hello.protocol_max.min(PROTOCOL_MAX);

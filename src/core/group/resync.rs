@@ -251,7 +251,7 @@ pub struct ResyncStatus {
     pub blocks_equal: u64,
     /// Since it began.
     pub for_ns: u64,
-    /// Blocks that the peer lacks beside what the journal holds for it, or would if its tail passed the peer now.
+    /// Blocks that the peer lacks beside what the journal holds for it, or would if its tail passed the peer now, or if it came by new disks.
     pub changed_blocks: u64,
 }
 

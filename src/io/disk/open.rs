@@ -1,6 +1,7 @@
 //! Opening and making the files and block devices of a site: O_DIRECT, locked, of known size.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -117,30 +118,33 @@ impl Disk {
     }
 
     fn allocate(self, bytes: u64, space: Space) -> Result<Disk, DiskError> {
-        self.reserve(0, bytes, space)?;
+        match space {
+            Space::Sparse => {}
+            Space::Reserved => self.reserve(0..bytes)?,
+            Space::ReservedTo(end) => self.reserve(0..end.min(bytes))?,
+        }
         Ok(self)
     }
 
-    fn reserve(&self, from: u64, to: u64, space: Space) -> Result<(), DiskError> {
-        let to = match space {
-            Space::Sparse => return Ok(()),
-            Space::Reserved => to,
-            Space::ReservedTo(end) if end.min(to) <= from => return Ok(()),
-            Space::ReservedTo(end) => end.min(to),
-        };
-        match rustix::fs::fallocate(&self.fd, FallocateFlags::empty(), from, to - from) {
+    /// Allocates the blocks of a file there, so that no write fails for want of space.
+    pub fn reserve(&self, bytes: Range<u64>) -> Result<(), DiskError> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let length = bytes.end - bytes.start;
+        match rustix::fs::fallocate(&self.fd, FallocateFlags::empty(), bytes.start, length) {
             // A filesystem that cannot reserve allocates as blocks are written.
             Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
             Err(errno) => Err(self.failed("reserve its space", errno)),
         }
     }
 
-    /// Makes a file `to` bytes long, of which those from `from` on read as zeros.
-    pub fn lengthen(&mut self, from: u64, to: u64, space: Space) -> Result<(), DiskError> {
+    /// Makes a file `to` bytes long, of which those from `from` on read as zeros, and take no space.
+    pub fn lengthen(&mut self, from: u64, to: u64) -> Result<(), DiskError> {
         self.shorten(from)?;
         rustix::fs::ftruncate(&self.fd, to).map_err(|errno| self.failed("set its size", errno))?;
         self.bytes = to;
-        self.reserve(from, to, space)
+        Ok(())
     }
 
     /// Makes a file `to` bytes long, and gives back the space of what was behind.

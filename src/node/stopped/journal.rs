@@ -22,7 +22,7 @@ fn part(config: &Config, from: u64) -> Part<'_> {
         from,
         to: config.journal.bytes,
         space: FileSpace::Written,
-        used_to: config.journal.bytes,
+        used: from..config.journal.bytes,
     }
 }
 

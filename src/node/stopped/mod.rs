@@ -202,19 +202,31 @@ impl<'a> Stopped<'a> {
         reached(Reached::Superblock)
     }
 
-    /// The last steps of a change of volumes: everything says that they are those of the configuration.
-    fn put_volumes(&mut self, places: &Places, reached: OnReached<'_>) -> Result<(), ChangeError> {
-        // A superblock that an attempt before has written has them in their new places.
-        if self.superblock.volume_count == self.formatted.volumes.len() {
-            self.superblock.sizes = VolumeSizes::of(places.only_kept(self.superblock.sizes.iter()));
+    /// What hosts see of the volumes, in the places that they are to have, but for what this change makes of it.
+    fn shown(&self, places: &Places) -> Result<VolumeSizes, ChangeError> {
+        let is = |blocks: &mut dyn Iterator<Item = u64>| {
+            blocks.eq(self.superblock.volume_blocks().iter().copied())
+        };
+        if is(&mut self.formatted.volumes.iter().map(|volume| volume.blocks)) {
+            return Ok(VolumeSizes::of(places.only_kept(self.superblock.sizes.iter())));
         }
+        // An attempt before has come to the superblock; or one at something else has.
+        self.refuse_unfinished(!is(&mut self.config.volumes.iter().map(Volume::blocks)))?;
+        Ok(self.superblock.sizes)
+    }
+
+    /// The last steps of a change of volumes: everything says that they are those of the configuration, and hosts see so much.
+    fn put_volumes(
+        &mut self,
+        places: &Places,
+        sizes: VolumeSizes,
+        reached: OnReached<'_>,
+    ) -> Result<(), ChangeError> {
+        self.superblock.sizes = sizes;
         self.superblock.volumes = [0; VOLUMES_MAX];
         for (blocks, volume) in self.superblock.volumes.iter_mut().zip(&self.config.volumes) {
             *blocks = volume.blocks();
         }
-        // What was shown stays shown.
-        let configured = VolumeSizes::of(self.config.volumes.iter().map(Volume::size_blocks));
-        self.superblock.sizes = self.superblock.sizes.joined(configured);
         self.superblock.volume_count = self.config.volumes.len();
         self.put_superblock(reached)?;
         self.put_record(places)

@@ -1,6 +1,7 @@
 //! Files and devices of which more is to count.
 
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::{ChangeError, Progress, system};
@@ -9,14 +10,14 @@ use crate::io::disk::{Disk, DiskError, Space};
 use crate::node::config::FileSpace;
 
 /// A file or device of which more is to count: bytes until now, and from now on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Part<'a> {
     pub path: &'a Path,
     pub from: u64,
     pub to: u64,
-    /// Of these, up to here.
+    /// Of what is used from now on, and was not.
     pub space: FileSpace,
-    pub used_to: u64,
+    pub used: Range<u64>,
 }
 
 impl Part<'_> {
@@ -51,7 +52,8 @@ pub(super) fn check<'a>(parts: impl Iterator<Item = Part<'a>>) -> Result<Vec<Lon
             Err(error) => return Err(system(part.path, "look at it")(error)),
         };
         if length < part.to {
-            let part = Part { from: length, ..part };
+            let used = part.used.start.max(length)..part.used.end;
+            let part = Part { from: length, used, ..part };
             needs.note(&part)?;
             longer.push(Longer { path: part.path.to_owned(), from: part.from, to: part.to });
         }
@@ -103,7 +105,12 @@ pub(super) fn look(part: &Part<'_>, disk: &Disk, needs: &mut Needs) -> Result<()
     }
     if !disk.is_device() && disk.bytes() < part.to {
         // What an attempt before has reserved is there.
-        needs.note(&Part { from: disk.bytes(), ..*part })?;
+        let used = if disk.bytes() > part.from {
+            disk.bytes().min(part.used.end)..part.used.end
+        } else {
+            part.used.clone()
+        };
+        needs.note(&Part { used, ..part.clone() })?;
     }
     Ok(())
 }
@@ -160,22 +167,20 @@ fn lengthen_one(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<(), ChangeError> {
     let total = part.to - part.from;
-    if total == 0 {
-        // Some checksums more fit the last block of those that there are.
-        return Ok(());
-    }
     let mut progress = |done| progress(Progress { path: part.path, done, total });
     if disk.is_device() {
         disk.erase(part.from, part.to, &mut progress)?;
-    } else {
-        let space = match part.space {
-            FileSpace::Sparse => Space::Sparse,
-            FileSpace::Reserved | FileSpace::Written => Space::ReservedTo(part.used_to),
-        };
-        disk.lengthen(part.from, part.to, space)?;
-        if part.space == FileSpace::Written && part.from < part.used_to {
-            disk.write_zeros(part.from, part.used_to, &mut progress)?;
-        }
+        return Ok(disk.sync()?);
+    }
+    if total > 0 {
+        disk.lengthen(part.from, part.to)?;
+    }
+    if part.space != FileSpace::Sparse {
+        disk.reserve(part.used.clone())?;
+    }
+    let new = part.used.start.max(part.from)..part.used.end;
+    if part.space == FileSpace::Written && !new.is_empty() {
+        disk.write_zeros(new.start, new.end, &mut progress)?;
     }
     Ok(disk.sync()?)
 }
@@ -193,7 +198,7 @@ impl Needs {
         // Of a file that is yet to be made, where it will be.
         let there = part.path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."));
         let filesystem = rustix::fs::stat(there).map_err(failed)?.st_dev;
-        let need = part.used_to.saturating_sub(part.from);
+        let need = part.used.end.saturating_sub(part.used.start);
         match self.0.iter_mut().find(|(known, ..)| *known == filesystem) {
             Some((_, _, sum, _)) => *sum += need,
             None => {

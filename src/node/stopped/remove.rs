@@ -30,7 +30,8 @@ pub fn remove(config: &Config, names: &[String], reached: OnReached<'_>) -> Resu
     refuse_snapshots(&site, names)?;
     let places = Places::kept_if(site.formatted.volumes.iter().map(|volume| !goes(&volume.name)));
     refuse_updates(&site, names)?;
-    site.put_volumes(&places, reached)
+    let sizes = site.shown(&places)?;
+    site.put_volumes(&places, sizes, reached)
 }
 
 fn refuse_snapshots(site: &Stopped<'_>, names: &[String]) -> Result<(), ChangeError> {

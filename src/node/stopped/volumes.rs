@@ -5,28 +5,34 @@ use std::path::PathBuf;
 
 use super::parts::{self, Longer, Part};
 use super::{ChangeError, OnReached, Progress, Reached, Stopped, record, system};
-use crate::base::BLOCK_BYTES;
+use crate::base::{BLOCK_BYTES, VolumeId, VolumeSizes};
 use crate::node::config::{Config, FileSpace, Volume};
 use crate::node::format::{make_folders, sync_folders};
 
-/// A volume and its checksums, of which so many bytes of the volume count until now.
-fn parts_of(volume: &Volume, from: u64) -> [Part<'_>; 2] {
+/// A volume and its checksums, of which so many bytes of the volume count until now, and hosts see so many of these.
+fn parts_of(volume: &Volume, from: u64, shown: u64) -> [Part<'_>; 2] {
     let before = Volume { bytes: from, ..volume.clone() };
     [
-        Part { path: &volume.path, from, to: volume.bytes, space: volume.space, used_to: volume.size_bytes },
+        Part {
+            path: &volume.path,
+            from,
+            to: volume.bytes,
+            space: volume.space,
+            used: shown..volume.size_bytes.max(shown),
+        },
         Part {
             path: &volume.checksums,
             from: before.checksum_bytes(),
             to: volume.checksum_bytes(),
             space: FileSpace::Written,
-            used_to: volume.checksum_bytes(),
+            used: before.checksum_bytes()..volume.checksum_bytes(),
         },
     ]
 }
 
 /// Whether files and devices could become as large as the configuration says; the site may run meanwhile.
 pub fn check_growth(config: &Config) -> Result<Vec<Longer>, ChangeError> {
-    let longer = parts::check(config.volumes.iter().flat_map(|volume| parts_of(volume, 0)))?;
+    let longer = parts::check(config.volumes.iter().flat_map(|volume| parts_of(volume, 0, 0)))?;
     if longer.is_empty() { Err(ChangeError::NothingToGrow) } else { Ok(longer) }
 }
 
@@ -38,27 +44,31 @@ pub fn grow(
     reached: OnReached<'_>,
 ) -> Result<(), ChangeError> {
     let mut site = Stopped::open(config)?;
-    let parts = growing(&site)?;
+    let places = site.same_places();
+    let shown = site.shown(&places)?;
+    let parts = growing(&site, &shown)?;
     site.refuse_unfinished_journal()?;
     site.refuse_staging()?;
     let mut disks = parts::open(&parts, force, &mut Vec::new())?;
     parts::lengthen(&parts, &mut disks, progress)?;
     reached(Reached::Files)?;
-    site.put_volumes(&site.same_places(), reached)
+    // What was shown stays shown.
+    let configured = VolumeSizes::of(config.volumes.iter().map(Volume::size_blocks));
+    site.put_volumes(&places, shown.joined(configured), reached)
 }
 
 /// What becomes larger, if the site was formatted as the configuration says but for that.
-fn growing<'a>(site: &Stopped<'a>) -> Result<Vec<Part<'a>>, ChangeError> {
+fn growing<'a>(site: &Stopped<'a>, shown: &VolumeSizes) -> Result<Vec<Part<'a>>, ChangeError> {
     let mut otherwise = record(site.config);
     let mut growing = Vec::new();
     let volumes = site.formatted.volumes.iter().zip(&mut otherwise.volumes).zip(&site.config.volumes);
-    for ((is, wanted), volume) in volumes {
+    for (((is, wanted), volume), shown) in volumes.zip(shown.iter()) {
         let have = is.blocks * BLOCK_BYTES as u64;
         if volume.bytes < have {
             return Err(ChangeError::Shrinks { name: volume.name.clone(), have, want: volume.bytes });
         }
-        if volume.bytes > have {
-            growing.extend(parts_of(volume, have));
+        if volume.bytes > have || volume.size_blocks() > shown {
+            growing.extend(parts_of(volume, have, shown * BLOCK_BYTES as u64));
         }
         wanted.blocks = is.blocks;
     }
@@ -69,7 +79,7 @@ fn growing<'a>(site: &Stopped<'a>) -> Result<Vec<Part<'a>>, ChangeError> {
 /// Whether there is room for volumes that the configuration has and no files are there of; the site may run meanwhile.
 pub fn check_addition(config: &Config) -> Result<Vec<Longer>, ChangeError> {
     let new = config.volumes.iter().filter(|volume| !volume.path.exists() || !volume.checksums.exists());
-    let longer = parts::check(new.flat_map(|volume| parts_of(volume, 0)))?;
+    let longer = parts::check(new.flat_map(|volume| parts_of(volume, 0, 0)))?;
     if longer.is_empty() { Err(ChangeError::NothingToAdd) } else { Ok(longer) }
 }
 
@@ -96,7 +106,12 @@ pub fn add(
     }
     site.refuse_unfinished_journal()?;
     site.refuse_staging()?;
-    let parts: Vec<Part<'_>> = new.iter().flat_map(|volume| parts_of(volume, 0)).collect();
+    let places = site.same_places();
+    let mut sizes = site.shown(&places)?;
+    for (place, volume) in (there as u16..).zip(new) {
+        sizes = sizes.extended(VolumeId(place), volume.size_blocks());
+    }
+    let parts: Vec<Part<'_>> = new.iter().flat_map(|volume| parts_of(volume, 0, 0)).collect();
     let mut made = Vec::new();
     if let Err(error) = make(config, &parts, force, progress, &mut made) {
         for path in made {
@@ -105,7 +120,7 @@ pub fn add(
         return Err(error);
     }
     reached(Reached::Files)?;
-    site.put_volumes(&site.same_places(), reached)
+    site.put_volumes(&places, sizes, reached)
 }
 
 /// Durably, with their names.
