@@ -1,6 +1,6 @@
 //! Seeds of the simulator: a few of all kinds, those that once failed, and the promise that a seed replays.
 
-use lockstep::sim::{FarSeen, keep_panics, run_far, run_seed};
+use lockstep::sim::{Case, FarSeen, keep_panics, run_case, run_far, run_seed};
 
 /// Each found a mistake once; the commit that mended it names it.
 const REGRESSIONS: [u64; 67] = [
@@ -21,6 +21,17 @@ fn run(seed: u64) {
 fn seeds_hold_every_invariant() {
     keep_panics(false);
     (0..40).chain(REGRESSIONS).for_each(run);
+}
+
+/// A site says hello and dies, and that comes to a third that has taken over meanwhile. The whole seed, with extensions, times it otherwise.
+#[test]
+fn a_third_that_took_over_may_refuse_what_a_dead_site_said() {
+    keep_panics(false);
+    let mut case = Case::from(621321);
+    case.leave_out("extend").expect("an ingredient");
+    if let Err(violation) = run_case(&case, false) {
+        panic!("{case}: {}", violation.what);
+    }
 }
 
 /// Far away, dead or cut off for days, with slow disks, a full journal and disks that refuse.

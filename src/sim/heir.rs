@@ -1,9 +1,11 @@
 //! A third that takes over in a run: at its end both sites of the pair die for good, an operator promotes the third and gives up what it
 //! lacks, and hosts go on there, through deaths of it.
 
+use crate::base::SiteId;
 use crate::core::config::Role;
 use crate::core::group::status::{GroupState, SourceState};
 use crate::core::messages::AdminOp;
+use crate::format::wire::RefusalCode;
 use crate::sim::audit::{PRIMARY, SECONDARY, THIRD};
 use crate::sim::plan::{Crash, Fault, Plan};
 use crate::sim::rng::Rng;
@@ -127,6 +129,20 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Whether the third refuses what a dead site of the pair said: its hello was under way when it died, and came to a third that is
+    /// primary and took over with all that it tells of. Nobody hears the refusal.
+    pub(super) fn refuses_the_dead(&self, source: SiteId, code: RefusalCode) -> bool {
+        let gone = self.is_inherited() && !self.alive(usize::from(source.0) - 1);
+        if !gone || code != RefusalCode::Role {
+            return false;
+        }
+        let Some(third) = self.status(THIRD).filter(|third| third.role == Role::Primary) else {
+            return false;
+        };
+        let met = third.sources.iter().flatten().find(|met| met.site == source);
+        met.and_then(|met| met.parted).is_some_and(|parted| self.audit.was_inherited(parted.theirs.last.0))
     }
 
     fn ask_third(&mut self) {

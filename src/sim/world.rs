@@ -632,7 +632,7 @@ impl World {
         let mut opened = None;
         let mut resyncs = false;
         let mut third_copied = false;
-        while let Some(event) = out.events.pop() {
+        while let Some(event) = self.sites[index].out.events.pop() {
             self.trace.note(now, || format!("site {index}: {event:?}"));
             if let Some(far) = &mut self.far {
                 far.hears(index, &event);
@@ -670,6 +670,8 @@ impl World {
                     if self.copies_may_fail
                         && refusal.code == RefusalCode::ResyncRequired
                         && refusal.text.as_str().contains("this site's staging file") => {}
+                GroupEvent::Refused { site, by_us: true, refusal: Some(refusal) }
+                    if index == THIRD && self.refuses_the_dead(site, refusal.code) => {}
                 GroupEvent::Refused { refusal, .. } => {
                     // Not even for a resync of all blocks: the journal or a changed-block set has what a peer lacks (INV-9).
                     panic!("INV-7, INV-9: sites of one pair refuse each other: {refusal:?}");

@@ -32,7 +32,7 @@ impl Auditor {
     }
 
     /// What it had pulled was settled at the pair, and it knows that.
-    pub(super) fn was_inherited(&self, number: u64) -> bool {
+    pub fn was_inherited(&self, number: u64) -> bool {
         self.inherited.is_some_and(|has| number <= has)
     }
 }
