@@ -369,6 +369,7 @@ impl Group {
         self.peer.talk = Talk::Greeting { since: turn.now, hello_sent: false };
         self.peer.hello = None;
         self.peer.said_hello = None;
+        self.peer.sizes = VolumeSizes::default();
         self.peer.waiting_since = None;
         self.peer.send_to = UpdateNumber::NONE;
         self.forget_repair(Origin::Peer);

@@ -1,6 +1,5 @@
 //! Meeting the peer: hellos, what is refused, where the two streams part, and what each side must do before updates flow.
 
-use super::extending::SHOWS_LESS;
 use super::old_blocks::update_pages;
 use super::peering::{Talk, refusal};
 use super::{Alone, Group, Phase, RESERVED_PAGES, Turn, third_pages};
@@ -143,11 +142,6 @@ impl Group {
     fn on_hello(&mut self, turn: &mut Turn<impl Memory>, hello: &Hello) {
         if let Some(objection) = self.objection_to_peer(hello) {
             return self.refuse(turn, objection);
-        }
-        // A primary may show less than who follows it.
-        let leads = self.role == Role::Primary && hello.role == Role::Secondary;
-        if !self.shows_as_much(hello) && !leads {
-            return self.lose_peer(turn, LossReason::Protocol(SHOWS_LESS));
         }
         self.peer.protocol = hello.protocol_max.min(PROTOCOL_MAX);
         self.peer.sizes = self.peer.sizes.joined(hello.sizes());

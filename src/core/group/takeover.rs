@@ -1,6 +1,7 @@
 //! What a site is to its peer, and how that changes: a secondary that takes over, a primary that finds itself superseded. The
 //! stream says who is primary: whoever opened its newest generation. A superblock says it for what replay does not read.
 
+use super::extending::SHOWS_LESS;
 use super::peering::refusal;
 use super::{Alone, Group, Turn};
 use crate::base::*;
@@ -134,6 +135,10 @@ impl Group {
         // Who leads goes by what was said: what this site has numbered since would be neither cut nor told from the leader's own.
         if lead == Lead::Theirs && self.window.last() > said.last {
             return self.lose_peer(turn, LossReason::Protocol("this site went on meanwhile"));
+        }
+        // Who leads may show less than who follows.
+        if !self.shows_as_much(hello) && lead == Lead::Theirs {
+            return self.lose_peer(turn, LossReason::Protocol(SHOWS_LESS));
         }
         self.note_split(&said, hello, lead == Lead::SplitBrain);
         match lead {
