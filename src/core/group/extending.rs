@@ -1,7 +1,7 @@
 //! How much of each volume hosts see, and showing them more of it while they are connected. What a volume may come to is laid out from
 //! the beginning; a size is in force at a site once its superblock says so durably. A primary shows no more than its peer does, so whoever
-//! takes over shows all that hosts have written to. Sizes only grow, so sites that meet both take the larger one of each volume before
-//! they say anything else to each other.
+//! takes over shows all that hosts have written to. Sizes only grow, so of sites that meet each takes the larger one of each volume, and
+//! who follows does so before it hears anything else.
 
 use super::peering::{LINK_SPARE, Talk};
 use super::status::PeerState;
@@ -131,7 +131,7 @@ impl Group {
         self.judge_peer_to_extend()
     }
 
-    /// Both or none: a peer that is away, or lacks something, cannot be asked.
+    /// A peer that is away, or lacks something, cannot be asked.
     fn judge_peer_to_extend(&self) -> Result<(), AdminError> {
         if self.config.peer.is_none() {
             return Ok(());

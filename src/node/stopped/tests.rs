@@ -444,3 +444,92 @@ fn a_volume_whose_updates_the_journal_has_is_not_removed() {
     assert!(matches!(refused, ChangeError::Differs { .. }), "{refused}");
     assert!(opens(&before));
 }
+
+/// The same as [`config`], of volumes with room: name, size and room in MiB.
+fn roomy(folder: &Path, volumes: &[(&str, u64, u64)]) -> Config {
+    let sizes: Vec<(&str, u64)> = volumes.iter().map(|(name, size, _)| (*name, *size)).collect();
+    let file = config(folder, 16, &sizes).file;
+    let mut text = fs::read_to_string(&file).expect("a configuration");
+    for (name, size, room) in volumes {
+        let size = format!("name = \"{name}\"\nsize = \"{size}MiB\"\n");
+        text = text.replace(&size, &format!("{size}room = \"{room}MiB\"\n"));
+    }
+    fs::write(&file, text).expect("a configuration");
+    Config::load(&file).expect("a configuration")
+}
+
+/// Hosts see so many MiB of each volume.
+fn show(config: &Config, mib: &[u64]) {
+    let journal = Disk::open(&config.journal.path).expect("a journal");
+    let (mut superblock, _) = newest_superblock(&journal).expect("read").expect("a superblock");
+    superblock.sizes = VolumeSizes::of(mib.iter().map(|mib| mib * MIB_BLOCKS));
+    for _ in 0..SUPERBLOCK_SLOTS {
+        superblock.sequence += 1;
+        let mut block = [0; BLOCK_BYTES];
+        superblock.encode(&mut block);
+        journal.write_blocks(superblock.slot(), &block).expect("written");
+    }
+}
+
+fn shown(config: &Config) -> Vec<u64> {
+    let journal = Disk::open(&config.journal.path).expect("a journal");
+    let (superblock, _) = newest_superblock(&journal).expect("read").expect("a superblock");
+    superblock.sizes.iter().take(config.volumes.len()).map(|blocks| blocks / MIB_BLOCKS).collect()
+}
+
+#[test]
+fn what_hosts_see_of_a_volume_goes_with_it_wherever_a_change_was_interrupted() {
+    let taken = |path: &Path| {
+        use std::os::unix::fs::MetadataExt;
+        fs::metadata(path).expect("a file").blocks() * 512
+    };
+    for steps in 0..5 {
+        let folder = tempfile::tempdir().expect("a folder");
+        let before = roomy(folder.path(), &[("data", 1, 4), ("log", 2, 4), ("more", 1, 3)]);
+        format(&before, Existing::default(), &mut |_| {}).expect("formatted");
+        assert_eq!(shown(&before), [1, 2, 1]);
+        show(&before, &[3, 4, 2]);
+
+        let fewer = roomy(folder.path(), &[("log", 2, 4), ("more", 1, 3)]);
+        if remove(&fewer, &["data".to_owned()], &mut interrupted(steps)).is_err() {
+            remove_to_the_end(&fewer, &["data"]).expect("removed");
+        }
+        assert_eq!(shown(&fewer), [4, 2], "{steps} steps");
+
+        let more = roomy(folder.path(), &[("log", 2, 4), ("more", 1, 3), ("new", 1, 2)]);
+        if add(&more, false, &mut |_| {}, &mut interrupted(steps)).is_err() {
+            add_to_the_end(&more, false).expect("added");
+        }
+        assert_eq!(shown(&more), [4, 2, 1], "{steps} steps");
+
+        // One gets more room, of another more is shown of what it has.
+        let larger = roomy(folder.path(), &[("log", 2, 8), ("more", 3, 3), ("new", 1, 2)]);
+        if grow(&larger, false, &mut |_| {}, &mut interrupted(steps)).is_err() {
+            // What came behind the superblock is the metadata alone.
+            let again = grow(&larger, false, &mut |_| {}, &mut |_| Ok(()));
+            assert!(again.is_ok(), "{steps} steps: {again:?}");
+        }
+        assert_eq!(shown(&larger), [4, 3, 1], "{steps} steps");
+        assert!(opens(&larger), "{steps} steps");
+        let (log, seen) = (&larger.volumes[0].path, &larger.volumes[1].path);
+        assert_eq!(fs::metadata(log).expect("a file").len(), 8 * MIB);
+        // What it was formatted with, and what is shown from now on.
+        assert!(taken(seen) >= 2 * MIB, "what is shown is reserved: {}", taken(seen));
+        assert!(taken(log) < 5 * MIB, "and what is not takes no space: {}", taken(log));
+    }
+}
+
+#[test]
+fn another_change_than_the_one_that_was_interrupted_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let before = roomy(folder.path(), &[("data", 1, 4), ("log", 2, 3)]);
+    format(&before, Existing::default(), &mut |_| {}).expect("formatted");
+    show(&before, &[2, 3]);
+    let fewer = roomy(folder.path(), &[("log", 2, 3)]);
+    remove(&fewer, &["data".to_owned()], &mut interrupted(1)).expect_err("interrupted");
+    let more = roomy(folder.path(), &[("data", 1, 4), ("log", 2, 3), ("new", 1, 1)]);
+    let refused = add_to_the_end(&more, false).expect_err("refused");
+    assert!(matches!(refused, ChangeError::Unfinished { .. }), "{refused}");
+    remove_to_the_end(&fewer, &["data"]).expect("removed");
+    assert_eq!(shown(&fewer), [3]);
+}
