@@ -1,8 +1,10 @@
 //! Volumes that become larger while hosts are at work, and deaths, full disks and losses at any moment of it.
 
 use crate::base::*;
+use crate::core::config::Role;
+use crate::core::group::status::PeerState;
 use crate::core::messages::{AdminOp, AdminReply};
-use crate::sim::audit::{PRIMARY, THIRD};
+use crate::sim::audit::{PRIMARY, THIRD, peer_of};
 use crate::sim::plan::Plan;
 use crate::sim::rng::Rng;
 use crate::sim::world::{Event, Stage, World};
@@ -152,6 +154,22 @@ impl World {
             Some(group) if index == THIRD && group.serving() => *group.sizes(),
             _ => self.extensions.told,
         }
+    }
+
+    /// A secondary that takes what comes shows all that its primary's hosts may write to.
+    pub(super) fn check_follower(&self) {
+        let (Some(leads), Some(follows)) = (self.standing(self.home), self.standing(peer_of(self.home)))
+        else {
+            return;
+        };
+        let met = matches!(leads.peer, PeerState::InSync | PeerState::CatchingUp);
+        let pair = (leads.role, follows.role) == (Role::Primary, Role::Secondary);
+        if !pair || !met || follows.peer != PeerState::InSync {
+            return;
+        }
+        let shown = |site: usize| self.sites[site].group.as_ref().expect("it has a standing").sizes();
+        let (ours, theirs) = (shown(self.home), shown(peer_of(self.home)));
+        assert!(theirs.cover(ours), "a primary shows {ours:?}, and its secondary {theirs:?}");
     }
 
     /// Sites that have everything show what an operator was told, and nobody's hosts see more than whoever would take over shows.

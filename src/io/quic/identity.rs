@@ -170,9 +170,12 @@ impl Identity {
         })
     }
 
-    /// Writes certificate and key, PEM, to a file that must not exist yet, with mode 0600.
+    /// Writes certificate and key, PEM, to a file that must not exist yet, with mode 0600; its folder is made if there is none.
     pub fn save(&self, path: &Path) -> Result<(), IdentityError> {
         let failed = |action| move |source| IdentityError::File { action, path: path.to_owned(), source };
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(failed("make the folder of"))?;
+        }
         let mut file = match fs::OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
