@@ -56,7 +56,7 @@ fn main() -> Result<()> {
 
 fn measure(options: &Options, path: &Path) -> Result<()> {
     let bytes = options.mebibytes << 20;
-    let disk = Disk::create(path, bytes, Space::Reserved, false)?;
+    let disk = Disk::create(path, bytes, Space::ReservedTo(bytes), false)?;
     disk.pre_write(bytes, |_| ())?;
     drop(disk);
     let clock = Clock::new();

@@ -536,7 +536,7 @@ pub enum AdminError {
     #[error("the volume is as large already; volumes do not become smaller")]
     NotLarger,
     #[error(
-        "the volume's `room` is less: that is what it can come to while sites run. Stop them, configure more room at all, give `lockstep grow` at each, \
+        "the volume's `room` is less: that is what it can come to while sites run. Stop them, configure more room at each, give `lockstep grow` there, \
          and start them; nothing is changed"
     )]
     BeyondRoom,
@@ -544,9 +544,9 @@ pub enum AdminError {
         "the other site's lockstep is older, and cannot do that: bring it up to this one's version, and ask again"
     )]
     PeerTooOld,
-    #[error("this site cannot reserve the space (error {errno}); nothing is changed")]
+    #[error("this site cannot reserve the space")]
     CannotReserve { errno: i32 },
-    #[error("the other site cannot reserve the space (error {errno}); nothing is changed")]
+    #[error("the other site cannot reserve the space")]
     PeerCannotReserve { errno: i32 },
     #[error("the block has gone bad at the site that it is to be taken from")]
     SourceDamaged,

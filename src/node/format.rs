@@ -70,7 +70,7 @@ impl Part<'_> {
     }
 
     fn of_volume(volume: &Volume) -> Part<'_> {
-        Part { used_bytes: volume.size_bytes, ..Part::of(&volume.path, volume.bytes, volume.space) }
+        Part { used_bytes: volume.size_bytes, ..Part::of(&volume.path, volume.room_bytes, volume.space) }
     }
 
     fn space(&self) -> Space {
@@ -261,7 +261,7 @@ fn adopted(volume: &Volume) -> Result<Disk, FormatError> {
     if !volume.path.exists() {
         return Err(FormatError::NothingToAdopt { path: volume.path.clone() });
     }
-    Ok(Disk::adopt(&volume.path, volume.bytes, Part::of_volume(volume).space())?)
+    Ok(Disk::adopt(&volume.path, volume.room_bytes, Part::of_volume(volume).space())?)
 }
 
 /// Reads a volume and writes the checksums of what it holds. What was read may be in a volatile cache, so it is flushed.
@@ -286,7 +286,7 @@ fn store_checksums(
         }
         checksums.write_blocks(first / SUMS_PER_BLOCK, &stored)?;
         let done = (first + count as u64) * BLOCK_BYTES as u64;
-        progress(Progress { path: &volume.path, done, total: volume.bytes });
+        progress(Progress { path: &volume.path, done, total: volume.room_bytes });
     }
     Ok(checksums.sync()?)
 }

@@ -137,9 +137,7 @@ impl World {
             return;
         }
         // Whoever is promoted shows it, whatever dies now.
-        let pair =
-            if index == THIRD { index..index + 1 } else { 0..if self.plan.has_peer() { 2 } else { 1 } };
-        for site in pair {
+        for site in self.pair() {
             let shown = laid_out - self.sites[site].disk.durable_room(volume);
             assert!(
                 shown >= blocks,
@@ -158,6 +156,9 @@ impl World {
 
     /// A secondary that takes what comes shows all that its primary's hosts may write to.
     pub(super) fn check_follower(&self) {
+        if self.plan.extend.is_none() || !self.plan.has_peer() || self.home == THIRD {
+            return;
+        }
         let (Some(leads), Some(follows)) = (self.standing(self.home), self.standing(peer_of(self.home)))
         else {
             return;

@@ -570,9 +570,7 @@ impl World {
         self.drain(index);
         self.note_slots(index);
         self.note_home(index);
-        if self.plan.extend.is_some() && self.plan.has_peer() && self.home < THIRD {
-            self.check_follower();
-        }
+        self.check_follower();
         self.perhaps_strike_again(index);
         if let Some(status) = self.standing(index).filter(|_| disconnected) {
             self.audit.of(index).disconnected(index, status.last.0, status.generation.0);

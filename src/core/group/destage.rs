@@ -328,9 +328,10 @@ impl Group {
         let may_begin =
             self.destage.step == Step::Idle && !self.staging.installing() && !self.mending.writes();
         // With `applied` one sweep follows another, hosts wait for them, and each lets go of what is kept for too long.
-        let trims = self.extending.is_superblock_due()
-            || (self.config.ack != AckLevel::Applied && self.keeps_too_much(self.needed_by_others()));
-        if may_begin && trims {
+        let trims = may_begin
+            && (self.extending.is_superblock_due()
+                || (self.config.ack != AckLevel::Applied && self.keeps_too_much(self.needed_by_others())));
+        if trims {
             let volume = self.config.volumes.len() as u16;
             (self.destage.target, self.destage.trims) = (self.checkpoint, true);
             self.destage.step = Step::Flush { volume };

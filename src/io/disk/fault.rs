@@ -6,6 +6,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use serde::Deserialize;
 
+use super::open::reserve;
 use crate::base::{BLOCK_BYTES, Memory, Nanos, PageId, VolumeId};
 use crate::core::messages::{IoFault, IoOp, IoRequest, IoTarget};
 
@@ -322,12 +323,8 @@ impl VolatileCache {
 
     fn reserve(&self, request: &IoRequest) -> Result<(), Errno> {
         let bytes = |blocks: u64| blocks * BLOCK_BYTES as u64;
-        let (offset, length) = (bytes(request.block), bytes(u64::from(request.count)));
-        let flags = rustix::fs::FallocateFlags::empty();
-        match rustix::fs::fallocate(self.file(request.target), flags, offset, length) {
-            Err(Errno::OPNOTSUPP) => Ok(()),
-            reserved => reserved,
-        }
+        let end = request.block + u64::from(request.count);
+        reserve(self.file(request.target), bytes(request.block)..bytes(end))
     }
 
     fn flush(&mut self, target: IoTarget) -> Result<(), Errno> {

@@ -53,9 +53,7 @@ pub enum DiskError {
 pub enum Space {
     /// Only the size is set; blocks are allocated as they are written.
     Sparse,
-    /// Blocks are allocated, so that no write fails for want of space.
-    Reserved,
-    /// The same up to this byte; behind it only the size is set.
+    /// Blocks are allocated up to this byte, so that no write fails for want of space; behind it only the size is set.
     ReservedTo(u64),
 }
 
@@ -120,7 +118,6 @@ impl Disk {
     fn allocate(self, bytes: u64, space: Space) -> Result<Disk, DiskError> {
         match space {
             Space::Sparse => {}
-            Space::Reserved => self.reserve(0..bytes)?,
             Space::ReservedTo(end) => self.reserve(0..end.min(bytes))?,
         }
         Ok(self)
@@ -128,15 +125,7 @@ impl Disk {
 
     /// Allocates the blocks of a file there, so that no write fails for want of space.
     pub fn reserve(&self, bytes: Range<u64>) -> Result<(), DiskError> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        let length = bytes.end - bytes.start;
-        match rustix::fs::fallocate(&self.fd, FallocateFlags::empty(), bytes.start, length) {
-            // A filesystem that cannot reserve allocates as blocks are written.
-            Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
-            Err(errno) => Err(self.failed("reserve its space", errno)),
-        }
+        reserve(&self.fd, bytes).map_err(|errno| self.failed("reserve its space", errno))
     }
 
     /// Makes a file `to` bytes long, of which those from `from` on read as zeros, and take no space.
@@ -346,6 +335,17 @@ impl Disk {
             "write through" => Some(false),
             _ => None,
         }
+    }
+}
+
+/// A filesystem that cannot reserve allocates as blocks are written.
+pub(super) fn reserve(file: impl AsFd, bytes: Range<u64>) -> Result<(), Errno> {
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    match rustix::fs::fallocate(file, FallocateFlags::empty(), bytes.start, bytes.end - bytes.start) {
+        Err(Errno::OPNOTSUPP) => Ok(()),
+        reserved => reserved,
     }
 }
 

@@ -29,7 +29,9 @@ impl Rig {
     fn of(target: IoTarget, plan: FaultPlan) -> Rig {
         let directory = tempfile::tempdir().unwrap();
         let journal = directory.path().join("journal");
-        let disk = Disk::create(&journal, JOURNAL_BLOCKS * 4096, Space::Reserved, false).unwrap();
+        let disk =
+            Disk::create(&journal, JOURNAL_BLOCKS * 4096, Space::ReservedTo(JOURNAL_BLOCKS * 4096), false)
+                .unwrap();
         disk.pre_write(JOURNAL_BLOCKS * 4096, |_| ()).unwrap();
         Rig::reopened(target, directory, journal, disk, plan)
     }
@@ -292,7 +294,7 @@ fn a_disk_is_opened_once() {
     assert!(matches!(overwritten, Err(DiskError::Locked { .. })), "a running site's file is not emptied");
     drop(first);
     assert_eq!(Disk::open(&path).unwrap().blocks(), 256);
-    assert_eq!(Disk::create(&path, 4096, Space::Reserved, true).unwrap().blocks(), 1);
+    assert_eq!(Disk::create(&path, 4096, Space::ReservedTo(4096), true).unwrap().blocks(), 1);
     assert!(matches!(Disk::open(directory.path()), Err(DiskError::NotADisk { .. })));
     assert!(matches!(Disk::open(std::path::Path::new("/dev/null")), Err(DiskError::NotADisk { .. })));
 }
@@ -309,7 +311,8 @@ fn a_filesystem_without_direct_io_is_refused_with_a_remedy() {
 fn pre_writing_reaches_the_end_and_tells_how_far_it_is() {
     let directory = tempfile::tempdir().unwrap();
     let bytes = (5 << 20) + 4096;
-    let disk = Disk::create(&directory.path().join("journal"), bytes, Space::Reserved, false).unwrap();
+    let disk =
+        Disk::create(&directory.path().join("journal"), bytes, Space::ReservedTo(bytes), false).unwrap();
     let mut told = Vec::new();
     disk.pre_write(bytes, |written| told.push(written)).unwrap();
     assert_eq!(told.last(), Some(&bytes));
@@ -465,7 +468,8 @@ fn an_executor_serves_a_group_on_another_core() {
 fn serve_from_another_core(idle: IdlePolicy, allowed: Features) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("journal");
-    let disk = Disk::create(&path, JOURNAL_BLOCKS * 4096, Space::Reserved, false).unwrap();
+    let disk =
+        Disk::create(&path, JOURNAL_BLOCKS * 4096, Space::ReservedTo(JOURNAL_BLOCKS * 4096), false).unwrap();
     let ports = mesh(2).unwrap();
     let (clock, arena, tables) = (Clock::new(), Arena::new(16).unwrap(), Arc::new(Tables::new(1)));
     let (requests, asked) = edge(1, &ports[0], &ports[1]);

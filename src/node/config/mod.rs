@@ -150,7 +150,7 @@ pub struct Volume {
     /// What it is formatted with, and hosts see at first.
     pub size_bytes: u64,
     /// What is laid out for it: what it may be extended to while the site runs.
-    pub bytes: u64,
+    pub room_bytes: u64,
     /// Of what hosts see.
     pub space: FileSpace,
     pub path: PathBuf,
@@ -172,14 +172,14 @@ pub enum FileSpace {
 impl Volume {
     /// That are laid out.
     pub fn blocks(&self) -> u64 {
-        self.bytes / BLOCK_BYTES as u64
+        self.room_bytes / BLOCK_BYTES as u64
     }
 
     /// Its size and its room, for people.
     pub fn shown_size(&self) -> String {
         let size = quantity::show_size(self.size_bytes);
-        match self.bytes > self.size_bytes {
-            true => format!("{size} (room for {})", quantity::show_size(self.bytes)),
+        match self.room_bytes > self.size_bytes {
+            true => format!("{size} (room for {})", quantity::show_size(self.room_bytes)),
             false => size,
         }
     }

@@ -248,20 +248,21 @@ impl Reader<'_> {
             let range = BLOCK_BYTES as u64..=limits::VOLUME_BYTES_MAX;
             let size_bytes = self.size("volume.size", keys.size, None, &at, range.clone());
             let room_at = keys.room.as_ref().map(Spanned::span);
-            let bytes = match keys.room {
+            let room_bytes = match keys.room {
                 Some(room) => self.size("volume.room", Some(room), None, &at, range),
                 None => size_bytes,
             };
             let space = self.space("volume.space", keys.space);
-            let (Some(name), Some(size_bytes), Some(bytes), Some(space)) = (name, size_bytes, bytes, space)
+            let (Some(name), Some(size_bytes), Some(room_bytes), Some(space)) =
+                (name, size_bytes, room_bytes, space)
             else {
                 whole = false;
                 continue;
             };
-            if bytes < size_bytes {
+            if room_bytes < size_bytes {
                 let message = format!(
                     "\"{}\" is less than the volume's size; write what it may come to, or leave it out",
-                    show_size(bytes)
+                    show_size(room_bytes)
                 );
                 self.problems.add("volume.room", room_at, message);
                 whole = false;
@@ -274,7 +275,7 @@ impl Reader<'_> {
             let path = self.path("volume.path", keys.path, directory, &format!("{name}.volume"));
             let checksums =
                 self.path("volume.checksums", keys.checksums, directory, &format!("{name}.checksums"));
-            volumes.push(Volume { name, size_bytes, bytes, space, path, checksums });
+            volumes.push(Volume { name, size_bytes, room_bytes, space, path, checksums });
         }
         whole.then_some(volumes)
     }

@@ -34,11 +34,10 @@ impl Control {
 
 /// With what the system calls an error number.
 fn told(error: AdminError) -> String {
-    let (whose, errno) = match error {
-        AdminError::CannotReserve { errno } => ("this", errno),
-        AdminError::PeerCannotReserve { errno } => ("the other", errno),
-        error => return error.to_string(),
-    };
-    let why = std::io::Error::from_raw_os_error(errno);
-    format!("{whose} site cannot reserve the space: {why}; nothing is changed")
+    match error {
+        AdminError::CannotReserve { errno } | AdminError::PeerCannotReserve { errno } => {
+            format!("{error}: {}; no size is changed", std::io::Error::from_raw_os_error(errno))
+        }
+        error => error.to_string(),
+    }
 }

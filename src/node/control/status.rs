@@ -372,7 +372,7 @@ impl Status {
                 .map(|(volume, blocks)| VolumeShown {
                     name: volume.name.clone(),
                     size_bytes: blocks * BLOCK_BYTES as u64,
-                    room_bytes: volume.bytes,
+                    room_bytes: volume.room_bytes,
                 })
                 .collect(),
             watermarks: Watermarks {

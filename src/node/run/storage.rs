@@ -55,7 +55,8 @@ pub fn open(config: &Config) -> Result<Storage, RunError> {
     }
     let mut volumes = Vec::new();
     for (index, volume) in (0u16..).zip(&config.volumes) {
-        let disk = sized(Disk::open(&volume.path)?, volume.bytes)?.sparse(volume.space == FileSpace::Sparse);
+        let disk =
+            sized(Disk::open(&volume.path)?, volume.room_bytes)?.sparse(volume.space == FileSpace::Sparse);
         let sums = sized(Disk::open(&volume.checksums)?, volume.checksum_bytes())?;
         volumes.push((IoTarget::Volume(VolumeId(index)), disk));
         volumes.push((IoTarget::Checksums(VolumeId(index)), sums));

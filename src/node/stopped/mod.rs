@@ -163,8 +163,13 @@ impl<'a> Stopped<'a> {
 
     /// A change of the journal begins with the volumes that the metadata knows.
     fn refuse_unfinished_volumes(&self) -> Result<(), ChangeError> {
+        self.refuse_unfinished(!self.is_as_formatted())
+    }
+
+    /// Whether the superblock has the volumes that the metadata knows.
+    fn is_as_formatted(&self) -> bool {
         let known = self.formatted.volumes.iter().map(|volume| volume.blocks);
-        self.refuse_unfinished(!known.eq(self.superblock.volume_blocks().iter().copied()))
+        known.eq(self.superblock.volume_blocks().iter().copied())
     }
 
     fn refuse_unfinished(&self, is: bool) -> Result<(), ChangeError> {
@@ -204,14 +209,12 @@ impl<'a> Stopped<'a> {
 
     /// What hosts see of the volumes, in the places that they are to have, but for what this change makes of it.
     fn shown(&self, places: &Places) -> Result<VolumeSizes, ChangeError> {
-        let is = |blocks: &mut dyn Iterator<Item = u64>| {
-            blocks.eq(self.superblock.volume_blocks().iter().copied())
-        };
-        if is(&mut self.formatted.volumes.iter().map(|volume| volume.blocks)) {
+        if self.is_as_formatted() {
             return Ok(VolumeSizes::of(places.only_kept(self.superblock.sizes.iter())));
         }
         // An attempt before has come to the superblock; or one at something else has.
-        self.refuse_unfinished(!is(&mut self.config.volumes.iter().map(Volume::blocks)))?;
+        let configured = self.config.volumes.iter().map(Volume::blocks);
+        self.refuse_unfinished(!configured.eq(self.superblock.volume_blocks().iter().copied()))?;
         Ok(self.superblock.sizes)
     }
 

@@ -11,12 +11,12 @@ use crate::node::format::{make_folders, sync_folders};
 
 /// A volume and its checksums, of which so many bytes of the volume count until now, and hosts see so many of these.
 fn parts_of(volume: &Volume, from: u64, shown: u64) -> [Part<'_>; 2] {
-    let before = Volume { bytes: from, ..volume.clone() };
+    let before = Volume { room_bytes: from, ..volume.clone() };
     [
         Part {
             path: &volume.path,
             from,
-            to: volume.bytes,
+            to: volume.room_bytes,
             space: volume.space,
             used: shown..volume.size_bytes.max(shown),
         },
@@ -64,10 +64,10 @@ fn growing<'a>(site: &Stopped<'a>, shown: &VolumeSizes) -> Result<Vec<Part<'a>>,
     let volumes = site.formatted.volumes.iter().zip(&mut otherwise.volumes).zip(&site.config.volumes);
     for (((is, wanted), volume), shown) in volumes.zip(shown.iter()) {
         let have = is.blocks * BLOCK_BYTES as u64;
-        if volume.bytes < have {
-            return Err(ChangeError::Shrinks { name: volume.name.clone(), have, want: volume.bytes });
+        if volume.room_bytes < have {
+            return Err(ChangeError::Shrinks { name: volume.name.clone(), have, want: volume.room_bytes });
         }
-        if volume.bytes > have || volume.size_blocks() > shown {
+        if volume.room_bytes > have || volume.size_blocks() > shown {
             growing.extend(parts_of(volume, have, shown * BLOCK_BYTES as u64));
         }
         wanted.blocks = is.blocks;
