@@ -94,6 +94,28 @@ fn a_write_waits_for_its_old_block_and_no_other_does() {
     assert_eq!(site.status().counters.old_block_reads, 1);
 }
 
+/// No site takes what comes after the end of its generation.
+#[test]
+fn nothing_is_numbered_in_a_generation_that_was_ended_while_it_was_read_for() {
+    let mut site = primary();
+    site.held = |request| volume_reads(request) || journal_flushes(request);
+    site.write(0, 5, 9);
+    site.turns(5);
+    site.disconnect();
+    for (id, op) in [(2, AdminOp::Demote), (3, AdminOp::HostsGone)] {
+        site.with(|group, turn| group.on_admin(turn, AdminRequest { id, op }));
+    }
+    site.turns(50);
+    assert_eq!((site.status().role, site.status().last), (Role::Primary, UpdateNumber(3)), "it steps down");
+    site.held = journal_flushes;
+    site.turns(20);
+    assert_eq!(site.status().last, UpdateNumber(3));
+    assert_eq!(site.reply(0), Some(Err(HostError::NotServing)));
+    site.held = nothing;
+    site.turns(50);
+    assert_eq!(site.status().role, Role::Secondary);
+}
+
 #[test]
 fn a_write_whose_old_block_cannot_be_read_goes_without_it() {
     let mut site = primary();

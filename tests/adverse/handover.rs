@@ -34,7 +34,17 @@ impl Site {
 
 /// A primary in lockstep, with a write that is settled at both.
 fn in_lockstep() -> Site {
-    let mut site = Site::formatted(config(Role::Primary));
+    in_lockstep_by(config(Role::Primary))
+}
+
+/// A configuration in which a peer can be copied what it lacks.
+fn copying(role: Role) -> GroupConfig {
+    let resync = ResyncConfig { staging_blocks: 4096, p99_budget: Nanos::from_millis(5) };
+    GroupConfig { resync, ..config(role) }
+}
+
+fn in_lockstep_by(config: GroupConfig) -> Site {
+    let mut site = Site::formatted(config);
     site.connect(&hello(Role::Primary, &[], 0, 0));
     site.turns(20);
     site.ack(1, 1, 1, 0);
@@ -48,7 +58,11 @@ fn in_lockstep() -> Site {
 
 /// One that has handed over with update 3, and has sent that.
 fn handed_over() -> Site {
-    let mut site = in_lockstep();
+    handed_over_by(config(Role::Primary))
+}
+
+fn handed_over_by(config: GroupConfig) -> Site {
+    let mut site = in_lockstep_by(config);
     site.ask(1, AdminOp::Switchover);
     site.ask(2, AdminOp::HostsGone);
     site.turns(20);
@@ -182,10 +196,39 @@ fn a_primary_whose_successor_is_dead_may_be_forced_to_go_on() {
     site.ask(3, AdminOp::Promote { fenced: false });
     site.turn();
     assert_eq!(site.answers(), [(3, Err(AdminError::NotFenced))]);
+    site.events.clear();
     site.ask(4, AdminOp::Promote { fenced: true });
     site.turns(20);
-    assert_eq!((site.status().role, site.status().state), (Role::Primary, GroupState::Leaving));
+    assert_eq!((site.status().role, site.status().state), (Role::Primary, GroupState::Serving));
+    // Who asked it to leave hears that it did not, and its hosts may come again.
+    assert!(matches!(site.answers()[..], [(1, Err(AdminError::PrimaryAlready)), (4, Ok(_))]));
+    assert!(site.events.iter().any(|event| matches!(event, Event::RoleChanged { role: Role::Primary })));
+    assert_eq!(site.read(1, 5), Ok(7));
+    site.write(2, 6, 8);
+    site.turns(20);
+    assert_eq!(site.reply(2), Some(Ok(())));
     let mut site = site.crashed();
+    assert_eq!((site.status().role, site.status().state), (Role::Primary, GroupState::Serving));
+    assert_eq!(site.read(1, 5), Ok(7));
+}
+
+/// Without a mark of what changed there is nothing that could be copied to it but everything.
+#[test]
+fn a_primary_whose_successor_comes_back_with_new_disks_may_be_forced_to_go_on() {
+    let mut site = handed_over_by(copying(Role::Primary));
+    site.ack(3, 3, 3, 3);
+    site.turns(12_000);
+    assert_eq!(
+        site.status().checkpoint,
+        UpdateNumber(3),
+        "it is in the volumes, and the window has let go of it"
+    );
+    site.disconnect();
+    site.connect(&hello(Role::Primary, &[], 0, 0));
+    site.turns(20);
+    site.answers();
+    site.ask(4, AdminOp::Promote { fenced: true });
+    site.turns(50);
     assert_eq!((site.status().role, site.status().state), (Role::Primary, GroupState::Serving));
     assert_eq!(site.read(1, 5), Ok(7));
 }

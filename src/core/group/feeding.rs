@@ -7,6 +7,7 @@ use super::allowance::Allowance;
 use super::catch_up::{CatchUp, Found, ReadFor};
 use super::extending::SHOWS_LESS;
 use super::handshake::GREETING_MAX;
+use super::inbound::Inbound;
 use super::peering::{LINK_SPARE, refusal};
 use super::readiness::Resumed;
 use super::resync::Step;
@@ -205,12 +206,10 @@ impl Group {
                 self.lose_third(turn, LossReason::Disconnected);
             }
             FromLink::Disconnected { .. } => {}
-            FromLink::Update { update, slot, .. } => {
-                let table = &turn.tables.remotes[LINK].inbound;
-                for index in 0..update.payload_blocks() {
-                    self.pages.release(table.page(slot, index), turn.memory);
-                }
-                self.remote_pages[LINK] -= update.payload_blocks();
+            FromLink::Update { update, slot, with_old, .. } => {
+                let inbound = Inbound::of_row(&turn.tables.remotes[LINK].inbound, slot, update, with_old);
+                self.remote_pages[LINK] -= inbound.all_pages().filter(|page| *page != PageId::ZERO).count();
+                self.drop_inbound(turn, &inbound);
                 self.lose_third(turn, LossReason::Protocol("an update from a third"));
             }
             FromLink::Control(control) => self.on_third(turn, control),

@@ -426,8 +426,7 @@ impl Group {
             op.old_read_ns += turn.now.since(since).0;
             // The write does not wait for a repair.
             op.old_unread |= failed || mends;
-            op.state = OpState::Waiting;
-            self.attempt(turn, at);
+            self.go_on(turn, at);
         } else if failed {
             self.refuse_operation(turn, at, HostError::Io);
         } else if mends {
@@ -435,8 +434,16 @@ impl Group {
         } else if let HostOp::Read { .. } = self.op(at).request.op {
             self.finish_read(turn, at, visible_at);
         } else {
-            self.op_mut(at).state = OpState::Waiting;
-            self.attempt(turn, at);
+            self.go_on(turn, at);
+        }
+    }
+
+    /// What was to be read for a write is here. Nothing is numbered in a generation that was ended meanwhile.
+    fn go_on(&mut self, turn: &mut Turn<impl Memory>, at: (u8, Ticket)) {
+        self.op_mut(at).state = OpState::Waiting;
+        match self.left {
+            Some(_) => self.refuse_operation(turn, at, HostError::NotServing),
+            None => self.attempt(turn, at),
         }
     }
 

@@ -52,7 +52,7 @@ impl Group {
     /// Asks for the block, and says whether it did: not while another one is being repaired. Whoever reads this one again asks again.
     pub(super) fn begin_repair(&mut self, turn: &mut Turn<impl Memory>, damaged: Damaged) -> bool {
         // What a reclaim under way sets free may be this slot.
-        let free = self.repair.step == Step::None && !self.reclaim_in_flight() && !self.stopping;
+        let free = !self.repairing(turn.now) && !self.reclaim_in_flight() && !self.stopping;
         let lender = self.lender(|_| true).filter(|&lender| free && lender.has_room(turn));
         if let Some(lender) = lender {
             self.repair.step = Step::Asked { damaged, of: lender, at: turn.now };

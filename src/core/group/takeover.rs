@@ -108,14 +108,16 @@ impl Group {
             self.peer.durable = has;
             self.peer.applied = self.checkpoint.min(has);
         }
-        self.track_changes(self.peer.durable);
+        // A peer that came with new disks has less than this site can mark, and is then compared with as a whole.
+        self.track_changes(self.peer.durable.max(self.window.retired()));
         let generation = self.generation.opened_by(self.config.site);
         let opening = self.append_control(turn, UpdateKind::GenerationOpen, generation);
         if takes_over {
             self.role_at = opening;
         }
         self.opened = true;
-        if std::mem::take(&mut self.superseded) {
+        let stays = self.stay(turn);
+        if std::mem::take(&mut self.superseded) || stays {
             // Its hosts were sent away.
             turn.event(Event::RoleChanged { role: Role::Primary });
         }
