@@ -1,5 +1,9 @@
 //! Every bound of the data path, with its reason. A bound that a user may set has its default in `node::config`.
 
+/// Update numbers and generations that are taken from outside: a site that numbers a billion updates a second gets there in a century, and
+/// behind it there is room for whatever is added to them.
+pub const NUMBER_MAX: u64 = 1 << 62;
+
 /// Volumes in one group. Handshakes list them all in one 4 KiB frame.
 pub const VOLUMES_MAX: usize = 32;
 

@@ -1,6 +1,6 @@
 //! A history: which generation opened at which number. Positions of two sites are compared by it (INV-7).
 
-use crate::base::{Generation, HISTORY_MAX, UpdateNumber};
+use crate::base::{Generation, HISTORY_MAX, NUMBER_MAX, UpdateNumber};
 use crate::format::bytes::{put, u64_at};
 
 /// Bytes of one encoded entry: generation, then first number.
@@ -25,6 +25,8 @@ pub enum HistoryError {
     Generation { index: usize, after: Generation, found: Generation },
     #[error("history entry {index} begins at {found}, expected {at_least} or later")]
     First { index: usize, at_least: UpdateNumber, found: UpdateNumber },
+    #[error("history with the number {found}, expected at most {NUMBER_MAX}")]
+    TooHigh { found: u64 },
 }
 
 impl History {
@@ -111,6 +113,9 @@ impl History {
         let mut history = History::EMPTY;
         for entry in bytes.chunks_exact(HISTORY_ENTRY_BYTES) {
             let (generation, first) = (Generation(u64_at(entry, 0)), UpdateNumber(u64_at(entry, 8)));
+            if let Some(found) = [generation.0, first.0].into_iter().find(|&number| number > NUMBER_MAX) {
+                return Err(HistoryError::TooHigh { found });
+            }
             history.check_next(generation, first)?;
             history.push(generation, first);
         }

@@ -1,7 +1,8 @@
 //! An update's descriptor: the same 64 bytes in a journal batch header and in a wire frame.
 
 use crate::base::{
-    Generation, Lba, Slot, UPDATE_BLOCKS_MAX, UpdateNumber, VOLUMES_MAX, VolumeId, ZERO_BLOCKS_MAX,
+    Generation, Lba, NUMBER_MAX, Slot, UPDATE_BLOCKS_MAX, UpdateNumber, VOLUMES_MAX, VolumeId,
+    ZERO_BLOCKS_MAX,
 };
 use crate::format::bytes::{nonzero_in, put, u16_at, u32_at, u64_at};
 
@@ -127,6 +128,8 @@ pub enum DescriptorError {
     Kind { found: u8 },
     #[error("update number 0 in a {kind:?}, expected 1 or higher")]
     Number { kind: UpdateKind },
+    #[error("update with the number or generation {found}, expected at most {NUMBER_MAX}")]
+    TooHigh { found: u64 },
     #[error("{kind:?} {number} of {found} blocks, expected {min} to {max}")]
     Count { kind: UpdateKind, number: UpdateNumber, min: u32, max: u32, found: u32 },
     #[error("{number} covers {count} blocks from {lba}, expected its end below 2^64", lba = lba.0)]
@@ -290,6 +293,11 @@ pub fn decode_descriptor(bytes: &[u8; DESCRIPTOR_BYTES]) -> Result<Update, Descr
         volume: VolumeId(u16_at(bytes, VOLUME)),
         kind,
     };
+    for found in [update.number.0, update.generation.0] {
+        if found > NUMBER_MAX {
+            return Err(DescriptorError::TooHigh { found });
+        }
+    }
     update.check()?;
     Ok(update)
 }
@@ -318,7 +326,7 @@ pub(crate) mod tests {
             1 => Just(UpdateKind::Rewrite),
             1 => Just(UpdateKind::Cut),
         ];
-        let numbers = (2..=u64::MAX, any::<u64>(), any::<u64>(), any::<Option<u64>>());
+        let numbers = (2..=NUMBER_MAX, 0..=NUMBER_MAX, any::<u64>(), any::<Option<u64>>());
         (kind, numbers, any::<u32>(), any::<u32>(), 0..VOLUMES_MAX as u16).prop_map(
             |(kind, (number, generation, lba, slot), count, sum, volume)| {
                 let (min, max) = kind.count_bounds();

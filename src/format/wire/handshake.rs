@@ -1,8 +1,8 @@
 //! The two frames that begin or refuse a connection. Their bodies fit a page.
 
 use crate::base::{
-    BLOCK_BYTES, Generation, GroupId, HISTORY_MAX, NAME_BYTES_MAX, Nanos, SiteId, UpdateNumber, VOLUMES_MAX,
-    VolumeSizes,
+    BLOCK_BYTES, Generation, GroupId, HISTORY_MAX, NAME_BYTES_MAX, NUMBER_MAX, Nanos, SiteId, UpdateNumber,
+    VOLUMES_MAX, VolumeSizes,
 };
 use crate::format::bytes::{nonzero_in, put, u16_at, u32_at, u64_at, u128_at};
 use crate::format::history::{HISTORY_ENTRY_BYTES, History};
@@ -245,6 +245,9 @@ impl Hello {
             ("settled number", self.settled.0, "durable number", self.durable.0),
             ("durable number", self.durable.0, "last number", self.last.0),
             ("number up to which it was alone", self.alone_upto.0, "last number", self.last.0),
+            ("last number", self.last.0, "most that there can be", NUMBER_MAX),
+            ("generation", self.last_generation.0, "most that there can be", NUMBER_MAX),
+            ("generation that it gives way to", self.gives_way_to.0, "most that there can be", NUMBER_MAX),
         ] {
             if lower > upper {
                 return Err(WireError::Order { lower_name, lower, upper_name, upper });

@@ -20,7 +20,9 @@ use blocks::{COMPARED_ANSWERS, PLACE_OF, extent_at, flag_at, place_at, put_exten
 use extended::{extended_at, put_extended};
 use frame_type::*;
 
-use crate::base::{BLOCK_BYTES, BlockSum, Digest128, Generation, UPDATE_BLOCKS_MAX, UpdateNumber, VolumeId};
+use crate::base::{
+    BLOCK_BYTES, BlockSum, Digest128, Generation, NUMBER_MAX, UPDATE_BLOCKS_MAX, UpdateNumber, VolumeId,
+};
 use crate::format::bytes::{array_at, nonzero_in, put, u16_at, u32_at, u64_at};
 use crate::format::history::HistoryError;
 use crate::format::text::TextError;
@@ -272,6 +274,8 @@ pub enum WireError {
     PayloadOfUpdate { update: UpdateNumber, expected: usize, found: u32 },
     #[error("{frame:?} frame with settled {found}, expected 0")]
     Settled { frame: FrameType, found: UpdateNumber },
+    #[error("{frame:?} frame with the number {found}, expected at most {NUMBER_MAX}")]
+    Number { frame: FrameType, found: u64 },
     #[error("{frame:?} frame's crc {found:#010x}, expected {expected:#010x}")]
     Crc { frame: FrameType, expected: u32, found: u32 },
     #[error("reserved byte {offset} of a {frame} is {found:#04x}, expected 0")]
@@ -492,7 +496,7 @@ pub fn decode_header(bytes: &[u8; FRAME_HEADER_BYTES]) -> Result<FrameHeader, Wi
         frame,
         body_bytes: u16_at(bytes, BODY_BYTES),
         payload_bytes: u32_at(bytes, PAYLOAD_BYTES),
-        settled: UpdateNumber(u64_at(bytes, SETTLED)),
+        settled: UpdateNumber(number(frame, u64_at(bytes, SETTLED))?),
         crc: u32_at(bytes, CRC),
     };
     let (min, max) = frame.body_bounds();
@@ -512,6 +516,14 @@ pub fn decode_header(bytes: &[u8; FRAME_HEADER_BYTES]) -> Result<FrameHeader, Wi
     Ok(header)
 }
 
+/// A number that can be counted on from.
+fn number(frame: FrameType, found: u64) -> Result<u64, WireError> {
+    if found > NUMBER_MAX {
+        return Err(WireError::Number { frame, found });
+    }
+    Ok(found)
+}
+
 /// The frame of a header and its body. Panics if `body` is not `header.body_bytes` long, which the reader sees to.
 pub fn decode_body<'a>(header: &FrameHeader, body: &'a [u8]) -> Result<Frame<'a>, WireError> {
     assert!(body.len() == usize::from(header.body_bytes), "{} bytes for {header:?}", body.len());
@@ -520,7 +532,8 @@ pub fn decode_body<'a>(header: &FrameHeader, body: &'a [u8]) -> Result<Frame<'a>
     if expected != header.crc {
         return Err(WireError::Crc { frame, expected, found: header.crc });
     }
-    let number_at = |at: usize| UpdateNumber(u64_at(body, at));
+    let number_at = |at: usize| number(frame, u64_at(body, at)).map(UpdateNumber);
+    let generation_at = |at: usize| number(frame, u64_at(body, at)).map(Generation);
     let control = match frame {
         FrameType::Update | FrameType::UpdateWithOldBlocks => {
             let update = decode_descriptor(&array_at(body, 0))?;
@@ -551,24 +564,24 @@ pub fn decode_body<'a>(header: &FrameHeader, body: &'a [u8]) -> Result<Frame<'a>
         FrameType::Digests => return Ok(Frame::Page(PageFrame::Digests, body)),
         FrameType::DigestsWanted => Control::DigestsWanted { extent: extent_at(body, "DigestsWanted")? },
         FrameType::Ack => Control::Ack {
-            received: number_at(0),
-            journaled: number_at(8),
-            durable: number_at(16),
-            applied: number_at(24),
+            received: number_at(0)?,
+            journaled: number_at(8)?,
+            durable: number_at(16)?,
+            applied: number_at(24)?,
             journal_ns: u32_at(body, 32),
             journal_free_blocks: u32_at(body, 36),
             heard: u64_at(body, 40),
         },
         FrameType::Heartbeat => Control::Heartbeat { settled, sequence: u64_at(body, 0) },
-        FrameType::FlushRequest => Control::FlushRequest { number: number_at(0) },
+        FrameType::FlushRequest => Control::FlushRequest { number: number_at(0)? },
         FrameType::Fetch => {
-            let (from, to) = (number_at(0), number_at(8));
+            let (from, to) = (number_at(0)?, number_at(8)?);
             if from == UpdateNumber::NONE || from > to {
                 return Err(WireError::FetchRange { from, to });
             }
             Control::Fetch { from, to }
         }
-        FrameType::CutTo => Control::CutTo { keep: number_at(0) },
+        FrameType::CutTo => Control::CutTo { keep: number_at(0)? },
         FrameType::BlockWanted => {
             if let Some(offset) = nonzero_in(body, 12, PLACE_OF) {
                 return Err(WireError::Reserved { frame: "BlockWanted", offset, found: body[offset] });
@@ -591,7 +604,7 @@ pub fn decode_body<'a>(header: &FrameHeader, body: &'a [u8]) -> Result<Frame<'a>
             if let Some(offset) = nonzero_in(body, 12, TABLES_WANTED_BYTES) {
                 return Err(WireError::Reserved { frame: "TablesWanted", offset, found: body[offset] });
             }
-            Control::TablesWanted { settled: number_at(0), page: u32_at(body, 8) }
+            Control::TablesWanted { settled: number_at(0)?, page: u32_at(body, 8) }
         }
         FrameType::SwitchoverWanted => Control::SwitchoverWanted,
         FrameType::CopyWanted => Control::CopyWanted,
@@ -606,24 +619,24 @@ pub fn decode_body<'a>(header: &FrameHeader, body: &'a [u8]) -> Result<Frame<'a>
                 return Err(WireError::Reserved { frame: "CopyOffer", offset, found: body[offset] });
             }
             Control::CopyOffer {
-                generation: Generation(u64_at(body, 0)),
+                generation: generation_at(0)?,
                 serial: u64_at(body, 8),
                 blocks: u64_at(body, 16),
                 whole: flag_at(body, COPY_OFFER_WHOLE, "CopyOffer's whole")?,
             }
         }
         FrameType::Staged => Control::Staged { updates: u64_at(body, 0) },
-        FrameType::Install => Control::Install { upto: number_at(0) },
+        FrameType::Install => Control::Install { upto: number_at(0)? },
         FrameType::MarksEnd => Control::MarksEnd { pages: u64_at(body, 0) },
         FrameType::Pull => Control::Pull {
-            after: number_at(0),
-            generation: Generation(u64_at(body, 8)),
-            durable: number_at(16),
-            upto: number_at(24),
+            after: number_at(0)?,
+            generation: generation_at(8)?,
+            durable: number_at(16)?,
+            upto: number_at(24)?,
         },
-        FrameType::Lapsed => Control::Lapsed { oldest: number_at(0) },
+        FrameType::Lapsed => Control::Lapsed { oldest: number_at(0)? },
         FrameType::Compare => {
-            Control::Compare { at: number_at(0), extent: extent_at(&body[8..], "Compare")? }
+            Control::Compare { at: number_at(0)?, extent: extent_at(&body[8..], "Compare")? }
         }
         FrameType::Compared => {
             let answers = flag_at(body, COMPARED_ANSWERS, "whether Compared answers")?;
@@ -634,7 +647,7 @@ pub fn decode_body<'a>(header: &FrameHeader, body: &'a [u8]) -> Result<Frame<'a>
             }
             let digest = Digest128([u64_at(body, 8), u64_at(body, 16)]);
             let answer = answers.then(|| (digest, u32_at(body, 24)));
-            Control::Compared { at: number_at(0), answer }
+            Control::Compared { at: number_at(0)?, answer }
         }
         FrameType::Extend => {
             let (volume, blocks, _) = extended_at(body, false)?;

@@ -17,7 +17,7 @@ fn any_place() -> impl Strategy<Value = BlockPlace> {
 }
 
 fn any_control() -> impl Strategy<Value = Control> {
-    let number = || any::<u64>().prop_map(UpdateNumber);
+    let number = || (0..=NUMBER_MAX).prop_map(UpdateNumber);
     prop_oneof![
         (number(), number(), number(), number(), any::<u32>(), any::<u32>(), any::<u64>()).prop_map(
             |(received, journaled, durable, applied, journal_ns, journal_free_blocks, heard)| Control::Ack {
@@ -35,36 +35,29 @@ fn any_control() -> impl Strategy<Value = Control> {
         Just(Control::SwitchoverWanted),
         Just(Control::CopyWanted),
         any::<u8>().prop_map(|code| Control::SwitchoverRefused { code }),
-        (1..=u64::MAX, 1..=u64::MAX)
+        (1..=NUMBER_MAX, 1..=NUMBER_MAX)
             .prop_map(|(a, b)| Control::Fetch { from: UpdateNumber(a.min(b)), to: UpdateNumber(a.max(b)) }),
         number().prop_map(|keep| Control::CutTo { keep }),
         (any_place(), any::<u32>())
             .prop_map(|(place, sum)| Control::BlockWanted { place, sum: BlockSum(sum) }),
         (any_place(), prop::sample::select(vec![Lacking::Other, Lacking::Damaged, Lacking::Busy]))
             .prop_map(|(place, why)| Control::BlockLacking { place, why }),
-        (any::<u64>(), any::<u32>())
-            .prop_map(|(settled, page)| Control::TablesWanted { settled: UpdateNumber(settled), page }),
-        any::<([u64; 3], bool)>().prop_map(|([generation, serial, blocks], whole)| Control::CopyOffer {
-            generation: Generation(generation),
-            serial,
-            blocks,
-            whole,
+        (number(), any::<u32>()).prop_map(|(settled, page)| Control::TablesWanted { settled, page }),
+        (0..=NUMBER_MAX, any::<([u64; 2], bool)>()).prop_map(|(generation, ([serial, blocks], whole))| {
+            Control::CopyOffer { generation: Generation(generation), serial, blocks, whole }
         }),
         any::<u64>().prop_map(|updates| Control::Staged { updates }),
-        any::<u64>().prop_map(|upto| Control::Install { upto: UpdateNumber(upto) }),
+        (0..=NUMBER_MAX).prop_map(|upto| Control::Install { upto: UpdateNumber(upto) }),
         any::<u64>().prop_map(|pages| Control::MarksEnd { pages }),
-        any::<[u64; 4]>().prop_map(|[after, generation, durable, upto]| Control::Pull {
-            after: UpdateNumber(after),
-            generation: Generation(generation),
-            durable: UpdateNumber(durable),
-            upto: UpdateNumber(upto),
+        (number(), 0..=NUMBER_MAX, number(), number()).prop_map(|(after, generation, durable, upto)| {
+            Control::Pull { after, generation: Generation(generation), durable, upto }
         }),
-        any::<u64>().prop_map(|oldest| Control::Lapsed { oldest: UpdateNumber(oldest) }),
-        (any::<[u64; 2]>(), any::<(u16, u32, bool)>()).prop_map(|([at, first], (volume, count, reads))| {
+        (0..=NUMBER_MAX).prop_map(|oldest| Control::Lapsed { oldest: UpdateNumber(oldest) }),
+        (number(), any::<(u64, u16, u32, bool)>()).prop_map(|(at, (first, volume, count, reads))| {
             let extent = Extent { volume: VolumeId(volume), first: Lba(first), count, reads };
-            Control::Compare { at: UpdateNumber(at), extent }
+            Control::Compare { at, extent }
         }),
-        (any::<u64>(), any::<Option<([u64; 2], u32)>>()).prop_map(|(at, answer)| Control::Compared {
+        (0..=NUMBER_MAX, any::<Option<([u64; 2], u32)>>()).prop_map(|(at, answer)| Control::Compared {
             at: UpdateNumber(at),
             answer: answer.map(|(digest, damaged)| (Digest128(digest), damaged)),
         }),
@@ -92,7 +85,9 @@ fn any_hello() -> impl Strategy<Value = Hello> {
         Just(AckLevel::Durable),
         Just(AckLevel::Applied)
     ];
-    let numbers = any::<([u64; 4], u64, [u16; 2], u128, u16, u32)>();
+    let number = || 0..=NUMBER_MAX;
+    let ordered = [number(), number(), number(), number()];
+    let numbers = (ordered, number(), any::<[u16; 2]>(), any::<u128>(), any::<u16>(), any::<u32>());
     let volumes = prop::collection::vec(volume, 0..=VOLUMES_MAX);
     (numbers, volumes, role, ack, any_history(), any::<([bool; 5], u32)>()).prop_map(
         |(
@@ -265,7 +260,7 @@ enum Seen {
 fn any_seen() -> impl Strategy<Value = Seen> {
     let update = any_update().prop_filter("cuts are not sent", |update| update.kind != UpdateKind::Cut);
     prop_oneof![
-        (update, any::<u64>(), any::<u8>(), any::<Option<(u32, u32)>>()).prop_map(
+        (update, 0..=NUMBER_MAX, any::<u8>(), any::<Option<(u32, u32)>>()).prop_map(
             |(update, settled, fill, old)| {
                 let count = update.count;
                 let old = old.filter(|_| update.captures()).map(|(sum, bits)| {
@@ -578,6 +573,33 @@ fn header_fields_are_checked_before_any_body_is_awaited() {
         refused(&opening, FRAME_HEADER_BYTES + 34, &[UpdateKind::Cut as u8]),
         WireError::CutOnWire { keep: UpdateNumber(5) }
     );
+}
+
+/// Whoever counts on from what a peer says must not get beyond what there is.
+#[test]
+fn numbers_beyond_the_highest_are_refused() {
+    let number = UpdateNumber(3);
+    let pull =
+        Control::Pull { after: number, generation: Generation(1 << 16), durable: number, upto: number };
+    let too_high = (NUMBER_MAX + 1).to_le_bytes();
+    let found = NUMBER_MAX + 1;
+    for at in [0, 8, 16, 24] {
+        let error = refused(&control_frame(&pull), FRAME_HEADER_BYTES + at, &too_high);
+        assert_eq!(error, WireError::Number { frame: FrameType::Pull, found });
+    }
+    let install = control_frame(&Control::Install { upto: number });
+    let error = refused(&install, FRAME_HEADER_BYTES, &u64::MAX.to_le_bytes());
+    assert_eq!(error, WireError::Number { frame: FrameType::Install, found: u64::MAX });
+    let heartbeat = control_frame(&Control::Heartbeat { settled: number, sequence: u64::MAX });
+    let error = refused(&heartbeat, SETTLED, &too_high);
+    assert_eq!(error, WireError::Number { frame: FrameType::Heartbeat, found });
+    let update = update_frame(&update(), UpdateNumber::NONE);
+    for at in [0, 8] {
+        let error = refused(&update, FRAME_HEADER_BYTES + at, &too_high);
+        assert_eq!(error, WireError::Descriptor(DescriptorError::TooHigh { found }));
+    }
+    let hello = Hello { last: UpdateNumber(found), ..full_hello() };
+    assert!(matches!(Hello::decode(&hello_body(&hello)), Err(WireError::Order { upper: NUMBER_MAX, .. })));
 }
 
 #[test]
