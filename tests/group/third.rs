@@ -670,6 +670,71 @@ fn a_third_does_not_wait_for_a_connection_that_says_nothing() {
     trio.third_is_equal(SECOND, &expected);
 }
 
+/// A primary that restarted and cannot reach its peer is lively, and will never send anything if that peer has taken over.
+#[test]
+fn a_third_leaves_a_source_that_waits_for_its_peer_once_the_other_one_goes_on() {
+    let mut trio = Trio::new();
+    let mut expected = HashMap::new();
+    trio.exercise(FIRST, &mut expected, 5, 1);
+    trio.third_is_equal(FIRST, &expected);
+    trio.kill(FIRST);
+    trio.set_link(0, false);
+    trio.restart(FIRST);
+    trio.set_link(2, false);
+    trio.until("it is back with the first", |trio| trio.pulls_from() == Some(FIRST));
+    trio.set_link(2, true);
+    trio.steps(100);
+    assert_eq!(trio.pulls_from(), Some(FIRST));
+    trio.promote(SECOND);
+    trio.exercise(SECOND, &mut expected, 2, 2);
+    let ahead_at = trio.now;
+    trio.until("it pulls from the second", |trio| trio.pulls_from() == Some(SECOND));
+    assert!(trio.now.since(ahead_at) <= Nanos::from_millis(60), "after {:?}", trio.now.since(ahead_at));
+    assert!(!trio.sites[FIRST].group.serving());
+    trio.third_is_equal(SECOND, &expected);
+    // They meet again, and it goes back to the one it prefers, which follows now.
+    trio.set_link(0, true);
+    trio.until("the first follows", |trio| trio.status(SECOND).peer == PeerState::InSync);
+    trio.until("it goes back", |trio| trio.pulls_from() == Some(FIRST));
+    trio.exercise(SECOND, &mut expected, 2, 3);
+    trio.third_is_equal(SECOND, &expected);
+}
+
+/// A third sends no updates; one that does costs itself its connection, and nobody any pages.
+#[test]
+fn what_a_third_may_not_send_costs_nothing() {
+    let mut trio = Trio::new();
+    let mut expected = HashMap::new();
+    trio.exercise(FIRST, &mut expected, 2, 1);
+    trio.third_is_equal(FIRST, &expected);
+    // Once more than there are pages for.
+    for _ in 0..8 {
+        trio.until("it is met", |trio| trio.third_at(FIRST).state == ThirdState::Feeding);
+        let now = trio.now;
+        let first = &mut trio.sites[FIRST];
+        let granted = first.remote_pages[0].len();
+        let pages: Vec<PageId> = (0..2).map(|_| first.remote_pages[0].pop().expect("granted")).collect();
+        let inbound = &first.tables.remotes[0].inbound;
+        inbound.set(SlotId(0), 0, pages[0], sum_of_block(first.memory.bytes(pages[0])));
+        inbound.set(SlotId(0), UPDATE_BLOCKS_MAX, pages[1], sum_of_block(first.memory.bytes(pages[1])));
+        let update = Update {
+            number: UpdateNumber(1),
+            generation: Generation(1 << 16),
+            kind: UpdateKind::Write,
+            count: 1,
+            slot: Slot(0),
+            ..Update::EMPTY
+        };
+        let settled = UpdateNumber::NONE;
+        let message = FromLink::Update { update, settled, slot: SlotId(0), with_old: true };
+        first.with(now, |group, turn| group.on_remote(turn, 0, message));
+        trio.until("it is lost", |trio| trio.third_at(FIRST).state != ThirdState::Feeding);
+        trio.until("pages are there again", |trio| trio.sites[FIRST].remote_pages[0].len() >= granted);
+    }
+    trio.exercise(FIRST, &mut expected, 2, 2);
+    trio.third_is_equal(FIRST, &expected);
+}
+
 /// The readiness of both survivors of a loss, before any is lost (US 7,143,254).
 #[test]
 fn both_sources_say_whether_the_delta_is_there() {

@@ -126,21 +126,41 @@ impl Group {
     // ------------------------------------------------------------------------------------------------------ a third that asks
 
     /// A copy is the dearest way: a third asks for one when no source that it could ask has in its journal what it lacks, and those
-    /// that are away have been awaited.
+    /// that are away, or behind this site, have been awaited.
     fn asks_for_copy_at(&self) -> Option<Nanos> {
+        let last = self.window.last();
         let lapsed = |source: &Source| matches!(source.stand, Stand::Lapsed { .. });
-        let away = |source: &Source| source.stand == Stand::Absent;
+        let away = |source: &Source| match source.stand {
+            Stand::Absent => true,
+            Stand::Standing | Stand::Pulling => source.settled < last,
+            _ => false,
+        };
         let hopeless = self.role == Role::Third
             && self.config.resync.staging_blocks > 0
             && self.sources.iter().any(Source::would_copy)
             && self.sources.iter().all(|source| lapsed(source) || away(source));
         let since = self.sources.iter().filter(|source| lapsed(source)).map(|source| source.lapsed_at).max();
+        let met_at = self.sources.iter().filter(|source| away(source)).map(|source| source.met_at).max();
+        let since = since.max(met_at.filter(|_| since.is_some()));
         let patience = if self.sources.iter().any(away) { AWAITS_SOURCES } else { Nanos(0) };
         since.filter(|_| hopeless).map(|since| since.plus(patience).max(self.staging.asks_from))
     }
 
-    /// Asks the source that it was copied to by before, or the one that it prefers.
+    /// One that was asked for a copy and does not offer it, for it awaits its peer perhaps, while another one could be asked.
+    fn in_vain(&self) -> Option<(usize, Nanos)> {
+        let index = self.sources.iter().position(|source| source.stand == Stand::Asking)?;
+        let other = self.sources.iter().any(Source::would_copy);
+        other.then(|| (index, self.sources[index].asked_at.plus(ASKS_AGAIN_AFTER)))
+    }
+
+    /// Asks the source that it was copied to by before, or the one that it prefers of those that have what it has.
     pub(super) fn ask_for_copy(&mut self, turn: &mut Turn<impl Memory>) {
+        if let Some((index, until)) = self.in_vain()
+            && turn.now >= until
+        {
+            let why = "it does not offer the copy that it was asked for";
+            return self.lose_source(turn, index, LossReason::Protocol(why));
+        }
         if self.asks_for_copy_at().is_none_or(|at| turn.now < at) {
             return;
         }
@@ -150,14 +170,18 @@ impl Group {
         };
         let mut able = (0..self.sources.len()).filter(may);
         let again = able.clone().find(|index| Some(self.sources[*index].config.site) == before);
-        if let Some(index) = again.or_else(|| able.next()) {
-            self.sources[index].stand = Stand::Asking;
+        let last = self.window.last();
+        let whole = able.clone().find(|&index| self.sources[index].settled >= last);
+        if let Some(index) = again.or(whole).or_else(|| able.next()) {
+            (self.sources[index].stand, self.sources[index].asked_at) = (Stand::Asking, turn.now);
             turn.out.remotes[index].to_link.push(ToLink::Control(Control::CopyWanted));
         }
     }
 
     pub(super) fn ask_deadline(&self) -> Option<Nanos> {
-        self.asks_for_copy_at()
+        // A site that stops asks nobody any more.
+        let in_vain = self.in_vain().map(|(_, until)| until).filter(|until| *until > self.turned_at);
+        [self.asks_for_copy_at(), in_vain].into_iter().flatten().min()
     }
 
     /// A source has what this third lacks after all: what was staged is of a site that had not yet got that, and is void.

@@ -25,6 +25,11 @@ const POSITION_NEWS_AFTER: Nanos = Nanos::from_millis(10);
 /// that is four heartbeats. Waiting for the link to notice would cost the other journal's patience.
 const QUIET_SHARE: u64 = 12;
 
+/// A site that it pulls from, and that for this share of the longest silence sends nothing while another one says that it has more, is left for
+/// that one, however lively it is: it may wait for its peer, which has taken over. Of ten seconds that is five: what a narrow path holds back is
+/// on its way by then.
+const OUTDONE_SHARE: u64 = 2;
+
 /// A site that comes earlier in the order of preference is gone back to when it has stood this long and has all that the other one had: one
 /// that comes and goes is not followed each time, since every change costs a connection.
 const PREFERRED_AFTER: Nanos = Nanos::from_millis(1_000);
@@ -61,12 +66,16 @@ pub(super) struct Source {
     /// The version of the protocol that both speak, as of when they met.
     protocol: u16,
     /// Since when it is met, and since when it is known to have let go of what this site lacks.
-    met_at: Nanos,
+    pub met_at: Nanos,
     pub lapsed_at: Nanos,
+    /// When it was asked for a copy.
+    pub asked_at: Nanos,
     /// What it said is settled, when, and whether that was all that this site had when it said so; and the most that it ever did.
-    settled: UpdateNumber,
+    pub settled: UpdateNumber,
     said_at: Option<Nanos>,
     keeps_up: bool,
+    /// Since when another one has had more while nothing came from this one, which is pulled from.
+    outdone_since: Option<Nanos>,
     pub newest: UpdateNumber,
     /// What each of both has that the other has not, as of when they met last: this site was made primary in its place.
     parted: Option<SplitBrain>,
@@ -123,9 +132,11 @@ impl Source {
             protocol: PROTOCOL_MIN,
             met_at: Nanos(0),
             lapsed_at: Nanos(0),
+            asked_at: Nanos(0),
             settled: UpdateNumber::NONE,
             said_at: None,
             keeps_up: false,
+            outdone_since: None,
             newest: UpdateNumber::NONE,
             parted: None,
             inbound: FixedQueue::new(2 * LINK_INBOUND_SLOTS),
@@ -161,6 +172,10 @@ impl Source {
     fn is_met(&self) -> bool {
         !matches!(self.stand, Stand::Absent | Stand::Greeting { .. })
     }
+}
+
+fn outdone_max(config: &SourceConfig) -> Nanos {
+    Nanos(config.silence_max.0 / OUTDONE_SHARE)
 }
 
 impl Group {
@@ -441,8 +456,8 @@ impl Group {
         self.sources.iter().position(|source| source.stand == Stand::Pulling)
     }
 
-    /// Stays with the site that it pulls from, unless that has nothing for it, or is quiet, and another one has more, or it prefers another
-    /// one that has as much.
+    /// Stays with the site that it pulls from, unless that has nothing for it, or is quiet, or sends nothing for long, and another one has
+    /// more, or it prefers another one that has as much.
     fn choose_source(&mut self, turn: &mut Turn<impl Memory>) {
         let last = self.window.last();
         for source in &mut self.sources {
@@ -455,13 +470,16 @@ impl Group {
         let standing = |source: &Source| source.stand == Stand::Standing;
         if let Some(index) = self.pulled_from() {
             let better = self.sources.iter().any(|source| standing(source) && source.settled > last);
-            let Source { settled, heard_at, inbound, config, .. } = &self.sources[index];
+            let Source { settled, heard_at, inbound, config, outdone_since, .. } = &mut self.sources[index];
+            *outdone_since = outdone_since.or(Some(turn.now)).filter(|_| better && inbound.is_empty());
+            let outdone = outdone_since.is_some_and(|since| turn.now.since(since) >= outdone_max(config));
             let quiet_max = Nanos(config.silence_max.0 / QUIET_SHARE);
             let quiet = inbound.is_empty() && turn.now.since(*heard_at) >= quiet_max;
+            let idle = *settled < last || quiet || outdone;
             let preferred = self.sources[..index].iter().any(|source| {
                 standing(source) && source.keeps_up && turn.now.since(source.met_at) >= PREFERRED_AFTER
             });
-            let why = match better && (*settled < last || quiet) {
+            let why = match better && idle {
                 true => "another source has more",
                 false if preferred => "another source is preferred",
                 false => return,
@@ -474,6 +492,7 @@ impl Group {
         if let Some(index) = next {
             let source = &mut self.sources[index];
             source.stand = Stand::Pulling;
+            source.outdone_since = None;
             source.owed = true;
             let site = source.config.site;
             turn.event(Event::SourceFollowed { site, from: last.next() });
@@ -492,8 +511,9 @@ impl Group {
                 Err(why) => return self.lose_source(turn, index, LossReason::Protocol(why)),
             }
             self.give_up_staging(turn);
-            self.sources[index].heard_at = turn.now;
-            let inbound = self.sources[index].inbound.pop().expect("looked at it");
+            let source = &mut self.sources[index];
+            (source.heard_at, source.outdone_since) = (turn.now, None);
+            let inbound = source.inbound.pop().expect("looked at it");
             self.follow_slots(&update);
             let stamps = WriteStamps { numbered_at: turn.now, ..WriteStamps::default() };
             self.append(turn, update, None, stamps, |index| inbound.pages[index], None);
@@ -531,6 +551,10 @@ impl Group {
             Stand::Standing | Stand::Pulling | Stand::Lapsed { .. } | Stand::Asking | Stand::Staging => {
                 let heard = if source.inbound.is_empty() { source.heard_at } else { Nanos(u64::MAX / 2) };
                 let silence = heard.plus(source.config.silence_max);
+                let outdone = source.outdone_since.map(|since| since.plus(outdone_max(&source.config)));
+                // Once that is over it was acted upon, unless this site installs a copy.
+                let outdone = outdone.filter(|outdone| *outdone > self.turned_at);
+                let silence = outdone.map_or(silence, |outdone| outdone.min(silence));
                 let news = source.told_at.plus(POSITION_NEWS_AFTER);
                 Some(if durable > source.told_durable { silence.min(news) } else { silence })
             }
