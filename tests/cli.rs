@@ -1,6 +1,7 @@
 //! The commands, as a person runs them.
 
 use std::fs;
+use std::io::PipeWriter;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -81,7 +82,7 @@ fn an_identity_is_made_once_and_its_fingerprint_can_be_shown_again() {
     let made = succeeds(&["keygen", "--identity", file, "--site", "left"]);
     assert!(made.starts_with("sha256:"), "{made}");
     assert_eq!(succeeds(&["keygen", "--identity", file, "--show"]), made);
-    fails(&["keygen", "--identity", file, "--site", "left"], 1, &["exists", "fingerprint"]);
+    fails(&["keygen", "--identity", file, "--site", "left"], 4, &["exists", "fingerprint"]);
     assert_eq!(succeeds(&["keygen", "--identity", file, "--show"]), made);
 }
 
@@ -190,11 +191,25 @@ fn a_site_adopts_what_its_volumes_hold_and_nothing_else() {
     assert_eq!(sums.len(), 8 << 10);
 
     // What it was before is overwritten by force only, and then it is another one.
-    fails(&adopt, 4, &["journal", "data.checksums", "nothing was changed"]);
+    let advice = "`lockstep format --adopt --force` makes these anew, and keeps what the volumes hold";
+    fails(&adopt, 4, &["journal", "data.checksums", "nothing was changed", advice]);
     succeeds(&["format", "--config", path, "--adopt", "--force"]);
     assert!(fs::read(left.join("data.volume")).expect("read") == data, "by force neither");
     let again = superblock(&left.join("journal")).expect("a superblock");
     assert!(again.checkpoint_generation > found.checkpoint_generation);
+}
+
+/// `| head` has seen enough: that is no error, and no panic.
+#[test]
+fn a_reader_that_goes_ends_the_command() {
+    let command = |stdout: PipeWriter| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lockstep"));
+        command.args(["config", "example"]).stdout(stdout).output().expect("lockstep runs")
+    };
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let output = command(writer);
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), ""));
 }
 
 #[test]

@@ -7,7 +7,9 @@ mod pair;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::process::Output;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use lockstep::io::nbd_client::{ClientOptions, NbdClient, Operation};
 use pair::*;
@@ -76,19 +78,79 @@ fn a_site_alone_is_seen_measured_waited_for_and_stopped() {
     let control = left.nbd.with_extension("control");
     assert_eq!(std::fs::metadata(&control).expect("the socket").permissions().mode() & 0o777, 0o600);
 
+    write(left, 2_000);
     succeeds(ask(left, "stop", &[]));
+    // Whoever works on its files next finds them free, though there was something to write.
+    let looked = succeeds(left.lockstep(&["snapshot", "repair"]));
+    assert!(looked.contains("are sound"), "{looked}");
     assert!(left.exited().success());
     assert!(!control.exists(), "the control socket stays behind");
     assert!(!left.nbd.exists(), "the NBD socket stays behind");
     let text = fails(ask(left, "status", &[]));
     assert!(text.contains("no site answers") && text.contains("lockstep run"), "{text}");
     left.start();
+    let status = left.status();
+    assert!(status["watermarks"]["last"].as_u64() >= Some(2_050), "{status:#}");
     assert_eq!(
-        left.status()["watermarks"]["checkpoint"],
-        status["watermarks"]["last"],
+        status["watermarks"]["checkpoint"], status["watermarks"]["last"],
         "a stop writes a checkpoint"
     );
     assert!(left.stop().success(), "SIGTERM");
+}
+
+/// Probes that are ended by whoever began them must not keep the places of those who could end what they wait for.
+#[test]
+fn waits_that_were_interrupted_leave_their_places() {
+    let mut sites = Sites::format(&Options::default());
+    sites.left.start();
+    let arguments = ["wait", "--in-sync", "--timeout", "1h", "--config", path(&sites.left.config)];
+    for _ in 0..20 {
+        let mut wait = Command::new(env!("CARGO_BIN_EXE_lockstep"));
+        let mut wait = wait.args(arguments).stderr(Stdio::null()).spawn().expect("it waits");
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(wait.try_wait().expect("its state").is_none(), "it waits for a peer that is away");
+        wait.kill().expect("a signal");
+        wait.wait().expect("it ends");
+    }
+    sites.left.until("it answers", |left| ask(left, "status", &[]).status.success());
+    assert!(sites.left.stop().success());
+}
+
+#[test]
+fn a_wait_for_a_site_that_does_not_come_is_not_in_time() {
+    let sites = Sites::format(&alone());
+    let output = ask(&sites.left, "wait", &["--settled", "--timeout", "100ms"]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(code(&output), 5, "{text}");
+    assert!(text.contains("no site answers"), "{text}");
+}
+
+/// A slip in the configuration costs nobody's data.
+#[test]
+fn a_file_that_is_not_the_sites_own_is_not_taken_for_staging() {
+    let mut sites = Sites::format(&Options::default());
+    let (image, others) = (sites.path("image"), sites.left.directory.join("journal"));
+    std::fs::write(&image, vec![7; 1 << 20]).expect("written");
+    let right = &mut sites.right;
+    let config = std::fs::read_to_string(&right.config).expect("a configuration");
+    let mut begin = |staging: &Path| {
+        let text = format!("{config}\n[staging]\npath = \"{}\"\n", path(staging));
+        std::fs::write(&right.config, text).expect("written");
+        let started = right.try_start();
+        if started {
+            assert!(right.stop().success());
+        }
+        (started, right.log_text())
+    };
+    for foreign in [&image, &others] {
+        let before = std::fs::read(foreign).expect("a file");
+        let (started, text) = begin(foreign);
+        assert!(!started && text.contains("staging.path") && text.contains(path(foreign)), "{text}");
+        assert!(std::fs::read(foreign).expect("a file") == before, "it is as it was");
+    }
+    std::fs::write(&image, []).expect("emptied");
+    assert!(begin(&image).0, "nobody needs an empty file");
+    assert!(begin(&image).0, "it is its own now");
 }
 
 #[test]

@@ -18,7 +18,7 @@ pub struct Extend {
 impl Extend {
     pub fn run(&self) -> anyhow::Result<()> {
         client(&self.config)?.extend(&self.volume, self.size)?;
-        println!(
+        say!(
             "volume {} has {} at all sites; hosts see that when they connect again",
             self.volume,
             show_size(self.size)

@@ -25,10 +25,10 @@ impl KeysCommand {
         let KeysCommand::Reload(Reload { config, disconnect }) = self;
         let reloaded = client(config)?.reload_keys(*disconnect)?;
         for (name, shown) in &reloaded.links {
-            keys(name, shown).iter().for_each(|line| println!("{line}"));
+            keys(name, shown).iter().for_each(|line| say!("{line}"));
         }
         if reloaded.other_changes {
-            println!("{} has other changes, too: they count from the next start on", config.config.display());
+            say!("{} has other changes, too: they count from the next start on", config.config.display());
         }
         Ok(())
     }

@@ -119,12 +119,12 @@ impl Load {
         progress.finish_and_clear();
         let report = merged(&outcome, target);
         match self.format {
-            Format::Json => println!("{:#}", as_json(&outcome, &report)),
-            Format::Table => print!("{}\n{}", summary(&outcome), self.format.render(&report)),
-            format => print!("{}", format.render(&report)),
+            Format::Json => say!("{:#}", as_json(&outcome, &report)),
+            Format::Table => say_as_is!("{}\n{}", summary(&outcome), self.format.render(&report)),
+            format => say_as_is!("{}", format.render(&report)),
         }
         if self.plot {
-            print!("{}", plot(&report));
+            say_as_is!("{}", plot(&report));
         }
         self.judge(&outcome)
     }

@@ -1,5 +1,8 @@
 //! Floor 6: the commands. Each parses its arguments, asks floor 5, and prints.
 
+#[macro_use]
+mod say;
+
 mod demo;
 mod extend;
 pub mod histogram;
@@ -21,11 +24,13 @@ use clap::{Parser, Subcommand};
 
 use crate::io::disk::DiskError;
 use crate::io::metadata::MetadataError;
+use crate::io::quic::identity::IdentityError;
 use crate::node::config::{Config, ConfigError, SAMPLE};
 use crate::node::control::ClientError;
 use crate::node::format::FormatError;
 use crate::node::run::RunError;
 use crate::node::stopped::ChangeError;
+use crate::node::tables::Wrong;
 
 /// Exit codes, the same for every command; `docs/OPERATIONS.md` lists them.
 pub mod exit {
@@ -150,8 +155,10 @@ fn told(error: &anyhow::Error) -> String {
 }
 
 fn code_of(error: &anyhow::Error) -> u8 {
-    let run_files = error.downcast_ref().is_some_and(RunError::is_about_files);
+    let run_files = error.downcast_ref().is_some_and(RunError::is_about_files)
+        || error.downcast_ref().is_some_and(Wrong::is_about_files);
     let files = error.is::<FormatError>()
+        || error.is::<IdentityError>()
         || error.is::<ChangeError>()
         || error.is::<DiskError>()
         || error.is::<MetadataError>();
@@ -173,7 +180,7 @@ fn code_of(error: &anyhow::Error) -> u8 {
 fn perform(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Demo(arguments) => arguments.run()?,
-        Command::Config(ConfigCommand::Example) => print!("{SAMPLE}"),
+        Command::Config(ConfigCommand::Example) => say_as_is!("{SAMPLE}"),
         Command::Check(argument) => site::check(&argument.load()?),
         Command::Keygen(arguments) => arguments.run()?,
         Command::Format(arguments) => arguments.run()?,

@@ -34,9 +34,9 @@ impl StatusCommand {
     pub fn run(&self) -> anyhow::Result<()> {
         let status = client(&self.config)?.status()?;
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&status).context("the status as JSON")?);
+            say!("{}", serde_json::to_string_pretty(&status).context("the status as JSON")?);
         } else {
-            print!("{}", shown(&status));
+            say_as_is!("{}", shown(&status));
         }
         Ok(())
     }

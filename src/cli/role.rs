@@ -20,7 +20,7 @@ pub struct Promote {
 impl Promote {
     pub fn run(&self) -> anyhow::Result<()> {
         client(&self.config)?.promote(self.fenced, self.accept_loss)?;
-        println!("this site is the primary, and alone; hosts can connect");
+        say!("this site is the primary, and alone; hosts can connect");
         Ok(())
     }
 }
@@ -36,8 +36,8 @@ impl Switchover {
         let client = client(&self.config)?;
         client.switch_over()?;
         match client.status()?.role.as_str() {
-            "primary" => println!("this site is the primary; hosts can connect"),
-            _ => println!("this site is a secondary; hosts can connect to the other one"),
+            "primary" => say!("this site is the primary; hosts can connect"),
+            _ => say!("this site is a secondary; hosts can connect to the other one"),
         }
         Ok(())
     }
@@ -52,7 +52,7 @@ pub struct Demote {
 impl Demote {
     pub fn run(&self) -> anyhow::Result<()> {
         client(&self.config)?.demote()?;
-        println!("nobody is primary; `lockstep promote` at the other site makes that one so");
+        say!("nobody is primary; `lockstep promote` at the other site makes that one so");
         Ok(())
     }
 }
@@ -74,7 +74,7 @@ impl Resolve {
         let client = client(&self.config)?;
         let status = client.status()?;
         if status.site == self.discard {
-            loss(&status).iter().for_each(|line| println!("{line}"));
+            loss(&status).iter().for_each(|line| say!("{line}"));
             if status.split_brain.is_some() && !self.yes {
                 anyhow::bail!(
                     "nothing is changed: save what is worth saving through NBD, then give the command again with --yes"
@@ -82,7 +82,7 @@ impl Resolve {
             }
         }
         client.resolve(&self.discard)?;
-        println!(
+        say!(
             "{} gives way and takes no writes; it keeps what it has until it has been copied what the other site has: `lockstep wait \
              --in-sync` there waits for that",
             self.discard

@@ -42,9 +42,9 @@ impl Scrub {
         let scrub = follow(&client)?;
         let ScrubShown { complete, bad_blocks, repaired_blocks, unrepaired_blocks, .. } = scrub;
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&scrub).context("the result as JSON")?);
+            say!("{}", serde_json::to_string_pretty(&scrub).context("the result as JSON")?);
         } else {
-            println!(
+            say!(
                 "{} read in {:.1} s: {bad_blocks} bad blocks, {repaired_blocks} repaired",
                 bytes(scrub.read_bytes as f64),
                 scrub.seconds
@@ -52,12 +52,12 @@ impl Scrub {
             parts(&scrub).for_each(|(name, part)| {
                 let PartShown { bad_blocks, repaired_blocks, .. } = part;
                 let read = bytes(part.read_bytes as f64);
-                println!("  {name:<20} {read:>10}, {bad_blocks} bad, {repaired_blocks} repaired");
+                say!("  {name:<20} {read:>10}, {bad_blocks} bad, {repaired_blocks} repaired");
             });
             let TablesShown { entries, damaged } = scrub.tables;
             let state = if damaged { "DAMAGED" } else { "sound" };
-            println!("  {:<20} {entries:>10} entries, {state}", "snapshot tables");
-            scrub.unrepaired.iter().for_each(|at| println!("{at} is damaged"));
+            say!("  {:<20} {entries:>10} entries, {state}", "snapshot tables");
+            scrub.unrepaired.iter().for_each(|at| say!("{at} is damaged"));
         }
         if unrepaired_blocks > 0 {
             bail!(

@@ -16,36 +16,48 @@ use crate::node::run;
 /// Says what a correct configuration amounts to.
 pub fn check(config: &Config) {
     let role = config.site.role.name();
-    println!("{}: correct", config.file.display());
-    println!("site {} (id {}), {role} of group {}", config.site.name, config.site.id.0, config.group.name);
+    say!("{}: correct", config.file.display());
+    say!("site {} (id {}), {role} of group {}", config.site.name, config.site.id.0, config.group.name);
     for volume in &config.volumes {
-        println!("volume {}: {} in {}", volume.name, volume.shown_size(), volume.path.display());
+        say!("volume {}: {} in {}", volume.name, volume.shown_size(), volume.path.display());
     }
-    println!("journal: {} in {}", show_size(config.journal.bytes), config.journal.path.display());
+    say!("journal: {} in {}", show_size(config.journal.bytes), config.journal.path.display());
     match &config.replication {
-        Some(pair) => println!(
+        Some(pair) => say!(
             "peer {} (id {}) at {}, known as {}",
-            pair.peer.name, pair.peer.id.0, pair.peer.address, pair.peer.fingerprints
+            pair.peer.name,
+            pair.peer.id.0,
+            pair.peer.address,
+            pair.peer.fingerprints
         ),
-        None if config.sources.is_empty() => println!("no peer: writes are held by this site alone"),
+        None if config.sources.is_empty() => say!("no peer: writes are held by this site alone"),
         None => {}
     }
     for remote in config.remotes() {
         match remote.address {
-            Some(address) => println!(
+            Some(address) => say!(
                 "pulls from {} (id {}) at {address}, known as {}",
-                remote.name, remote.id.0, remote.fingerprints
+                remote.name,
+                remote.id.0,
+                remote.fingerprints
             ),
-            None => println!(
+            None => say!(
                 "third {} (id {}), awaited at {}, known as {}",
-                remote.name, remote.id.0, remote.link.listen, remote.fingerprints
+                remote.name,
+                remote.id.0,
+                remote.link.listen,
+                remote.fingerprints
             ),
         }
     }
     let reactors = &config.reactors;
-    println!(
+    say!(
         "CPUs {:?}: group {}, link {}, capture and destage {}, front {}",
-        reactors.cores, reactors.group, reactors.link, reactors.capture, reactors.front
+        reactors.cores,
+        reactors.group,
+        reactors.link,
+        reactors.capture,
+        reactors.front
     );
 }
 
@@ -72,7 +84,7 @@ impl Keygen {
             }
             None => Identity::load(&self.identity)?,
         };
-        println!("{}", identity.fingerprint());
+        say!("{}", identity.fingerprint());
         Ok(())
     }
 }
@@ -95,7 +107,7 @@ impl Format {
         let existing = Existing { force: self.force, adopt: self.adopt };
         format_site(&config, existing)?;
         let adopts = if self.adopt { " with what its volumes hold, and begins as primary" } else { "" };
-        println!(
+        say!(
             "site {} is formatted{adopts}; `lockstep run --config {}` starts it",
             config.site.name,
             config.file.display()

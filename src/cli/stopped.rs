@@ -35,7 +35,7 @@ impl Grow {
         }
         with_bars(|show| stopped::grow(&config, *force, show, &mut |_| Ok(())))??;
         show_volumes(&config);
-        println!("start the site once its peer, and its third if it has one, have grown as well");
+        say!("start the site once its peer, and its third if it has one, have grown as well");
         Ok(())
     }
 }
@@ -56,7 +56,7 @@ impl AddVolume {
         }
         with_bars(|show| stopped::add(&config, *force, show, &mut |_| Ok(())))??;
         show_volumes(&config);
-        println!("start the site once its peer, and its third if it has one, have the same volumes");
+        say!("start the site once its peer, and its third if it has one, have the same volumes");
         Ok(())
     }
 }
@@ -75,8 +75,8 @@ impl RemoveVolume {
         let config = self.config.load()?;
         stopped::remove(&config, &self.names, &mut |_| Ok(()))?;
         show_volumes(&config);
-        println!("files and devices of {} are left as they are", self.names.join(", "));
-        println!("start the site once its peer, and its third if it has one, have the same volumes");
+        say!("files and devices of {} are left as they are", self.names.join(", "));
+        say!("start the site once its peer, and its third if it has one, have the same volumes");
         Ok(())
     }
 }
@@ -97,24 +97,24 @@ impl ResizeJournal {
         }
         let resized = with_bars(|show| stopped::resize(&config, *force, show, &mut |_| Ok(())))??;
         let Resized { from, to, held } = resized;
-        println!("journal: {} until now, {} from here on", show_size(from), show_size(to));
+        say!("journal: {} until now, {} from here on", show_size(from), show_size(to));
         if held > 0 {
-            println!("it keeps {} that are not in the volumes yet, or for another site", show_size(held));
+            say!("it keeps {} that are not in the volumes yet, or for another site", show_size(held));
         }
-        println!("`lockstep run --config {}` starts the site", config.file.display());
+        say!("`lockstep run --config {}` starts the site", config.file.display());
         Ok(())
     }
 }
 
 fn show_volumes(config: &Config) {
     for volume in &config.volumes {
-        println!("volume {}: {}", volume.name, volume.shown_size());
+        say!("volume {}: {}", volume.name, volume.shown_size());
     }
 }
 
 fn show_room(longer: &[Longer]) {
     for Longer { path, from, to } in longer {
-        println!("{}: {from} bytes now, {to} then", path.display());
+        say!("{}: {from} bytes now, {to} then", path.display());
     }
-    println!("there is room");
+    say!("there is room");
 }

@@ -72,7 +72,7 @@ impl Verify {
         )?;
         bar.finish_and_clear();
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&verified).context("the result as JSON")?);
+            say!("{}", serde_json::to_string_pretty(&verified).context("the result as JSON")?);
         } else {
             print(&verified);
         }
@@ -90,25 +90,23 @@ fn print(verified: &Verified) {
     let Verified {
         compared_bytes, differing_bytes, repaired_bytes, first_as_of, last_as_of, seconds, ..
     } = *verified;
-    println!(
+    say!(
         "{} compared in {seconds:.1} s, as of #{first_as_of} to #{last_as_of}: {differing_bytes} bytes differ{}",
         bytes(compared_bytes as f64),
         if repaired_bytes > 0 { format!("ed, {repaired_bytes} are the same now") } else { String::new() }
     );
     for extent in &verified.differing {
         let repaired = if extent.repaired { ", repaired" } else { "" };
-        println!("  {}: {} bytes at {}{repaired}", extent.volume, extent.length, extent.offset);
+        say!("  {}: {} bytes at {}{repaired}", extent.volume, extent.length, extent.offset);
     }
     if verified.more {
-        println!("  and more");
+        say!("  and more");
     }
     for (damaged, whose) in
         [(verified.damaged_blocks_here, "this site"), (verified.damaged_blocks_there, "the other site")]
     {
         if damaged > 0 {
-            println!(
-                "  {damaged} blocks had gone bad on the disks of {whose}; its log says what became of them"
-            );
+            say!("  {damaged} blocks had gone bad on the disks of {whose}; its log says what became of them");
         }
     }
 }

@@ -112,7 +112,7 @@ pub enum MetadataError {
     Database { path: PathBuf, source: Box<redb::Error> },
     #[error("{path}: metadata version {found}, this lockstep reads {METADATA_VERSION}")]
     Version { path: PathBuf, found: u64 },
-    #[error("{path}: holds no site; run `lockstep format` again with --force")]
+    #[error("{path}: holds no site; give the `lockstep format` that was interrupted again, with --force")]
     Incomplete { path: PathBuf },
     /// Whole files that were written, and are not what was written; `what` begins with the file's name.
     #[error("{what}")]

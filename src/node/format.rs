@@ -19,16 +19,10 @@ const DEVICE_LABEL_BYTES: u64 = 1 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum FormatError {
-    #[error(
-        "{}: there already; nothing was changed. `lockstep format --force` destroys what they hold",
-        shown(.paths)
-    )]
-    Exists { paths: Vec<PathBuf> },
-    #[error(
-        "{path}: the device holds data in its {place} MiB; nothing was changed. `lockstep format --force` erases it; if it is a volume's, \
-         `lockstep format --adopt` keeps what all volumes hold"
-    )]
-    DeviceHoldsData { path: PathBuf, place: &'static str },
+    #[error("{}: there already; nothing was changed. {}", shown(.paths), remedy(*.adopt))]
+    Exists { paths: Vec<PathBuf>, adopt: bool },
+    #[error("{path}: the device holds data in its {place} MiB; nothing was changed. {}", remedy_of_device(*.adopt))]
+    DeviceHoldsData { path: PathBuf, place: &'static str, adopt: bool },
     #[error(
         "{path}: does not exist, so there is nothing to adopt; without `--adopt` an empty volume is made"
     )]
@@ -45,6 +39,23 @@ pub enum FormatError {
 
 fn shown(paths: &[PathBuf]) -> String {
     paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// Whoever adopts has data there, so no advice may cost that.
+fn remedy(adopt: bool) -> &'static str {
+    match adopt {
+        true => "`lockstep format --adopt --force` makes these anew, and keeps what the volumes hold",
+        false => "`lockstep format --force` destroys what they hold",
+    }
+}
+
+fn remedy_of_device(adopt: bool) -> &'static str {
+    match adopt {
+        true => "`lockstep format --adopt --force` erases it, and keeps what the volumes hold",
+        false => {
+            "`lockstep format --force` erases it; if it is a volume's, `lockstep format --adopt` keeps what all volumes hold"
+        }
+    }
 }
 
 /// What is being written, and how many bytes of it are.
@@ -115,7 +126,7 @@ pub fn format(
         return Err(FormatError::ThirdAdopts);
     }
     let to_make = if adopt { other_paths(config) } else { paths(config) };
-    refuse_existing(&to_make, force)?;
+    refuse_existing(&to_make, existing)?;
     let mut held = Vec::new();
     if adopt {
         // Before anything is changed.
@@ -186,7 +197,8 @@ fn is_device(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device())
 }
 
-fn refuse_existing(paths: &[&Path], force: bool) -> Result<(), FormatError> {
+fn refuse_existing(paths: &[&Path], existing: Existing) -> Result<(), FormatError> {
+    let Existing { force, adopt } = existing;
     if force {
         return Ok(());
     }
@@ -194,16 +206,18 @@ fn refuse_existing(paths: &[&Path], force: bool) -> Result<(), FormatError> {
     let existing = paths.iter().filter(|path| path.symlink_metadata().is_ok() && !is_device(path));
     let existing: Vec<PathBuf> = existing.map(|path| path.to_path_buf()).collect();
     if !existing.is_empty() {
-        return Err(FormatError::Exists { paths: existing });
+        return Err(FormatError::Exists { paths: existing, adopt });
     }
     for path in paths.iter().filter(|path| is_device(path)) {
-        refuse_data(path)?;
+        if let Some(place) = holds_data(&Disk::open(path)?)? {
+            return Err(FormatError::DeviceHoldsData { path: path.to_path_buf(), place, adopt });
+        }
     }
     Ok(())
 }
 
-fn refuse_data(path: &Path) -> Result<(), FormatError> {
-    let disk = Disk::open(path)?;
+/// Where a device seems to hold data: in its first or last so many bytes.
+pub(super) fn holds_data(disk: &Disk) -> Result<Option<&'static str>, DiskError> {
     let label_blocks = DEVICE_LABEL_BYTES / BLOCK_BYTES as u64;
     let last = disk.blocks().saturating_sub(label_blocks);
     for (place, block) in [("first", 0), ("last", last)] {
@@ -211,10 +225,10 @@ fn refuse_data(path: &Path) -> Result<(), FormatError> {
         let mut data = vec![0; length];
         disk.read_blocks(block, &mut data)?;
         if data.iter().any(|byte| *byte != 0) {
-            return Err(FormatError::DeviceHoldsData { path: path.to_owned(), place });
+            return Ok(Some(place));
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 fn system(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> FormatError {

@@ -114,6 +114,9 @@ fn a_third_that_is_formatted_anew_under_load_is_copied_everything() {
         succeeds(lockstep(&["format", "--force", "--config", path(&far.config)]));
         far.start();
     });
+    // Through the start that brings to its volumes what it was copied.
+    let [_, _, far] = copied.sites.three();
+    far.wait("--in-sync");
     let [bytes, equal] = copied.comes_back("formatted anew under load");
     assert!(
         bytes >= (VOLUME_MIB - BUSY_MIB) * MIB && bytes + equal >= VOLUME_MIB * MIB,

@@ -53,12 +53,12 @@ impl Diff {
         }
         bar.finish_and_clear();
         if self.json {
-            println!("{:#}", as_json(&older, newer.as_ref(), &volumes));
+            say!("{:#}", as_json(&older, newer.as_ref(), &volumes));
         } else {
             for (volume, extents) in &volumes {
                 extents
                     .iter()
-                    .for_each(|extent| println!("{:>16} {:>16}  {volume}", extent.start, length(extent)));
+                    .for_each(|extent| say!("{:>16} {:>16}  {volume}", extent.start, length(extent)));
             }
         }
         Ok(())

@@ -21,9 +21,9 @@ impl Digest {
                 .iter()
                 .map(|(volume, digest)| json!({ "volume": volume, "digest": digest }))
                 .collect();
-            println!("{:#}", json!({ "name": snapshot.name, "number": snapshot.number, "volumes": volumes }));
+            say!("{:#}", json!({ "name": snapshot.name, "number": snapshot.number, "volumes": volumes }));
         } else {
-            digests.iter().for_each(|(volume, digest)| println!("{digest}  {volume}@{name}"));
+            digests.iter().for_each(|(volume, digest)| say!("{digest}  {volume}@{name}"));
         }
         Ok(())
     }

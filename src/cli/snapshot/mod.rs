@@ -104,9 +104,9 @@ impl SnapshotCommand {
                 let found = client(&list.config)?.snapshots()?;
                 if list.json {
                     let text = serde_json::to_string_pretty(&found).context("the snapshots as JSON")?;
-                    println!("{text}");
+                    say!("{text}");
                 } else {
-                    print!("{}", table(&found, SystemTime::now()));
+                    say_as_is!("{}", table(&found, SystemTime::now()));
                 }
             }
         }

@@ -47,13 +47,13 @@ impl Repair {
         if self.json {
             let volume = |(volume, Repaired { blocks, repaired, damaged }): &(String, Repaired)| json!({ "volume": volume, "blocks": blocks, "repaired": repaired, "damaged": damaged });
             let volumes: Vec<_> = volumes.iter().map(volume).collect();
-            println!("{:#}", json!({ "name": snapshot.name, "number": snapshot.number, "volumes": volumes }));
+            say!("{:#}", json!({ "name": snapshot.name, "number": snapshot.number, "volumes": volumes }));
         } else {
             for (volume, found) in &volumes {
                 let Repaired { blocks, repaired, damaged } = found;
                 let bad = damaged.len();
-                println!("{volume}@{name}: {blocks} blocks, {repaired} repaired, {bad} damaged");
-                damaged.iter().for_each(|block| println!("{volume}@{name} block {block} is damaged"));
+                say!("{volume}@{name}: {blocks} blocks, {repaired} repaired, {bad} damaged");
+                damaged.iter().for_each(|block| say!("{volume}@{name} block {block} is damaged"));
             }
         }
         let damaged: usize = volumes.iter().map(|(_, found)| found.damaged.len()).sum();
@@ -70,9 +70,9 @@ impl Repair {
         let config = self.config.load()?;
         let Some(repaired) = tables::repair(&config, self.timeout)? else {
             if self.json {
-                println!("{:#}", json!({ "damage": null }));
+                say!("{:#}", json!({ "damage": null }));
             } else {
-                println!("the snapshot tables {} are sound; nothing was changed", config.metadata.display());
+                say!("the snapshot tables {} are sound; nothing was changed", config.metadata.display());
             }
             return Ok(());
         };
@@ -80,7 +80,7 @@ impl Repair {
         if self.json {
             let of = |lost: &tables::Lost| json!({ "snapshot": lost.snapshot, "volume": lost.volume, "block": lost.block });
             let lost: Vec<_> = lost.iter().map(of).collect();
-            println!(
+            say!(
                 "{:#}",
                 json!({
                     "damage": damage, "kept": kept, "snapshots": snapshots, "entries": entries, "applied": applied.0,
@@ -88,24 +88,24 @@ impl Repair {
                 })
             );
         } else {
-            println!("damaged: {damage}");
+            say!("damaged: {damage}");
             if *staged {
-                println!(
+                say!(
                     "the other site's tables are among what it has copied to this one, which the next start installs; the damaged file is {}",
                     kept.display()
                 );
-                println!("`lockstep run --config {}` starts the site", config.file.display());
+                say!("`lockstep run --config {}` starts the site", config.file.display());
                 return Ok(());
             }
-            println!(
+            say!(
                 "repaired: {} snapshots and {entries} entries as of {applied}, {fetched} old blocks fetched; the damaged file is {}",
                 snapshots.len(),
                 kept.display()
             );
             for tables::Lost { snapshot, volume, block } in lost {
-                println!("{volume}@{snapshot} block {block} is damaged");
+                say!("{volume}@{snapshot} block {block} is damaged");
             }
-            println!("`lockstep run --config {}` starts the site", config.file.display());
+            say!("`lockstep run --config {}` starts the site", config.file.display());
         }
         if !lost.is_empty() {
             bail!(

@@ -15,8 +15,12 @@ use crate::base::BLOCK_BYTES;
 const PRE_WRITE_BYTES: usize = 1 << 20;
 
 /// How long a lock is waited for whose holder has ended. The kernel takes an io_uring apart in the background, so a process
-/// that was killed holds its files for some milliseconds, or as long as a flush takes on a busy disk, after it is gone.
-const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+/// that was killed holds its files for some milliseconds after it is gone, or as long as a flush takes: beside somebody who writes
+/// gigabytes to the same disk, more than ten seconds.
+const LOCK_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a device is waited for that is in use: a process that has ended may have it, but rather it is mounted.
+const DEVICE_PATIENCE: Duration = Duration::from_secs(10);
 
 const LOCK_RETRY: Duration = Duration::from_millis(5);
 
@@ -34,6 +38,12 @@ pub enum DiskError {
     NoDirectIo { path: PathBuf, reason: &'static str },
     #[error("{path}: locked by another process; is this site running already?")]
     Locked { path: PathBuf },
+    #[error(
+        "{path}: a process that has ended still holds it, since the disk has not finished that one's I/O within {} s; see what keeps the disk \
+         busy, and try again",
+        LOCK_PATIENCE.as_secs()
+    )]
+    NotLetGo { path: PathBuf },
     #[error("{path}: the device is in use (mounted, or part of a RAID, LVM or swap); free it first")]
     DeviceBusy { path: PathBuf },
     #[error("{path}: neither a file nor a block device")]
@@ -93,7 +103,8 @@ impl Disk {
         // Emptied only under the lock: the file may be a running site's.
         let create = if fresh { OFlags::CREATE | OFlags::EXCL } else { OFlags::empty() };
         let made = Disk::with_flags(path, create).and_then(|disk| disk.size_to(bytes, space));
-        if made.is_err() && fresh {
+        // What turned out to be there, a link that leads nowhere perhaps, was not made here.
+        if fresh && !matches!(made, Ok(_) | Err(DiskError::Exists { .. })) {
             let _ = std::fs::remove_file(path);
         }
         made
@@ -169,9 +180,8 @@ impl Disk {
         // On a device O_EXCL (without O_CREAT) claims it against mounts and other users of the block layer.
         let exclusive = if device { OFlags::EXCL } else { OFlags::empty() };
         let all = OFlags::RDWR | OFlags::CLOEXEC | OFlags::DIRECT | flags | exclusive;
-        let patience = Instant::now() + LOCK_PATIENCE;
         let opened =
-            patiently(patience, Errno::BUSY, || rustix::fs::open(path, all, Mode::RUSR | Mode::WUSR));
+            patiently(DEVICE_PATIENCE, Errno::BUSY, || rustix::fs::open(path, all, Mode::RUSR | Mode::WUSR));
         let fd = opened.map_err(|errno| match errno {
             Errno::INVAL => {
                 DiskError::NoDirectIo { path: path.into(), reason: "the kernel refuses O_DIRECT" }
@@ -184,9 +194,10 @@ impl Disk {
             Err(Errno::WOULDBLOCK) if holder_lives(&fd) => Ok(false),
             result => result.map(|()| true),
         };
-        match patiently(patience, Errno::WOULDBLOCK, lock) {
+        match patiently(LOCK_PATIENCE, Errno::WOULDBLOCK, lock) {
             Ok(true) => {}
-            Ok(false) | Err(Errno::WOULDBLOCK) => return Err(DiskError::Locked { path: path.into() }),
+            Ok(false) => return Err(DiskError::Locked { path: path.into() }),
+            Err(Errno::WOULDBLOCK) => return Err(DiskError::NotLetGo { path: path.into() }),
             Err(errno) => return Err(error("lock it", errno)),
         }
         check_alignment(&fd, path)?;
@@ -351,10 +362,11 @@ pub(super) fn reserve(file: impl AsFd, bytes: Range<u64>) -> Result<(), Errno> {
 
 /// Tries again while the answer is `busy` and there is time.
 fn patiently<T>(
-    until: Instant,
+    patience: Duration,
     busy: Errno,
     mut attempt: impl FnMut() -> Result<T, Errno>,
 ) -> Result<T, Errno> {
+    let until = Instant::now() + patience;
     loop {
         match attempt() {
             Err(errno) if errno == busy && Instant::now() < until => std::thread::sleep(LOCK_RETRY),

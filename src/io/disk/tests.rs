@@ -216,7 +216,8 @@ fn a_batch_of_the_journal_is_read_whole_or_not_at_all() {
 
 #[test]
 fn a_delayed_request_waits_its_time_and_others_pass() {
-    let delay = Nanos::from_millis(30);
+    // Longer than a busy disk takes for the other one.
+    let delay = Nanos::from_millis(300);
     let mut rig = Rig::new(rule(IoOp::Write, 0, 1, FaultEffect::Delay(delay)));
     rig.fill(10, 1);
     let began = rig.ring.now();
@@ -297,6 +298,19 @@ fn a_disk_is_opened_once() {
     assert_eq!(Disk::create(&path, 4096, Space::ReservedTo(4096), true).unwrap().blocks(), 1);
     assert!(matches!(Disk::open(directory.path()), Err(DiskError::NotADisk { .. })));
     assert!(matches!(Disk::open(std::path::Path::new("/dev/null")), Err(DiskError::NotADisk { .. })));
+}
+
+/// A device that is not there yet leaves a link that leads nowhere.
+#[test]
+fn a_link_that_leads_nowhere_is_left_as_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let link = directory.path().join("volume");
+    std::os::unix::fs::symlink("nowhere", &link).unwrap();
+    for overwrite in [false, true] {
+        let refused = Disk::create(&link, 1 << 20, Space::Sparse, overwrite);
+        assert!(matches!(refused, Err(DiskError::Exists { .. })));
+        assert!(link.symlink_metadata().unwrap().is_symlink());
+    }
 }
 
 #[test]

@@ -176,15 +176,28 @@ impl Identity {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(failed("make the folder of"))?;
         }
-        let mut file = match fs::OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path) {
-            Ok(file) => file,
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        // It gets its name when it is whole, and not if there is one of that name.
+        let mut written = path.as_os_str().to_owned();
+        written.push(".new");
+        let written = PathBuf::from(written);
+        let _ = fs::remove_file(&written);
+        let saved = self.write_to(&written).and_then(|()| fs::hard_link(&written, path));
+        let _ = fs::remove_file(&written);
+        match saved {
+            Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(IdentityError::Exists { path: path.to_owned() });
             }
-            Err(error) => return Err(failed("create")(error)),
-        };
-        file.write_all(self.text.as_bytes()).map_err(failed("write"))?;
-        file.sync_all().map_err(failed("write"))
+            Err(error) => return Err(failed("write")(error)),
+        }
+        fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("flush the folder of"))
+    }
+
+    fn write_to(&self, path: &Path) -> io::Result<()> {
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path)?;
+        file.write_all(self.text.as_bytes())?;
+        file.sync_all()
     }
 
     /// Reads what [`Identity::save`] wrote; refuses a file that others may read.
@@ -236,7 +249,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("site.pem");
         let made = Identity::generate("north").unwrap();
+        // One that was interrupted leaves nothing that the next one minds.
+        let unfinished = folder.path().join("site.pem.new");
+        fs::write(&unfinished, "half").unwrap();
         made.save(&path).unwrap();
+        assert!(!unfinished.exists());
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
         let loaded = Identity::load(&path).unwrap();
         assert_eq!(loaded.fingerprint(), made.fingerprint());

@@ -1,6 +1,6 @@
 //! The other end of the control socket: what `lockstep status` and its siblings use.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,8 +11,11 @@ use crate::node::telemetry::{Report, ReportError};
 /// Longest a request that does not wait may take.
 const REPLY_MAX: Duration = Duration::from_secs(10);
 
-/// Longest a request may take that both sites must agree on: beyond the longest host deadline there can be.
-const AGREEMENT_MAX: Duration = Duration::from_secs(600);
+/// Longest a request may take that both sites must agree on: beyond the longest host deadline there can be, an hour.
+const AGREEMENT_MAX: Duration = Duration::from_secs(3_700);
+
+/// Longest a site takes to end: it has ten seconds to drain and checkpoint, and says so if those were not enough.
+const ENDING_MAX: Duration = Duration::from_secs(15);
 
 /// Pause between attempts to reach a site that is starting.
 const CONNECT_EVERY: Duration = Duration::from_millis(50);
@@ -23,6 +26,13 @@ pub enum ClientError {
     Connect { path: PathBuf, source: std::io::Error },
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
+    #[error("{path}: the site ended before it answered; its log says why")]
+    Ended { path: PathBuf },
+    #[error(
+        "{path}: no answer within {} s; what was asked may still be carried out: `lockstep status` and the site's log tell",
+        reply_max.as_secs()
+    )]
+    Unanswered { path: PathBuf, reply_max: Duration },
     #[error(
         "{path}: an answer that is not understood ({reason}); both ends must be the same version of lockstep"
     )]
@@ -68,12 +78,26 @@ impl Client {
     }
 
     fn reply(&self, replies: &mut BufReader<UnixStream>) -> Result<Response, ClientError> {
-        let mut reply = String::new();
-        replies.read_line(&mut reply).map_err(|error| self.io(error))?;
+        let reply = self.line(replies)?.ok_or_else(|| ClientError::Ended { path: self.path.clone() })?;
         match serde_json::from_str(&reply).map_err(|error| self.protocol(error.to_string()))? {
             Response::Failed(reason) => Err(ClientError::Failed(reason)),
             Response::TimedOut(reason) => Err(ClientError::TimedOut(reason)),
             response => Ok(response),
+        }
+    }
+
+    /// The next line, or nothing if the connection has ended.
+    fn line(&self, replies: &mut BufReader<UnixStream>) -> Result<Option<String>, ClientError> {
+        let mut line = String::new();
+        match replies.read_line(&mut line) {
+            Ok(0) => Ok(None),
+            Ok(_) => Ok(Some(line)),
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(None),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                let reply_max = replies.get_ref().read_timeout().ok().flatten().unwrap_or_default();
+                Err(ClientError::Unanswered { path: self.path.clone(), reply_max })
+            }
+            Err(error) => Err(self.io(error)),
         }
     }
 
@@ -97,7 +121,7 @@ impl Client {
         }
     }
 
-    /// Waits for a goal, and before that for the site to answer at all: it may be starting.
+    /// Waits for a goal, and for the site to answer at all: it may be starting, or end to start anew.
     pub fn wait(&self, goal: Goal, timeout: Duration) -> Result<(), ClientError> {
         let begun = Instant::now();
         loop {
@@ -106,8 +130,11 @@ impl Client {
             match self.request(Request::Wait { goal, timeout_ms }, left.saturating_add(REPLY_MAX)) {
                 Ok(Response::Done) => return Ok(()),
                 Ok(_) => return Err(self.unexpected()),
-                Err(ClientError::Connect { .. }) if begun.elapsed() < timeout => {
+                Err(ClientError::Connect { .. } | ClientError::Ended { .. }) if begun.elapsed() < timeout => {
                     std::thread::sleep(CONNECT_EVERY);
+                }
+                Err(error @ (ClientError::Connect { .. } | ClientError::Ended { .. })) => {
+                    return Err(ClientError::TimedOut(error.to_string()));
                 }
                 Err(error) => return Err(error),
             }
@@ -221,7 +248,15 @@ impl Client {
         }
     }
 
+    /// Answered when the site has ended, so that whoever works on its files next finds them free.
     pub fn stop(&self) -> Result<(), ClientError> {
-        self.done(Request::Stop, REPLY_MAX)
+        let mut replies = self.ask(&Request::Stop, REPLY_MAX)?;
+        let Response::Done = self.reply(&mut replies)? else { return Err(self.unexpected()) };
+        // The connection ends with the process.
+        replies.get_ref().set_read_timeout(Some(ENDING_MAX)).map_err(|error| self.io(error))?;
+        match self.line(&mut replies)? {
+            None => Ok(()),
+            Some(_) => Err(self.unexpected()),
+        }
     }
 }

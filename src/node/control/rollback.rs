@@ -74,10 +74,14 @@ impl Control {
             self.change_protection(name, true)?;
         }
         let restored = self.restore_held(name, &wanted, progress);
-        if !snapshot.protected {
-            self.change_protection(name, false)?;
+        if snapshot.protected {
+            return restored;
         }
-        restored
+        let unprotected = self.change_protection(name, false);
+        match (restored, unprotected) {
+            (restored, Ok(())) => restored,
+            (restored, Err(wrong)) => Err(still_protected(name, &restored.err().unwrap_or(wrong))),
+        }
     }
 
     fn change_protection(&self, name: &str, protected: bool) -> Result<(), Wrong> {
@@ -135,6 +139,14 @@ impl Control {
         );
         Ok(())
     }
+}
+
+/// The next rollback finds it protected, and leaves it so.
+fn still_protected(name: &str, wrong: &Wrong) -> Wrong {
+    Wrong::Refused(format!(
+        "{wrong}; snapshot {name} is still protected, by this rollback: once another one has ended, `lockstep snapshot unprotect {name}` \
+         lets it be deleted for room again"
+    ))
 }
 
 /// Blocks that were zeros become zeros again without their bytes going through the journal.

@@ -5,10 +5,12 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Mode;
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -55,6 +57,10 @@ pub struct Control {
     /// To ask every reactor to stop.
     port: Port,
     connections: AtomicUsize,
+    /// The site has ended, whatever the process does.
+    ended: AtomicBool,
+    /// Somebody asked here that the site stop.
+    stop_asked: AtomicBool,
     /// Taken for as long as a rollback runs.
     pub(super) rolling_back: Mutex<()>,
     /// What each snapshot keeps.
@@ -78,13 +84,15 @@ impl Control {
             keys_in_force: Mutex::new(None),
             port,
             connections: AtomicUsize::new(0),
+            ended: AtomicBool::new(false),
+            stop_asked: AtomicBool::new(false),
             rolling_back: Mutex::new(()),
             space,
             role,
         })
     }
 
-    /// Opens the socket and serves it until the process ends.
+    /// Opens the socket and serves it until the site ends.
     pub fn serve(self: &Arc<Control>) -> Result<(), ControlError> {
         let listener = listen(&self.config.site.control)?;
         let control = self.clone();
@@ -96,16 +104,27 @@ impl Control {
         Ok(())
     }
 
-    /// Nobody is to find the socket of a site that has ended.
-    pub fn remove_socket(&self) {
+    /// The site has ended: nobody is to find its socket, nor to wait there.
+    pub fn end(&self) {
         let path = &self.config.site.control;
+        self.ended.store(true, SeqCst);
+        // Whoever accepts looks again with each connection.
+        let _ = UnixStream::connect(path);
         if let Err(error) = std::fs::remove_file(path) {
             tracing::debug!("{} stays behind: {error}", path.display());
         }
     }
 
+    /// Whether the site stops because somebody asked for that here.
+    pub fn stop_was_asked(&self) -> bool {
+        self.stop_asked.load(SeqCst)
+    }
+
     fn accept(self: &Arc<Control>, listener: &UnixListener) {
         for stream in listener.incoming() {
+            if self.ended.load(SeqCst) {
+                return;
+            }
             let stream = match stream {
                 Ok(stream) => stream,
                 Err(error) => {
@@ -170,7 +189,18 @@ impl Control {
                         send(stream, &Response::Progress { done, total }).is_ok()
                     })
                 }
-                Ok(request) => self.answer(request),
+                Ok(request) => {
+                    let waits = matches!(request, Request::Wait { .. });
+                    match self.answer(request, stream) {
+                        Ok(response) => response,
+                        // Another site may start at once at the same path, which this connection does not lead to. Whoever waits goes there.
+                        Err(LineError::Ended) if waits => return Ok(()),
+                        Err(error @ LineError::Ended) => {
+                            return send(stream, &Response::Failed(error.to_string()));
+                        }
+                        Err(error) => Response::Failed(error.to_string()),
+                    }
+                }
                 Err(error) => Response::Failed(format!("the request is not understood: {error}")),
             };
             send(stream, &response)?;
@@ -186,13 +216,13 @@ impl Control {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn answer(&self, request: Request) -> Response {
-        let answered = match request {
+    fn answer(&self, request: Request, stream: &UnixStream) -> Result<Response, LineError> {
+        match request {
             Request::Status => self.status().map(|status| Response::Status(Box::new(status))),
             Request::Histogram { reset } => {
                 self.report(reset).map(|report| Response::Histogram(WireReport::from(&report)))
             }
-            Request::Wait { goal, timeout_ms } => self.wait(goal, Duration::from_millis(timeout_ms)),
+            Request::Wait { goal, timeout_ms } => self.wait(goal, Duration::from_millis(timeout_ms), stream),
             Request::SnapshotCreate { name, volumes, protected } => {
                 self.create_snapshot(&name, &volumes, protected)
             }
@@ -210,11 +240,11 @@ impl Control {
             Request::Scrub { bytes_per_second } => self.scrub(bytes_per_second),
             Request::KeysReload { disconnect } => Ok(self.reload_keys(disconnect)),
             Request::Stop => {
+                self.stop_asked.store(true, SeqCst);
                 self.port.request_stop();
                 Ok(Response::Done)
             }
-        };
-        answered.unwrap_or_else(|error| Response::Failed(error.to_string()))
+        }
     }
 
     pub fn status(&self) -> Result<Status, LineError> {
@@ -241,10 +271,14 @@ impl Control {
         self.links.note_problems();
     }
 
-    fn wait(&self, goal: Goal, timeout: Duration) -> Result<Response, LineError> {
+    /// Ends early if nobody waits any more.
+    fn wait(&self, goal: Goal, timeout: Duration, stream: &UnixStream) -> Result<Response, LineError> {
         let begun = Instant::now();
         let mut target = None;
         loop {
+            if has_hung_up(stream) {
+                return Ok(Response::TimedOut("nobody waits any more".to_owned()));
+            }
             let status = match self.group_status() {
                 // A machine that stands still for a while is waited for as well.
                 Err(LineError::Silent) if begun.elapsed() < timeout => continue,
@@ -332,6 +366,13 @@ fn settled(status: &GroupStatus, target: crate::base::UpdateNumber) -> Option<St
         ));
     }
     None
+}
+
+/// Whether the other end has closed its connection; one that has only said all that it will say is still there.
+fn has_hung_up(stream: &UnixStream) -> bool {
+    let mut looked_at = [PollFd::new(stream, PollFlags::empty())];
+    poll(&mut looked_at, Some(&Timespec::default())).is_ok()
+        && looked_at[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
 }
 
 fn send(mut stream: &UnixStream, response: &Response) -> io::Result<()> {

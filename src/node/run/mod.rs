@@ -74,6 +74,12 @@ pub enum RunError {
         path.display()
     )]
     Uninstalled { path: PathBuf },
+    #[error(
+        "{}: staging.path names what is not this site's staging file; nothing was changed. Let it name another one, which is made if \
+         there is none, or empty this one if nobody needs what it holds",
+        path.display()
+    )]
+    NotStaging { path: PathBuf },
     #[error("cache.size: {bytes} bytes of memory cannot be had ({source}); write a smaller one")]
     Memory { bytes: u64, source: io::Error },
     #[error("the threads' doorbells cannot be made: {0}; raise the limit of open files")]
@@ -122,6 +128,8 @@ impl RunError {
                 | RunError::Disk(_)
                 | RunError::Tables { .. }
                 | RunError::Uninstalled { .. }
+                | RunError::NotStaging { .. }
+                | RunError::Identity(_)
                 | RunError::Unusable
         )
     }
@@ -225,7 +233,7 @@ impl Site {
         if !threads.join(STOP_MAX) {
             return Err(RunError::StopOverdue);
         }
-        handle.control.remove_socket();
+        handle.control.end();
         match (fate.failed(), fate.recovered()) {
             (false, _) => Ok(ended),
             (true, false) => Err(RunError::Unusable),
@@ -253,7 +261,8 @@ pub fn run(config: &Config, faults: FaultPlan) -> Result<(), RunError> {
     watcher.map_err(RunError::Signals)?;
     loop {
         let ended = site.handle();
-        if site.wait()? != Ended::ToInstall || asked.load(SeqCst) {
+        let to_install = site.wait()? == Ended::ToInstall;
+        if !to_install || asked.load(SeqCst) || ended.control().stop_was_asked() {
             break;
         }
         // With the keys that it took meanwhile.

@@ -93,16 +93,39 @@ pub fn open(config: &Config) -> Result<Storage, RunError> {
 
 /// The staging file, empty unless what it holds is to be installed, or is a log that was interrupted: of one that was installed, the mark
 /// is still there, and takes no room till the next one.
-fn staging(config: &Config, superblock: Option<&Superblock>) -> Result<Disk, DiskError> {
+fn staging(config: &Config, superblock: Option<&Superblock>) -> Result<Disk, RunError> {
     let (path, bytes) = (&config.staging, config.staging_blocks() * BLOCK_BYTES as u64);
+    let refused = || RunError::NotStaging { path: path.clone() };
     if path.symlink_metadata().is_ok() {
         let disk = Disk::open(path)?;
         let serves = disk.is_device() && disk.bytes() >= bytes;
         if serves || is_marked(&disk, superblock)? || (disk.bytes() == bytes && holds_log(&disk)?) {
-            return Ok(disk);
+            return may_be_staging(config, &disk)?.then_some(disk).ok_or_else(refused);
+        }
+        if !may_be_staging(config, &disk)? {
+            return Err(refused());
         }
     }
-    Disk::create(path, bytes, Space::Sparse, true)
+    Ok(Disk::create(path, bytes, Space::Sparse, true)?)
+}
+
+/// Whether all that is there is what this site may have left, or nothing: a slip in the configuration is not to cost anybody's data.
+fn may_be_staging(config: &Config, disk: &Disk) -> Result<bool, DiskError> {
+    if disk.blocks() <= RING_FIRST_BLOCK {
+        return Ok(disk.bytes() == 0);
+    }
+    let mut mark = [0; BLOCK_BYTES];
+    disk.read_blocks(0, &mut mark)?;
+    let marked =
+        Superblock::decode(&mark).ok().map(|mark| (mark.group, mark.site)).or(take_empty_mark(&mark));
+    if let Some(whose) = marked {
+        return Ok(whose == (config.group_id(), config.site.id));
+    }
+    let (mut header, mut updates) = ([0; BLOCK_BYTES], [Update::EMPTY; BATCH_DESCRIPTORS_MAX]);
+    disk.read_blocks(RING_FIRST_BLOCK, &mut header)?;
+    let zeros = |block: &[u8; BLOCK_BYTES]| block.iter().all(|byte| *byte == 0);
+    // A mark is torn at worst where a log is behind it.
+    Ok(decode_batch(&header, &mut updates).is_ok() || (zeros(&mark) && zeros(&header)))
 }
 
 /// Whether its mark is newer than the superblock.

@@ -44,8 +44,17 @@ pub enum Wrong {
     Link(#[from] LinkError),
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    #[error("site {site} runs: stop it with `lockstep stop --config {}`, then give this command again", file.display())]
+    Runs { site: String, file: PathBuf },
     #[error("{0}")]
     Refused(String),
+}
+
+impl Wrong {
+    /// Whether the site's own files are the reason.
+    pub fn is_about_files(&self) -> bool {
+        matches!(self, Wrong::Disk(_) | Wrong::Metadata(_) | Wrong::Identity(_) | Wrong::Runs { .. })
+    }
 }
 
 /// A block that a snapshot keeps and neither site has any more.
@@ -85,12 +94,8 @@ struct PeerTables {
 
 /// Looks at the tables and brings them back if they are damaged; `None` if they are sound. The site must not run.
 pub fn repair(config: &Config, patience: Duration) -> Result<Option<Repaired>, Wrong> {
-    let file = config.file.display();
     let journal_disk = Disk::open(&config.journal.path).map_err(|error| match error {
-        DiskError::Locked { .. } => Wrong::Refused(format!(
-            "site {} runs: stop it with `lockstep stop --config {file}`, then give this command again",
-            config.site.name
-        )),
+        DiskError::Locked { .. } => Wrong::Runs { site: config.site.name.clone(), file: config.file.clone() },
         error => error.into(),
     })?;
     let damage = match Metadata::open_sound(&config.metadata, &names(config)) {
