@@ -19,6 +19,10 @@ class Failure(Exception):
     """Something that the run cannot go on without; its text is for the user."""
 
 
+class Interrupted(Failure):
+    """Somebody has seen enough."""
+
+
 def _prepare(cpus):
     """Runs in the child: dies with this process, even by SIGKILL, and stays on its CPUs."""
 
@@ -85,7 +89,7 @@ def stopping_signals():
     """Makes signals that end the run raise, so that everything is cleaned up on the way out."""
 
     def interrupted(number, _frame):
-        raise Failure(f"stopped by {signal.Signals(number).name}")
+        raise Interrupted(f"stopped by {signal.Signals(number).name}")
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupted)
