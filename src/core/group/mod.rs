@@ -11,6 +11,7 @@
 mod admin;
 mod ages;
 mod allowance;
+mod answering;
 mod capture;
 mod catch_up;
 mod comparing;
