@@ -73,6 +73,10 @@ pub fn leader(ours: &Hello, theirs: &Hello) -> Lead {
     match (newer.is_primary(), older.is_primary()) {
         (false, false) => Lead::Nobody,
         (true, _) if older.yields_to(&newer) => leads(&newer),
+        // It opened that generation itself, and has stepped down since.
+        (false, true) if newer.generation().opener() == newer.hello.site && older.yields_to(&newer) => {
+            Lead::Nobody
+        }
         // It was about to take over, and died before it was alone.
         (_, true) if newer.yields_to(&older) => leads(&older),
         (true, false) if newer.yields_to(&older) => Lead::Nobody,
@@ -210,6 +214,9 @@ mod tests {
         let second = site(2, Secondary, &[(1, 1, 1), (2, 2, 9)], 20, 20, false);
         assert_eq!(decided(&site(1, Primary, &[(1, 1, 1)], 8, 8, false), &second), Lead::Nobody);
         assert_eq!(decided(&site(1, Secondary, &[(1, 1, 1)], 8, 8, false), &second), Lead::Nobody);
+        // Also where it could give up all that it had gone on with (seed 15053 of the simulator).
+        let unsettled = site(2, Secondary, &[(1, 1, 1), (2, 2, 9)], 12, 8, false);
+        assert_eq!(decided(&site(1, Primary, &[(1, 1, 1)], 8, 8, false), &unsettled), Lead::Nobody);
     }
 
     #[test]

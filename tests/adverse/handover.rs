@@ -462,6 +462,30 @@ fn who_steps_down_without_its_peer_is_secondary_once_that_is_durable() {
     assert_eq!((site.status().last, site.status().vacant), (UpdateNumber(2), false));
 }
 
+/// Found by seed 2711 of the simulator, when that began to let primaries step down.
+#[test]
+fn who_drops_the_update_that_made_it_secondary_says_hello_again() {
+    let mut site = in_lockstep();
+    site.write(0, 5, 8);
+    site.turns(10);
+    site.disconnect();
+    site.ask(1, AdminOp::Demote);
+    site.ask(2, AdminOp::HostsGone);
+    site.turns(50);
+    assert_eq!((site.status().role, site.status().last), (Role::Secondary, UpdateNumber(4)));
+    let history = [(generation(1, US), 1), (generation(1, US).opened_by(PEER), 3)];
+    let promoted = Hello { role: Role::Primary, solo: true, ..hello(Role::Secondary, &history, 4, 4) };
+    site.connect(&promoted);
+    site.control(cut_to(2));
+    site.turns(20);
+    assert_eq!(site.status().last, UpdateNumber(2));
+    site.disconnect();
+    site.sent.clear();
+    site.connect(&promoted);
+    site.turns(20);
+    assert!(site.has_greeted());
+}
+
 #[test]
 fn a_secondary_takes_over_when_the_primary_says_that_it_has_stepped_down() {
     // In the stream.

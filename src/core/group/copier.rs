@@ -130,18 +130,19 @@ impl Group {
     fn asks_for_copy_at(&self) -> Option<Nanos> {
         let last = self.window.last();
         let lapsed = |source: &Source| matches!(source.stand, Stand::Lapsed { .. });
-        let away = |source: &Source| match source.stand {
-            Stand::Absent => true,
-            Stand::Standing | Stand::Pulling => source.settled < last,
-            _ => false,
+        let has_nothing = |source: &Source| {
+            matches!(source.stand, Stand::Standing | Stand::Pulling) && source.settled <= last
         };
+        let away = |source: &Source| source.stand == Stand::Absent || has_nothing(source);
         let hopeless = self.role == Role::Third
             && self.config.resync.staging_blocks > 0
             && self.sources.iter().any(Source::would_copy)
             && self.sources.iter().all(|source| lapsed(source) || away(source));
         let since = self.sources.iter().filter(|source| lapsed(source)).map(|source| source.lapsed_at).max();
-        let met_at = self.sources.iter().filter(|source| away(source)).map(|source| source.met_at).max();
-        let since = since.max(met_at.filter(|_| since.is_some()));
+        // It may yet say that it has more, having been met, or having sent something, only now.
+        let lately = self.sources.iter().filter(|source| has_nothing(source));
+        let lately = lately.map(|source| source.met_at.max(source.took_at)).max();
+        let since = since.max(lately.filter(|_| since.is_some()));
         let patience = if self.sources.iter().any(away) { AWAITS_SOURCES } else { Nanos(0) };
         since.filter(|_| hopeless).map(|since| since.plus(patience).max(self.staging.asks_from))
     }

@@ -64,6 +64,8 @@ impl Group {
         self.uncapture(turn, keep);
         self.history.truncate_after(keep);
         self.left = self.left.filter(|(at, _)| *at <= keep);
+        // What made it a secondary may be among what is dropped: it is one, of the site that it is connected to.
+        self.role_at = self.role_at.min(keep);
         self.generation = self.history.last().map_or(Generation::NONE, |(generation, _)| generation);
         let write = self.journal.form_cut(
             Forming { group: self.config.group, settled: self.settled, header, now: turn.now },

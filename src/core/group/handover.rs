@@ -332,13 +332,11 @@ impl Group {
         }
     }
 
-    /// A primary that had ended its generation opens another one, and is to be left no more. Returns whether it was about to be.
-    pub(super) fn stay(&mut self, turn: &mut Turn<impl Memory>) -> bool {
-        let departure = self.leaving.departure.take();
-        if let Some(departure) = departure {
-            self.tell_asker(turn, departure.asker, Err(AdminError::PrimaryAlready));
-        }
-        departure.is_some()
+    /// A primary that had ended its generation opens another one, and is to be left no more. Returns how it was about to be.
+    pub(super) fn stay(&mut self, turn: &mut Turn<impl Memory>) -> Option<Left> {
+        let departure = self.leaving.departure.take()?;
+        self.tell_asker(turn, departure.asker, Err(AdminError::PrimaryAlready));
+        Some(departure.how)
     }
 
     fn abandon(&mut self, turn: &mut Turn<impl Memory>, departure: Departure, why: AdminError) {

@@ -70,6 +70,8 @@ pub(super) struct Source {
     pub lapsed_at: Nanos,
     /// When it was asked for a copy.
     pub asked_at: Nanos,
+    /// When something was taken of what it sent.
+    pub took_at: Nanos,
     /// What it said is settled, when, and whether that was all that this site had when it said so; and the most that it ever did.
     pub settled: UpdateNumber,
     said_at: Option<Nanos>,
@@ -133,6 +135,7 @@ impl Source {
             met_at: Nanos(0),
             lapsed_at: Nanos(0),
             asked_at: Nanos(0),
+            took_at: Nanos(0),
             settled: UpdateNumber::NONE,
             said_at: None,
             keeps_up: false,
@@ -512,7 +515,7 @@ impl Group {
             }
             self.give_up_staging(turn);
             let source = &mut self.sources[index];
-            (source.heard_at, source.outdone_since) = (turn.now, None);
+            (source.heard_at, source.took_at, source.outdone_since) = (turn.now, turn.now, None);
             let inbound = source.inbound.pop().expect("looked at it");
             self.follow_slots(&update);
             let stamps = WriteStamps { numbered_at: turn.now, ..WriteStamps::default() };

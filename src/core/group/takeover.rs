@@ -20,7 +20,10 @@ const PROMOTION_UPDATES: usize = 2;
 impl Group {
     /// What a superblock may say this site is: a crash undoes what is not durable.
     pub(super) fn durable_role(&self) -> Role {
-        let stepped_down = |(at, left)| left != Left::HandedOver && at <= self.journal.durable();
+        // Replay comes by the ends of generations that others have followed.
+        let newest = |at| self.history.last().is_none_or(|(_, first)| first <= at);
+        let stepped_down =
+            |(at, left)| left != Left::HandedOver && at <= self.journal.durable() && newest(at);
         match self.role {
             Role::Primary if self.left.is_some_and(stepped_down) => Role::Secondary,
             role if self.role_at <= self.journal.durable() => role,
@@ -112,12 +115,13 @@ impl Group {
         self.track_changes(self.peer.durable.max(self.window.retired()));
         let generation = self.generation.opened_by(self.config.site);
         let opening = self.append_control(turn, UpdateKind::GenerationOpen, generation);
-        if takes_over {
+        let stays = self.stay(turn);
+        // Who handed over is primary by its disk all the while.
+        if takes_over || stays.is_some_and(|left| left != Left::HandedOver) {
             self.role_at = opening;
         }
         self.opened = true;
-        let stays = self.stay(turn);
-        if std::mem::take(&mut self.superseded) || stays {
+        if std::mem::take(&mut self.superseded) || stays == Some(Left::HandedOver) {
             // Its hosts were sent away.
             turn.event(Event::RoleChanged { role: Role::Primary });
         }
