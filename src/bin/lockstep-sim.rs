@@ -101,6 +101,8 @@ impl Totals {
             (&mut all.cuts, one.cuts),
             (&mut all.takeovers, one.takeovers),
             (&mut all.unasked, one.unasked),
+            (&mut all.stepped_down, one.stepped_down),
+            (&mut all.forced, one.forced),
             (&mut all.extensions, one.extensions),
             (&mut all.extensions_refused, one.extensions_refused),
             (&mut all.fed, one.fed),
@@ -150,7 +152,7 @@ impl Totals {
         );
         println!(
             "in all: {} acknowledged writes, {} updates replayed, {} checkpoints, {} catch-ups, {} tail cuts, {} \
-             takeovers ({} with nobody fenced), {} split brains, {} solo ranges, {} writes lost as their level allows",
+             takeovers ({} with nobody fenced), {} times the primary was to step down and {} times to go on after it had left, {} split brains, {} solo ranges, {} writes lost as their level allows",
             self.outcome.acknowledged_writes,
             self.outcome.replayed,
             self.outcome.checkpoints,
@@ -158,6 +160,8 @@ impl Totals {
             self.outcome.cuts,
             self.outcome.takeovers,
             self.outcome.unasked,
+            self.outcome.stepped_down,
+            self.outcome.forced,
             self.outcome.splits,
             self.outcome.solo_ranges,
             self.outcome.excused_writes,

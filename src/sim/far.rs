@@ -277,6 +277,7 @@ fn place_of(event: &Event) -> [u64; 4] {
         Event::Healed { path } => [12, *path as u64, 0, 0],
         Event::Promote { site } => [13, *site as u64, 0, 0],
         Event::Administer { site, .. } => [14, *site as u64, 0, 0],
+        Event::Vacancy => [15, 0, 0, 0],
     }
 }
 

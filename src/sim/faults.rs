@@ -123,6 +123,8 @@ impl World {
         self.schedule(self.now + down, Event::Restart { site: index });
         if index == self.home {
             self.perhaps_promote(true);
+        } else if index != THIRD {
+            self.perhaps_force(index);
         }
     }
 
@@ -132,6 +134,8 @@ impl World {
         let site = &mut self.sites[index];
         site.group = None;
         site.incarnation += 1;
+        self.forget_orders(index);
+        let site = &mut self.sites[index];
         // What a dead process had in flight disturbs nobody any more.
         site.disturbed_io_until = 0;
         match crash {

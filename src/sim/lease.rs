@@ -67,6 +67,7 @@ impl World {
             || self.stage != Stage::Working
             || !self.lease_rng.percent(percent)
             || !self.standing(site).is_some_and(|status| follows(&status))
+            || self.may_not_be_asked(site)
         {
             return false;
         }

@@ -12,6 +12,7 @@ const TRIES_MAX: u32 = 2_000;
 pub enum Ingredient {
     Third,
     Handover,
+    StepDown,
     Resync,
     Replace,
     Split,
@@ -23,9 +24,10 @@ pub enum Ingredient {
 }
 
 impl Ingredient {
-    pub const ALL: [Ingredient; 10] = [
+    pub const ALL: [Ingredient; 11] = [
         Ingredient::Third,
         Ingredient::Handover,
+        Ingredient::StepDown,
         Ingredient::Resync,
         Ingredient::Replace,
         Ingredient::Split,
@@ -40,6 +42,7 @@ impl Ingredient {
         match self {
             Ingredient::Third => "third",
             Ingredient::Handover => "handover",
+            Ingredient::StepDown => "step-down",
             Ingredient::Resync => "resync",
             Ingredient::Replace => "replace",
             Ingredient::Split => "split",

@@ -40,6 +40,9 @@ pub struct Outcome {
     pub extensions_refused: u64,
     /// Takeovers, of a primary that may have been alive, for which nobody was fenced.
     pub unasked: u64,
+    /// Times that the primary was to step down, and that one was told to go on whose successor had died.
+    pub stepped_down: u64,
+    pub forced: u64,
     /// Updates that went to a third site, its deaths, and how often it was told that it has lapsed.
     pub fed: u64,
     pub third_crashes: u64,

@@ -205,6 +205,7 @@ impl World {
             self.trace.note(self.now, || format!("administrator of site {index} hears {reply:?}"));
             self.hear_compared(index, &reply);
             self.hear_extended(index, &reply);
+            self.hear_promoted(index, reply.id);
             if let (Ok(number), true) = (reply.result, reply.id < PROMOTION_IDS) {
                 self.audit.of(index).administered(index, number.0);
             }

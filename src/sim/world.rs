@@ -16,7 +16,7 @@ use crate::sim::compare;
 use crate::sim::disk::IoId;
 use crate::sim::extend::Extensions;
 use crate::sim::far::{self, Far};
-use crate::sim::handover;
+use crate::sim::handover::{self, Orders};
 use crate::sim::heir::{self, HeirPlan, Inheriting};
 use crate::sim::hosts::HostCounts;
 use crate::sim::lease;
@@ -103,6 +103,8 @@ pub(super) enum Event {
         site: usize,
         op: AdminOp,
     },
+    /// An operator looks whether anybody is primary.
+    Vacancy,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,6 +159,8 @@ pub struct World {
     /// Takeovers' own, for the same reason.
     pub(super) takeover_rng: Rng,
     pub(super) handover_rng: Rng,
+    pub(super) step_down_rng: Rng,
+    pub(super) orders: Orders,
     pub(super) lease_rng: Rng,
     /// The primary from which the other site was asked to take over, nobody being fenced.
     pub(super) left_behind: Option<usize>,
@@ -232,6 +236,10 @@ impl World {
         if has(Ingredient::Handover) {
             plan.hand_over(&mut handover_rng);
         }
+        let mut step_down_rng = handover::generator_of_stepping_down(seed);
+        if has(Ingredient::StepDown) {
+            plan.step_down(&mut step_down_rng);
+        }
         let mut lease_rng = lease::generator(seed);
         if has(Ingredient::Unasked) {
             plan.take_over_unasked(&mut lease_rng);
@@ -301,6 +309,8 @@ impl World {
             changes_rng: snapshots::generator_of_changes(seed),
             takeover_rng,
             handover_rng,
+            step_down_rng,
+            orders: Orders::default(),
             extensions,
             lease_rng,
             left_behind: None,
@@ -471,6 +481,7 @@ impl World {
             Event::Healed { path } => self.healed(path),
             Event::Promote { site } => self.promote(site),
             Event::Administer { site, op } => self.administer(site, op),
+            Event::Vacancy => self.end_vacancy(),
         }
     }
 
@@ -671,6 +682,8 @@ impl World {
                     if self.copies_may_fail
                         && refusal.code == RefusalCode::ResyncRequired
                         && refusal.text.as_str().contains("this site's staging file") => {}
+                GroupEvent::Refused { refusal: Some(refusal), .. }
+                    if self.outcome.stepped_down > 0 && handover::nobody_is_primary(&refusal) => {}
                 GroupEvent::Refused { site, by_us: true, refusal: Some(refusal) }
                     if index == THIRD && self.refuses_the_dead(site, refusal.code) => {}
                 GroupEvent::Refused { refusal, .. } => {

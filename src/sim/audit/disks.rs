@@ -251,8 +251,9 @@ impl Auditor {
         }
         if site == self.leader {
             self.acknowledged = 0;
-        } else {
-            self.blocks.iter_mut().flatten().for_each(|block| block.read_at_secondary = 0);
+        }
+        if site != THIRD {
+            self.blocks.iter_mut().flatten().for_each(|block| block.read_at_secondary[site] = 0);
         }
         self.alive[site] = false;
         if self.leader_has_all() {

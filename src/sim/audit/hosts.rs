@@ -12,7 +12,7 @@ impl Auditor {
             let floor = |block: &BlockHistory| match host {
                 true => block.acknowledged.max(block.read),
                 false if site == THIRD => block.read_at_third,
-                false => block.read_at_secondary,
+                false => block.read_at_secondary[site],
             };
             self.blocks[usize::from(spec.volume)][range].iter().map(floor).collect()
         } else {
@@ -144,7 +144,7 @@ impl Auditor {
             } else if site == THIRD {
                 block.read_at_third = block.read_at_third.max(number);
             } else if site != self.leader {
-                block.read_at_secondary = block.read_at_secondary.max(number);
+                block.read_at_secondary[site] = block.read_at_secondary[site].max(number);
             }
         }
     }

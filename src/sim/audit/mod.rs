@@ -212,7 +212,7 @@ struct BlockHistory {
     acknowledged: u64,
     read: u64,
     /// Highest version the secondary's reader has seen in the secondary's present incarnation.
-    read_at_secondary: u64,
+    read_at_secondary: [u64; 2],
     /// The same of the third's.
     read_at_third: u64,
 }
@@ -223,7 +223,7 @@ impl BlockHistory {
         newest_print: Print::ZERO,
         acknowledged: 0,
         read: 0,
-        read_at_secondary: 0,
+        read_at_secondary: [0; 2],
         read_at_third: 0,
     };
 

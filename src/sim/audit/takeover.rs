@@ -21,6 +21,11 @@ impl Auditor {
         site == self.leader && ends.into_iter().all(ended)
     }
 
+    /// Whether it opened the newest generation that there is.
+    pub fn leads(&self, site: usize) -> bool {
+        site == self.leader
+    }
+
     /// An operator lets the site take over, which he can only when it follows.
     pub fn ordered_to_take_over(&mut self, site: usize) {
         self.deposed[site] = false;
@@ -87,7 +92,7 @@ impl Auditor {
         self.takeovers += 1;
         self.acknowledged = 0;
         self.before_death = [[0; 4]; SITES_MAX];
-        self.blocks.iter_mut().flatten().for_each(|block| block.read_at_secondary = 0);
+        self.blocks.iter_mut().flatten().for_each(|block| block.read_at_secondary = [0; 2]);
     }
 
     /// A primary that was taken over from numbers an update before it knows. Nobody else will ever have it.
