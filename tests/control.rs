@@ -130,7 +130,10 @@ fn a_wait_for_a_site_that_does_not_come_is_not_in_time() {
 fn a_file_that_is_not_the_sites_own_is_not_taken_for_staging() {
     let mut sites = Sites::format(&Options::default());
     let (image, others) = (sites.path("image"), sites.left.directory.join("journal"));
+    // As btrfs and ISO 9660 begin.
+    let blank = sites.path("blank");
     std::fs::write(&image, vec![7; 1 << 20]).expect("written");
+    std::fs::write(&blank, [vec![0; 64 << 10], vec![7; 1 << 20]].concat()).expect("written");
     let right = &mut sites.right;
     let config = std::fs::read_to_string(&right.config).expect("a configuration");
     let mut begin = |staging: &Path| {
@@ -142,7 +145,7 @@ fn a_file_that_is_not_the_sites_own_is_not_taken_for_staging() {
         }
         (started, right.log_text())
     };
-    for foreign in [&image, &others] {
+    for foreign in [&image, &blank, &others] {
         let before = std::fs::read(foreign).expect("a file");
         let (started, text) = begin(foreign);
         assert!(!started && text.contains("staging.path") && text.contains(path(foreign)), "{text}");

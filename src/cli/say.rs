@@ -1,4 +1,5 @@
-//! Standard output of commands that print and end. Whoever reads it may have seen enough (`| head`), which is no error.
+//! Standard output of commands. Whoever reads it may have seen enough (`| head`), which is no error: the command does what it was to do,
+//! and says no more.
 
 use std::fmt::Arguments;
 use std::io::{self, ErrorKind, Write};
@@ -16,12 +17,11 @@ macro_rules! say_as_is {
     ($($words:tt)*) => { $crate::cli::say::write(format_args!($($words)*)) };
 }
 
-/// Ends the process if nobody reads any more, so whoever holds something that has to be taken down does not call it.
 pub fn write(words: Arguments<'_>) {
     let mut out = io::stdout().lock();
     match out.write_fmt(words).and_then(|()| out.flush()) {
         Ok(()) => {}
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => process::exit(0),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
         Err(error) => {
             eprintln!("standard output: {error}");
             process::exit(i32::from(exit::FAILED));

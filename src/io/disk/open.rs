@@ -39,8 +39,8 @@ pub enum DiskError {
     #[error("{path}: locked by another process; is this site running already?")]
     Locked { path: PathBuf },
     #[error(
-        "{path}: a process that has ended still holds it, since the disk has not finished that one's I/O within {} s; see what keeps the disk \
-         busy, and try again",
+        "{path}: a process that has ended, or that cannot be seen from here, holds it for more than {} s; see whether the site runs in another \
+         container, or what keeps the disk busy, and try again",
         LOCK_PATIENCE.as_secs()
     )]
     NotLetGo { path: PathBuf },

@@ -73,7 +73,12 @@ impl Client {
         stream.set_read_timeout(Some(reply_max)).map_err(|error| self.io(error))?;
         let mut line = serde_json::to_string(request).map_err(|error| self.protocol(error.to_string()))?;
         line.push('\n');
-        (&stream).write_all(line.as_bytes()).map_err(|error| self.io(error))?;
+        (&stream).write_all(line.as_bytes()).map_err(|error| match error.kind() {
+            ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => {
+                ClientError::Ended { path: self.path.clone() }
+            }
+            _ => self.io(error),
+        })?;
         Ok(BufReader::new(stream))
     }
 

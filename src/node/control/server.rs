@@ -242,7 +242,8 @@ impl Control {
             Request::Stop => {
                 self.stop_asked.store(true, SeqCst);
                 self.port.request_stop();
-                Ok(Response::Done)
+                // Whoever starts it anew has looked already.
+                if self.ended.load(SeqCst) { Err(LineError::Ended) } else { Ok(Response::Done) }
             }
         }
     }

@@ -12,7 +12,7 @@ use crate::io::disk::{Disk, DiskError, Space};
 use crate::io::metadata::{Metadata, MetadataError, TableNames};
 use crate::node::config::quantity::show_size;
 use crate::node::config::{Config, FileSpace, Volume};
-use crate::node::format::record;
+use crate::node::format::{holds_data, record};
 
 /// Everything open, and locked for as long as it is.
 #[derive(Debug)]
@@ -100,9 +100,9 @@ fn staging(config: &Config, superblock: Option<&Superblock>) -> Result<Disk, Run
         let disk = Disk::open(path)?;
         let serves = disk.is_device() && disk.bytes() >= bytes;
         if serves || is_marked(&disk, superblock)? || (disk.bytes() == bytes && holds_log(&disk)?) {
-            return may_be_staging(config, &disk)?.then_some(disk).ok_or_else(refused);
+            return may_be_staging(config, &disk, bytes)?.then_some(disk).ok_or_else(refused);
         }
-        if !may_be_staging(config, &disk)? {
+        if !may_be_staging(config, &disk, bytes)? {
             return Err(refused());
         }
     }
@@ -110,7 +110,7 @@ fn staging(config: &Config, superblock: Option<&Superblock>) -> Result<Disk, Run
 }
 
 /// Whether all that is there is what this site may have left, or nothing: a slip in the configuration is not to cost anybody's data.
-fn may_be_staging(config: &Config, disk: &Disk) -> Result<bool, DiskError> {
+fn may_be_staging(config: &Config, disk: &Disk, bytes: u64) -> Result<bool, DiskError> {
     if disk.blocks() <= RING_FIRST_BLOCK {
         return Ok(disk.bytes() == 0);
     }
@@ -121,11 +121,11 @@ fn may_be_staging(config: &Config, disk: &Disk) -> Result<bool, DiskError> {
     if let Some(whose) = marked {
         return Ok(whose == (config.group_id(), config.site.id));
     }
+    // A mark is torn at worst where a log is behind it, and a log's beginning where there is no mark yet.
     let (mut header, mut updates) = ([0; BLOCK_BYTES], [Update::EMPTY; BATCH_DESCRIPTORS_MAX]);
     disk.read_blocks(RING_FIRST_BLOCK, &mut header)?;
-    let zeros = |block: &[u8; BLOCK_BYTES]| block.iter().all(|byte| *byte == 0);
-    // A mark is torn at worst where a log is behind it.
-    Ok(decode_batch(&header, &mut updates).is_ok() || (zeros(&mark) && zeros(&header)))
+    let begins = mark.iter().all(|byte| *byte == 0) && !disk.is_device() && disk.bytes() == bytes;
+    Ok(decode_batch(&header, &mut updates).is_ok() || begins || holds_data(disk)?.is_none())
 }
 
 /// Whether its mark is newer than the superblock.
