@@ -6,7 +6,7 @@ use crate::core::group::status::GroupState;
 use crate::core::messages::{AdminOp, AdminRequest};
 use crate::format::wire::{Refusal, RefusalCode};
 use crate::sim::audit::peer_of;
-use crate::sim::plan::Plan;
+use crate::sim::plan::{Fault, Plan};
 use crate::sim::rng::Rng;
 use crate::sim::takeover::{PROMOTION_IDS, follows};
 use crate::sim::world::{Event, Stage, World};
@@ -23,6 +23,8 @@ pub struct HandoverPlan {
     pub told_percent: u64,
     /// Those in which the primary is to step down instead, in a hundred.
     pub demotes_percent: u64,
+    /// Those of them in which its disks get slow and its peer dies, so that it does not come to rest, in a hundred.
+    pub lonely_percent: u64,
     /// Those whose successor is dead, and whose predecessor is told to go on, in a hundred.
     pub forced_percent: u64,
 }
@@ -40,6 +42,10 @@ pub(super) struct Orders {
     /// He looks whether anybody is primary now and then, since he let one step down.
     looks: bool,
 }
+
+/// How long its disks are slow, and when its peer dies, if a primary that steps down is not to come to rest.
+const LONELY_NS: u64 = 20_000_000;
+const LONELY_EVENTS: u64 = 30;
 
 /// How often an operator looks whether anybody is primary, after he let the primary step down.
 const LOOKS_EVERY_NS: u64 = 15_000_000;
@@ -67,6 +73,7 @@ impl Plan {
             crash_events: rng.pick(&[40, 150, 600]),
             told_percent: rng.pick(&[0, 70, 100]),
             demotes_percent: 0,
+            lonely_percent: 0,
             forced_percent: 0,
         });
     }
@@ -76,6 +83,7 @@ impl Plan {
         if let Some(plan) = self.takeover.as_mut().and_then(|takeover| takeover.handover.as_mut()) {
             plan.demotes_percent = rng.pick(&[0, 0, 30, 60]);
             plan.forced_percent = rng.pick(&[0, 30, 100]);
+            plan.lonely_percent = rng.pick(&[0, 30, 70]);
         }
     }
 }
@@ -100,6 +108,10 @@ impl World {
             self.trace.note(self.now, || format!("operator lets site {site} step down"));
             self.schedule(self.now, Event::Administer { site, op: AdminOp::Demote });
             self.look_after_vacancy();
+            if self.step_down_rng.percent(plan.lonely_percent) {
+                self.armed.push((0, Fault::SlowDisk { site, ns: LONELY_NS }));
+                self.crash_soon(peer_of(site), LONELY_EVENTS);
+            }
         } else {
             self.trace.note(self.now, || format!("operator switches over at site {site}"));
             self.schedule(self.now, Event::Administer { site, op: AdminOp::Switchover });
