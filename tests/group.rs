@@ -698,3 +698,25 @@ fn a_primary_alone_stops_with_everything_in_its_volume() {
         assert_eq!(site.disks[&(IoTarget::Volume(VolumeId(0)), lba)][0], 3);
     }
 }
+
+/// A set of a time when the site had a peer lacks what it changes without one, so a peer that comes later must not be copied by it.
+#[test]
+fn a_site_that_starts_without_its_peer_forgets_what_that_lacked() {
+    let mut site = Site::formatted(config(Role::Primary, false));
+    site.marks.base = Some(UpdateNumber(1));
+    site.die();
+    let mut now = Nanos(0);
+    site.with(now, |group, turn| group.start(turn));
+    for round in 0..400 {
+        now = now.plus(Nanos::from_micros(100));
+        site.with(now, |group, turn| group.end_turn(turn));
+        site.drain(now);
+        if round == 100 {
+            site.write(now, 0, 5, 3, false);
+            site.group.want_sweep();
+        }
+    }
+    let status = site.group.status(now);
+    assert!(status.checkpoint >= UpdateNumber(2) && status.checkpoint == status.last, "{status:#?}");
+    assert_eq!(site.marks.base, None);
+}

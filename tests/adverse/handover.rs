@@ -231,6 +231,14 @@ fn a_primary_whose_successor_comes_back_with_new_disks_may_be_forced_to_go_on() 
     site.turns(50);
     assert_eq!((site.status().role, site.status().state), (Role::Primary, GroupState::Serving));
     assert_eq!(site.read(1, 5), Ok(7));
+    // Its journal is not kept for one that is copied everything: the ring goes round though nobody comes.
+    site.disconnect();
+    for round in 0..3_000 {
+        site.write(2, round % 100, 9);
+        site.turns(40);
+        assert_eq!(site.reply(2), Some(Ok(())), "write {round}");
+    }
+    assert!(site.status().counters.journal_blocks > 2 * site.status().journal_blocks);
 }
 
 #[test]
@@ -460,6 +468,24 @@ fn who_steps_down_without_its_peer_is_secondary_once_that_is_durable() {
     site.control(cut_to(2));
     site.turns(20);
     assert_eq!((site.status().last, site.status().vacant), (UpdateNumber(2), false));
+}
+
+/// Its primary stepped down, and was told to go on before this site had heard of either.
+#[test]
+fn who_knows_that_its_primary_has_gone_on_does_not_take_over_because_it_had_stepped_down() {
+    let mut site = following(2, &[5]);
+    site.disconnect();
+    let history = [(generation(1, PEER), 1), (generation(1, PEER).opened_by(PEER), 4)];
+    site.connect(&hello(Role::Secondary, &history, 6, 2));
+    site.turns(20);
+    let (number, generation) = (UpdateNumber(3), generation(1, PEER));
+    site.update(2, Update { number, generation, kind: UpdateKind::StepDown, ..Update::EMPTY }, 0);
+    site.turns(50);
+    assert_eq!((site.status().last, site.status().vacant), (number, false));
+    site.disconnect();
+    site.ask(7, AdminOp::Promote { fenced: false });
+    site.turns(5);
+    assert_eq!(site.answers(), [(7, Err(AdminError::NotFenced))]);
 }
 
 /// Found by seed 2711 of the simulator, when that began to let primaries step down.

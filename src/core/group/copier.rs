@@ -126,7 +126,7 @@ impl Group {
     // ------------------------------------------------------------------------------------------------------ a third that asks
 
     /// A copy is the dearest way: a third asks for one when no source that it could ask has in its journal what it lacks, and those
-    /// that are away, or behind this site, have been awaited.
+    /// that are away, or have no more than this site, have been awaited.
     fn asks_for_copy_at(&self) -> Option<Nanos> {
         let last = self.window.last();
         let lapsed = |source: &Source| matches!(source.stand, Stand::Lapsed { .. });

@@ -628,7 +628,8 @@ impl Group {
             position,
             known_durable: self.journal.durable(),
             settled: self.settled.max(found_settled),
-            solo: self.alone == Alone::Yes || found_solo,
+            // It is alone until the end of that is durable.
+            solo: self.alone == Alone::Yes || found_solo || self.solo_ended > self.journal.durable(),
             role: self.durable_role(),
             left: self.left.filter(|(at, _)| *at <= self.destage.target).map(|(_, left)| left),
             history,

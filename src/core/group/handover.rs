@@ -103,7 +103,8 @@ impl Group {
     /// Whether nobody is primary as far as this site knows.
     pub(super) fn is_vacant(&self) -> bool {
         let stepped_down = self.left.is_some_and(|(_, left)| left == Left::SteppedDown);
-        self.role == Role::Secondary && (stepped_down || self.released().is_some())
+        let newest = self.leaving.led_by <= self.generation;
+        self.role == Role::Secondary && newest && (stepped_down || self.released().is_some())
     }
 
     fn released(&self) -> Option<Released> {
@@ -113,7 +114,8 @@ impl Group {
     /// Whether this site may take over on nobody's word: its peer has durably left the generation that this one holds all of, and
     /// opens no other without an operator's word that this site is cut off.
     pub(super) fn is_released(&self) -> bool {
-        let of_peer = self.generation.opener() != self.config.site;
+        // It may have opened another one meanwhile, which this site has yet to be sent.
+        let of_peer = self.generation.opener() != self.config.site && self.leaving.led_by <= self.generation;
         match self.role {
             Role::Secondary => of_peer && (self.left.is_some() || self.released().is_some_and(|it| it.whole)),
             Role::Third => false,

@@ -60,9 +60,10 @@ impl Lease {
         terms: None,
     };
 
-    /// A new conversation: nothing that was sent in the last one is answered in it.
+    /// A new conversation: nothing that was sent in the last one is answered in it, and what was promised in it the peer may not know any more,
+    /// or may have promised for longer than it does now.
     pub fn begin(&mut self, worth: Nanos) {
-        (self.worth, self.asked) = (worth, None);
+        (self.worth, self.asked, self.until) = (worth, None, Nanos(0));
     }
 
     pub fn note_heartbeat(&mut self, sequence: u64, now: Nanos) {

@@ -114,6 +114,10 @@ impl Group {
         floor: UpdateNumber,
     ) -> UpdateNumber {
         let Some(position) = self.feed.as_ref().map(|feed| feed.position) else { return floor };
+        if matches!(self.phase, Phase::Recovering(_)) {
+            // Where it is, it says after that; and nothing that comes meanwhile needs room.
+            return floor.min(self.oldest_kept().previous());
+        }
         let position = self.held_for_copy().unwrap_or(position);
         if position >= floor || position.next() < self.oldest_kept() {
             return floor;
@@ -235,9 +239,11 @@ impl Group {
         if self.has_given_way() {
             return Delta::No(NoDelta::GivesWay);
         }
+        // Of a generation that this site does not know: where that begins nobody has told it.
+        let elsewhere = feed.told.after > self.window.last() && feed.told.generation != self.generation;
         match after {
             _ if self.is_parted_from(&feed.told) => Delta::No(NoDelta::Parted),
-            after if after > self.window.last() || self.has_otherwise(&feed.told) => {
+            after if after > self.window.last() || self.has_otherwise(&feed.told) || elsewhere => {
                 Delta::No(NoDelta::Ahead)
             }
             after if after < self.window.last() && after.next() < self.oldest_kept() => {

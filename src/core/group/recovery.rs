@@ -311,10 +311,7 @@ impl Group {
         }
         self.recovery().step = Step::Sums { volume, block, in_flight };
         if volume == self.config.volumes.len() && in_flight == 0 {
-            match self.may_resync() {
-                true => self.load_metadata(turn, Load::Marks { volume: VolumeId(0), chunk: 0 }),
-                false => self.marks_loaded(turn),
-            }
+            self.load_metadata(turn, Load::Marks { volume: VolumeId(0), chunk: 0 });
         }
     }
 
@@ -367,6 +364,12 @@ impl Group {
             (Load::Marks { .. }, MetadataAnswer::Marks { base, found }) => {
                 if let Some(base) = base {
                     self.changed.load(base);
+                }
+                if !self.may_resync() {
+                    // Of a time when this site had a peer: what it changes from here on is not in it.
+                    self.changed.forget();
+                    self.pages.release(page, turn.memory);
+                    return self.marks_loaded(turn);
                 }
                 let more = found.then(|| self.changed.load_page(turn.memory.bytes(page)));
                 self.pages.release(page, turn.memory);

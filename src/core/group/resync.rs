@@ -347,7 +347,9 @@ impl Group {
     fn may_pass(&self) -> bool {
         let listens =
             !matches!(self.peer.talk, Talk::Absent | Talk::Greeting { .. } | Talk::Merging | Talk::Copying);
-        let covered = self.resync_covers(self.peer.durable);
+        // Whoever the journal cannot serve any more is copied everything if the set does not have what it lacks.
+        let beyond = self.changed.tracking() && self.peer.durable.next() < self.oldest_kept();
+        let covered = beyond || self.resync_covers(self.peer.durable);
         self.alone == Alone::Yes && matches!(self.phase, Phase::Running) && covered && !listens
     }
 

@@ -144,8 +144,8 @@ impl Control {
 /// The next rollback finds it protected, and leaves it so.
 fn still_protected(name: &str, wrong: &Wrong) -> Wrong {
     Wrong::Refused(format!(
-        "{wrong}; snapshot {name} is still protected, by this rollback: once another one has ended, `lockstep snapshot unprotect {name}` \
-         lets it be deleted for room again"
+        "{wrong}; snapshot {name} stays protected, which it was not before: `lockstep snapshot unprotect {name}` lets it be deleted for \
+         room again, once a rollback has ended well"
     ))
 }
 

@@ -120,18 +120,19 @@ pub enum RunError {
 impl RunError {
     /// Whether the site's files, rather than the machine or the moment, are the reason.
     pub fn is_about_files(&self) -> bool {
-        matches!(
-            self,
+        match self {
+            RunError::Disk(DiskError::NotLetGo { .. }) => false,
             RunError::Metadata(_)
-                | RunError::Differs(_)
-                | RunError::HalfChanged { .. }
-                | RunError::Disk(_)
-                | RunError::Tables { .. }
-                | RunError::Uninstalled { .. }
-                | RunError::NotStaging { .. }
-                | RunError::Identity(_)
-                | RunError::Unusable
-        )
+            | RunError::Differs(_)
+            | RunError::HalfChanged { .. }
+            | RunError::Disk(_)
+            | RunError::Tables { .. }
+            | RunError::Uninstalled { .. }
+            | RunError::NotStaging { .. }
+            | RunError::Identity(_)
+            | RunError::Unusable => true,
+            _ => false,
+        }
     }
 }
 
