@@ -158,9 +158,15 @@ impl World {
         let newest = other.is_none_or(|other| other.generation < status.generation);
         // The one left behind may have opened a generation that nobody else has heard of.
         let unasked = self.left_behind == Some(self.home) && status.solo;
+        // What the one where hosts are had opened last a crash may have undone: now it follows.
+        let undone = status.generation < self.home_generation
+            && self.standing(self.home).is_some_and(|it| follows(&it) && it.generation == status.generation);
         if site == self.home {
             self.home_generation = self.home_generation.max(status.generation);
-        } else if unasked || (newest && status.generation >= self.home_generation && !self.is_promoting()) {
+        } else if unasked
+            || undone
+            || (newest && status.generation >= self.home_generation && !self.is_promoting())
+        {
             self.trace.note(self.now, || format!("hosts go to site {site}"));
             self.outcome.unasked += u64::from(unasked);
             self.home = site;
