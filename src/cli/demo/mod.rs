@@ -170,8 +170,8 @@ impl Demo {
             self.load(&pair).map_err(|error| pair.explain(error))?;
         let report = pair.client(0).histogram(false)?;
         if !self.json {
-            println!("{}", self.sentence(&seen));
-            print!("\n{}\n{}\n", table(&report), plot(&report));
+            say!("{}", self.sentence(&seen));
+            say_as_is!("\n{}\n{}\n", table(&report), plot(&report));
         }
         for site in 0..2 {
             pair.client(site).wait(Goal::Settled, SETTLED_MAX).map_err(|error| pair.explain(error.into()))?;
@@ -194,8 +194,8 @@ impl Demo {
         if !self.json
             && let Some(Snapshots { compared, pause_ratio }) = &snapshots
         {
-            print!("\n{}", snapshots::table(compared, &timeline));
-            println!("p99 in the 50 ms after a snapshot over that of random 50 ms: {pause_ratio:.2}\n");
+            say_as_is!("\n{}", snapshots::table(compared, &timeline));
+            say!("p99 in the 50 ms after a snapshot over that of random 50 ms: {pause_ratio:.2}\n");
         }
         self.conclude(&seen, &report, logged.writes.count(), &sites, snapshots.as_ref())?;
         self.finish(pair);
@@ -219,7 +219,7 @@ impl Demo {
 
     /// For people; JSON has standard output to itself.
     fn say(&self, line: &str) {
-        if self.json { eprintln!("{line}") } else { println!("{line}") }
+        if self.json { eprintln!("{line}") } else { say!("{line}") }
     }
 
     /// Runs the load, and beside it the client that keeps a log, and whoever takes snapshots.
@@ -349,10 +349,10 @@ impl Demo {
                 result["snapshots"] = snapshots::as_json(compared).into();
                 result["pause_ratio"] = json!(pause_ratio);
             }
-            println!("{result:#}");
+            say!("{result:#}");
         } else {
-            sites.iter().for_each(|site| println!("{}", site.sentence()));
-            println!("{acknowledged} logged writes were acknowledged; {lost} of them are missing on a site");
+            sites.iter().for_each(|site| say!("{}", site.sentence()));
+            say!("{acknowledged} logged writes were acknowledged; {lost} of them are missing on a site");
         }
         let differs = |it: &&Compared| it.digests[0] != it.digests[1];
         if let Some(different) = snapshots.and_then(|all| all.compared.iter().find(differs)) {
@@ -375,14 +375,14 @@ impl Demo {
         for (name, figure) in figures.as_object().into_iter().flatten() {
             result[name] = figure.clone();
         }
-        println!("{result:#}");
+        say!("{result:#}");
     }
 
     fn say_with_hosts(&self, hosts: &Hosts, sites: &[SiteSeen]) {
-        sites.iter().for_each(|site| println!("{}", site.sentence()));
-        println!("no host waited longer than {} for a write", shown(Duration::from_nanos(hosts.longest().0)));
+        sites.iter().for_each(|site| say!("{}", site.sentence()));
+        say!("no host waited longer than {} for a write", shown(Duration::from_nanos(hosts.longest().0)));
         let (acknowledged, lost) = (hosts.acknowledged(), lost(sites));
-        println!("{acknowledged} writes were acknowledged; {lost} of them are missing on a site");
+        say!("{acknowledged} writes were acknowledged; {lost} of them are missing on a site");
     }
 }
 

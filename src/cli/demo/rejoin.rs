@@ -143,7 +143,7 @@ impl Demo {
             self.print_with_hosts(hosts, sites, &figures);
         } else {
             self.say_with_hosts(hosts, sites);
-            println!(
+            say!(
                 "{} had changed and {} were copied; p99 of the hosts' writes {} before, {} during the copy",
                 mebibytes(seen.changed_bytes),
                 mebibytes(seen.resync_bytes),

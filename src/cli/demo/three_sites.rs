@@ -131,10 +131,10 @@ impl Demo {
         } else {
             self.say_with_hosts(hosts, sites);
             let Seen { fed_updates, last, .. } = seen;
-            println!(
+            say!(
                 "far read {fed_updates} of {last} updates from the second site, and the others from the first"
             );
-            println!(
+            say!(
                 "of the {} updates that it lacked there, {lacked_bytes} bytes, {sent_bytes} bytes moved; a copy of all would be {full_bytes}",
                 upto - after
             );
