@@ -195,6 +195,15 @@ impl Site {
         call(group, &mut Turn { now, memory, tables, out })
     }
 
+    /// So many turns of a site alone.
+    fn turns(&mut self, now: &mut Nanos, count: usize) {
+        for _ in 0..count {
+            *now = now.plus(Nanos::from_micros(100));
+            self.with(*now, |group, turn| group.end_turn(turn));
+            self.drain(*now);
+        }
+    }
+
     /// Drains the outbox: disks complete at once, replies and pages are kept, link messages returned.
     fn drain(&mut self, now: Nanos) -> Vec<ToLink> {
         while let Some(event) = self.out.events.pop() {
@@ -676,22 +685,14 @@ fn a_primary_alone_stops_with_everything_in_its_volume() {
     let mut site = Site::formatted(config(Role::Primary, false));
     let mut now = Nanos(0);
     site.with(now, |group, turn| group.start(turn));
-    for _ in 0..100 {
-        now = now.plus(Nanos::from_micros(100));
-        site.with(now, |group, turn| group.end_turn(turn));
-        site.drain(now);
-    }
+    site.turns(&mut now, 100);
     for lba in 0..100 {
         site.write(now, lba as u32, lba, 3, false);
     }
     site.with(now, |group, turn| group.end_turn(turn));
     site.drain(now);
     site.with(now, |group, turn| group.stop(turn));
-    for _ in 0..1000 {
-        now = now.plus(Nanos::from_micros(100));
-        site.with(now, |group, turn| group.end_turn(turn));
-        site.drain(now);
-    }
+    site.turns(&mut now, 1000);
     assert!(site.group.stopped() && !site.group.failed());
     assert_eq!(site.replies.len(), 100);
     for lba in 0..100 {
@@ -707,15 +708,10 @@ fn a_site_that_starts_without_its_peer_forgets_what_that_lacked() {
     site.die();
     let mut now = Nanos(0);
     site.with(now, |group, turn| group.start(turn));
-    for round in 0..400 {
-        now = now.plus(Nanos::from_micros(100));
-        site.with(now, |group, turn| group.end_turn(turn));
-        site.drain(now);
-        if round == 100 {
-            site.write(now, 0, 5, 3, false);
-            site.group.want_sweep();
-        }
-    }
+    site.turns(&mut now, 100);
+    site.write(now, 0, 5, 3, false);
+    site.group.want_sweep();
+    site.turns(&mut now, 300);
     let status = site.group.status(now);
     assert!(status.checkpoint >= UpdateNumber(2) && status.checkpoint == status.last, "{status:#?}");
     assert_eq!(site.marks.base, None);

@@ -8,7 +8,7 @@ use crate::format::wire::{Refusal, RefusalCode};
 use crate::sim::audit::peer_of;
 use crate::sim::plan::{Fault, Plan};
 use crate::sim::rng::Rng;
-use crate::sim::takeover::{PROMOTION_IDS, follows};
+use crate::sim::takeover::{PROMOTION_IDS, follows, serves};
 use crate::sim::world::{Event, Stage, World};
 
 /// What one seed does with switchovers. Only seeds with takeovers have any, since hosts have to move.
@@ -152,8 +152,7 @@ impl World {
     /// or lets the other one take over.
     pub(super) fn may_not_be_asked(&mut self, site: usize) -> bool {
         let follows = self.standing(peer_of(site)).is_some_and(|primary| {
-            (primary.role, primary.state) == (Role::Primary, GroupState::Serving)
-                && self.standing(site).is_some_and(|it| it.generation == primary.generation)
+            serves(&primary) && self.standing(site).is_some_and(|it| it.generation == primary.generation)
         });
         if self.orders.fenced == Some(site) && follows {
             self.orders.fenced = None;

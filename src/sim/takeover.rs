@@ -63,7 +63,7 @@ impl TakeoverPlan {
     }
 }
 
-fn serves(status: &Standing) -> bool {
+pub(super) fn serves(status: &Standing) -> bool {
     (status.role, status.state) == (Role::Primary, GroupState::Serving)
 }
 

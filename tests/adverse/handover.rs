@@ -72,6 +72,17 @@ fn handed_over_by(config: GroupConfig) -> Site {
     site
 }
 
+/// A primary that lost its peer with update 3 under way, and is to step down.
+fn left_alone_and_demoted() -> Site {
+    let mut site = in_lockstep();
+    site.write(0, 5, 8);
+    site.turns(10);
+    site.disconnect();
+    site.ask(1, AdminOp::Demote);
+    site.ask(2, AdminOp::HostsGone);
+    site
+}
+
 /// The hello of a peer that has succeeded after update 3.
 fn successor() -> Hello {
     let history = [(generation(1, US), 1), (generation(1, US).opened_by(PEER), 4)];
@@ -448,12 +459,7 @@ fn who_steps_down_is_secondary_once_its_peer_knows() {
 
 #[test]
 fn who_steps_down_without_its_peer_is_secondary_once_that_is_durable() {
-    let mut site = in_lockstep();
-    site.write(0, 5, 8);
-    site.turns(10);
-    site.disconnect();
-    site.ask(1, AdminOp::Demote);
-    site.ask(2, AdminOp::HostsGone);
+    let mut site = left_alone_and_demoted();
     site.held = journal_flushes;
     site.turns(50);
     assert_eq!((site.status().role, site.reply(0)), (Role::Primary, None));
@@ -491,12 +497,7 @@ fn who_knows_that_its_primary_has_gone_on_does_not_take_over_because_it_had_step
 /// Found by seed 2711 of the simulator, when that began to let primaries step down.
 #[test]
 fn who_drops_the_update_that_made_it_secondary_says_hello_again() {
-    let mut site = in_lockstep();
-    site.write(0, 5, 8);
-    site.turns(10);
-    site.disconnect();
-    site.ask(1, AdminOp::Demote);
-    site.ask(2, AdminOp::HostsGone);
+    let mut site = left_alone_and_demoted();
     site.turns(50);
     assert_eq!((site.status().role, site.status().last), (Role::Secondary, UpdateNumber(4)));
     let history = [(generation(1, US), 1), (generation(1, US).opened_by(PEER), 3)];

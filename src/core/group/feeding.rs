@@ -208,7 +208,7 @@ impl Group {
             FromLink::Disconnected { .. } => {}
             FromLink::Update { update, slot, with_old, .. } => {
                 let inbound = Inbound::of_row(&turn.tables.remotes[LINK].inbound, slot, update, with_old);
-                self.remote_pages[LINK] -= inbound.all_pages().filter(|page| *page != PageId::ZERO).count();
+                self.remote_pages[LINK] -= inbound.granted();
                 self.drop_inbound(turn, &inbound);
                 self.lose_third(turn, LossReason::Protocol("an update from a third"));
             }

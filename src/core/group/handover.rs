@@ -103,8 +103,13 @@ impl Group {
     /// Whether nobody is primary as far as this site knows.
     pub(super) fn is_vacant(&self) -> bool {
         let stepped_down = self.left.is_some_and(|(_, left)| left == Left::SteppedDown);
-        let newest = self.leaving.led_by <= self.generation;
-        self.role == Role::Secondary && newest && (stepped_down || self.released().is_some())
+        self.role == Role::Secondary && self.is_up_to_date() && (stepped_down || self.released().is_some())
+    }
+
+    /// Whether this site has been sent the newest generation that it was told of: a primary that has left one may have been forced to go on
+    /// since, in another.
+    fn is_up_to_date(&self) -> bool {
+        self.leaving.led_by <= self.generation
     }
 
     fn released(&self) -> Option<Released> {
@@ -114,8 +119,7 @@ impl Group {
     /// Whether this site may take over on nobody's word: its peer has durably left the generation that this one holds all of, and
     /// opens no other without an operator's word that this site is cut off.
     pub(super) fn is_released(&self) -> bool {
-        // It may have opened another one meanwhile, which this site has yet to be sent.
-        let of_peer = self.generation.opener() != self.config.site && self.leaving.led_by <= self.generation;
+        let of_peer = self.generation.opener() != self.config.site && self.is_up_to_date();
         match self.role {
             Role::Secondary => of_peer && (self.left.is_some() || self.released().is_some_and(|it| it.whole)),
             Role::Third => false,
@@ -409,8 +413,7 @@ impl Group {
     pub(super) fn succeed_if_handed_over(&mut self, turn: &mut Turn<impl Memory>) {
         let last = self.window.last();
         let handed_over = self.left == Some((last, Left::HandedOver)) && self.journal.durable() >= last;
-        // A primary that has handed over may have been forced to go on since, in a generation that comes yet.
-        let of_peer = self.generation.opener() != self.config.site && self.leaving.led_by <= self.generation;
+        let of_peer = self.generation.opener() != self.config.site && self.is_up_to_date();
         let may =
             !self.stopping && self.peer.inbound.is_empty() && self.applied <= last && self.window.room() > 0;
         if self.peer.talk != Talk::Following || !handed_over || !of_peer || !may {

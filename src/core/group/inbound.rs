@@ -35,6 +35,11 @@ impl Inbound {
         let old = self.old.as_ref().map_or(&[][..], |old| &old[..self.update.count as usize]);
         new.iter().chain(old).map(|(page, _)| *page)
     }
+
+    /// Those of them that had been granted to the link.
+    pub fn granted(&self) -> usize {
+        self.all_pages().filter(|page| *page != PageId::ZERO).count()
+    }
 }
 
 impl Group {

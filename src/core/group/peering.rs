@@ -228,7 +228,7 @@ impl Group {
         with_old: bool,
     ) {
         let inbound = Inbound::of_row(&turn.tables.inbound, slot, update, with_old);
-        self.link_pages -= inbound.all_pages().filter(|page| *page != PageId::ZERO).count();
+        self.link_pages -= inbound.granted();
         let taking = matches!(self.peer.talk, Talk::Following | Talk::Fetching { .. } | Talk::Staging);
         let wanted = self.engaged() && taking;
         if !wanted {

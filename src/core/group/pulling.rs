@@ -232,7 +232,7 @@ impl Group {
         with_old: bool,
     ) {
         let inbound = Inbound::of_row(&turn.tables.remotes[index].inbound, slot, update, with_old);
-        self.remote_pages[index] -= inbound.all_pages().filter(|page| *page != PageId::ZERO).count();
+        self.remote_pages[index] -= inbound.granted();
         let stand = self.sources[index].stand;
         if !matches!(stand, Stand::Pulling | Stand::Staging) || !matches!(self.phase, Phase::Running) {
             return self.drop_inbound(turn, &inbound);

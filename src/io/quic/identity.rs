@@ -173,10 +173,8 @@ impl Identity {
     /// Writes certificate and key, PEM, to a file that must not exist yet, with mode 0600; its folder is made if there is none.
     pub fn save(&self, path: &Path) -> Result<(), IdentityError> {
         let failed = |action| move |source| IdentityError::File { action, path: path.to_owned(), source };
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(failed("make the folder of"))?;
-        }
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        fs::create_dir_all(folder).map_err(failed("make the folder of"))?;
         // It gets its name when it is whole, and not if there is one of that name.
         let mut written = path.as_os_str().to_owned();
         written.push(".new");

@@ -63,6 +63,10 @@ impl Client {
         ClientError::Io { path: self.path.clone(), source }
     }
 
+    fn ended(&self) -> ClientError {
+        ClientError::Ended { path: self.path.clone() }
+    }
+
     fn protocol(&self, reason: String) -> ClientError {
         ClientError::Protocol { path: self.path.clone(), reason }
     }
@@ -74,16 +78,14 @@ impl Client {
         let mut line = serde_json::to_string(request).map_err(|error| self.protocol(error.to_string()))?;
         line.push('\n');
         (&stream).write_all(line.as_bytes()).map_err(|error| match error.kind() {
-            ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => {
-                ClientError::Ended { path: self.path.clone() }
-            }
+            ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => self.ended(),
             _ => self.io(error),
         })?;
         Ok(BufReader::new(stream))
     }
 
     fn reply(&self, replies: &mut BufReader<UnixStream>) -> Result<Response, ClientError> {
-        let reply = self.line(replies)?.ok_or_else(|| ClientError::Ended { path: self.path.clone() })?;
+        let reply = self.line(replies)?.ok_or_else(|| self.ended())?;
         match serde_json::from_str(&reply).map_err(|error| self.protocol(error.to_string()))? {
             Response::Failed(reason) => Err(ClientError::Failed(reason)),
             Response::TimedOut(reason) => Err(ClientError::TimedOut(reason)),
