@@ -74,6 +74,8 @@ struct Site {
     unread_once: HashSet<(IoTarget, u64)>,
     /// Nothing that is asked of the journal is answered.
     journal_hangs: bool,
+    /// Reads of the journal that are under way, if they are to take their time: they bring what is there at their end.
+    slow_reads: Option<Vec<IoRequest>>,
     /// No space is left where it is to be reserved.
     full: bool,
     marks: Marked,
@@ -152,6 +154,7 @@ impl Site {
             unreadable: HashSet::new(),
             unread_once: HashSet::new(),
             journal_hangs: false,
+            slow_reads: None,
             full: false,
             requests: Vec::new(),
             marks: Marked::default(),
@@ -175,6 +178,13 @@ impl Site {
         let (disks, marks) = (std::mem::take(&mut self.disks), std::mem::take(&mut self.marks));
         let may_refuse = self.may_refuse;
         *self = Site { marks, may_refuse, ..Site::started(self.config.clone(), disks) };
+    }
+
+    /// Reads of the journal that took their time come to an end.
+    fn end_slow_reads(&mut self) {
+        for request in self.slow_reads.take().into_iter().flatten() {
+            self.out.to_journal.push(request);
+        }
     }
 
     /// A bit of a block of its volume flips.
@@ -237,6 +247,12 @@ impl Site {
                 };
                 let Some(request) = queue.pop() else { break };
                 self.requests.push((request.target, request.op));
+                if let Some(under_way) = &mut self.slow_reads
+                    && (request.target, request.op) == (IoTarget::Journal, IoOp::Read)
+                {
+                    under_way.push(request);
+                    continue;
+                }
                 let table = match executor {
                     Executor::Journal => &self.tables.journal_io,
                     Executor::Volumes => &self.tables.volume_io,

@@ -70,6 +70,11 @@ pub(super) fn outruns(plan: &Plan, at_most: Nanos) -> bool {
     at_most.0 >= plan.configs[0].host_deadline.0 / 4
 }
 
+/// Whether hosts may fill the log of a copy to this site: they never wait for one to a third (decision 0040).
+pub(super) fn nobody_waits_for(site: usize, stage: &Stage) -> bool {
+    site == THIRD && matches!(stage, Stage::Working)
+}
+
 impl World {
     /// How long a site stays dead that would be there again after `down_ns`.
     pub(super) fn away_ns(&self, site: usize, down_ns: u64) -> u64 {

@@ -146,3 +146,21 @@ fn a_journal_that_cannot_be_read_back_for_a_third_fails_nobody() {
     let serves = |site: usize| trio.status(site).state == GroupState::Serving;
     assert!(serves(FIRST) && serves(SECOND));
 }
+
+/// What it brings is no rot: nobody is told that a disk does not give what it has.
+#[test]
+fn a_read_for_a_third_that_the_ring_overtakes_is_a_lapse() {
+    let (mut trio, mut expected) = third_away();
+    trio.set_link(2, false);
+    trio.sites[FIRST].slow_reads = Some(Vec::new());
+    trio.restart(THIRD);
+    let reads = |trio: &Trio| trio.sites[FIRST].slow_reads.iter().flatten().count() > 0;
+    trio.until("its source reads the journal", reads);
+    trio.exercise(FIRST, &mut expected, 300, 3);
+    assert!(reads(&trio));
+    trio.sites[FIRST].end_slow_reads();
+    trio.until("it hears that it has lapsed", |trio| trio.third_at(FIRST).state == ThirdState::Lapsed);
+    assert_eq!(trio.third_at(FIRST).delta, Delta::No(NoDelta::Lapsed));
+    trio.steps(10);
+    assert!(trio.read_failed.is_empty());
+}

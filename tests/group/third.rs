@@ -59,6 +59,8 @@ struct Trio {
     /// Sites that warned of a third which may lapse soon, and how much they kept for it then.
     warned: Vec<(usize, u64)>,
     resumed: Vec<usize>,
+    /// Sites that said that a disk does not give what it has.
+    read_failed: Vec<usize>,
     /// Blocks go bad.
     rots: bool,
     /// Copies that began, or went on, and blocks that were copied and that were equal, of those that ended.
@@ -165,6 +167,7 @@ impl Trio {
             lapsed: Vec::new(),
             warned: Vec::new(),
             resumed: Vec::new(),
+            read_failed: Vec::new(),
             rots: false,
             copies: Vec::new(),
             copied: Vec::new(),
@@ -355,6 +358,7 @@ impl Trio {
                 Event::CopyToThirdEnded { blocks, equal, .. } => self.copied.push((site, blocks, equal)),
                 Event::ThirdLapsed { .. } | Event::SourceLapsed { .. } => self.lapsed.push(site),
                 Event::ChecksumMismatch { .. } if self.rots => {}
+                Event::ReadFailed { .. } => self.read_failed.push(site),
                 Event::Failed { .. } | Event::ChecksumMismatch { .. } => panic!("site {site}: {event:?}"),
                 _ => {}
             }

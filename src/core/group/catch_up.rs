@@ -288,7 +288,9 @@ impl Group {
             let descriptors = &mut self.reader_mut(whose).descriptors;
             updates_of_batch(turn, slot, &batch, descriptors).ok_or(IoFault::Corrupt)
         });
-        if dropped {
+        // What is read where a batch was, once the journal has let go of that, says nothing about the disk.
+        let is_overtaken = found.is_err() && !self.journal.holds(batch.position.sequence);
+        if dropped || is_overtaken {
             self.release_row(turn, slot, batch.blocks);
             self.reader_mut(whose).state = State::Empty;
             return;
