@@ -119,6 +119,11 @@ impl Captures {
         self.get(self.len.checked_sub(1)?)
     }
 
+    /// Whether a block is on its way to this slot.
+    pub fn fills(&self, slot: Slot) -> bool {
+        (0..self.len).any(|index| self.ring[self.place(index)].slot == slot)
+    }
+
     /// How many are of updates up to `number`.
     pub fn count_through(&self, number: UpdateNumber) -> usize {
         let (mut low, mut high) = (0, self.len);

@@ -419,7 +419,11 @@ impl Names {
                         format!("{peer} did not answer in time. Look at its log: {again}")
                     }
                     NotRepaired::Busy => format!("{peer} cannot look now. Wait a moment: {again}"),
-                    NotRepaired::OtherContent | NotRepaired::DamagedToo => format!(
+                    NotRepaired::OtherContent => format!(
+                        "{peer} does not keep that block there. If it is behind or ahead, wait until the sites are in sync: {again}. \
+                         If they are, delete the snapshot, or restore what it is needed for from a backup"
+                    ),
+                    NotRepaired::DamagedToo => format!(
                         "{peer} has no such block either. Delete the snapshot, or restore what it is needed for from a backup"
                     ),
                 };
@@ -552,7 +556,7 @@ impl Names {
             Event::StagingFailed { fault, blocks } => (
                 Level::Error,
                 format!(
-                    "{} cannot be written behind its first {} MiB ({}): this site cannot be copied what it lacks, and stays what it was;                      see to its disk or make room on its filesystem",
+                    "{} cannot be written behind its first {} MiB ({}): this site cannot be copied what it lacks, and stays what it was; see to its disk or make room on its filesystem",
                     self.target(IoTarget::Staging),
                     mib_of(blocks),
                     fault_words(fault).0
@@ -685,6 +689,7 @@ mod tests {
             Event::SnapshotMismatch { snapshot, volume, lba },
             Event::SnapshotRepaired { snapshot, volume, lba },
             Event::SnapshotNotRepaired { snapshot, volume, lba, why: NotRepaired::DamagedToo },
+            Event::SnapshotNotRepaired { snapshot, volume, lba, why: NotRepaired::OtherContent },
             Event::SnapshotNotRepaired { snapshot, volume, lba, why: NotRepaired::Away },
         ] {
             let said = say(event);

@@ -567,3 +567,63 @@ fn who_was_alone_steps_down_once_its_peer_has_everything() {
     site.turns(50);
     assert_eq!(site.status().role, Role::Secondary);
 }
+
+/// The sweep that covers the end of a generation ends while the next one is on its way.
+#[test]
+fn an_opening_that_a_crash_undoes_leaves_what_came_before_it_known() {
+    let both: fn(&IoRequest) -> bool = |request| volume_writes(request) || journal_batches(request);
+    // The successor.
+    let mut site = following(2, &[5]);
+    let (number, generation) = (UpdateNumber(3), generation(1, PEER));
+    site.held = journal_flushes;
+    site.update(2, Update { number, generation, kind: UpdateKind::HandOver, ..Update::EMPTY }, 0);
+    site.control(Control::Heartbeat { settled: number, sequence: 9 });
+    site.turns(5);
+    site.disconnect();
+    site.held = volume_writes;
+    site.turns(11_000);
+    site.held = both;
+    site.connect(&predecessor());
+    site.turns(5);
+    assert_eq!((site.status().role, site.status().last), (Role::Primary, UpdateNumber(4)));
+    site.held = journal_batches;
+    site.turns(50);
+    assert_eq!(site.status().checkpoint, number);
+    let mut site = site.crashed();
+    assert_eq!((site.status().role, site.status().last), (Role::Secondary, number));
+    site.connect(&predecessor());
+    site.turns(50);
+    assert_eq!((site.status().role, site.status().last), (Role::Primary, UpdateNumber(4)));
+    // The predecessor, forced to go on.
+    let mut site = handed_over();
+    site.ack(3, 3, 3, 3);
+    site.held = volume_writes;
+    site.turns(11_000);
+    site.disconnect();
+    site.held = both;
+    site.ask(4, AdminOp::Promote { fenced: true });
+    site.turns(20);
+    site.held = journal_batches;
+    site.turns(50);
+    assert_eq!(site.status().checkpoint, number);
+    let site = site.crashed();
+    assert_eq!((site.status().role, site.status().state), (Role::Primary, GroupState::Leaving));
+}
+
+/// Simulator seed 718116: what it has said to its peer that it would be, it is to know after any crash.
+#[test]
+fn a_primary_forced_to_go_on_says_nothing_of_an_end_that_a_crash_may_undo() {
+    let mut site = in_lockstep();
+    site.held = journal_flushes;
+    site.ask(1, AdminOp::Switchover);
+    site.ask(2, AdminOp::HostsGone);
+    site.turns(20);
+    assert_eq!((site.status().last, site.status().durable), (UpdateNumber(3), UpdateNumber(2)));
+    site.disconnect();
+    site.ask(4, AdminOp::Promote { fenced: true });
+    site.turns(50);
+    assert_eq!(site.status().last, UpdateNumber(3), "it took back an end that is not durable");
+    site.held = nothing;
+    site.turns(50);
+    assert_eq!((site.status().last, site.status().state), (UpdateNumber(5), GroupState::Serving));
+}

@@ -203,3 +203,32 @@ fn a_peer_that_never_says_what_it_has_changed_is_lost() {
     site.turns(2);
     assert!(site.closes());
 }
+
+#[test]
+fn a_promotion_that_a_crash_undoes_takes_nothing_back() {
+    let both: fn(&IoRequest) -> bool = |request| volume_writes(request) || journal_batches(request);
+    let promote = AdminRequest { id: 9, op: AdminOp::Promote { fenced: true } };
+    for durable in [true, false] {
+        let mut site = parted();
+        site.connect(&other());
+        site.disconnect();
+        if durable {
+            site.give_way();
+        }
+        site.held = volume_writes;
+        site.turns(11_000);
+        site.held = both;
+        if !durable {
+            site.give_way();
+        }
+        site.with(|group, turn| group.on_admin(turn, promote));
+        site.turns(20);
+        site.held = journal_batches;
+        site.turns(50);
+        assert_eq!(site.status().checkpoint.0, if durable { 4 } else { 3 });
+        let site = site.crashed();
+        let expected = if durable { (Role::Secondary, true, false) } else { (Role::Primary, false, true) };
+        let status = site.status();
+        assert_eq!((status.role, status.gives_way, status.solo), expected);
+    }
+}

@@ -1,6 +1,7 @@
 //! Volumes that are extended while hosts are connected.
 
 use super::*;
+use lockstep::core::group::status::{Part, PartStatus};
 
 /// What hosts see at first, of what is laid out.
 const SMALL: u64 = 100;
@@ -114,6 +115,40 @@ fn says(site: &Site) -> u64 {
     let slots = (0..SUPERBLOCK_SLOTS).filter_map(|slot| site.disks.get(&(IoTarget::Journal, slot)));
     let newest = slots.filter_map(|slot| Superblock::decode(slot).ok()).max_by_key(|found| found.sequence);
     newest.expect("a superblock").sizes.get(VolumeId(0))
+}
+
+/// The superblock that extends a volume is no checkpoint: it writes no checksums.
+#[test]
+fn a_checksum_file_that_a_scrub_finds_bad_is_written_anew_though_a_volume_is_extended_meanwhile() {
+    // The extension's superblock goes before the sweep, or behind it.
+    for asked_before in 0..12 {
+        let mut linked = Linked::showing([SMALL; 2]);
+        let now = linked.pair.now;
+        linked.pair.sites[0].write(now, 1, 7, 0xa1, false);
+        linked.until("a checkpoint of it", |pair| {
+            let status = pair.sites[0].group.status(pair.now);
+            status.checkpoint == status.last && status.last > UpdateNumber::NONE
+        });
+        let key = (IoTarget::Checksums(VolumeId(0)), 0);
+        let was = linked.pair.sites[0].disks[&key].clone();
+        linked.pair.sites[0].disks.get_mut(&key).expect("it is there")[77] ^= 1;
+        let request = AdminRequest { id: 7, op: AdminOp::Scrub { blocks_per_second: 500 } };
+        let now = linked.pair.now;
+        linked.pair.sites[0].with(now, |group, turn| group.on_admin(turn, request));
+        assert!(linked.pair.sites[0].out.to_admin.pop().expect("an answer").result.is_ok());
+        let scrub = |pair: &Pair| pair.sites[0].group.status(pair.now).scrub;
+        if asked_before > 0 {
+            linked.until("the volume is read", |pair| scrub(pair).part(Part::Volumes).read == SMALL);
+            (0..12 - asked_before).for_each(|_| linked.step());
+        } else {
+            linked.until("it is found", |pair| scrub(pair).part(Part::Checksums).bad == 1);
+        }
+        assert_eq!(linked.extend(0, 2 * SMALL), Ok(()));
+        linked.until("the scrub is over", |pair| !scrub(pair).active);
+        let PartStatus { bad, repaired, .. } = scrub(&linked.pair).part(Part::Checksums);
+        assert_eq!((bad, repaired), (1, 1));
+        assert!(linked.pair.sites[0].disks[&key] == was, "asked {asked_before} steps before");
+    }
 }
 
 #[test]

@@ -301,6 +301,38 @@ fn a_checksum_file_that_has_gone_bad_is_written_anew_from_memory() {
     }
 }
 
+/// The only good copy is in memory, so it is written whatever becomes of the pass.
+#[test]
+fn a_checksum_file_that_has_gone_bad_is_written_anew_though_the_pass_ends_before() {
+    for end in ["stop", "scrub --stop", "scrub --stop amid the read"] {
+        let mut pair = rested(&[]);
+        let key = (IoTarget::Checksums(VolumeId(0)), 0);
+        let was = pair.sites[1].disks[&key].clone();
+        pair.sites[1].disks.get_mut(&key).expect("it is there")[77] ^= 1;
+        ask_to_scrub(&mut pair, 1, 1_000);
+        let of = |pair: &Pair, part| pair.sites[1].group.status(pair.now).scrub.part(part);
+        if end == "scrub --stop amid the read" {
+            pair.run_until("all of the volume is read", |pair| of(pair, Part::Volumes).read == VOLUME_BLOCKS);
+            while pair.sites[1].out.to_volumes.is_empty() {
+                pair.now = pair.now.plus(Nanos::from_millis(1));
+                let now = pair.now;
+                pair.sites[1].with(now, |group, turn| group.end_turn(turn));
+            }
+        } else {
+            pair.run_until("it is found", |pair| of(pair, Part::Checksums).bad == 1);
+        }
+        let mut now = pair.now;
+        if end == "stop" {
+            pair.sites[1].with(now, |group, turn| group.stop(turn));
+        } else {
+            ask_to_scrub(&mut pair, 1, 0);
+        }
+        pair.sites[1].turns(&mut now, 50);
+        assert!(pair.sites[1].group.stopped() == (end == "stop"), "{end}");
+        assert!(pair.sites[1].disks[&key] == was, "{end}");
+    }
+}
+
 #[test]
 fn a_checksum_file_that_is_written_while_a_scrub_reads_it_is_not_bad() {
     let mut pair = rested(&[]);

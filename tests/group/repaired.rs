@@ -164,3 +164,33 @@ fn a_read_for_a_third_that_the_ring_overtakes_is_a_lapse() {
     trio.steps(10);
     assert!(trio.read_failed.is_empty());
 }
+
+/// What a sweep wrote before a crash is newer than the checksums that a start finds, until replay has it settled.
+#[test]
+fn what_replay_has_yet_to_write_again_is_not_bad_for_a_third_that_wants_what_was_there_before() {
+    let mut trio = rested(&[]);
+    trio.rots = false;
+    trio.begin_write(FIRST, 1, 0, 0xa1);
+    assert_eq!(trio.reply(FIRST, 1), Ok(()));
+    let journaled = |trio: &Trio| trio.status(SECOND).durable == trio.status(FIRST).last;
+    trio.until("the second has it", journaled);
+    assert!(trio.sites[SECOND].holds(0, due(0)));
+    trio.sites[SECOND].disks.insert(key(0), Box::new([0xa1; BLOCK_BYTES]));
+    trio.set_link(0, false);
+    trio.kill(SECOND);
+    trio.restart(SECOND);
+    // Without its primary it does not know that what it replays is settled.
+    trio.until("the third is back", |trio| trio.third_at(SECOND).state == ThirdState::Standing);
+    let status = trio.status(SECOND);
+    assert!(status.settled < status.last, "{status:#?}");
+    let place = BlockPlace::Volume(VolumeId(0), Lba(0));
+    let wanted = Control::BlockWanted { place, sum: sum_of_block(&[due(0); BLOCK_BYTES]) };
+    let now = trio.now;
+    trio.sites[SECOND].with(now, |group, turn| group.on_remote(turn, 0, FromLink::Control(wanted)));
+    trio.steps(50);
+    assert_eq!(trio.status(SECOND).counters.unrepaired_blocks, 0);
+    trio.set_link(0, true);
+    trio.until("both disks have it", |trio| {
+        [SECOND, THIRD].iter().all(|&site| trio.sites[site].holds(0, 0xa1))
+    });
+}

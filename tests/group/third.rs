@@ -757,3 +757,40 @@ fn a_batch_that_went_bad_costs_the_third_and_not_the_site() {
     trio.third_is_equal(FIRST, &expected);
     assert_eq!(trio.pulls_from(), Some(SECOND));
 }
+
+/// What a third has pulled before it hears that it has lapsed comes in behind that: it is read no more, nor told again.
+#[test]
+fn a_pull_that_crosses_what_a_third_is_told_changes_nothing() {
+    let mut trio = Trio::new();
+    let mut expected = HashMap::new();
+    trio.exercise(FIRST, &mut expected, 4, 1);
+    trio.third_is_equal(FIRST, &expected);
+    trio.kill(THIRD);
+    let before: Vec<_> = trio.sites[FIRST].disks.keys().copied().collect();
+    trio.exercise(FIRST, &mut expected, 8, 2);
+    trio.steps(100);
+    for (key, block) in &mut trio.sites[FIRST].disks {
+        if key.0 == IoTarget::Journal && key.1 >= SUPERBLOCK_SLOTS && !before.contains(key) {
+            block[100] ^= 1;
+        }
+    }
+    trio.set_link(2, false);
+    trio.restart(THIRD);
+    trio.until("it is told", |trio| trio.third_at(FIRST).state == ThirdState::Lapsed);
+    trio.steps(10);
+    let (lapsed, read_failed) = (trio.lapsed.clone(), trio.read_failed.clone());
+    let GroupStatus { last: after, durable, generation, .. } = trio.status(THIRD);
+    let pull = Control::Pull { after, generation, durable, upto: UpdateNumber(after.0 + 64) };
+    let now = trio.now;
+    let message = FromLink::Control(pull);
+    trio.sites[FIRST].with(now, |group, turn| group.on_remote(turn, 0, message));
+    trio.steps(100);
+    assert_eq!((trio.lapsed.clone(), trio.read_failed.clone()), (lapsed, read_failed));
+    assert_eq!(trio.third_at(FIRST).state, ThirdState::Lapsed);
+    assert!(trio.links[1].connected);
+    // It is heard again once it has got on elsewhere.
+    trio.set_link(2, true);
+    trio.third_is_equal(FIRST, &expected);
+    trio.exercise(FIRST, &mut expected, 2, 3);
+    trio.third_is_equal(FIRST, &expected);
+}

@@ -94,6 +94,11 @@ impl CatchUp {
         self.unread > number
     }
 
+    /// The tail of the journal was cut: nobody lacks what it had.
+    pub fn unread_cut_to(&mut self, keep: UpdateNumber) {
+        self.unread = self.unread.min(keep);
+    }
+
     /// Whether the link holds none of our rows and no read is under way.
     pub fn idle(&self) -> bool {
         self.free_rows.room() == 0 && matches!(self.state, State::Empty)
@@ -138,6 +143,14 @@ impl Group {
         match whose {
             ReadFor::Peer => &mut self.catch_up,
             ReadFor::Third => &mut self.feed.as_mut().expect("a third is configured").reader,
+        }
+    }
+
+    /// The tail of the journal was cut: no reader counts what it had as unread.
+    pub(super) fn readers_cut_to(&mut self, keep: UpdateNumber) {
+        self.catch_up.unread_cut_to(keep);
+        if let Some(feed) = &mut self.feed {
+            feed.reader.unread_cut_to(keep);
         }
     }
 

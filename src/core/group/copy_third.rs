@@ -15,7 +15,7 @@ const SERIAL_BITS: u32 = 20;
 impl Group {
     /// The third asks for a copy: it has been told, here and wherever else it could ask, that no journal has what it lacks.
     pub(super) fn on_copy_wanted(&mut self, turn: &mut Turn<impl Memory>) {
-        if !matches!(self.feed().talk, Talk::Standing | Talk::Lapsed) {
+        if !matches!(self.feed().talk, Talk::Standing | Talk::Lapsed { .. }) {
             return self.lose_third(turn, LossReason::Protocol("a copy that it cannot want"));
         }
         let feed = self.feed_mut();

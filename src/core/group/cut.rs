@@ -1,6 +1,7 @@
 //! A secondary drops its tail: what the primary never had, or had and lost.
 
 use super::peering::{Talk, refusal};
+use super::stream::end_of;
 use super::{Group, Turn};
 use crate::base::*;
 use crate::core::cache::Value;
@@ -61,9 +62,16 @@ impl Group {
         }
         self.replayed = self.replayed.min(keep);
         self.note_cut_for_third(turn);
+        self.readers_cut_to(keep);
+        self.scrub.journal.bad_batches_cut_to(keep);
         self.uncapture(turn, keep);
+        // With an opening goes what it took back.
+        let end = match self.window.contains(keep) {
+            true => end_of(&self.window.get(keep).update).map(|left| (keep, left)),
+            false => self.ended.filter(|(at, _)| *at == keep),
+        };
         self.history.truncate_after(keep);
-        self.left = self.left.filter(|(at, _)| *at <= keep);
+        self.left = self.left.filter(|(at, _)| *at <= keep).or(end);
         // What made it a secondary may be among what is dropped: it is one, of the site that it is connected to.
         self.role_at = self.role_at.min(keep);
         self.generation = self.history.last().map_or(Generation::NONE, |(generation, _)| generation);

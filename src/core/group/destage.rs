@@ -13,7 +13,7 @@ use crate::core::config::{AckLevel, Role};
 use crate::core::journal::Journal;
 use crate::core::messages::*;
 use crate::core::outbox::Event;
-use crate::format::superblock::{JournalPosition, SUPERBLOCK_SLOTS, Superblock};
+use crate::format::superblock::{JournalPosition, Left, SUPERBLOCK_SLOTS, Superblock};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
@@ -87,6 +87,8 @@ pub(super) struct Destage {
     trims: bool,
     /// Somebody waits for a superblock, though there may be no block to write.
     owed: bool,
+    /// Sweeps that have ended in this life: superblocks that left the checkpoint where it was are none.
+    sweeps: u64,
     /// Writes to checksum files so far.
     sums_writes: u64,
 }
@@ -136,6 +138,7 @@ impl Destage {
             floor: UpdateNumber::NONE,
             trims: false,
             owed: false,
+            sweeps: 0,
             sums_writes: 0,
         }
     }
@@ -202,6 +205,17 @@ impl Destage {
 
     pub fn retention_moved(&self) -> bool {
         self.retention_moved
+    }
+
+    /// Sweeps that have ended.
+    pub fn sweeps(&self) -> u64 {
+        self.sweeps
+    }
+
+    /// How many have ended once one has that is yet to begin: one that is under way may have gone by what somebody waits for.
+    pub fn next_sweep(&self) -> u64 {
+        let to_begin = self.step == Step::Idle || self.trims;
+        self.sweeps + if to_begin { 1 } else { 2 }
     }
 
     /// A sweep is to begin, whether there is anything for it or not.
@@ -618,6 +632,16 @@ impl Group {
         let mut history = self.history;
         history.truncate_after(self.journal.durable());
         let at_checkpoint = history.iter().rev().find(|(_, first)| *first <= self.destage.target);
+        // As long as a crash may undo what followed the end of a generation, that end is what this site knows. Of another's end it would take
+        // over on nobody's word, so that is not said once it follows somebody who has gone on since.
+        let (newest, begun) = history.last().unwrap_or((Generation::NONE, UpdateNumber::NONE));
+        let gone_on = self.leaving.led_by() > newest;
+        let ended = self.ended.filter(|(at, left)| {
+            let stands = *at == self.destage.target && begun <= *at;
+            stands && (!gone_on || matches!(left, Left::GaveWay(_)))
+        });
+        let role = self.durable_role();
+        let alone = self.alone == Alone::Yes || found_solo || self.solo_ended > self.journal.durable();
         let mut superblock = Superblock {
             group: self.config.group,
             site: self.config.site,
@@ -628,10 +652,10 @@ impl Group {
             position,
             known_durable: self.journal.durable(),
             settled: self.settled.max(found_settled),
-            // It is alone until the end of that is durable.
-            solo: self.alone == Alone::Yes || found_solo || self.solo_ended > self.journal.durable(),
-            role: self.durable_role(),
-            left: self.left.filter(|(at, _)| *at <= self.destage.target).map(|(_, left)| left),
+            // It is alone until the end of that is durable. Who is no primary by its disk is not alone by it.
+            solo: role == Role::Primary && alone,
+            role,
+            left: ended.map(|(_, left)| left),
             history,
             volumes: [0; VOLUMES_MAX],
             volume_count: self.config.volumes.len(),
@@ -671,6 +695,7 @@ impl Group {
                 if std::mem::take(&mut self.destage.trims) {
                     return self.journal.release_before(position);
                 }
+                self.destage.sweeps += 1;
                 let grew = self.pressure_percent().saturating_sub(self.destage.began_percent);
                 self.destage.begins_percent = SWEEP_ENDS_PERCENT
                     .saturating_sub(grew)

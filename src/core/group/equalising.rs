@@ -138,6 +138,11 @@ impl Group {
         }
     }
 
+    /// Whether a block is about to be given other contents.
+    pub(super) fn equalises(&self) -> bool {
+        self.comparing.equalising.is_some()
+    }
+
     fn may_rewrite(&mut self, turn: &mut Turn<impl Memory>) -> bool {
         self.serving() && !self.stopping && self.room_to_number(turn, 1, 1)
     }

@@ -46,8 +46,10 @@ pub(super) enum Talk {
     /// Nothing flows: it pulls from another site, or waits for what this one has not settled yet.
     Standing,
     Feeding,
-    /// It was told that the journal does not have what it lacks.
-    Lapsed,
+    /// It was told that the journal does not have what it lacks, which is what is before that.
+    Lapsed {
+        oldest: UpdateNumber,
+    },
     /// It asked for a copy: see `copy_third`.
     Copying,
 }
@@ -252,8 +254,12 @@ impl Group {
                 feed.pull = Pull { after, generation, upto };
                 feed.told = feed.pull;
                 (feed.position, feed.heard) = (durable, Some(turn.now));
-                if feed.talk == Talk::Lapsed && upto > UpdateNumber::NONE {
-                    // It has got on elsewhere since it was told, and is to be told again if that was not far enough.
+                if let Talk::Lapsed { oldest } = feed.talk
+                    && upto > UpdateNumber::NONE
+                    && after.next() >= oldest
+                {
+                    // It has got on elsewhere since it was told, and is to be told again if that was not far enough. Short of that it
+                    // pulled before it heard.
                     feed.talk = Talk::Standing;
                 }
                 feed.unanswered_since = None;
@@ -476,7 +482,7 @@ impl Group {
             return self.move_floor(Target::Third);
         }
         if matches!(self.feed().talk, Talk::Standing | Talk::Feeding) {
-            self.feed_mut().talk = Talk::Lapsed;
+            self.feed_mut().talk = Talk::Lapsed { oldest };
             self.give_third(turn, ToLink::Control(Control::Lapsed { oldest }));
         }
         self.let_go_of_third(turn, oldest);
@@ -581,7 +587,7 @@ impl Group {
         match feed.talk {
             Talk::Absent => None,
             Talk::Greeting { since, .. } => Some(since.plus(GREETING_MAX)),
-            Talk::Standing | Talk::Feeding | Talk::Lapsed | Talk::Copying => {
+            Talk::Standing | Talk::Feeding | Talk::Lapsed { .. } | Talk::Copying => {
                 let silence = feed.unanswered_since.map(|since| since.plus(config.silence_max));
                 let beat = feed.said_at.plus(config.heartbeat_interval);
                 let copies = feed.talk == Talk::Copying;

@@ -81,6 +81,10 @@ impl Leaving {
         self.led_by = hello.last_generation;
     }
 
+    pub fn led_by(&self) -> Generation {
+        self.led_by
+    }
+
     pub fn met_successor(&mut self) {
         self.succeeds = false;
     }

@@ -115,10 +115,12 @@ impl Group {
         }
         // What the link still reads belongs to the last connection's stream; numbers begin anew only after it.
         // And nobody is to step down for what a crash may still undo.
+        let opened = self.history.last().map_or(UpdateNumber::NONE, |(_, first)| first);
         let quiet = self.peer.consumed >= self.peer.sent
             && self.catch_up.idle()
             && self.peer.inbound.is_empty()
             && self.role_at <= self.journal.durable()
+            && (self.role != Role::Primary || opened <= self.journal.durable())
             && (self.role == Role::Primary || !self.extending.is_superblock_due());
         if !hello_sent && quiet {
             let hello = self.our_hello();

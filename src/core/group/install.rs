@@ -350,7 +350,7 @@ impl Group {
         self.generation = mark.history.last().map_or(Generation::NONE, |(generation, _)| generation);
         // What it is by its configuration was judged before.
         self.role = if self.role == Role::Third { Role::Third } else { Role::Secondary };
-        self.left = None;
+        (self.left, self.ended) = (None, None);
         self.journal.begin_at(upto);
         self.window.restart(upto);
         (self.settled, self.acknowledged) = (upto, upto);

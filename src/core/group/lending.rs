@@ -156,8 +156,10 @@ impl Group {
             return self.send_block(turn, to, page);
         }
         self.pages.release(page, turn.memory);
-        let overwritten =
-            self.sums[volume.0 as usize].get(lba) != sum || self.cache.peek_settled(volume, lba).is_some();
+        // After a crash, what replay has yet to write again may be in the volume already.
+        let overwritten = self.sums[volume.0 as usize].get(lba) != sum
+            || !self.cache.is_clean(volume, lba)
+            || self.cache.peek_settled(volume, lba).is_some();
         if !good && !overwritten {
             self.found_bad_for(turn, to, volume, lba);
         }
@@ -185,7 +187,9 @@ impl Group {
         if to == Target::Peer {
             self.keep_greeting(turn.now);
         }
-        if self.loans.slot || !self.slots.has(wanted, 1) || !self.may_read_to_lend() {
+        // What is on its way there may get there while the slot is read.
+        let fills = self.captures.fills(wanted);
+        if self.loans.slot || fills || !self.slots.has(wanted, 1) || !self.may_read_to_lend() {
             return self.lack(turn, to, BlockPlace::Slot(wanted), Lacking::Busy);
         }
         self.loans.slot = true;
@@ -215,7 +219,13 @@ impl Group {
             return self.send_block(turn, to, page);
         }
         self.pages.release(page, turn.memory);
-        // Whether that is damage or another block, only the tables say.
-        self.lack(turn, to, BlockPlace::Slot(wanted), if good { Lacking::Busy } else { Lacking::Damaged });
+        // Whether a slot in use is damaged or has another block, only the tables say.
+        let why = match good {
+            false if self.captures.fills(wanted) => Lacking::Busy,
+            false if self.slots.are_free(wanted, 1) => Lacking::Other,
+            false => Lacking::Damaged,
+            true => Lacking::Busy,
+        };
+        self.lack(turn, to, BlockPlace::Slot(wanted), why);
     }
 }

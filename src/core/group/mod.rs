@@ -161,6 +161,8 @@ pub struct Group {
     superseded: bool,
     /// How the newest generation's primary ended it, if the stream says so, and where.
     left: Option<(UpdateNumber, Left)>,
+    /// The last such end that is settled, whatever came after it: superblocks say it until what opened the next generation is durable.
+    ended: Option<(UpdateNumber, Left)>,
     leaving: handover::Leaving,
     /// What the peer and this site have that the other has not, if it keeps them apart.
     split: Option<split::SplitBrain>,
@@ -319,6 +321,7 @@ impl Group {
             serving: false,
             superseded: false,
             left: None,
+            ended: None,
             leaving: handover::Leaving::default(),
             split: None,
             history: History::default(),
@@ -578,9 +581,11 @@ impl Group {
         matches!(self.phase, Phase::Running) && (hosts || self.role != Role::Primary)
     }
 
-    /// No operation is inside and everything numbered is settled: what a block holds is certain.
+    /// No operation is inside, or about to be, and everything numbered is settled: what a block holds is certain.
     pub fn at_rest(&self) -> bool {
-        self.serving() && self.ops_live == 0 && self.settled == self.window.last()
+        let awaited = self.sources.iter().any(|source| !source.inbound.is_empty());
+        let inside = self.ops_live > 0 || !self.peer.inbound.is_empty() || awaited || self.equalises();
+        self.serving() && !inside && self.settled == self.window.last()
     }
 
     /// Whether a read of the block needs no disk, or has begun.

@@ -264,7 +264,7 @@ impl Group {
             Talk::Greeting { .. } => ThirdState::Greeting,
             Talk::Standing => ThirdState::Standing,
             Talk::Feeding => ThirdState::Feeding,
-            Talk::Lapsed => ThirdState::Lapsed,
+            Talk::Lapsed { .. } => ThirdState::Lapsed,
             Talk::Copying => ThirdState::Copying,
         };
         let position = feed.position;

@@ -74,7 +74,11 @@ pub(super) struct Recovery {
     step: Step,
     superblock_settled: UpdateNumber,
     known_durable: UpdateNumber,
+    /// What of that the superblock knows.
+    superblock_durable: UpdateNumber,
     checkpoint: UpdateNumber,
+    /// The generation of the last update seen in the chain.
+    scanned: Generation,
     /// The highest number seen in the chain, cut or not.
     seen: UpdateNumber,
     /// The highest sequence of a batch behind the chain's end.
@@ -109,7 +113,9 @@ impl Recovery {
             step: Step::Flush,
             superblock_settled: UpdateNumber::NONE,
             known_durable: UpdateNumber::NONE,
+            superblock_durable: UpdateNumber::NONE,
             checkpoint: UpdateNumber::NONE,
+            scanned: Generation::NONE,
             seen: UpdateNumber::NONE,
             left_behind: 0,
             settled_bound: UpdateNumber::NONE,
@@ -246,6 +252,7 @@ impl Group {
         self.generation = superblock.history.last().map_or(Generation::NONE, |(generation, _)| generation);
         self.role = superblock.role;
         self.left = superblock.left.map(|left| (superblock.checkpoint, left));
+        self.ended = self.left;
         self.checkpoint = superblock.checkpoint;
         self.settled = superblock.checkpoint;
         self.acknowledged = superblock.checkpoint;
@@ -254,7 +261,8 @@ impl Group {
         let recovery = self.recovery();
         recovery.checkpoint = superblock.checkpoint;
         recovery.superblock_settled = superblock.settled;
-        recovery.known_durable = superblock.known_durable;
+        (recovery.known_durable, recovery.superblock_durable) =
+            (superblock.known_durable, superblock.known_durable);
         recovery.solo = superblock.solo;
         recovery.follower = if superblock.role == Role::Third { Role::Third } else { Role::Secondary };
         let own = superblock.checkpoint_generation.opener() == site;
@@ -506,22 +514,31 @@ impl Group {
         for update in updates {
             // The superblock may know of generations that come later in the journal, and what the site is in the newest of them.
             let newest = update.generation >= self.generation;
+            let seen_before = recovery.scanned > Generation::NONE;
+            let before = if seen_before { recovery.scanned } else { self.generation };
+            recovery.scanned = update.generation;
             match update.kind {
-                UpdateKind::GenerationOpen if update.generation > self.generation => {
-                    // Who takes over is not alone because the one before was.
-                    recovery.solo &= update.generation.opener() == self.generation.opener();
-                    let opened_here = update.generation.opener() == self.config.site;
-                    self.role = if opened_here { Role::Primary } else { follower };
+                UpdateKind::GenerationOpen => {
+                    // Who takes over is not alone because the one before was, whether the superblock knows of that or not.
+                    recovery.solo &= update.generation.opener() == before.opener();
                     recovery.gave_way = false;
-                    self.generation = update.generation;
-                    self.history.push(update.generation, update.number);
+                    // One that is to be cut is no part of a history in which something else was opened since.
+                    let follows = self.history.last().is_none_or(|(_, first)| update.number >= first);
+                    if update.generation > self.generation && follows {
+                        let opened_here = update.generation.opener() == self.config.site;
+                        self.role = if opened_here { Role::Primary } else { follower };
+                        self.generation = update.generation;
+                        self.history.push(update.generation, update.number);
+                    }
                 }
                 // Who hands over leads its peer until that has opened the next generation.
                 UpdateKind::StepDown if newest => self.role = follower,
-                UpdateKind::GiveWay if newest => {
-                    self.role = follower;
-                    let own = update.generation.opener() == self.config.site;
-                    (recovery.solo, recovery.gave_way) = (false, own);
+                UpdateKind::GiveWay => {
+                    recovery.solo = false;
+                    if newest {
+                        self.role = follower;
+                        recovery.gave_way = update.generation.opener() == self.config.site;
+                    }
                 }
                 UpdateKind::SoloBegin => recovery.solo = true,
                 UpdateKind::SoloEnd => (recovery.solo, recovery.solo_ended) = (false, update.number),
@@ -529,7 +546,14 @@ impl Group {
                     // What was seen and durable after it is gone; the same numbers come again.
                     recovery.seen = update.number;
                     recovery.solo_ended = recovery.solo_ended.min(update.number);
-                    recovery.known_durable = recovery.known_durable.min(update.number);
+                    // Nothing settled is ever cut, so a cut from before the checkpoint is older than what the superblock knows.
+                    if update.number >= recovery.checkpoint {
+                        recovery.superblock_durable = recovery.superblock_durable.min(update.number);
+                    }
+                    recovery.known_durable =
+                        recovery.known_durable.min(update.number).max(recovery.superblock_durable);
+                    // Who follows is not alone.
+                    recovery.solo = false;
                     self.history.truncate_after(update.number);
                     // Only who follows drops anything.
                     self.role = follower;

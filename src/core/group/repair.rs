@@ -46,6 +46,10 @@ impl Repair {
     pub fn lacked(&self, slot: Slot) -> Option<Lacking> {
         self.lacked.filter(|(lacked, _)| *lacked == slot).map(|(_, why)| why)
     }
+
+    pub fn forget_lacked(&mut self) {
+        self.lacked = None;
+    }
 }
 
 impl Group {
@@ -93,7 +97,10 @@ impl Group {
             }
             let Damaged { snapshot, volume, lba, .. } = damaged;
             self.counters.unrepaired_blocks += 1;
-            let why = NotRepaired::DamagedToo;
+            let why = match lacking {
+                Lacking::Other => NotRepaired::OtherContent,
+                _ => NotRepaired::DamagedToo,
+            };
             turn.event(Event::SnapshotNotRepaired { snapshot, volume, lba, why });
         }
     }

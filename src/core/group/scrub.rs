@@ -313,19 +313,14 @@ impl Group {
         self.pages.free() >= BATCH_BLOCKS_MAX + count && self.volume_slots.len() > DESTAGE_SLOTS
     }
 
-    /// Whether a sweep that began since the superblock of this sequence was the next one has ended; asks for one if not.
-    fn checkpointed(&mut self, sequence: u64) -> bool {
+    /// Whether so many sweeps have ended; asks for one if not. A superblock that is no sweep's leaves checksums and checkpoint as they were.
+    fn checkpointed(&mut self, sweeps: u64) -> bool {
         let idle = self.destage_idle();
-        let reached = idle && self.destage.sequence() >= sequence;
+        let reached = idle && self.destage.sweeps() >= sweeps;
         if idle && !reached {
             self.destage.owe_checkpoint();
         }
         reached
-    }
-
-    /// The sequence of the superblock that ends a sweep which begins from now on.
-    fn next_checkpoint(&self) -> u64 {
-        self.destage.sequence() + if self.destage_idle() { 1 } else { 2 }
     }
 
     // ---------------------------------------------------------------------------------------------------- the volumes

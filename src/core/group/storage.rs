@@ -185,7 +185,9 @@ impl Group {
             return self.advance(turn);
         }
         if let Err(fault) = done.result {
-            let target = if self.reads_staging() { IoTarget::Staging } else { IoTarget::Journal };
+            // The superblock behind an install goes to the journal.
+            let staging = self.reads_staging() && !self.destage.is_superblock(slot);
+            let target = if staging { IoTarget::Staging } else { IoTarget::Journal };
             return self.fail_on_disk(turn, target, fault, 0);
         }
         if self.journal.is_batch(slot) {

@@ -73,10 +73,8 @@ impl Group {
                 }
             }
             UpdateKind::Rewrite => self.rewritten = update.number,
-            UpdateKind::StepDown => self.left = Some((update.number, Left::SteppedDown)),
-            UpdateKind::HandOver => self.left = Some((update.number, Left::HandedOver)),
-            UpdateKind::GiveWay => {
-                self.left = Some((update.number, Left::GaveWay(Generation(update.lba.0))));
+            UpdateKind::StepDown | UpdateKind::HandOver | UpdateKind::GiveWay => {
+                self.left = end_of(update).map(|left| (update.number, left));
             }
             kind if (kind == UpdateKind::SnapshotCreate || kind.names_snapshot())
                 && update.number > self.applied =>
@@ -255,6 +253,9 @@ impl Group {
     fn settle(&mut self, turn: &mut Turn<impl Memory>, number: UpdateNumber) {
         let pending = *self.window.get(number);
         let update = pending.update;
+        if let Some(left) = end_of(&update) {
+            self.ended = Some((number, left));
+        }
         if update.touches_blocks() {
             for index in 0..update.count {
                 let (page, sum) = Window::block(&turn.tables.window, &update, index as usize);
@@ -324,3 +325,13 @@ impl Group {
 
 /// Batches written at once before the next one waits to fill.
 const EAGER_BATCHES: usize = 3;
+
+/// How an update ends its generation, if it does.
+pub(super) fn end_of(update: &Update) -> Option<Left> {
+    match update.kind {
+        UpdateKind::StepDown => Some(Left::SteppedDown),
+        UpdateKind::HandOver => Some(Left::HandedOver),
+        UpdateKind::GiveWay => Some(Left::GaveWay(Generation(update.lba.0))),
+        _ => None,
+    }
+}

@@ -84,12 +84,19 @@ impl Group {
     pub(super) fn promote(&mut self, turn: &mut Turn<impl Memory>) -> UpdateNumber {
         // Both are in one batch, which a crash leaves whole or not at all: a third that has opened a generation is known to be alone in it.
         let one_batch = self.journal.appended() == self.window.last();
-        if self.window.room() < PROMOTION_UPDATES || (self.role == Role::Third && !one_batch) {
+        // A crash is to leave the end that this takes back, or that and what takes it back.
+        let ended = self.left.is_none_or(|(at, _)| at <= self.journal.durable());
+        if self.window.room() < PROMOTION_UPDATES || !ended || (self.role == Role::Third && !one_batch) {
             return UpdateNumber::NONE;
         }
+        // Who is alone and has not given that up stays so by its disk until that says it again.
+        let again = self.alone == Alone::Yes && self.left.is_none();
         self.leave_peer(turn);
         self.leave_sources(turn);
         self.open_as_primary(turn);
+        if again {
+            self.solo_ended = self.window.last().next();
+        }
         let at = self.append_control(turn, UpdateKind::SoloBegin, self.generation);
         self.alone = Alone::Beginning(at);
         at
@@ -200,6 +207,11 @@ impl Group {
         }
         self.peer.led_settled = hello.settled;
         self.leaving.follows(hello);
+        // That the primary whose generation ended here has gone on is to be on the disk soon.
+        let left = self.left.is_some_and(|(_, left)| !matches!(left, Left::GaveWay(_)));
+        if left && self.leaving.led_by() > self.generation {
+            self.destage.owe_checkpoint();
+        }
         self.note_terms(hello, turn.now);
         self.peer.send_to = UpdateNumber::NONE;
         self.peer.ack_owed = true;

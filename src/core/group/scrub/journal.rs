@@ -21,7 +21,7 @@ struct Bad {
     block: u64,
     first: UpdateNumber,
     last: UpdateNumber,
-    /// The superblock that is to be the end of it, once one was asked for.
+    /// How many sweeps have ended once one was the end of it, if one was asked for.
     checkpoint: Option<u64>,
 }
 
@@ -63,6 +63,16 @@ impl JournalPass {
     pub fn is_bad_after(&self, number: UpdateNumber) -> bool {
         self.bad.iter().any(|bad| bad.last > number)
     }
+
+    /// The tail of the journal was cut: nobody waits until what it had is settled. Batches cut away whole are in the chain all the same, and
+    /// are to be passed.
+    pub fn bad_batches_cut_to(&mut self, keep: UpdateNumber) {
+        let found = self.bad.iter_mut().map(|bad| (&mut bad.first, &mut bad.last));
+        let read = self.reading.iter_mut().map(|(_, batch)| (&mut batch.first, &mut batch.last));
+        for (first, last) in found.chain(read) {
+            (*first, *last) = ((*first).min(keep.next()), (*last).min(keep));
+        }
+    }
 }
 
 impl Group {
@@ -97,9 +107,6 @@ impl Group {
         let (_, batch) = self.scrub.journal.reading.take().expect("is_read matched");
         let (sequence, block) = (batch.position.sequence, batch.position.block);
         let began = self.scrub.end_reading();
-        if let Err(fault) = result {
-            turn.event(Event::ReadFailed { target: IoTarget::Journal, fault, block });
-        }
         let descriptors = &mut self.scrub.journal.descriptors;
         let sound = result.is_ok() && updates_of_batch(turn, slot, &batch, descriptors).is_some();
         self.release_row(turn, slot, batch.blocks);
@@ -110,6 +117,9 @@ impl Group {
         // Something else may be there, if a checkpoint let go of it meanwhile.
         if sound || !self.journal.holds(sequence) {
             return;
+        }
+        if let Err(fault) = result {
+            turn.event(Event::ReadFailed { target: IoTarget::Journal, fault, block });
         }
         let Batch { first, last, .. } = batch;
         self.scrub.of(Part::Journal).bad += 1;
@@ -152,7 +162,7 @@ impl Group {
                 false => Passing::Stays(BatchStays::Unsettled),
             };
         }
-        let checkpoint = bad.checkpoint.unwrap_or_else(|| self.next_checkpoint());
+        let checkpoint = bad.checkpoint.unwrap_or_else(|| self.destage.next_sweep());
         if !self.checkpointed(checkpoint) {
             return Passing::Waits(Some(checkpoint));
         }
@@ -166,7 +176,7 @@ impl Group {
 }
 
 enum Passing {
-    /// For the superblock of this sequence, if one was asked for.
+    /// Until so many sweeps have ended, if one was asked for.
     Waits(Option<u64>),
     Passed,
     Stays(BatchStays),

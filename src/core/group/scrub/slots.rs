@@ -252,6 +252,8 @@ impl Group {
                 }
                 let Captured { volume, lba, slot, sum, .. } = entry;
                 let damaged = Damaged { snapshot: self.kept_for(&entry), volume, lba, slot, sum };
+                // Whatever was said before, to whomever, is not the answer to this.
+                self.repair.forget_lacked();
                 // Another one is being repaired, or a reclaim may set this one free.
                 if self.begin_repair(turn, damaged) {
                     self.scrub.slots.suspect = Some(Suspect { doubt: Doubt::Asked, ..suspect });

@@ -11,7 +11,7 @@ use crate::core::sums::Sums;
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct SumsPass {
-    /// Blocks that are to be written anew, and the superblock behind that.
+    /// Blocks that are to be written anew, and how many sweeps have ended once they are.
     rewriting: u64,
     checkpoint: u64,
 }
@@ -55,10 +55,14 @@ impl Group {
             let sums = &mut self.sums[volume.0 as usize];
             let sound = result.is_ok() && sums.is_stored(block + index, turn.memory.bytes(page));
             self.pages.release(page, turn.memory);
-            if began.is_some() && steady && !sound && sums.write_again(block + index) {
+            if steady && !sound && sums.write_again(block + index) {
                 turn.event(Event::ChecksumsDamaged { volume, block: block + index });
                 bad += 1;
             }
+        }
+        // At once, whatever becomes of the pass: the only good copy is in memory, and the next start would load the bad one.
+        if bad > 0 {
+            self.destage.owe_checkpoint();
         }
         let Some(began) = began else { return };
         if !steady {
@@ -67,7 +71,7 @@ impl Group {
         if bad > 0 {
             self.scrub.of(Part::Checksums).bad += bad;
             self.scrub.sums.rewriting += bad;
-            self.scrub.sums.checkpoint = self.next_checkpoint();
+            self.scrub.sums.checkpoint = self.destage.next_sweep();
         }
         let (at, blocks) =
             (block + u64::from(count), Sums::file_blocks(self.config.volumes[volume.0 as usize].blocks));
