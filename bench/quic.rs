@@ -17,7 +17,7 @@ use core_affinity::CoreId;
 use hdrhistogram::Histogram;
 use lockstep::base::*;
 use lockstep::core::messages::{Control, FromLink, ToLink, UpdateSource};
-use lockstep::core::outbox::Tables;
+use lockstep::core::outbox::{LINK_CLOSES_MAX, Tables};
 use lockstep::format::update::{Update, UpdateKind};
 use lockstep::io::arena::Arena;
 use lockstep::io::quic::connection::{Change, Connector, LinkConfig};
@@ -345,7 +345,8 @@ fn site(
     all.take(STAGING_PAGES).for_each(|page| pages.push(page));
     let tables = Arc::new(Tables::new(1));
     let clock = Clock::new();
-    let edges = LinkEdges { from_group, to_group, pages: open_pages };
+    let (_, closes) = edge(LINK_CLOSES_MAX, &port, &port);
+    let edges = LinkEdges { from_group, closes, to_group, pages: open_pages };
     let link = Link::new(&config, edges, arena.view(), tables.clone(), clock.clone())?;
     let address = link.local_address()?;
     let (report, reported) = mpsc::channel();

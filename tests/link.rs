@@ -557,6 +557,38 @@ fn a_close_lets_everything_before_it_through_and_the_dialer_comes_again() {
     stream(&mut dialer, &mut listener, 61..100);
 }
 
+/// The peer reads nothing, so what was to be sent before the end never is.
+#[test]
+fn a_connection_that_is_blocked_ends_when_the_group_has_had_enough() {
+    let (mut dials, listens) = pair();
+    let mut listener = Site::new(&listens);
+    dials.dial = Some(listener.link.local_address().unwrap());
+    let mut dialer = Site::new(&dials);
+    run(&mut dialer, &mut listener, "connected", both_up);
+    dialer.begin();
+    listener.begin();
+    for number in 1..=100 {
+        dialer.group.send(number, 32);
+    }
+    dialer.group.to_link.push(ToLink::Close);
+    let (mut stable, mut last) = (0, UpdateNumber(0));
+    run(&mut dialer, &mut listener, "the sender stopped", |a, _| {
+        std::thread::sleep(Duration::from_millis(1));
+        stable = if a.consumed() == last { stable + 1 } else { 0 };
+        last = a.consumed();
+        stable > 200
+    });
+    assert!(last < UpdateNumber(100));
+    let asked = std::time::Instant::now();
+    dialer.group.closes.push(1);
+    let down = |m: &FromLink| *m == FromLink::Disconnected { connection: 1 };
+    run(&mut dialer, &mut listener, "all is given back", |a, _| {
+        a.consumed() == UpdateNumber(100) && a.count(down) == 1
+    });
+    // Before QUIC's patience ends.
+    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+}
+
 /// A peer that starts anew each time it has been sent something is not one that refuses.
 #[test]
 fn a_connection_that_carried_much_is_dialed_again_at_once() {

@@ -528,6 +528,9 @@ pub const EVENTS_A_TURN_MAX: usize = 256;
 /// Messages to the link that are not updates: acknowledgements, heartbeats, flush requests, handshakes.
 pub const LINK_CONTROL_MAX: usize = 64;
 
+/// Connections that are to end and of which the link has not heard so: it hears of one before it makes the next but one.
+pub const LINK_CLOSES_MAX: usize = 2;
+
 impl Outbox {
     /// Of a group of this configuration.
     pub fn of(config: &GroupConfig) -> Outbox {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::base::{FixedQueue, Lba, VolumeId};
 use crate::core::group::Group;
-use crate::core::messages::{FromLink, HostOp, HostRequest};
+use crate::core::messages::{AdminOp, AdminRequest, FromLink, HostOp, HostRequest};
 use crate::core::nbd::{AllocationMap, Run};
 use crate::format::update::UpdateKind;
 
@@ -115,6 +115,13 @@ impl Survey {
             }
             UpdateKind::Zero => self.zeroed(update.volume, update.lba, update.count),
             _ => {}
+        }
+    }
+
+    /// An administrator's request is about to be given to the group.
+    pub fn admin(&mut self, request: &AdminRequest) {
+        if let AdminOp::Equalise { volume, lba, .. } = request.op {
+            self.allocation.mark(volume, lba, 1);
         }
     }
 

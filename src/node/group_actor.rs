@@ -63,6 +63,33 @@ pub struct LinkEnds {
     pub messages: Receiver<FromLink>,
     pub to_link: Sender<ToLink>,
     pub pages: Sender<PageId>,
+    /// Has the places of [`LINK_CLOSES_MAX`].
+    pub closes: Sender<u32>,
+    /// The connection that the group has begun.
+    pub begun: u32,
+}
+
+impl LinkEnds {
+    /// Moves what fits. The ring covers every update; heartbeats behind a link that does not pop stay where they are.
+    fn give(&mut self, messages: &mut FixedQueue<ToLink>, pages: &mut FixedQueue<PageId>) -> bool {
+        let mut given = false;
+        while let Some(message) = messages.front().copied() {
+            if self.to_link.try_push(message).is_err() && !self.to_link.is_closed() {
+                break;
+            }
+            match message {
+                ToLink::Begin { connection } => self.begun = connection,
+                // Without it the connection ends no sooner than all before that is sent.
+                ToLink::Close => {
+                    let _ = self.closes.try_push(self.begun);
+                }
+                ToLink::Update { .. } | ToLink::Control(_) | ToLink::Page { .. } => {}
+            }
+            messages.pop();
+            given = true;
+        }
+        given | forward(pages, &mut self.pages)
+    }
 }
 
 /// The group's ends of an executor's rings.
@@ -205,6 +232,7 @@ impl GroupActor {
             }
         }
         for request in pop(&mut ends.control.admin, ADMIN_REQUESTS_MAX) {
+            survey.admin(&request);
             group.on_admin(&mut turn, request);
             taken = true;
         }
@@ -219,13 +247,10 @@ impl GroupActor {
         let GroupActor { ends, out, recorder, .. } = self;
         let mut given = false;
         if let Some(link) = &mut ends.link {
-            // The ring covers every update; heartbeats behind a link that does not pop wait here.
-            given |= forward(&mut out.to_link, &mut link.to_link);
-            given |= forward(&mut out.link_pages, &mut link.pages);
+            given |= link.give(&mut out.to_link, &mut out.link_pages);
         }
         for (link, out) in ends.remotes.iter_mut().zip(&mut out.remotes) {
-            given |= forward(&mut out.to_link, &mut link.to_link);
-            given |= forward(&mut out.pages, &mut link.pages);
+            given |= link.give(&mut out.to_link, &mut out.pages);
         }
         given |= forward(&mut out.to_journal, &mut ends.journal.requests);
         given |= forward(&mut out.to_volumes, &mut ends.volumes.requests);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use lockstep::base::*;
 use lockstep::core::messages::{FromLink, ToLink, UpdateSource};
-use lockstep::core::outbox::{LINK_CONTROL_MAX, Tables};
+use lockstep::core::outbox::{LINK_CLOSES_MAX, LINK_CONTROL_MAX, Tables};
 use lockstep::format::update::{Update, UpdateKind};
 use lockstep::io::arena::{Arena, ArenaView};
 use lockstep::io::quic::connection::LinkConfig;
@@ -24,6 +24,7 @@ pub const PAGES: u32 = 4096;
 /// The group's end of a link.
 pub struct Group {
     pub to_link: Sender<ToLink>,
+    pub closes: Sender<u32>,
     pub from_link: Receiver<FromLink>,
     pub pages: Sender<PageId>,
     pub view: ArenaView,
@@ -73,8 +74,10 @@ pub fn edges(to_group: usize, group: &Port, link: &Port) -> (LinkEdges, Group) {
     let (to_link, from_group) = edge(WINDOW_UPDATES_MAX + CATCH_UP_SLOTS + LINK_CONTROL_MAX, group, link);
     let (to_group, from_link) = edge(to_group, link, group);
     let (pages, open_pages) = edge(STAGING_PAGES, group, link);
+    let (closes, closing) = edge(LINK_CLOSES_MAX, group, link);
     let group = Group {
         to_link,
+        closes,
         from_link,
         pages,
         view: arena.view(),
@@ -82,7 +85,7 @@ pub fn edges(to_group: usize, group: &Port, link: &Port) -> (LinkEdges, Group) {
         free: (1..PAGES).map(PageId).collect(),
         lent: VecDeque::new(),
     };
-    (LinkEdges { from_group, to_group, pages: open_pages }, group)
+    (LinkEdges { from_group, closes: closing, to_group, pages: open_pages }, group)
 }
 
 /// The contents of an update's block: any two blocks of any two updates differ everywhere.

@@ -233,6 +233,8 @@ pub struct Session {
     pub(super) streamed: u64,
     /// The peer is gone: replies are dropped.
     pub(super) muted: bool,
+    /// What its client had open when it left.
+    left: Option<Exported>,
 }
 
 impl Session {
@@ -253,6 +255,7 @@ impl Session {
             stream: FixedQueue::new(STREAM_PIECES_MAX),
             streamed: 0,
             muted: false,
+            left: None,
         }
     }
 
@@ -283,6 +286,11 @@ impl Session {
         }
     }
 
+    /// What its client has open, or had, while some of its requests are still inside.
+    pub fn is_inside(&self) -> Option<Exported> {
+        self.export().or(self.left.filter(|_| self.pieces > 0))
+    }
+
     pub fn farewell(&self) -> Option<Farewell> {
         match self.phase {
             Phase::Left(farewell) => Some(farewell),
@@ -294,6 +302,7 @@ impl Session {
     pub fn leave(&mut self, farewell: Farewell) {
         if self.farewell().is_none() {
             self.cut();
+            self.left = self.export();
             self.phase = Phase::Left(farewell);
         }
     }

@@ -177,8 +177,12 @@ impl Connection {
         }
     }
 
-    /// A send completed with this result; whatever it did not send stays in the buffer.
-    pub fn sent(&mut self, result: i32, mut buffer: OwnedBuf) {
+    /// A send completed with this result; whatever it did not send stays in the buffer. Kernels before 5.19 may send a part.
+    pub fn sent(&mut self, ring: &mut Ring, result: i32, mut buffer: OwnedBuf) {
+        if result > 0 && !buffer.filled().is_empty() && !self.removed {
+            let connection = self.index;
+            return ring.send(Operation::Send { connection }.token(), self.file, buffer);
+        }
         if result < 0 || !buffer.filled().is_empty() {
             self.session.abandon(Farewell::Failed);
             buffer.clear();

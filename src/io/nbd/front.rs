@@ -1,7 +1,7 @@
 //! The front: accepts hosts, lets their sessions work, and carries messages between them and the group.
 //!
 //! Connections that can go on stand in one line. Whoever is at its head goes first; if it lacks a ticket or pages the
-//! whole line waits, so that small requests do not take what a large one is waiting for.
+//! whole line waits, so that small requests do not take what a large one is waiting for. Handshakes need neither, and do not stand in it.
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -76,7 +76,8 @@ pub struct NbdFront {
     connections: Vec<Option<Connection>>,
     open: usize,
     buffers: Buffers,
-    /// Connections that can go on, each once.
+    /// Connections that can go on, each once: those that still haggle, and the others.
+    haggling: FixedQueue<usize>,
     line: FixedQueue<usize>,
     /// The head of the line, which waits for this many pages and a ticket.
     head: Option<(usize, u32)>,
@@ -154,6 +155,7 @@ impl NbdFront {
             connections: (0..config.connections_max).map(|_| None).collect(),
             open: 0,
             buffers: Buffers::new(config.connections_max),
+            haggling: FixedQueue::new(config.connections_max),
             line: FixedQueue::new(config.connections_max),
             head: None,
             touched: FixedQueue::new(config.connections_max),
@@ -183,10 +185,12 @@ impl NbdFront {
         std::mem::replace(&mut self.snapshots, snapshots)
     }
 
-    /// From here on nobody gets in who wants one of these volumes itself, rather than a snapshot. Returns how many clients have one.
+    /// From here on nobody gets in who wants one of these volumes itself, rather than a snapshot. Returns how many clients have one, or have left
+    /// while their requests are still inside.
     pub fn hold(&mut self, volumes: VolumeSet) -> usize {
         self.held = volumes;
-        let exports = self.connections.iter().flatten().filter_map(|connection| connection.session.export());
+        let exports =
+            self.connections.iter().flatten().filter_map(|connection| connection.session.is_inside());
         exports.filter(|export| export.is_one_of(volumes)).count()
     }
 
@@ -248,7 +252,8 @@ impl NbdFront {
         let connection = self.connections[index].as_mut().expect("only open connections stand in line");
         if !connection.queued && connection.has_input() {
             connection.queued = true;
-            self.line.push(index);
+            let haggles = connection.session.is_haggling();
+            (if haggles { &mut self.haggling } else { &mut self.line }).push(index);
         }
     }
 
@@ -367,34 +372,46 @@ impl NbdFront {
         })
     }
 
-    /// Lets everybody in the line go on once, or until whoever is its head needs what is not there.
+    /// Lets handshakes go on, and everybody in the line once, or until whoever is its head needs what is not there.
     fn serve(&mut self, now: Nanos, ring: &mut Ring) -> bool {
-        if !self.head_can_go() {
-            return false;
-        }
         let mut served = false;
+        for _ in 0..self.haggling.len() {
+            let Some(index) = self.haggling.pop() else { break };
+            served = true;
+            // A request right behind its handshake stands in line as any other.
+            if self.advance(now, ring, index).is_some() {
+                self.enqueue(index);
+            }
+        }
+        if !self.head_can_go() {
+            return served;
+        }
         for _ in 0..self.line.len() + 1 {
             let head = self.head.take().map(|(index, _)| index);
             let Some(index) = head.or_else(|| self.line.pop()) else { break };
             served = true;
-            let (mut station, connections) = self.parts(now);
-            let connection = connections[index].as_mut().expect("only open connections stand in line");
-            let stall = connection.advance(&mut station, ring);
-            connection.queued = false;
-            match stall {
-                Stall::Resources { pages } => {
-                    connection.queued = true;
-                    self.head = Some((index, pages));
-                }
-                Stall::Turn => self.enqueue(index),
-                Stall::Input | Stall::Room | Stall::Completion | Stall::Leaving(_) => {}
-            }
-            self.touch(index);
-            if self.head.is_some() {
+            if let Some(pages) = self.advance(now, ring, index) {
+                self.connections[index].as_mut().expect("it was advanced").queued = true;
+                self.head = Some((index, pages));
                 break;
             }
         }
         served
+    }
+
+    /// Lets a connection go on. Returns how many pages it waits for, if that is what it waits for, or for a ticket.
+    fn advance(&mut self, now: Nanos, ring: &mut Ring, index: usize) -> Option<u32> {
+        let (mut station, connections) = self.parts(now);
+        let connection = connections[index].as_mut().expect("only open connections stand in line");
+        let stall = connection.advance(&mut station, ring);
+        connection.queued = false;
+        self.touch(index);
+        match stall {
+            Stall::Resources { pages } => return Some(pages),
+            Stall::Turn => self.enqueue(index),
+            Stall::Input | Stall::Room | Stall::Completion | Stall::Leaving(_) => {}
+        }
+        None
     }
 
     /// Sends what was replied in this turn, and ends connections that are over.
@@ -504,7 +521,7 @@ impl Actor<Ring> for NbdFront {
         let connection = self.connections[index].as_mut().expect("a connection outlives its operations");
         match Operation::of_token(completion.token) {
             Operation::Receive { .. } => connection.received(completion.result, buffer),
-            _ => connection.sent(completion.result, buffer),
+            _ => connection.sent(ring, completion.result, buffer),
         }
         self.touch(index);
         self.enqueue(index);
@@ -513,7 +530,8 @@ impl Actor<Ring> for NbdFront {
     fn ready(&self) -> bool {
         let granted = !self.edges.pages.is_empty() && self.desk.page_room() > 0;
         let line = (self.head.is_some() || !self.line.is_empty()) && self.head_can_go();
-        granted || line || !self.edges.from_group.is_empty() || !self.touched.is_empty()
+        let haggles = !self.haggling.is_empty();
+        granted || line || haggles || !self.edges.from_group.is_empty() || !self.touched.is_empty()
     }
 
     fn deadline(&self) -> Option<Nanos> {

@@ -39,6 +39,8 @@ const LOG_INTERVAL: Nanos = Nanos::from_millis(1_000);
 /// The link's ends of its rings with the group.
 pub struct LinkEdges {
     pub from_group: Receiver<ToLink>,
+    /// Connections whose end is in `from_group`, by number: behind what a peer that reads nothing does not let through.
+    pub closes: Receiver<u32>,
     pub to_group: Sender<FromLink>,
     /// Open pages to receive into.
     pub pages: Receiver<PageId>,
@@ -57,6 +59,8 @@ pub struct Link<M> {
     connection: u32,
     /// Whether the group has begun to use the current connection.
     begun: bool,
+    /// The connection that the group has had enough of, though it has not been told all.
+    closing: Option<u32>,
     outgoing: Outgoing,
     incoming: Incoming,
     copied: Copied,
@@ -88,6 +92,7 @@ impl<M: Memory> Link<M> {
             clock,
             connection: 0,
             begun: false,
+            closing: None,
             outgoing: Outgoing::new(),
             incoming: Incoming::new(),
             copied: Copied { popped_at: Nanos(0), window: None, catch_up: FixedQueue::new(LINK_GATHER_MAX) },
@@ -148,6 +153,7 @@ impl<M: Memory> Link<M> {
         }
         worked |= self.receive(now);
         worked |= self.send();
+        self.close_blocked(now);
         if self.stopping && self.edges.from_group.is_closed() {
             self.connector.close(now);
             self.write();
@@ -167,6 +173,7 @@ impl<M: Memory> Link<M> {
         self.connector.ready()
             || (!self.reports.is_empty() && self.edges.to_group.room() > 0)
             || (self.reports.is_empty() && !self.outgoing.blocked() && !self.edges.from_group.is_empty())
+            || !self.edges.closes.is_empty()
             || (self.incoming.wants_page() && !self.edges.pages.is_empty())
             || (self.stopping && self.edges.from_group.is_closed() && self.connector.is_open())
     }
@@ -271,6 +278,18 @@ impl<M: Memory> Link<M> {
         }
         self.write();
         true
+    }
+
+    /// Ends a connection that is to end and takes nothing more; what was to be sent before is left out, and given back at once.
+    fn close_blocked(&mut self, now: Nanos) {
+        while let Some(connection) = self.edges.closes.pop() {
+            self.closing = Some(connection);
+        }
+        if self.begun && self.closing == Some(self.connection) && self.outgoing.blocked() {
+            self.begun = false;
+            self.outgoing.reset();
+            self.connector.close(now);
+        }
     }
 
     fn gather(&mut self, message: ToLink) {

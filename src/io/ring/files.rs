@@ -116,6 +116,11 @@ impl Ring {
     }
 
     fn close_file(&mut self, file: FileId) {
+        // Before Linux 6.13 a registered file outlives its last operation until older ones are through, such as an accept that never is. A
+        // peer is to see the end now; what is no connection has none.
+        if let Some(fd) = &self.files.slot(file).fd {
+            let _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);
+        }
         if self.features.registered_files
             && let Err(error) = self.uring.submitter().register_files_update(file.index, &[-1])
         {

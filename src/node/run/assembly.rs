@@ -13,7 +13,7 @@ use crate::base::*;
 use crate::core::config::Role;
 use crate::core::messages::{Executor, IoTarget};
 use crate::core::nbd::Export;
-use crate::core::outbox::{Event, LINK_CONTROL_MAX, Tables};
+use crate::core::outbox::{Event, LINK_CLOSES_MAX, LINK_CONTROL_MAX, Tables};
 use crate::io::arena::{Arena, ArenaView};
 use crate::io::disk::{DiskEdges, DiskExecutor, slots_of};
 use crate::io::metadata::{MetadataEdges, MetadataExecutor, SharedSpace};
@@ -273,7 +273,9 @@ fn link_edge(group: &Port, link: &Port, updates: usize) -> (LinkEnds, LinkEdges)
     let (to_link, from_group) = edge(updates + LINK_CONTROL_MAX, group, link);
     let (to_group, messages) = edge(LINK_INBOUND_SLOTS, link, group);
     let (granted, pages) = edge(STAGING_PAGES, group, link);
-    (LinkEnds { messages, to_link, pages: granted }, LinkEdges { from_group, to_group, pages })
+    let (closes, closing) = edge(LINK_CLOSES_MAX, group, link);
+    let ends = LinkEnds { messages, to_link, pages: granted, closes, begun: 0 };
+    (ends, LinkEdges { from_group, closes: closing, to_group, pages })
 }
 
 fn disk_edge(executor: Executor, group: &Port, disks: &Port) -> (DiskEnds, DiskEdges) {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::Wrong;
 use crate::base::*;
 use crate::core::messages::*;
-use crate::core::outbox::{LINK_CONTROL_MAX, Tables};
+use crate::core::outbox::{LINK_CLOSES_MAX, LINK_CONTROL_MAX, Tables};
 use crate::format::wire::{Hello, Refusal};
 use crate::io::arena::{Arena, ArenaView};
 use crate::io::quic::LinkStats;
@@ -63,7 +63,9 @@ impl PeerLine {
         let (to_link, from_group) = edge(ring, &port, &port);
         let (to_group, from_link) = edge(LINK_INBOUND_SLOTS, &port, &port);
         let (pages, granted) = edge(PAGES as usize, &port, &port);
-        let edges = LinkEdges { from_group, to_group, pages: granted };
+        // Whoever asks for pages ends the connection with the process.
+        let (_, closes) = edge(LINK_CLOSES_MAX, &port, &port);
+        let edges = LinkEdges { from_group, closes, to_group, pages: granted };
         let clock = Clock::new();
         let link = Link::new(config, edges, arena.view(), tables, clock.clone())?;
         let (stats, view) = (link.stats(), arena.view());

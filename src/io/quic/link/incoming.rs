@@ -112,8 +112,10 @@ impl Incoming {
     /// Whether only a page is missing to go on.
     pub(super) fn wants_page(&self) -> bool {
         let block_begins = |assembly: &Assembly| assembly.bytes == assembly.pages * BLOCK_BYTES;
+        // A block of which nothing has come wants none yet.
+        let has_bytes = self.at < self.filled;
         self.spare.is_empty()
-            && (self.page_frame.is_some() || self.assembly.as_ref().is_some_and(block_begins))
+            && (self.page_frame.is_some() || has_bytes && self.assembly.as_ref().is_some_and(block_begins))
     }
 
     /// The next message, from what has been received.
