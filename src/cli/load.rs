@@ -12,7 +12,7 @@ use super::log;
 use crate::io::nbd_client::NbdUri;
 use crate::node::config::Config;
 use crate::node::config::quantity::parse_size;
-use crate::node::load::{Outcome, Pattern, Plan, check, inside, over_nbd};
+use crate::node::load::{Check, Outcome, Pattern, Plan, check, inside, over_nbd};
 use crate::node::telemetry::Report;
 use crate::reactor::Clock;
 
@@ -100,19 +100,19 @@ impl Load {
     pub fn run(&self) -> anyhow::Result<()> {
         let progress = bar(self.seconds)?;
         let mut show = |operations: u64| progress.set_message(format!("{operations} operations"));
-        let (outcome, target) = match (&self.uri, &self.config) {
+        let (outcome, target, read_back) = match (&self.uri, &self.config) {
             (Some(uri), _) => {
                 let whole = export_bytes(uri)?;
                 let outcome = over_nbd(uri, &self.plan(whole), &Clock::new(), &mut show)?;
-                (outcome, None)
+                (outcome, None, None)
             }
             (None, Some(file)) => {
                 let config = Config::load(file)?;
                 let _guard = log::start(&config.log);
                 let volume = self.volume_of(&config)?;
                 let plan = self.plan(config.volumes[volume].size_bytes);
-                let (outcome, target) = inside(&config, volume, &plan, &mut show)?;
-                (outcome, Some(target))
+                let (outcome, target, read_back) = inside(&config, volume, &plan, &mut show)?;
+                (outcome, Some(target), read_back)
             }
             (None, None) => bail!("name a volume's NBD address, or a site with --config"),
         };
@@ -126,7 +126,7 @@ impl Load {
         if self.plot {
             say_as_is!("{}", plot(&report));
         }
-        self.judge(&outcome)
+        self.judge(&outcome, read_back)
     }
 
     fn plan(&self, volume_bytes: u64) -> Plan {
@@ -152,14 +152,16 @@ impl Load {
     }
 
     /// An error for operations that failed, and for anything that is not as it was promised.
-    fn judge(&self, outcome: &Outcome) -> anyhow::Result<()> {
+    fn judge(&self, outcome: &Outcome, read_back: Option<Check>) -> anyhow::Result<()> {
         let first = outcome.first_error.as_deref().unwrap_or("no more is known");
         if outcome.mismatches > 0 {
             let message = format!("{} blocks were read wrong; the first: {first}", outcome.mismatches);
             return Err(Broken(message).into());
         }
-        if let (Some(ledger), Some(uri)) = (&outcome.ledger, &self.uri) {
-            let check = check(uri, ledger)?;
+        let over_nbd = outcome.ledger.as_ref().zip(self.uri.as_ref());
+        if let Some(check) =
+            read_back.map(Ok).or(over_nbd.map(|(ledger, uri)| check(uri, ledger))).transpose()?
+        {
             if check.broken() > 0 {
                 let (lost, torn, unreadable) = (check.lost, check.torn, check.unreadable);
                 let message = format!(
@@ -230,7 +232,12 @@ fn summary(outcome: &Outcome) -> String {
         outcome.writes.count(),
         mib(outcome.written_bytes),
         outcome.errors
-    )
+    ) + &match outcome.never_begun {
+        0 => String::new(),
+        never => format!(
+            "\n{never} operations were never begun: the rate was not reached, and latencies lack those that waited longest"
+        ),
+    }
 }
 
 fn as_json(outcome: &Outcome, report: &Report) -> serde_json::Value {
@@ -246,6 +253,7 @@ fn as_json(outcome: &Outcome, report: &Report) -> serde_json::Value {
         "written_bytes": outcome.written_bytes,
         "errors": outcome.errors,
         "mismatches": outcome.mismatches,
+        "never_begun": outcome.never_begun,
         "latency_us": latency,
         "stages": stages_json(report),
     })

@@ -28,6 +28,7 @@ use crate::io::quic::identity::IdentityError;
 use crate::node::config::{Config, ConfigError, SAMPLE};
 use crate::node::control::ClientError;
 use crate::node::format::FormatError;
+use crate::node::load::InsideError;
 use crate::node::run::RunError;
 use crate::node::stopped::ChangeError;
 use crate::node::tables::Wrong;
@@ -155,7 +156,8 @@ fn told(error: &anyhow::Error) -> String {
 }
 
 fn code_of(error: &anyhow::Error) -> u8 {
-    let run_files = error.downcast_ref().is_some_and(RunError::is_about_files)
+    let of_load = error.downcast_ref::<InsideError>().and_then(InsideError::of_run);
+    let run_files = of_load.or(error.downcast_ref()).is_some_and(RunError::is_about_files)
         || error.downcast_ref().is_some_and(Wrong::is_about_files);
     let files = error.is::<FormatError>()
         || error.is::<IdentityError>()

@@ -47,22 +47,25 @@ impl Hosts {
         clock: &Clock,
         act: impl FnOnce() -> anyhow::Result<T>,
     ) -> anyhow::Result<(Hosts, T)> {
-        let ended = AtomicBool::new(false);
+        let until = Until::default();
         std::thread::scope(|scope| {
             let blocks = bytes / BLOCK_BYTES as u64 / HOSTS;
             let hosts: Vec<_> = (0..HOSTS)
                 .map(|host| {
-                    let ended = &ended;
-                    scope.spawn(move || write_until(host * blocks, blocks, places, clock, ended))
+                    let until = &until;
+                    scope.spawn(move || write_until(host * blocks, blocks, places, clock, until))
                 })
                 .collect();
             let acted = act();
-            ended.store(true, Relaxed);
+            until.failed.store(acted.is_err(), Relaxed);
+            until.over.store(true, Relaxed);
             let mut seen = Vec::new();
             for host in hosts {
-                seen.push(host.join().map_err(|_| anyhow::anyhow!("a host panicked"))??);
+                seen.push(host.join().map_err(|_| anyhow::anyhow!("a host panicked"))?);
             }
-            Ok((Hosts(seen), acted?))
+            // If that failed, what hosts say follows from it.
+            let acted = acted?;
+            Ok((Hosts(seen.into_iter().collect::<anyhow::Result<_>>()?), acted))
         })
     }
 
@@ -101,13 +104,21 @@ impl Hosts {
     }
 }
 
+/// How long hosts write.
+#[derive(Default)]
+struct Until {
+    over: AtomicBool,
+    /// There may be no site any more that takes a write.
+    failed: AtomicBool,
+}
+
 /// One host: writes to random blocks of its own, and when its site is gone goes on at whichever takes its writes.
 fn write_until(
     first: u64,
     blocks: u64,
     places: &[NbdUri],
     clock: &Clock,
-    ended: &AtomicBool,
+    until: &Until,
 ) -> anyhow::Result<Host> {
     let seed = fresh_seed();
     let mut host = Host {
@@ -120,7 +131,7 @@ fn write_until(
     let mut client = Some(NbdClient::connect(&places[at], ClientOptions::default())?);
     let mut data = vec![0; BLOCK_BYTES];
     let mut random = seed;
-    while !ended.load(Relaxed) {
+    while !until.over.load(Relaxed) {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let block = first + (random >> 33) % blocks;
         let sequence = host.ledger.begin(block);
@@ -132,7 +143,7 @@ fn write_until(
                 break;
             }
             // The same write again, at any site: whether the first try took effect does not matter.
-            if begun.elapsed() > RECONNECT_MAX {
+            if begun.elapsed() > RECONNECT_MAX || until.failed.load(Relaxed) {
                 anyhow::bail!("no site took a host's write for {} s", RECONNECT_MAX.as_secs());
             }
             at = (at + 1) % places.len();

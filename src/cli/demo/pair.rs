@@ -255,8 +255,8 @@ impl Drop for Pair {
 
 /// Removes the folder when the demo is interrupted; the sites stop by themselves when it is gone.
 fn remove_on_signals(folder: &Path) -> anyhow::Result<()> {
-    use signal_hook::consts::{SIGINT, SIGTERM};
-    let mut signals = Signals::new([SIGINT, SIGTERM]).context("the signal handlers")?;
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).context("the signal handlers")?;
     let folder = folder.to_owned();
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {

@@ -99,17 +99,17 @@ pub(super) fn as_json(compared: &[Compared]) -> Vec<Value> {
     compared.iter().map(one).collect()
 }
 
-/// For people: each snapshot, and the latency of writes before it and after.
+/// For people: each snapshot, and the latency of writes at a fixed rate before it and after.
 pub(super) fn table(compared: &[Compared], timeline: &Timeline) -> String {
     let mut text = format!(
-        "{:<10} {:>9} {:>10}   {:>22}   {:>22}   digests\n",
-        "snapshot", "number", "taken in", "50 ms before, p50 p99", "50 ms after, p50 p99"
+        "{:<10} {:>9} {:>10}   {:>35}   {:>35}   digests\n",
+        "snapshot", "number", "taken in", "50 ms before: p50, p99, max", "50 ms after: p50, p99, max"
     );
     for Compared { taken, number, digests } in compared {
         let shown = |at: Nanos| {
             let latencies = timeline.around(at, WINDOW);
             let micros = |percentile| latencies.at_percentile_ns(percentile) / 1000;
-            format!("{:>7} µs {:>9} µs", micros(50.0), micros(99.0))
+            format!("{:>8} µs {:>8} µs {:>8} µs", micros(50.0), micros(99.0), micros(100.0))
         };
         let before = shown(Nanos(taken.asked_at.0.saturating_sub(WINDOW.0)));
         let equal = if digests[0] == digests[1] { "equal" } else { "DIFFERENT" };

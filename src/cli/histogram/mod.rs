@@ -162,6 +162,16 @@ mod tests {
     }
 
     #[test]
+    fn every_stage_has_a_mark_of_its_own() {
+        let names = STAGES.iter().map(|stage| stage.name()).chain(["client_read", "client_write"]);
+        let mut marks: Vec<char> = names.map(plot::mark).collect();
+        marks.sort_unstable();
+        marks.dedup();
+        assert_eq!(marks.len(), STAGES.len() + 2);
+        assert!(!marks.contains(&'*'), "a stage has no mark");
+    }
+
+    #[test]
     fn the_plot_fits_a_terminal() {
         let shown = plot(&report());
         assert!(shown.lines().all(|line| line.chars().count() <= 100), "{shown}");

@@ -5,23 +5,41 @@ use crate::node::telemetry::{Report, StageReport};
 
 const COLUMNS: usize = 72;
 const ROWS: usize = 20;
-/// One a stage; the first is the whole's, drawn last so that it is on top.
-const MARKS: [char; 11] = ['#', 'f', 'a', 'b', 'j', 'l', 's', 'p', 'w', 'k', 'r'];
+/// A stage's; that of the whole is drawn last, so that it is on top.
+pub(super) fn mark(stage: &str) -> char {
+    match stage {
+        "client_read" => 'R',
+        "client_write" => 'W',
+        "write" => '#',
+        "front_ring" => 'f',
+        "admission" => 'a',
+        "old_read" => 'o',
+        "batch" => 'b',
+        "journal" => 'j',
+        "link_ring" => 'l',
+        "send" => 's',
+        "peer_journal" => 'p',
+        "wire" => 'w',
+        "acknowledge" => 'k',
+        "reply_ring" => 'r',
+        _ => '*',
+    }
+}
 
 /// The percentile plot in characters: one mark a stage, 1/(1-p) across, latency up, both logarithmic.
 pub fn plot(report: &Report) -> String {
-    let with_data = |(_, stage): &(usize, &StageReport)| stage.distribution.count() > 0;
-    let stages: Vec<(usize, &StageReport)> = report.stages.iter().enumerate().filter(with_data).collect();
+    let stages: Vec<&StageReport> =
+        report.stages.iter().filter(|stage| stage.distribution.count() > 0).collect();
     if stages.is_empty() {
         return "nothing was recorded\n".to_owned();
     }
-    let scale = Scale::of(&stages.iter().map(|(_, stage)| *stage).collect::<Vec<_>>());
+    let scale = Scale::of(&stages);
     let row_of = |micros: f64| ROWS - 1 - (scale.up(micros) * (ROWS - 1) as f64).round() as usize;
     let mut cells = [[' '; COLUMNS]; ROWS];
-    for (index, stage) in stages.iter().rev() {
+    for stage in stages.iter().rev() {
         for (nines, value) in curve(stage) {
             let column = (scale.across(nines) * (COLUMNS - 1) as f64).round() as usize;
-            cells[row_of(value)][column.min(COLUMNS - 1)] = MARKS[index % MARKS.len()];
+            cells[row_of(value)][column.min(COLUMNS - 1)] = mark(&stage.name);
         }
     }
     let mut out = String::new();
@@ -40,10 +58,8 @@ pub fn plot(report: &Report) -> String {
         axis.splice(start..start + label.len(), label.chars());
     }
     writeln!(out, "{}", axis.iter().collect::<String>().trim_end()).expect("a string takes all");
-    let legend: Vec<String> = stages
-        .iter()
-        .map(|(index, stage)| format!("{} {}", MARKS[index % MARKS.len()], stage.name))
-        .collect();
+    let legend: Vec<String> =
+        stages.iter().map(|stage| format!("{} {}", mark(&stage.name), stage.name)).collect();
     for line in legend.chunks(6) {
         writeln!(out, "          {}", line.join("  ")).expect("a string takes all");
     }

@@ -1,7 +1,7 @@
 use std::fmt::Write;
 
 use super::micros;
-use crate::node::telemetry::{Report, StageKind, StageReport};
+use crate::node::telemetry::{Report, STAGES, StageKind, StageReport};
 
 const WIDTH: f64 = 1000.0;
 const HEIGHT: f64 = 560.0;
@@ -11,10 +11,13 @@ const TOP: f64 = 50.0;
 const BOTTOM: f64 = 500.0;
 
 /// Colours that people who see few of them still tell apart (Okabe and Ito), then darker ones.
-const COLOURS: [&str; 11] = [
+const COLOURS: [&str; STAGES.len() + CLIENT_STAGES] = [
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#8C6D00", "#5B5BA5",
-    "#7A3E00", "#6B6B6B",
+    "#7A3E00", "#6B6B6B", "#A50026", "#00441B", "#542788",
 ];
+
+/// Reads and writes as the client of a load saw them.
+const CLIENT_STAGES: usize = 2;
 
 /// A percentile plot: 1/(1-p) across, latency up, both logarithmic; waits dashed.
 pub fn svg(report: &Report) -> String {

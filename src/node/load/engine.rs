@@ -11,6 +11,13 @@ pub enum Pattern {
     Sequential,
 }
 
+/// What clients of disks count in.
+const SECTOR_BYTES: u64 = 512;
+
+/// So long after its end a load at a fixed rate still begins what is overdue. Left out, the operations that a stall kept from beginning would
+/// be those that had waited longest.
+const OVERDUE_MAX: Nanos = Nanos::from_millis(10_000);
+
 /// A load. Offsets and lengths in bytes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
@@ -48,13 +55,16 @@ impl Plan {
             ));
         }
         let odd = |bytes: u64| !bytes.is_multiple_of(whole);
+        if !self.offset.is_multiple_of(SECTOR_BYTES) {
+            return Some(format!("offsets are multiples of {SECTOR_BYTES} bytes"));
+        }
         if self.verify && (self.lengths.iter().any(|length| odd(u64::from(*length))) || odd(self.offset)) {
             return Some("only whole 4 KiB blocks can be verified".to_owned());
         }
         self.lengths
             .iter()
-            .any(|length| !length.is_multiple_of(512))
-            .then(|| "lengths are multiples of 512 bytes".to_owned())
+            .any(|length| !u64::from(*length).is_multiple_of(SECTOR_BYTES))
+            .then(|| format!("lengths are multiples of {SECTOR_BYTES} bytes"))
     }
 }
 
@@ -76,7 +86,7 @@ pub enum Step {
     Wait(Nanos),
     /// Nothing until something is completed.
     Full,
-    /// Time is over; what is in flight is still to be completed.
+    /// All have begun, or time is over; what is in flight is still to be completed.
     Over,
 }
 
@@ -93,6 +103,8 @@ pub struct Outcome {
     pub first_error: Option<String>,
     /// Reads that returned something else than was promised.
     pub mismatches: u64,
+    /// Operations that should have begun, of a rate that was not reached: they waited longer than any that are counted.
+    pub never_begun: u64,
     pub ledger: Option<Ledger>,
     /// Empty unless it was asked for.
     pub timeline: Timeline,
@@ -162,6 +174,7 @@ impl Engine {
                 errors: 0,
                 first_error: None,
                 mismatches: 0,
+                never_begun: 0,
                 ledger: plan.verify.then(|| Ledger::new(plan.seed, first, blocks)),
                 timeline: Timeline::default(),
             },
@@ -188,7 +201,8 @@ impl Engine {
 
     /// Whether `next` would say that it is over.
     pub fn is_over(&self, now: Nanos) -> bool {
-        self.intended(now).max(now) >= self.ends_at
+        let overdue_max = if self.plan.rate.is_some() { OVERDUE_MAX } else { Nanos(0) };
+        self.intended(now) >= self.ends_at || now >= self.ends_at.plus(overdue_max)
     }
 
     pub fn next(&mut self, now: Nanos) -> Step {
@@ -297,6 +311,9 @@ impl Engine {
 
     pub fn finish(mut self) -> Outcome {
         assert_eq!(self.in_flight(), 0, "operations are still under way");
+        let due =
+            self.plan.rate.map_or(0, |rate| (self.ends_at.since(self.begun_at).0 as f64 / 1e9 * rate) as u64);
+        self.outcome.never_begun = due.saturating_sub(self.issued);
         self.outcome.seconds = self.last_at.since(self.begun_at).0 as f64 / 1e9;
         self.outcome
     }
@@ -348,6 +365,28 @@ mod tests {
         let outcome = engine.finish();
         assert_eq!(outcome.writes.sum_ns(), 10_000_000);
         assert_eq!((outcome.operations(), outcome.seconds), (2, 0.006));
+    }
+
+    #[test]
+    fn what_a_stall_kept_from_beginning_begins_late_and_counts() {
+        let plan = Plan { rate: Some(1000.0), depth: 1, ..plan() };
+        let mut engine = Engine::new(plan.clone(), Nanos(0));
+        let (first, _) = begin(&mut engine, 0);
+        engine.complete(Nanos(2_000_000_000), first, Ok(()));
+        for _ in 1..1000 {
+            let (index, _) = begin(&mut engine, 2_000_000_000);
+            engine.complete(Nanos(2_000_000_000), index, Ok(()));
+        }
+        assert_eq!(engine.next(Nanos(2_000_000_000)), Step::Over);
+        let outcome = engine.finish();
+        assert_eq!((outcome.operations(), outcome.never_begun), (1000, 0));
+        assert!(outcome.writes.at_percentile_ns(50.0) > 1_400_000_000);
+
+        let mut engine = Engine::new(plan, Nanos(0));
+        let (first, _) = begin(&mut engine, 0);
+        engine.complete(Nanos(12_000_000_000), first, Ok(()));
+        assert_eq!(engine.next(Nanos(12_000_000_000)), Step::Over);
+        assert_eq!(engine.finish().never_begun, 999);
     }
 
     #[test]
@@ -424,6 +463,7 @@ mod tests {
         for wrong in [
             Plan { length: volume, ..plan() },
             Plan { offset: u64::MAX, ..plan() },
+            Plan { offset: 100, ..plan() },
             Plan { lengths: vec![], ..plan() },
             Plan { lengths: vec![0], ..plan() },
             Plan { lengths: vec![1000], ..plan() },

@@ -5,12 +5,14 @@ mod engine;
 mod inside;
 mod ledger;
 mod nbd;
+mod read_back;
 mod timeline;
 
 pub use engine::{Engine, Outcome, Pattern, Plan, Step};
 pub use inside::{InsideError, inside};
 pub use ledger::{Ledger, Verdict};
 pub use nbd::{
-    Check, LoadError, Repaired, changes, changes_seen_by, check, connect_since, digest, over_nbd, repair,
+    LoadError, Repaired, changes, changes_seen_by, check, connect_since, digest, over_nbd, repair,
 };
+pub use read_back::Check;
 pub use timeline::Timeline;

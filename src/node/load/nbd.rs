@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use super::{Engine, Ledger, Outcome, Plan, Step, Verdict};
+use super::{Check, Engine, Ledger, Outcome, Plan, Step};
 use crate::base::BLOCK_BYTES;
 use crate::format::nbd::{Cookie, DIFF_CONTEXT, STATE_CHANGED};
 use crate::io::nbd_client::{ClientError, ClientOptions, NbdClient, NbdUri, Operation};
@@ -97,38 +97,15 @@ pub fn over_nbd(
     Ok(engine.finish())
 }
 
-/// What was found when a ledger was compared with a volume.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Check {
-    pub blocks: u64,
-    /// Acknowledged writes that are not there.
-    pub lost: u64,
-    /// Blocks that are no one write as a whole.
-    pub torn: u64,
-    /// Blocks whose read failed.
-    pub unreadable: u64,
-}
-
-impl Check {
-    pub fn broken(&self) -> u64 {
-        self.lost + self.torn + self.unreadable
-    }
-}
-
 /// Reads every block that a ledger knows of, and compares.
 pub fn check(uri: &NbdUri, ledger: &Ledger) -> Result<Check, LoadError> {
     let failed = |source| LoadError::Client { uri: uri.to_string(), source };
     let mut client = NbdClient::connect(uri, ClientOptions::default()).map_err(failed)?;
     let mut check = Check::default();
     for block in ledger.written() {
-        check.blocks += 1;
         match client.read(block * BLOCK_BYTES as u64, BLOCK_BYTES as u32) {
-            Ok(bytes) => match ledger.judge(block, &bytes) {
-                Verdict::Kept => {}
-                Verdict::Lost { .. } => check.lost += 1,
-                Verdict::Torn => check.torn += 1,
-            },
-            Err(ClientError::Failed { .. }) => check.unreadable += 1,
+            Ok(bytes) => check.note(ledger, block, Some(&bytes)),
+            Err(ClientError::Failed { .. }) => check.note(ledger, block, None),
             Err(error) => return Err(failed(error)),
         }
     }
