@@ -62,8 +62,8 @@ fn measure(options: &Options, path: &Path) -> Result<()> {
     let clock = Clock::new();
     println!("{}", ring(&clock, &mesh(1)?[0], Features::ALL)?.features());
     println!(
-        "{:<34} {:>4} {:>9} {:>8} {:>8} {:>8} {:>8}",
-        "", "QD", "IOPS", "p50 us", "p99", "p99.9", "p99.99"
+        "{:<38} {:>4} {:>9} {:>8} {:>8} {:>8} {:>8} {:>8}",
+        "", "QD", "IOPS", "p50 us", "p99", "p99.9", "p99.99", "CPU us"
     );
 
     for depth in [1, 8, 32, 128] {
@@ -352,6 +352,8 @@ fn fio(options: &Options, path: &Path, depth: usize) -> Result<Option<Figures>> 
         .args(["--fixedbufs", "--registerfiles", "--norandommap", "--time_based", "--output-format=json"])
         .args([format!("--size={}m", options.mebibytes), format!("--runtime={}", options.seconds)])
         .args([format!("--iodepth={depth}"), "--percentile_list=50:99:99.9:99.99".into()])
+        // From submission to completion, as the ring's are.
+        .args(["--clat_percentiles=0", "--lat_percentiles=1"])
         .output()
     else {
         return Ok(None);
@@ -359,7 +361,7 @@ fn fio(options: &Options, path: &Path, depth: usize) -> Result<Option<Figures>> 
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).context("fio's report")?;
     let job = &report["jobs"][0];
     let write = &job["write"];
-    let at = |percentile: &str| write["clat_ns"]["percentile"][percentile].as_f64().map(|nanos| nanos / 1e3);
+    let at = |percentile: &str| write["lat_ns"]["percentile"][percentile].as_f64().map(|nanos| nanos / 1e3);
     let iops = write["iops"].as_f64();
     let busy =
         job["usr_cpu"].as_f64().zip(job["sys_cpu"].as_f64()).map(|(user, system)| (user + system) / 100.0);

@@ -88,7 +88,7 @@ fn a_dry_run_says_everything_and_changes_nothing() {
             "/proc/sys/net/core/rmem_max: 212992 -> 33554432",
             "/proc/sys/net/core/wmem_max is 67108864 already",
             "write /etc/systemd/system/lockstep@.service",
-            "AllowedCPUs=2-3",
+            "AllowedCPUs=0,1,2-3",
             "Nothing was changed",
         ] {
             assert!(said.contains(expected), "{expected:?} is not in:\n{said}");
@@ -115,11 +115,22 @@ fn undoing_puts_back_what_applying_changed() {
         ("proc/sys/net/core/wmem_max", "67108864\n"),
         ("etc/systemd/system/system.slice.d/50-lockstep.conf", "[Slice]\nAllowedCPUs=0,1\n"),
         ("etc/systemd/system/init.scope.d/50-lockstep.conf", "[Scope]\nAllowedCPUs=0,1\n"),
+        // Only its reactors pin themselves; its other threads are not to run where those poll.
+        (
+            "etc/systemd/system/lockstep@.service.d/50-cores.conf",
+            "[Service]\nSlice=lockstep.slice\nAllowedCPUs=0,1,2-3\n",
+        ),
     ] {
         assert_eq!(read(name), text, "{name}");
     }
     let unit = read("etc/systemd/system/lockstep@.service");
-    for line in ["User=lockstep", "LimitMEMLOCK=infinity", "ExecStart=/usr/local/bin/lockstep run --config"] {
+    for line in [
+        "User=lockstep",
+        "LimitMEMLOCK=infinity",
+        "StartLimitIntervalSec=0",
+        "RuntimeDirectory=lockstep",
+        "ExecStart=/usr/local/bin/lockstep run --config",
+    ] {
         assert!(unit.contains(line), "{line:?} is not in:\n{unit}");
     }
     // A second time finds nothing to do, and does not take its own values for what was there before.

@@ -54,9 +54,10 @@ class Bench:
         def named(cpus):
             return ",".join(map(str, sorted(cpus)))
 
+        one, two = self._placements[1], self._placements[2]
         lines = [
-            f"{sites} site(s): primary on CPU {named(at.primary)}, secondary on {named(at.secondary)}, load on {named(at.load)}"
-            for sites, at in self._placements.items()
+            f"one site on CPU {named(one.primary)}, load on {named(one.load)}",
+            f"two sites on CPU {named(two.primary)} and {named(two.secondary)}, load on {named(two.load)}",
+            f"within that Lockstep's reactors pinned to {named(self.lockstep_primary)} and {named(self.lockstep_secondary)}",
         ]
-        pinned = f"Lockstep's reactors pinned to {named(self.lockstep_primary)} and {named(self.lockstep_secondary)}"
-        return f'placement "{self.layout}": {"; ".join(lines)}; {pinned}'
+        return f'placement "{self.layout}", whoever it is: {"; ".join(lines)}'

@@ -15,7 +15,8 @@ class Workload:
     block_bytes: int
     depth: int
     read_percent: int | None = None
-    # Operations a second of an open loop, which then has at most `depth` under way.
+    # Operations a second of an open loop. Of `lockstep load` alone: fio waits for all that are under way before it sleeps until the
+    # next is due, so that what a stall holds up is begun after it, and counts from then.
     rate: int | None = None
 
     @property
@@ -26,12 +27,17 @@ class Workload:
         return f"{self.block_bytes >> 10} KiB {self.pattern}{mix} QD{self.depth}"
 
     @property
+    def reads(self):
+        return self.pattern in ("randread", "read") or self.read_percent is not None
+
+    @property
     def kind(self):
         return (self.pattern, self.block_bytes, self.read_percent)
 
 
 def fio(workload, target, seconds, size_bytes, cpus, seed):
     """Drives `target` (fio's own options) and returns IOPS, bytes a second and latencies in microseconds."""
+    assert workload.rate is None
     argv = [
         "fio",
         "--name=compare",
@@ -54,8 +60,6 @@ def fio(workload, target, seconds, size_bytes, cpus, seed):
     ]
     if workload.read_percent is not None:
         argv.append(f"--rwmixread={workload.read_percent}")
-    if workload.rate is not None:
-        argv += [f"--rate_iops={workload.rate}", "--rate_process=poisson"]
     output = run(argv, cpus, seconds + RAMP_SECONDS + 60)
     # fio may put notices before the JSON.
     job = json.loads(output[output.index("{") :])["jobs"][0]

@@ -5,12 +5,15 @@ import os
 import socket
 import threading
 
+from .load import RAMP_SECONDS
 from .processes import Failure, free_port, listens, run
 from .subjects import Subject, nbd_target
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 WAIT_SECONDS_MAX = 60
 WATCH_SECONDS = 0.5
+# Of the places of a load that is not measured; those of rounds begin with 1.
+RAMP_SEED = 0
 # The backlog at a run's end, against the middle's: beyond, destage did not keep up.
 BACKLOG_GROWTH_MAX = 1.1
 
@@ -164,6 +167,29 @@ def _operations(status):
     return status["totals"]["writes"] + status["totals"]["reads"]
 
 
+def own_load(bench, target, workload, seconds, seed, cpus):
+    """Drives `target` (an NBD address, or a site's configuration) by `lockstep load`; returns what fio would, and stages."""
+    argv = [
+        *[bench.lockstep, "load", *target, "--format", "json"],
+        *["--pattern", "random" if workload.pattern.startswith("rand") else "sequential"],
+        *["--block", f"{workload.block_bytes}B", "--depth", str(workload.depth)],
+        *["--read", "100" if workload.pattern in ("randread", "read") else "0"],
+        *["--seconds", str(seconds), "--seed", str(seed)],
+    ]
+    if workload.rate is not None:
+        argv += ["--rate", str(workload.rate)]
+    output = run(argv, cpus, seconds + 120)
+    result = json.loads(output[output.index("{") :])
+    if result["errors"]:
+        raise Failure(f"{workload.name}: {result['errors']} operations failed")
+    return {
+        "iops": result["iops"],
+        "bytes_per_second": (result["read_bytes"] + result["written_bytes"]) / result["seconds"],
+        "latency_us": result["latency_us"]["client_read" if result["reads"] else "client_write"],
+        "stages": result["stages"],
+    }
+
+
 class Pair(Subject):
     """Two sites; the primary's NBD socket is driven."""
 
@@ -205,7 +231,10 @@ class Pair(Subject):
         run(["dd", "if=/dev/zero", f"of={path}", "bs=1M", f"count={size >> 20}", "conv=notrunc,fsync", "oflag=direct"], seconds_max=600)
 
     def spawn_site(self, site):
-        return self.spawn(site.name, [self.bench.lockstep, "run", "--config", site.config], set(self.bench.cpus))
+        # Reactors pin themselves within that; what a site runs beside them has no more CPUs than the others' processes.
+        at = self.placement()
+        cpus = at.primary if site.role == "primary" else at.secondary
+        return self.spawn(site.name, [self.bench.lockstep, "run", "--config", site.config], cpus)
 
     def idle(self, site):
         # While it waits, an adaptive reactor offers its CPU to whoever else would run there.
@@ -285,25 +314,24 @@ class InProcess(Pair):
         process.wait_for(f"{right.name}'s NBD socket", lambda: listens(right.nbd))
         right.wait("--warm")
 
+    def ramp(self, workload):
+        self.drive(workload, RAMP_SECONDS, RAMP_SEED)
+
     def drive(self, workload, seconds, seed):
-        argv = [
-            *[self.bench.lockstep, "load", "--config", self.left.config, "--format", "json"],
-            *["--pattern", "random" if workload.pattern.startswith("rand") else "sequential"],
-            *["--block", f"{workload.block_bytes}B", "--depth", str(workload.depth)],
-            *["--read", "100" if workload.pattern in ("randread", "read") else "0"],
-            *["--seconds", str(seconds), "--seed", str(seed)],
-        ]
-        output = run(argv, set(self.bench.cpus), seconds + 120)
-        result = json.loads(output[output.index("{") :])
-        if result["errors"]:
-            raise Failure(f"{self.name}: {result['errors']} operations failed")
-        latency = result["latency_us"]["client_read" if result["reads"] else "client_write"]
-        return {
-            "iops": result["iops"],
-            "bytes_per_second": (result["read_bytes"] + result["written_bytes"]) / result["seconds"],
-            "latency_us": latency,
-            "stages": result["stages"],
-        }
+        before = sum(os.times()[2:4])
+        sample = own_load(self.bench, ["--config", self.left.config], workload, seconds, seed, self.placement().primary)
+        # The primary ends with its load, and is none of `processes`.
+        sample["inside_cpu_seconds"] = sum(os.times()[2:4]) - before
+        return sample
+
+    def remarks(self):
+        lines = super().remarks()
+        if self.checks:
+            lines.append(
+                f"the {RAMP_SECONDS} s before a measurement warms the secondary and the disk; the primary then starts again, with a warm cache and"
+                " nothing to destage, where fio's go on. Target CPU is of both sites, with the load, and the primary's start and end"
+            )
+        return lines
 
 
 class NbdMemory(Subject):

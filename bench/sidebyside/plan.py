@@ -12,6 +12,9 @@ QEMU = "qemu-storage-daemon"
 NBDKIT = "nbdkit file"
 RAW = "raw io_uring"
 
+# A site holds its volume in its cache, and has read it before a load begins; the others are given no such memory.
+OF_READS = "Lockstep reads from its warm cache, nbdkit file from the page cache, QEMU and raw io_uring from the disk by O_DIRECT"
+
 
 def random_write(depth):
     return Workload("randwrite", 4 * KIB, depth)
@@ -33,6 +36,23 @@ PLAIN_DEPTHS_OTHERS = (1, 32)
 
 def applies(subject, workload, full):
     return full or workload.depth in PLAIN_DEPTHS.get(subject, PLAIN_DEPTHS_OTHERS)
+
+
+def in_round(subjects, round_number):
+    """Each round begins with another one, so that nobody is always the first, or the last."""
+    first = (round_number - 1) % len(subjects)
+    return subjects[first:] + subjects[:first]
+
+
+def remarks(workloads):
+    """What is to be known of a workload's figures, by its name."""
+    return {workload.name: OF_READS for workload in workloads if workload.reads}
+
+
+def compared(over, under, workload):
+    if not workload.reads:
+        return f"{over} / {under}"
+    return f"{over} (warm cache) / {under} ({'page cache' if under == NBDKIT else 'O_DIRECT'})"
 
 
 def wanted(workloads):
@@ -57,5 +77,6 @@ def wanted(workloads):
             for measure in ("IOPS", "p99.9"):
                 if (over, workload.name, measure) not in known:
                     direction = "at least" if measure == "IOPS" else "at most"
-                    rows.append((f"{over} / {under}", over, workload.name, under, workload.name, measure, direction, None))
+                    what = compared(over, under, workload)
+                    rows.append((what, over, workload.name, under, workload.name, measure, direction, None))
     return rows

@@ -71,18 +71,25 @@ class Process:
         return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
 
     def stop(self):
-        """SIGTERM, then SIGKILL to its whole session. Returns the exit code."""
-        if self.child.poll() is None:
-            self.child.terminate()
-            try:
-                self.child.wait(STOP_SECONDS_MAX)
-            except subprocess.TimeoutExpired:
-                pass
+        """Returns the exit code."""
+        return _end(self.child)
+
+
+def _end(child):
+    """SIGTERM, so that it can clean up after itself, then SIGKILL to its whole session. Returns the exit code."""
+    try:
+        if child.poll() is None:
+            child.terminate()
+            child.wait(STOP_SECONDS_MAX)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        # Also when somebody interrupts the wait.
         try:
-            os.killpg(self.child.pid, signal.SIGKILL)
+            os.killpg(child.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
-        return self.child.wait()
+    return child.wait()
 
 
 def stopping_signals():
@@ -112,8 +119,7 @@ def run(argv, cpus=None, seconds_max=60):
         raise Failure(f"{' '.join(argv)} took more than {seconds_max} s") from None
     finally:
         if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+            _end(child)
     if child.returncode != 0:
         raise Failure(f"{' '.join(argv)} ended with {child.returncode}:\n{output[-2000:]}{errors[-2000:]}")
     return output

@@ -42,8 +42,8 @@ def table(rows, header):
     return "\n".join(lines)
 
 
-def figures(medians):
-    """One table a workload."""
+def figures(medians, remarks):
+    """One table a workload, with what is remarked of it."""
     parts = []
     workloads = dict.fromkeys(workload for _, workload in medians)
     header = ["", "IOPS", "MB/s", *LATENCIES, "target CPU", "rounds' IOPS"]
@@ -62,7 +62,8 @@ def figures(medians):
                     f"{median['iops_min']:,.0f}..{median['iops_max']:,.0f}",
                 ]
             )
-        parts.append(f"{workload} (latencies in µs)\n{table(rows, header)}")
+        remark = f"; {remarks[workload]}" if workload in remarks else ""
+        parts.append(f"{workload} (latencies in µs{remark})\n{table(rows, header)}")
     return "\n\n".join(parts)
 
 
@@ -128,7 +129,8 @@ def markdown(document):
             if figure["workload"] == workload
         ]
         header = ["", "IOPS", *LATENCIES, "IOPS of the rounds"]
-        parts.append(f"**{workload}**, latencies in µs\n\n{_markdown_table(header, rows)}")
+        remark = f"; {document['remarks'][workload]}" if workload in document["remarks"] else ""
+        parts.append(f"**{workload}**, latencies in µs{remark}\n\n{_markdown_table(header, rows)}")
     rows = [
         [
             f"{result['what']}, {result['workload']}, {result['measure']}",

@@ -58,6 +58,9 @@ class Subject:
     def start(self):
         """Starts its processes."""
 
+    def ramp(self, workload):
+        """Before a measurement, a second of its load that is not measured: fio has one by itself."""
+
     def target(self):
         """fio's options for it."""
         raise NotImplementedError
@@ -93,8 +96,12 @@ class Subject:
         return process
 
 
+def nbd_uri(socket_path, export):
+    return f"nbd+unix:///{export}?socket={socket_path}"
+
+
 def nbd_target(socket_path, export):
-    return ["--ioengine=nbd", f"--uri=nbd+unix:///{export}?socket={socket_path}"]
+    return ["--ioengine=nbd", f"--uri={nbd_uri(socket_path, export)}"]
 
 
 def one_file(bench):
@@ -174,6 +181,7 @@ class QemuMirror(Subject):
         copy(*self.files)
         self.socket = self.bench.path("mirror.sock")
         self.control = self.bench.path("mirror.qmp")
+        self.monitor = None
         self.rounds = 0
 
     def start(self):
@@ -252,9 +260,15 @@ class QemuMirror(Subject):
             raise Failure(f"the mirror job of qemu-storage-daemon is not in sync: {job}")
 
     def stop(self):
-        if self.processes:
-            self.monitor.close()
-        super().stop()
+        # None of a start that did not come that far.
+        monitor, self.monitor = self.monitor, None
+        try:
+            if monitor:
+                monitor.close()
+        finally:
+            super().stop()
+        if not monitor:
+            return
         # Once, and outside the measurement: a mirror that does not copy would win every race.
         self.rounds += 1
         if self.rounds == 1:
