@@ -284,14 +284,20 @@ fn accepted(result: i32) -> Option<OwnedFd> {
     (result >= 0).then(|| unsafe { OwnedFd::from_raw_fd(result) })
 }
 
+impl Ring {
+    /// The kernel may still write to what operations have, so that is never given back.
+    fn leave_memory(&mut self) {
+        std::mem::forget(std::mem::take(&mut self.operations));
+        std::mem::forget(std::mem::take(&mut self.arenas));
+        std::mem::forget(std::mem::replace(&mut self.doorbell_count, Box::new([0; 8])));
+    }
+}
+
 impl Drop for Ring {
     fn drop(&mut self) {
         // Other reactors go on until the process ends, so nothing is waited for on the way there.
         if std::thread::panicking() {
-            std::mem::forget(std::mem::take(&mut self.operations));
-            std::mem::forget(std::mem::take(&mut self.arenas));
-            std::mem::forget(std::mem::replace(&mut self.doorbell_count, Box::new([0; 8])));
-            return;
+            return self.leave_memory();
         }
         self.forget_delivered();
         for user_data in self.operations.in_flight() {
@@ -304,15 +310,11 @@ impl Drop for Ring {
         while !self.operations.is_empty() || self.doorbell_armed {
             let now = self.clock.now();
             if now >= deadline {
-                // The kernel may still write to this memory, so it is never given back.
                 tracing::error!(
                     "{} operations did not end; their memory stays with them",
                     self.operations.len()
                 );
-                std::mem::forget(std::mem::take(&mut self.operations));
-                std::mem::forget(std::mem::take(&mut self.arenas));
-                std::mem::forget(std::mem::replace(&mut self.doorbell_count, Box::new([0; 8])));
-                return;
+                return self.leave_memory();
             }
             self.enter(1, EnterFlags::GETEVENTS, Some(deadline.since(now)));
             while self.next_completion().is_some() {}

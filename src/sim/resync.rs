@@ -70,9 +70,9 @@ pub(super) fn outruns(plan: &Plan, at_most: Nanos) -> bool {
     at_most.0 >= plan.configs[0].host_deadline.0 / 4
 }
 
-/// Whether hosts may fill the log of a copy to this site: they never wait for one to a third (decision 0040).
-pub(super) fn nobody_waits_for(site: usize, stage: &Stage) -> bool {
-    site == THIRD && matches!(stage, Stage::Working)
+/// Whether hosts may fill the log of a copy between these two: they never wait for one to a third (decision 0040).
+pub(super) fn nobody_waits_for(sites: [usize; 2], stage: &Stage) -> bool {
+    sites.contains(&THIRD) && matches!(stage, Stage::Working)
 }
 
 impl World {

@@ -678,8 +678,9 @@ impl World {
                 }
                 GroupEvent::Refused { refusal: Some(refusal), .. }
                     if parted && refusal.code == RefusalCode::SplitBrain => {}
-                GroupEvent::Refused { refusal: Some(refusal), .. }
-                    if (self.copies_may_fail || resync::nobody_waits_for(index, &self.stage))
+                GroupEvent::Refused { site, refusal: Some(refusal), .. }
+                    if (self.copies_may_fail
+                        || resync::nobody_waits_for([index, usize::from(site.0) - 1], &self.stage))
                         && refusal.code == RefusalCode::ResyncRequired
                         && refusal.text.as_str().contains("this site's staging file") => {}
                 GroupEvent::Refused { refusal: Some(refusal), .. }

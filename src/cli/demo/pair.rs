@@ -267,11 +267,21 @@ fn remove_on_signals(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A folder whose filesystem has direct I/O: where asked, else where temporary files go, else here.
+/// Memory takes direct I/O since Linux 6.6, and is no disk.
+fn is_memory(place: &Path) -> bool {
+    rustix::fs::statfs(place).is_ok_and(|found| found.f_type == libc::TMPFS_MAGIC)
+}
+
+/// A folder whose filesystem has direct I/O: where asked, else where temporary files go, else here; on a disk rather than in memory.
 fn make_folder(directory: Option<&Path>) -> anyhow::Result<TempDir> {
     let places = match directory {
         Some(directory) => vec![directory.to_owned()],
-        None => vec![std::env::temp_dir(), std::env::current_dir().context("the current folder")?],
+        None => {
+            let mut places =
+                vec![std::env::temp_dir(), std::env::current_dir().context("the current folder")?];
+            places.sort_by_key(|place| is_memory(place));
+            places
+        }
     };
     let mut refused = None;
     for place in places {

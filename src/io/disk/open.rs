@@ -33,7 +33,7 @@ pub enum DiskError {
     Exists { path: PathBuf },
     #[error(
         "{path}: its filesystem cannot do direct I/O ({reason}); put it on ext4, xfs, btrfs or a block device, not on \
-         tmpfs, overlay or a network mount"
+         overlay or a network mount"
     )]
     NoDirectIo { path: PathBuf, reason: &'static str },
     #[error("{path}: locked by another process; is this site running already?")]
