@@ -472,8 +472,7 @@ fn a_newer_connection_of_the_peer_replaces_the_old() {
     drop(first);
 }
 
-#[test]
-fn a_receiver_without_pages_stops_the_sender_and_goes_on_with_them() {
+fn connected_without_pages() -> (Site, Site) {
     let (mut dials, listens) = pair();
     let mut listener = Site::new(&listens);
     dials.dial = Some(listener.link.local_address().unwrap());
@@ -481,20 +480,31 @@ fn a_receiver_without_pages_stops_the_sender_and_goes_on_with_them() {
     run(&mut dialer, &mut listener, "connected", both_up);
     dialer.begin();
     listener.begin();
+    (dialer, listener)
+}
+
+/// Until nothing more goes out. Returns what was consumed last.
+fn until_stopped(dialer: &mut Site, listener: &mut Site) -> UpdateNumber {
+    let (mut stable, mut last) = (0, UpdateNumber(0));
+    run(dialer, listener, "the sender stopped", |a, _| {
+        std::thread::sleep(Duration::from_millis(1));
+        stable = if a.consumed() == last { stable + 1 } else { 0 };
+        last = a.consumed();
+        stable > 200
+    });
+    last
+}
+
+#[test]
+fn a_receiver_without_pages_stops_the_sender_and_goes_on_with_them() {
+    let (mut dialer, mut listener) = connected_without_pages();
     listener.group.grant(40);
     // Three windows' worth, so that it must stop.
     for number in 1..=100 {
         dialer.group.send(number, 32);
     }
     run(&mut dialer, &mut listener, "the pages were used up", |_, b| b.updates.len() == 1);
-    let mut stable = 0;
-    let mut last = UpdateNumber(0);
-    run(&mut dialer, &mut listener, "the sender stopped", |a, _| {
-        std::thread::sleep(Duration::from_millis(1));
-        stable = if a.consumed() == last { stable + 1 } else { 0 };
-        last = a.consumed();
-        stable > 200
-    });
+    let last = until_stopped(&mut dialer, &mut listener);
     assert!(last > UpdateNumber(0) && last < UpdateNumber(100), "the sender was not stopped: {last}");
     assert_eq!(listener.updates.len(), 1, "40 pages hold one update and a part");
 
@@ -560,24 +570,12 @@ fn a_close_lets_everything_before_it_through_and_the_dialer_comes_again() {
 /// The peer reads nothing, so what was to be sent before the end never is.
 #[test]
 fn a_connection_that_is_blocked_ends_when_the_group_has_had_enough() {
-    let (mut dials, listens) = pair();
-    let mut listener = Site::new(&listens);
-    dials.dial = Some(listener.link.local_address().unwrap());
-    let mut dialer = Site::new(&dials);
-    run(&mut dialer, &mut listener, "connected", both_up);
-    dialer.begin();
-    listener.begin();
+    let (mut dialer, mut listener) = connected_without_pages();
     for number in 1..=100 {
         dialer.group.send(number, 32);
     }
     dialer.group.to_link.push(ToLink::Close);
-    let (mut stable, mut last) = (0, UpdateNumber(0));
-    run(&mut dialer, &mut listener, "the sender stopped", |a, _| {
-        std::thread::sleep(Duration::from_millis(1));
-        stable = if a.consumed() == last { stable + 1 } else { 0 };
-        last = a.consumed();
-        stable > 200
-    });
+    let last = until_stopped(&mut dialer, &mut listener);
     assert!(last < UpdateNumber(100));
     let asked = std::time::Instant::now();
     dialer.group.closes.push(1);

@@ -731,9 +731,8 @@ fn a_third_that_has_what_its_source_never_had_is_refused_with_both_values() {
     assert_eq!(trio.pulls_from(), Some(FIRST));
 }
 
-/// The journal is read back for the third alone, so what has gone bad there is no reason to leave hosts alone.
-#[test]
-fn a_batch_that_went_bad_costs_the_third_and_not_the_site() {
+/// A third that was away, and was told that what it lacks cannot be read at its source.
+fn lapsed_by_rot() -> (Trio, HashMap<u64, u8>) {
     let mut trio = Trio::new();
     let mut expected = HashMap::new();
     trio.exercise(FIRST, &mut expected, 4, 1);
@@ -750,6 +749,13 @@ fn a_batch_that_went_bad_costs_the_third_and_not_the_site() {
     trio.set_link(2, false);
     trio.restart(THIRD);
     trio.until("it is told", |trio| trio.third_at(FIRST).state == ThirdState::Lapsed);
+    (trio, expected)
+}
+
+/// The journal is read back for the third alone, so what has gone bad there is no reason to leave hosts alone.
+#[test]
+fn a_batch_that_went_bad_costs_the_third_and_not_the_site() {
+    let (mut trio, mut expected) = lapsed_by_rot();
     trio.exercise(FIRST, &mut expected, 4, 3);
     assert!(trio.lapsed.contains(&FIRST) && trio.status(FIRST).state == GroupState::Serving);
     // The second's journal is sound.
@@ -761,22 +767,7 @@ fn a_batch_that_went_bad_costs_the_third_and_not_the_site() {
 /// What a third has pulled before it hears that it has lapsed comes in behind that: it is read no more, nor told again.
 #[test]
 fn a_pull_that_crosses_what_a_third_is_told_changes_nothing() {
-    let mut trio = Trio::new();
-    let mut expected = HashMap::new();
-    trio.exercise(FIRST, &mut expected, 4, 1);
-    trio.third_is_equal(FIRST, &expected);
-    trio.kill(THIRD);
-    let before: Vec<_> = trio.sites[FIRST].disks.keys().copied().collect();
-    trio.exercise(FIRST, &mut expected, 8, 2);
-    trio.steps(100);
-    for (key, block) in &mut trio.sites[FIRST].disks {
-        if key.0 == IoTarget::Journal && key.1 >= SUPERBLOCK_SLOTS && !before.contains(key) {
-            block[100] ^= 1;
-        }
-    }
-    trio.set_link(2, false);
-    trio.restart(THIRD);
-    trio.until("it is told", |trio| trio.third_at(FIRST).state == ThirdState::Lapsed);
+    let (mut trio, mut expected) = lapsed_by_rot();
     trio.steps(10);
     let (lapsed, read_failed) = (trio.lapsed.clone(), trio.read_failed.clone());
     let GroupStatus { last: after, durable, generation, .. } = trio.status(THIRD);
