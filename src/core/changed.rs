@@ -36,6 +36,8 @@ pub struct Changed {
     /// By volume: pages of the set that have changed since they were saved.
     unsaved: Vec<Bitmap>,
     base_unsaved: bool,
+    /// Of those, the pages that somebody waits for: hosts may be marking others faster than any are saved.
+    due: Vec<Bitmap>,
     saved: Saved,
 }
 
@@ -46,7 +48,8 @@ impl Changed {
             tracking: false,
             base: UpdateNumber::NONE,
             through: UpdateNumber::NONE,
-            unsaved: chunks.collect(),
+            unsaved: chunks.clone().collect(),
+            due: chunks.collect(),
             blocks: volume_blocks.map(Bitmap::new).collect(),
             base_unsaved: false,
             saved: Saved::Nothing,
@@ -113,7 +116,7 @@ impl Changed {
     /// Somebody else is primary: its peer has what this site lacks, not the other way round.
     pub fn forget(&mut self) {
         self.tracking = false;
-        self.blocks.iter_mut().chain(&mut self.unsaved).for_each(Bitmap::clear);
+        self.blocks.iter_mut().chain(&mut self.unsaved).chain(&mut self.due).for_each(Bitmap::clear);
         self.base_unsaved = false;
         if self.saved == Saved::Set {
             self.saved = Saved::Stale;
@@ -183,11 +186,17 @@ impl Changed {
 
     // ------------------------------------------------------------------------------------- the management information
 
+    /// Somebody waits until all that is marked by now is saved.
+    pub fn want_saved(&mut self) {
+        self.due.iter_mut().zip(&self.unsaved).for_each(|(due, unsaved)| due.insert_all(unsaved));
+    }
+
+    /// What is to be saved yet before whoever waits may go on.
     pub fn unsaved(&self) -> Unsaved {
         match self.saved {
             Saved::Stale => Unsaved::Stale,
             _ if !self.tracking => Unsaved::Nothing,
-            _ if self.base_unsaved || self.unsaved.iter().any(|chunks| chunks.count() > 0) => Unsaved::Marks,
+            _ if self.base_unsaved || self.due.iter().any(|chunks| chunks.count() > 0) => Unsaved::Marks,
             _ => Unsaved::Nothing,
         }
     }
@@ -198,11 +207,12 @@ impl Changed {
         self.saved = Saved::Set;
     }
 
-    /// Writes the next unsaved page of the set; false if there is none.
+    /// Writes the next page of the set that is due; false if there is none.
     pub fn save_page(&mut self, page: &mut [u8; BLOCK_BYTES]) -> bool {
-        for (volume, chunks) in (0u16..).zip(&mut self.unsaved) {
+        for (volume, chunks) in (0u16..).zip(&mut self.due) {
             if let Some(chunk) = chunks.next_from(0) {
                 chunks.remove(chunk);
+                self.unsaved[usize::from(volume)].remove(chunk);
                 self.put_page(VolumeId(volume), chunk, page);
                 return true;
             }
@@ -221,6 +231,7 @@ impl Changed {
             for (blocks, unsaved) in self.blocks.iter().zip(&mut self.unsaved) {
                 note_pages(blocks, unsaved);
             }
+            self.want_saved();
         }
     }
 
@@ -263,6 +274,7 @@ mod tests {
     use super::*;
 
     fn saved(changed: &mut Changed) -> Vec<[u8; BLOCK_BYTES]> {
+        changed.want_saved();
         assert_eq!(changed.unsaved(), Unsaved::Marks);
         changed.save_base();
         let mut pages = Vec::new();
@@ -302,6 +314,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_marked_meanwhile_is_not_waited_for_and_saved_the_next_time() {
+        let mut changed = Changed::new([10 * MARKS_PAGE_MAX].into_iter());
+        changed.begin(UpdateNumber(1));
+        changed.mark(VolumeId(0), Lba(5), 1);
+        changed.want_saved();
+        changed.save_base();
+        let mut page = [0; BLOCK_BYTES];
+        assert!(changed.save_page(&mut page));
+        // On the page that is on its way, and on another one.
+        changed.mark(VolumeId(0), Lba(6), 1);
+        changed.mark(VolumeId(0), Lba(MARKS_PAGE_MAX), 1);
+        assert!(!changed.save_page(&mut page));
+        assert_eq!(changed.unsaved(), Unsaved::Nothing);
+        assert_eq!(saved(&mut changed).len(), 2);
+    }
+
+    #[test]
     fn a_set_that_is_over_is_dropped_before_another_is_saved() {
         let mut changed = Changed::new([1000].into_iter());
         changed.begin(UpdateNumber(1));
@@ -314,6 +343,7 @@ mod tests {
         changed.mark(VolumeId(0), Lba(6), 1);
         assert_eq!(changed.unsaved(), Unsaved::Stale);
         changed.dropped();
+        assert_eq!(changed.unsaved(), Unsaved::Marks, "whoever waited for that waits for the new one");
         assert_eq!(saved(&mut changed).len(), 1);
     }
 

@@ -485,6 +485,11 @@ pub enum AdminError {
     )]
     NotFenced,
     #[error(
+        "this site's third took over from it, and may be serving hosts at this moment: with this site promoted there are two histories. Make \
+         sure that the third serves nobody, and that its history is the one to go, then promote with --fenced"
+    )]
+    ThirdTookOver,
+    #[error(
         "this site was still catching up when the other one was lost: what it lacks was acknowledged, and would be lost; bring the other \
          site back, or, if it is gone for good, promote with --fenced"
     )]

@@ -181,7 +181,7 @@ fn a_primary_that_promised_nothing_more_serves_nobody_until_its_operator_says_so
     assert_eq!(trio.status(FIRST).last, before, "nothing is numbered there any more");
     // It stays a primary, which its secondary follows: nobody is promoted there on nobody's word.
     assert!(trio.answer(SECOND, AdminOp::Promote { fenced: false }).is_err());
-    assert_eq!(trio.answer(FIRST, AdminOp::Promote { fenced: false }), Err(AdminError::PrimaryAlive));
+    assert_eq!(trio.answer(FIRST, AdminOp::Promote { fenced: false }), Err(AdminError::ThirdTookOver));
     trio.promote(FIRST);
     trio.exercise(FIRST, &mut expected, 2, 50);
     trio.until("both histories are seen", |trio| {
@@ -207,6 +207,8 @@ fn a_third_that_has_all_of_a_primary_that_stepped_down_takes_over_with_nothing_l
         let parted = trio.parted_at(source).expect("met");
         assert_eq!(parted.theirs.last, parted.common, "site {source} lacks, and has nothing of its own");
     }
+    // Its primary has stepped down, and all the same: beside the third it would be a second one.
+    assert_eq!(trio.answer(SECOND, AdminOp::Promote { fenced: false }), Err(AdminError::ThirdTookOver));
     // Planned rotation: all are stopped, the third's peer is the first, and the second is the third of both.
     for site in 0..3 {
         let now = trio.now;

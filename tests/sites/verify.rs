@@ -170,6 +170,15 @@ fn what_differs_becomes_what_the_named_site_has_while_hosts_write_and_in_snapsho
             assert_eq!(code, Some(0), "{said} {why}");
             sites.wait("--settled");
             for site in [&sites.left, &sites.right] {
+                // Clients copy only what the map says is there: no host wrote this block at the site that was given it.
+                if fill.is_some() {
+                    let file = site.directory.join("copy");
+                    succeeds(tool("qemu-img", &["convert", "-O", "raw", &site.uri("data"), path(&file)]));
+                    let mut block = [0; BLOCK];
+                    let copy = File::open(&file).expect("the copy");
+                    copy.read_exact_at(&mut block, 1500 * BLOCK as u64).expect("read");
+                    assert!(block == [0xd1; BLOCK], "{}: a hole, says the map", site.name);
+                }
                 let mut client = site.connect("data");
                 let mut then = site.connect("data@before");
                 for block in blocks {

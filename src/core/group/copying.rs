@@ -138,7 +138,7 @@ impl Group {
             let found = self.found_to_copy(turn, volume, block, page, read);
             let (page, sum) = found.unwrap_or((PageId::ZERO, BlockSum::ZEROS));
             whole &= found.is_some();
-            lost |= found.is_none() && !(read && self.mends_for_copy(turn, volume, block));
+            lost |= found.is_none() && !(read && self.mends_for_copy(turn, to, volume, block));
             match row {
                 Some(row) => {
                     let sum = sum_to_send(turn.memory, page, sum);

@@ -360,7 +360,7 @@ impl Group {
             self.destage.owed = false;
             self.destage.step = match self.has_changes(self.settled) {
                 true => Step::Captures { next: 0, read: 0 },
-                false => Step::Marks,
+                false => self.marks_are_due(),
             };
             self.sweep_wanted = false;
         }

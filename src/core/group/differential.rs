@@ -253,7 +253,8 @@ impl Group {
         }
         let target = self.destage.target();
         if !self.has_changes(target) {
-            self.destage.set_step(Step::Marks);
+            let next = self.marks_are_due();
+            self.destage.set_step(next);
             return;
         }
         if self.pages.free() < COMMIT_LEAVES_PAGES + 4 {

@@ -461,6 +461,8 @@ impl Group {
             Talk::Standing if wants => match self.judge_pull(&pull) {
                 Verdict::Wait => {}
                 Verdict::Parted => self.refuse_parted(turn, pull.after, pull.generation),
+                // A third that does not read what it is told, and goes on asking, waits.
+                Verdict::Gone if turn.out.remotes[LINK].to_link.room() <= LINK_SPARE => {}
                 Verdict::Gone => self.lapse(turn, self.oldest_kept()),
                 Verdict::Serve => {
                     let feed = self.feed_mut();

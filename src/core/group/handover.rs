@@ -389,7 +389,7 @@ impl Group {
         self.peer.sizes = VolumeSizes::default();
         self.peer.waiting_since = None;
         self.peer.send_to = UpdateNumber::NONE;
-        self.forget_repair(Origin::Peer);
+        self.forget_lender(turn.now, Origin::Peer);
         self.forget_lending();
         self.forget_comparing(turn);
         self.peer.told_settled = self.settled;
@@ -420,7 +420,7 @@ impl Group {
         let of_peer = self.generation.opener() != self.config.site && self.is_up_to_date();
         let may =
             !self.stopping && self.peer.inbound.is_empty() && self.applied <= last && self.window.room() > 0;
-        if self.peer.talk != Talk::Following || !handed_over || !of_peer || !may {
+        if self.peer.talk != Talk::Following || !handed_over || !of_peer || !may || self.has_heir() {
             return;
         }
         if self.peer.connection.is_none() {

@@ -32,8 +32,12 @@ impl Inbound {
     /// All pages that came with it, the zero page among them.
     pub fn all_pages(&self) -> impl Iterator<Item = PageId> {
         let new = &self.pages[..self.update.payload_blocks()];
+        new.iter().map(|(page, _)| *page).chain(self.old_pages())
+    }
+
+    pub fn old_pages(&self) -> impl Iterator<Item = PageId> {
         let old = self.old.as_ref().map_or(&[][..], |old| &old[..self.update.count as usize]);
-        new.iter().chain(old).map(|(page, _)| *page)
+        old.iter().map(|(page, _)| *page)
     }
 
     /// Those of them that had been granted to the link.

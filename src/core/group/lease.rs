@@ -158,12 +158,16 @@ impl Group {
         }
     }
 
+    /// Whether the primary acknowledges nothing without this site, as far as this site has heard; before its first heartbeat it has not even
+    /// heard how far the primary is.
+    pub(super) fn is_counted_on(&self) -> bool {
+        self.lease.heard > 0 && self.lease.terms.is_some_and(|terms| terms.alone_until <= self.settled)
+    }
+
     /// Whether this site has all that the primary it cannot ask may have acknowledged, and that one cannot go on.
     pub(super) fn judge_unfenced(&self) -> Result<(), AdminError> {
-        let heir = self.feed.as_ref().is_some_and(|feed| feed.promoted.is_some());
         match self.lease.terms {
-            // Its third took over from both, on the word that neither serves any more.
-            _ if heir => Err(AdminError::NotFenced),
+            _ if self.has_heir() => Err(AdminError::ThirdTookOver),
             Some(terms)
                 if self.role == Role::Secondary && terms.suspends && self.settled >= terms.alone_until =>
             {

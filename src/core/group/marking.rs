@@ -1,6 +1,7 @@
 //! The changed-block set as a group keeps it: what enters the stream while the peer may lack it is marked, marks become durable
 //! before a sweep goes on to the volumes, and the set ends when the peer has all of it (INV-9).
 
+use super::destage::Step as Destaging;
 use super::differential::{COMMIT_LEAVES_PAGES, MetadataIo};
 use super::peering::Talk;
 use super::resync::Step;
@@ -29,6 +30,8 @@ impl Group {
             let update = self.window.get(UpdateNumber(number)).update;
             self.mark_changed(&update);
         }
+        // A sweep that is about to go on covers some of these.
+        self.changed.want_saved();
     }
 
     /// An update enters the stream.
@@ -78,7 +81,13 @@ impl Group {
         }
     }
 
-    /// Whether a sweep may go on to the volumes: all that its checkpoint covers is marked durably.
+    /// What a sweep's checkpoint covers is in the stream by now, and marked.
+    pub(super) fn marks_are_due(&mut self) -> Destaging {
+        self.changed.want_saved();
+        Destaging::Marks
+    }
+
+    /// Whether all that was marked when that was wanted last is marked durably.
     pub(super) fn save_changes(&mut self, turn: &mut Turn<impl Memory>) -> bool {
         if self.committing {
             return false;

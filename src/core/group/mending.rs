@@ -5,7 +5,7 @@
 use super::host::OpState;
 use super::origins::Origin;
 use super::storage::VolumeIo;
-use super::targets::TARGETS;
+use super::targets::{TARGETS, Target};
 use super::{Group, Turn};
 use crate::base::*;
 use crate::core::cache::Value;
@@ -63,8 +63,8 @@ struct Mend {
     page: PageId,
     /// The capture that a sweep wants it for, and what it read instead.
     capture: Option<(usize, PageId)>,
-    /// The peer lacks it, too.
-    copies: bool,
+    /// Those that it is to be copied to, by `TARGETS`.
+    copied_to: [bool; TARGETS.len()],
     /// A scrub found it, and counts what becomes of it.
     scrubbed: bool,
 }
@@ -201,7 +201,7 @@ impl Group {
             by,
             page,
             capture: None,
-            copies: false,
+            copied_to: [false; TARGETS.len()],
             scrubbed: false,
         });
         Outlook::UnderWay
@@ -269,16 +269,17 @@ impl Group {
         self.mending.mends.iter_mut().for_each(|mend| mend.scrubbed = false);
     }
 
-    /// A block that the peer lacks is bad. Returns whether it may be copied later.
+    /// A block that the target lacks is bad. Returns whether it may be copied later.
     pub(super) fn mends_for_copy(
         &mut self,
         turn: &mut Turn<impl Memory>,
+        to: Target,
         volume: VolumeId,
         lba: Lba,
     ) -> bool {
         let outlook = self.mend(turn, volume, lba);
         if let Some(at) = self.mending.find(volume, lba) {
-            self.mending.mends[at].copies = true;
+            self.mending.mends[at].copied_to[to as usize] = true;
         }
         outlook != Outlook::Hopeless
     }
@@ -404,6 +405,8 @@ impl Group {
         match step {
             Step::Wanted { from } => {
                 match self.lender(|lender| lacked_by & lender.bit() == 0) {
+                    // Of a pair whose sites change places, as they greet each other anew: in a moment it lends again.
+                    None if self.greets() && turn.now.since(found_at) < ANSWER_MAX => {}
                     None => {
                         self.not_mended(turn, at, NotRepaired::Away);
                         return true;
@@ -431,13 +434,13 @@ impl Group {
 
     fn not_mended(&mut self, turn: &mut Turn<impl Memory>, at: usize, why: NotRepaired) {
         self.end_capture(turn, at, None);
-        let Mend { volume, lba, copies, .. } = self.mending.mends[at];
+        let Mend { volume, lba, copied_to, .. } = self.mending.mends[at];
         self.end_mend(turn, at, false);
         self.counters.unrepaired_blocks += 1;
         turn.event(Event::BlockNotRepaired { volume, lba, why });
         self.wake_mending(turn, Some((volume, lba)));
-        for to in TARGETS.into_iter().filter(|_| copies) {
-            if self.copies_to(to) {
+        for to in TARGETS {
+            if copied_to[to as usize] && self.copies_to(to) {
                 let why = "a block that it lacks cannot be read here";
                 self.lose_target(turn, to, LossReason::Protocol(why));
             }

@@ -211,6 +211,10 @@ impl Group {
         }
     }
 
+    pub(super) fn greets(&self) -> bool {
+        self.peer.connection.is_some() && matches!(self.peer.talk, Talk::Greeting { .. })
+    }
+
     pub(super) fn engaged(&self) -> bool {
         self.peer.connection.is_some()
             && !matches!(self.peer.talk, Talk::Absent | Talk::Greeting { .. })
@@ -261,8 +265,11 @@ impl Group {
             self.follow_slots(&update);
             self.note_alone(&update);
             let stamps = WriteStamps { numbered_at: turn.now, ..WriteStamps::default() };
-            let old = inbound.old.as_ref();
-            self.append(turn, update, None, stamps, |index| inbound.pages[index], old);
+            self.append(turn, update, None, stamps, |index| inbound.pages[index], inbound.old.as_ref());
+            // What is in the tables already captures nothing.
+            if update.number <= self.applied {
+                inbound.old_pages().for_each(|page| self.pages.release(page, turn.memory));
+            }
             self.peer.ack_owed = true;
             if let Talk::Fetching { to } = self.peer.talk {
                 self.note_fetched(&update);

@@ -136,6 +136,11 @@ impl Group {
 
     // ------------------------------------------------------------------------------------------ the sites that it pulled from
 
+    /// Whether the third took over from both, on the word that neither serves any more: each does again on an operator's only.
+    pub(super) fn has_heir(&self) -> bool {
+        self.feed.as_ref().is_some_and(|feed| feed.promoted.is_some())
+    }
+
     /// The third has come back as a primary. Who of the two leads is decided as between any two sites.
     pub(super) fn meet_promoted(&mut self, turn: &mut Turn<impl Memory>, hello: &Hello) {
         if let Alone::Beginning(_) = self.alone {

@@ -178,6 +178,7 @@ impl Group {
         match &mut self.merging.taking {
             Some(taking) if self.peer.talk == Talk::Merging && !taking.whole && taking.pages == pages => {
                 (taking.whole, taking.heard_at) = (true, turn.now);
+                self.changed.want_saved();
             }
             _ => self.lose_peer(turn, LossReason::Protocol("an end of marks that was not due")),
         }

@@ -176,7 +176,8 @@ impl Group {
             return self.lose_copying(turn, from, LossReason::Protocol("a resync that was not due"));
         }
         // Each block may come with a header of its own.
-        let (need, have) = (RING_FIRST_BLOCK + 2 * blocks, self.config.resync.staging_blocks);
+        let (need, have) =
+            (blocks.saturating_mul(2).saturating_add(RING_FIRST_BLOCK), self.config.resync.staging_blocks);
         if need > have {
             let why = refusal(
                 RefusalCode::ResyncRequired,

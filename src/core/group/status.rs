@@ -285,7 +285,9 @@ impl Group {
             }
             Talk::Streaming => PeerState::CatchingUp,
             Talk::Copying | Talk::Staging => PeerState::Resyncing,
-            Talk::Following if self.peer.told_settled <= self.window.last() => PeerState::InSync,
+            Talk::Following if self.is_counted_on() && self.peer.told_settled <= self.window.last() => {
+                PeerState::InSync
+            }
             Talk::Following => PeerState::CatchingUp,
         }
     }

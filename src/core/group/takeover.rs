@@ -71,6 +71,7 @@ impl Group {
         match fenced {
             true => Ok(()),
             false if self.is_being_handed_over() => Err(AdminError::LeavesAlready),
+            false if self.has_heir() => Err(AdminError::ThirdTookOver),
             false if self.is_released() => Ok(()),
             false if self.engaged() && (binds || self.judge_unfenced().is_err()) => {
                 Err(AdminError::PrimaryAlive)

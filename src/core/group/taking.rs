@@ -20,7 +20,13 @@ impl Group {
         self.judge_old_blocks(with_old)?;
         match self.room_to_follow(update) {
             Room::Enough => Ok(self.room_to_take(turn, update)),
-            Room::Later => Ok(false),
+            Room::Later => {
+                // The primary has given slots again that this site still copies to a third, for which nobody waits.
+                if self.reclaiming() {
+                    self.let_reclaim_pass(turn);
+                }
+                Ok(false)
+            }
             Room::Never => Err("slots that are not free"),
         }
     }
