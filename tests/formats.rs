@@ -13,7 +13,7 @@ use lockstep::format::journal::{BatchHeader, Digest, decode_batch, encode_batch}
 use lockstep::format::metadata::{Captured, put_marks};
 use lockstep::format::nbd::{self, ClientFlags, Cookie, OptionHeader, Request, Sink, command, option};
 use lockstep::format::snapshot::{SnapshotName, SnapshotRecord, encode_snapshots};
-use lockstep::format::superblock::{JournalPosition, Left, Superblock};
+use lockstep::format::superblock::{Heir, JournalPosition, Left, Superblock};
 use lockstep::format::tables::{TablesHeader, TablesKind, put_entry, put_header, put_record};
 use lockstep::format::text::Text;
 use lockstep::format::update::{Update, UpdateKind};
@@ -78,8 +78,12 @@ fn batch() -> Vec<u8> {
     block.to_vec()
 }
 
+fn heir(stood_down_in: Option<Generation>) -> Option<Heir> {
+    Some(Heir { generation: generation(4), stood_down_in })
+}
+
 /// `room` is the second volume's.
-fn superblock(sequence: u64, room: u64) -> Vec<u8> {
+fn superblock(sequence: u64, room: u64, heir: Option<Heir>) -> Vec<u8> {
     let mut volumes = [0; VOLUMES_MAX];
     volumes[..2].copy_from_slice(&[0x0004_0000, 0x0101]);
     let superblock = Superblock {
@@ -102,6 +106,7 @@ fn superblock(sequence: u64, room: u64) -> Vec<u8> {
         settled: UpdateNumber(0x0102_0301),
         solo: true,
         left: Some(if sequence.is_multiple_of(2) { Left::HandedOver } else { Left::GaveWay(generation(3)) }),
+        heir,
         history: history(),
     };
     let mut block = [0; BLOCK_BYTES];
@@ -411,8 +416,17 @@ fn nbd_refused_client() -> Vec<u8> {
 fn fixed() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     vec![
         ("batch", "fixed-batch", batch()),
-        ("superblock", "fixed-superblocks-with-room", [superblock(8, 1), superblock(9, 0x0100)].concat()),
-        ("superblock", "fixed-superblocks", [superblock(8, 0), superblock(9, 0)].concat()),
+        (
+            "superblock",
+            "fixed-superblocks-with-room",
+            [superblock(8, 1, None), superblock(9, 0x0100, None)].concat(),
+        ),
+        ("superblock", "fixed-superblocks", [superblock(8, 0, None), superblock(9, 0, None)].concat()),
+        (
+            "superblock",
+            "fixed-superblocks-with-heir",
+            [superblock(8, 0, heir(None)), superblock(9, 0, heir(Some(generation(2))))].concat(),
+        ),
         ("hello", "fixed-hello", hello(0)),
         ("hello", "fixed-hello-with-room", hello(0x0100)),
         ("hello", "fixed-refusal", refusal()),

@@ -58,7 +58,19 @@ pub struct Superblock {
     pub role: Role,
     /// How the primary of the checkpoint's generation left it, if it did: with the update at `checkpoint`.
     pub left: Option<Left>,
+    /// This site's third, if that took over and its generation is not in this site's history. A lockstep that does not know of this refuses
+    /// such a superblock: it would serve hosts beside the third.
+    pub heir: Option<Heir>,
     pub history: History,
+}
+
+/// A third that took over from the pair whose third it was, as one of the pair has met it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heir {
+    /// The one that it opened.
+    pub generation: Generation,
+    /// The site's own, if it was primary and stood down for the third: it serves nobody before it has opened another one.
+    pub stood_down_in: Option<Generation>,
 }
 
 /// How a primary ends its generation.
@@ -99,6 +111,8 @@ pub enum SlotError {
     Left { found: u8 },
     #[error("superblock says that its site gave way to generation {found}, expected {expected}")]
     GaveWay { expected: &'static str, found: u64 },
+    #[error("superblock says that its site stood down in generation {found}, and for whom it does not say")]
+    NoHeir { found: u64 },
     #[error("superblock lists {found} volumes, expected at most {VOLUMES_MAX}")]
     VolumeCount { found: usize },
     #[error("superblock's volume {index} has 0 blocks, expected 1 or more")]
@@ -148,7 +162,9 @@ const SETTLED: usize = 96;
 const LEFT: usize = 104;
 const RESERVED_A: usize = 105;
 const GAVE_WAY_TO: usize = 112;
-const RESERVED_B: usize = 120;
+const HEIR: usize = 120;
+const STOOD_DOWN_IN: usize = 128;
+const RESERVED_B: usize = 136;
 const CRC: usize = 252;
 const VOLUMES: usize = 256;
 const HISTORY: usize = VOLUMES + 8 * VOLUMES_MAX;
@@ -186,6 +202,7 @@ impl Superblock {
             solo: false,
             role,
             left: None,
+            heir: None,
             history: History::EMPTY,
         }
     }
@@ -264,6 +281,10 @@ impl Superblock {
         if let Some(Left::GaveWay(generation)) = self.left {
             put(out, GAVE_WAY_TO, &generation.0.to_le_bytes());
         }
+        if let Some(Heir { generation, stood_down_in }) = self.heir {
+            put(out, HEIR, &generation.0.to_le_bytes());
+            put(out, STOOD_DOWN_IN, &stood_down_in.unwrap_or(Generation::NONE).0.to_le_bytes());
+        }
         put(out, GROUP, &self.group.0.to_le_bytes());
         put(out, SEQUENCE, &self.sequence.to_le_bytes());
         put(out, JOURNAL_BLOCKS, &self.journal_blocks.to_le_bytes());
@@ -318,6 +339,12 @@ impl Superblock {
         if gave_way_to != 0 && !matches!(left, Some(Left::GaveWay(_))) {
             return Err(SlotError::GaveWay { expected: "0", found: gave_way_to });
         }
+        let named =
+            |at: usize| Some(Generation(u64_at(bytes, at))).filter(|named| *named != Generation::NONE);
+        let (heir, stood_down_in) = (named(HEIR), named(STOOD_DOWN_IN));
+        if let (None, Some(Generation(found))) = (heir, stood_down_in) {
+            return Err(SlotError::NoHeir { found });
+        }
         let volume_count = usize::from(bytes[VOLUME_COUNT]);
         if volume_count > VOLUMES_MAX {
             return Err(SlotError::VolumeCount { found: volume_count });
@@ -367,6 +394,7 @@ impl Superblock {
             solo,
             role,
             left,
+            heir: heir.map(|generation| Heir { generation, stood_down_in }),
             history,
         };
         if version == SUPERBLOCK_VERSION_WITH_ROOM && superblock.room().all(|blocks| blocks == 0) {
@@ -468,6 +496,10 @@ mod tests {
                             (false, 0) => Left::SteppedDown,
                             (false, _) => Left::GaveWay(Generation(position[0])),
                         }),
+                        heir: (position[1] % 2 > 0).then_some(Heir {
+                            generation: Generation(position[1]),
+                            stood_down_in: Some(Generation(position[2])).filter(|it| it.0 % 2 > 0),
+                        }),
                         history,
                     }
                 },
@@ -507,6 +539,7 @@ mod tests {
             solo: false,
             role: Role::Primary,
             left: None,
+            heir: None,
             history,
         }
     }

@@ -182,6 +182,16 @@ fn a_primary_that_promised_nothing_more_serves_nobody_until_its_operator_says_so
     // It stays a primary, which its secondary follows: nobody is promoted there on nobody's word.
     assert!(trio.answer(SECOND, AdminOp::Promote { fenced: false }).is_err());
     assert_eq!(trio.answer(FIRST, AdminOp::Promote { fenced: false }), Err(AdminError::ThirdTookOver));
+    // Nor after a restart, in which its secondary answers and the third does not.
+    trio.steps(500);
+    trio.set_link(1, false);
+    trio.kill(FIRST);
+    trio.restart(FIRST);
+    trio.until("its secondary follows", |trio| trio.status(SECOND).peer == PeerState::InSync);
+    trio.steps(500);
+    assert_eq!(trio.status(FIRST).state, GroupState::Superseded);
+    assert_eq!((trio.status(FIRST).last, trio.status(FIRST).role), (before, Role::Primary));
+    trio.set_link(1, true);
     trio.promote(FIRST);
     trio.exercise(FIRST, &mut expected, 2, 50);
     trio.until("both histories are seen", |trio| {

@@ -656,6 +656,7 @@ impl Group {
             solo: role == Role::Primary && alone,
             role,
             left: ended.map(|(_, left)| left),
+            heir: self.heir_of(&history),
             history,
             volumes: [0; VOLUMES_MAX],
             volume_count: self.config.volumes.len(),

@@ -385,6 +385,8 @@ impl Group {
         let feed = self.feed_mut();
         feed.talk = Talk::Standing;
         feed.promoted = None;
+        self.heir = None;
+        let feed = self.feed_mut();
         // It is told at once what is settled here, and answers with its position.
         feed.said_at = Nanos(0);
     }

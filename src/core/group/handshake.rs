@@ -318,7 +318,7 @@ impl Group {
         let fetching = matches!(self.peer.talk, Talk::Fetching { .. });
         // Tables that were repaired may be ahead of this site: numbers that they cover are not given to other updates.
         let whole = self.window.last() >= self.applied;
-        let stays = self.left.is_none() && !self.superseded;
+        let stays = self.left.is_none() && !self.is_superseded();
         let may = !self.serving && !self.stopping && !fetching && whole && stays && self.window.room() > 0;
         if self.role == Role::Primary && may && answered {
             if !self.opened {

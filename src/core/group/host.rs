@@ -119,7 +119,7 @@ impl Group {
         if self.role != Role::Primary && request.of_primary {
             return Err(HostError::NotServing);
         }
-        if self.role == Role::Primary && (self.left.is_some() || self.superseded) {
+        if self.role == Role::Primary && (self.left.is_some() || self.is_superseded()) {
             return Err(HostError::NotServing);
         }
         if request.op == HostOp::Flush {

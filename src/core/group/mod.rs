@@ -78,7 +78,7 @@ use crate::core::snapshots::Snapshots;
 use crate::core::sums::Sums;
 use crate::core::window::Window;
 use crate::format::history::History;
-use crate::format::superblock::Left;
+use crate::format::superblock::{Heir, Left};
 
 use peering::Talk;
 
@@ -157,8 +157,8 @@ pub struct Group {
     /// A primary that has opened its generation, and one that lets its hosts in.
     opened: bool,
     serving: bool,
-    /// A primary that has nothing which its third lacks, and learned that this was made primary: it serves nobody without an operator's word.
-    superseded: bool,
+    /// This site's third, if it took over and what it opened has not become this site's history since.
+    heir: Option<Heir>,
     /// How the newest generation's primary ended it, if the stream says so, and where.
     left: Option<(UpdateNumber, Left)>,
     /// The last such end that is settled, whatever came after it: superblocks say it until what opened the next generation is durable.
@@ -319,7 +319,7 @@ impl Group {
             role_at: UpdateNumber::NONE,
             opened: false,
             serving: false,
-            superseded: false,
+            heir: None,
             left: None,
             ended: None,
             leaving: handover::Leaving::default(),

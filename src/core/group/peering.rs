@@ -328,6 +328,13 @@ impl Group {
                     );
                     return self.refuse(turn, why);
                 }
+                // What its hello said of being alone is older than what it takes back.
+                for number in from.0..=to.0 {
+                    if self.window.contains(UpdateNumber(number)) {
+                        let update = self.window.get(UpdateNumber(number)).update;
+                        self.note_alone(&update);
+                    }
+                }
                 if self.peer.consumed < self.peer.sent {
                     return self
                         .lose_peer(turn, LossReason::Protocol("a fetch before the last one was answered"));

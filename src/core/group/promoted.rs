@@ -9,7 +9,8 @@ use crate::core::config::Role;
 use crate::core::lead::{Lead, leader};
 use crate::core::messages::*;
 use crate::core::outbox::{Event, LossReason, RoleRefused};
-use crate::format::superblock::Left;
+use crate::format::history::History;
+use crate::format::superblock::{Heir, Left};
 use crate::format::wire::{Hello, Refusal, RefusalCode};
 
 /// What recovery has found of it.
@@ -138,7 +139,19 @@ impl Group {
 
     /// Whether the third took over from both, on the word that neither serves any more: each does again on an operator's only.
     pub(super) fn has_heir(&self) -> bool {
-        self.feed.as_ref().is_some_and(|feed| feed.promoted.is_some())
+        self.feed.is_some() && self.heir_of(&self.history).is_some()
+    }
+
+    /// The heir, unless this history is its.
+    pub(super) fn heir_of(&self, history: &History) -> Option<Heir> {
+        self.heir.filter(|heir| history.iter().all(|(generation, _)| generation != heir.generation))
+    }
+
+    /// A primary that had nothing which its third lacked when it learned that this had taken over: it serves nobody without an operator's
+    /// word, after a restart either.
+    pub(super) fn is_superseded(&self) -> bool {
+        let stood_down_in = self.heir.and_then(|heir| heir.stood_down_in);
+        self.role == Role::Primary && stood_down_in.is_some_and(|left| self.generation <= left)
     }
 
     /// The third has come back as a primary. Who of the two leads is decided as between any two sites.
@@ -149,7 +162,7 @@ impl Group {
         let ours = self.our_hello();
         let split = SplitBrain::of(&ours, hello);
         let follows = leader(&ours, hello) == Lead::Theirs;
-        let stands_down = follows && self.role == Role::Primary && !self.superseded;
+        let stands_down = follows && self.role == Role::Primary && !self.is_superseded();
         let SplitBrain { common, ours, theirs } = split;
         let before = self.feed_mut().promoted.replace(split);
         if before
@@ -158,9 +171,18 @@ impl Group {
         {
             turn.event(Event::ThirdPromoted { common, stays: !follows });
         }
+        let stood_down_in = match stands_down {
+            true => Some(self.generation),
+            false => self.heir.and_then(|heir| heir.stood_down_in),
+        };
+        let heir = Heir { generation: theirs.generation, stood_down_in };
+        if self.heir.replace(heir) != Some(heir) {
+            // It is to be on the disk soon.
+            self.destage.owe_checkpoint();
+        }
         if stands_down {
             // The operator promoted the third on the word that nobody writes here; whoever does makes two histories of one.
-            (self.superseded, self.serving) = (true, false);
+            self.serving = false;
             self.answer_all(turn, HostError::NotServing);
             self.forget_answered();
             self.answer_administrators(turn);

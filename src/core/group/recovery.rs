@@ -253,6 +253,7 @@ impl Group {
         self.role = superblock.role;
         self.left = superblock.left.map(|left| (superblock.checkpoint, left));
         self.ended = self.left;
+        self.heir = superblock.heir;
         self.checkpoint = superblock.checkpoint;
         self.settled = superblock.checkpoint;
         self.acknowledged = superblock.checkpoint;

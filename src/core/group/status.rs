@@ -197,7 +197,7 @@ impl Group {
             Phase::Recovering(_) => GroupState::Recovering,
             Phase::Running if self.is_leaving() => GroupState::Leaving,
             Phase::Running if self.serving() => GroupState::Serving,
-            Phase::Running if self.superseded => GroupState::Superseded,
+            Phase::Running if self.is_superseded() => GroupState::Superseded,
             Phase::Running => GroupState::AwaitingPeer,
             Phase::Failed => GroupState::Failed,
             Phase::Stopped => GroupState::Stopped,

@@ -121,6 +121,7 @@ impl Group {
         }
         // A peer that came with new disks has less than this site can mark, and is then compared with as a whole.
         self.track_changes(self.peer.durable.max(self.window.retired()));
+        let stood_down = self.is_superseded();
         let generation = self.generation.opened_by(self.config.site);
         let opening = self.append_control(turn, UpdateKind::GenerationOpen, generation);
         let stays = self.stay(turn);
@@ -129,7 +130,7 @@ impl Group {
             self.role_at = opening;
         }
         self.opened = true;
-        if std::mem::take(&mut self.superseded) || stays == Some(Left::HandedOver) {
+        if stood_down || stays == Some(Left::HandedOver) {
             // Its hosts were sent away.
             turn.event(Event::RoleChanged { role: Role::Primary });
         }
