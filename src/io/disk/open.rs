@@ -19,7 +19,8 @@ const PRE_WRITE_BYTES: usize = 1 << 20;
 /// gigabytes to the same disk, more than ten seconds.
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long a device is waited for that is in use: a process that has ended may have it, but rather it is mounted.
+/// How long a device is waited for that is in use: a process that has ended may have it, but rather it is mounted, and the kernel does
+/// not say by whom.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(10);
 
 const LOCK_RETRY: Duration = Duration::from_millis(5);
@@ -44,7 +45,10 @@ pub enum DiskError {
         LOCK_PATIENCE.as_secs()
     )]
     NotLetGo { path: PathBuf },
-    #[error("{path}: the device is in use (mounted, or part of a RAID, LVM or swap); free it first")]
+    #[error(
+        "{path}: the device is in use: mounted, part of a RAID, LVM or swap, or by this site, which runs or was killed a moment ago; free it \
+         first, or try again"
+    )]
     DeviceBusy { path: PathBuf },
     #[error("{path}: neither a file nor a block device")]
     NotADisk { path: PathBuf },

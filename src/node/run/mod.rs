@@ -121,7 +121,8 @@ impl RunError {
     /// Whether the site's files, rather than the machine or the moment, are the reason.
     pub fn is_about_files(&self) -> bool {
         match self {
-            RunError::Disk(DiskError::NotLetGo { .. }) => false,
+            // What a killed process left passes, and a service that is started again finds it gone.
+            RunError::Disk(DiskError::NotLetGo { .. } | DiskError::DeviceBusy { .. }) => false,
             RunError::Metadata(_)
             | RunError::Differs(_)
             | RunError::HalfChanged { .. }
@@ -276,4 +277,23 @@ pub fn run(config: &Config, faults: FaultPlan) -> Result<(), RunError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_site_still_holds_is_no_fault_of_its_files() {
+        let path = || PathBuf::from("/dev/vdb");
+        for (error, is) in [
+            (DiskError::DeviceBusy { path: path() }, false),
+            (DiskError::NotLetGo { path: path() }, false),
+            (DiskError::Locked { path: path() }, true),
+            (DiskError::Missing { path: path() }, true),
+        ] {
+            let said = error.to_string();
+            assert_eq!(RunError::Disk(error).is_about_files(), is, "{said}");
+        }
+    }
 }
