@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -149,6 +150,36 @@ fn undoing_puts_back_what_applying_changed() {
     tune(&root, &["--undo", "--write"]);
     assert_eq!(state_of(&root), before);
     assert!(tune(&root, &["--undo", "--write"]).contains("nothing was changed"));
+}
+
+/// Releases before kept the record beside the site's files.
+#[test]
+fn a_record_of_before_counts_only_where_nobody_else_can_have_written_it() {
+    let root = machine();
+    let before = state_of(&root);
+    tune(&root, &with_options(&["--write", "mtu"]));
+    let record = root.path().join("var/lib/lockstep-tuning");
+    let earlier = root.path().join("var/lib/lockstep/tuning");
+    let mode = |folder: &Path, mode: u32| {
+        fs::set_permissions(folder, fs::Permissions::from_mode(mode)).expect("its mode is set");
+    };
+    let folder = earlier.parent().expect("below the root");
+    fs::create_dir(folder).expect("a folder");
+    fs::rename(&record, &earlier).expect("moved");
+    for (writable, sound) in [(folder, &earlier), (&earlier, &folder.to_path_buf())] {
+        mode(writable, 0o775);
+        mode(sound, 0o755);
+        let output = run(&root, &["--undo", "--write", "mtu"]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.contains("others than root can have written it"), "{said}");
+        assert!(earlier.join("mtu").exists() && !record.exists());
+    }
+    mode(&earlier, 0o755);
+    let said = tune(&root, &["--undo", "mtu"]);
+    assert!(said.contains("would: /sys/class/net/eth7/mtu -> 1500") && earlier.exists(), "{said}");
+    tune(&root, &["--undo", "--write", "mtu"]);
+    assert!(!earlier.exists());
+    assert_eq!(state_of(&root), before);
 }
 
 #[test]
