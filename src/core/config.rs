@@ -113,6 +113,27 @@ pub struct PeerConfig {
     pub heartbeat_interval: Nanos,
 }
 
+/// A promise not to take over lasts so many of the longest silences after which a peer is lost, so that a primary which has its peer never
+/// lacks one.
+const SILENCES: u64 = 4;
+
+/// It is kept longer than it is relied on, by the part of it by which two sites' clocks may differ in rate.
+const RATES_DIFFER_BY: u64 = 16;
+
+impl PeerConfig {
+    /// What an acknowledgement of a site so configured promises: by the bounds of a configuration under five minutes, where a hello can say
+    /// an hour.
+    pub fn promise(&self) -> Nanos {
+        Nanos(SILENCES * (self.latency_budget.0 + self.heartbeat_interval.0))
+    }
+
+    /// How long such a site keeps it.
+    pub fn promise_kept(&self) -> Nanos {
+        let promise = self.promise();
+        promise.plus(Nanos(promise.0 / RATES_DIFFER_BY))
+    }
+}
+
 /// How a site that lacks more than the journal holds comes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResyncConfig {

@@ -5,16 +5,10 @@
 use super::peering::Talk;
 use super::{Alone, Group};
 use crate::base::*;
-use crate::core::config::{OnPeerLoss, PeerConfig, Role};
+use crate::core::config::{OnPeerLoss, Role};
 use crate::core::messages::AdminError;
 use crate::format::update::{Update, UpdateKind};
 use crate::format::wire::Hello;
-
-/// A promise lasts so many of the longest silences after which a peer is lost, so that a primary which has its peer never lacks one.
-const SILENCES: u64 = 4;
-
-/// It is kept longer than it is relied on, by the part of it by which two sites' clocks may differ in rate.
-const RATES_DIFFER_BY: u64 = 16;
 
 /// No number settles it.
 const FOREVER: UpdateNumber = UpdateNumber(u64::MAX);
@@ -86,16 +80,11 @@ impl Lease {
     }
 }
 
-/// What an acknowledgement of a site so configured promises: by the bounds of a configuration under five minutes, where a hello can say an hour.
-fn worth(peer: &PeerConfig) -> Nanos {
-    Nanos(SILENCES * (peer.latency_budget.0 + peer.heartbeat_interval.0))
-}
-
 impl Group {
     /// What this site's hello says of its promises: alone, suspends, and how long they last.
     pub(super) fn lease_terms(&self) -> (bool, bool, Nanos) {
         let Some(peer) = &self.config.peer else { return (false, false, Nanos(0)) };
-        (self.alone != Alone::No, peer.on_peer_loss == OnPeerLoss::Suspend, worth(peer))
+        (self.alone != Alone::No, peer.on_peer_loss == OnPeerLoss::Suspend, peer.promise())
     }
 
     // ------------------------------------------------------------------------------------------------- the primary
@@ -142,8 +131,7 @@ impl Group {
 
     /// An acknowledgement is on its way.
     pub(super) fn promise(&mut self, now: Nanos) {
-        let kept = worth(self.peer_config());
-        let kept = kept.plus(Nanos(kept.0 / RATES_DIFFER_BY));
+        let kept = self.peer_config().promise_kept();
         self.lease.promised_until = self.lease.promised_until.max(now.plus(kept));
     }
 

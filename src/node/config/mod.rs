@@ -316,18 +316,22 @@ impl Config {
         validate::config(text, file).map_err(|problems| ConfigError::new(file, problems))
     }
 
+    pub fn peer_config(&self) -> Option<PeerConfig> {
+        self.replication.as_ref().map(|replication| PeerConfig {
+            site: replication.peer.id,
+            on_peer_loss: self.group.on_peer_loss,
+            latency_budget: self.group.latency_budget,
+            heartbeat_interval: self.group.heartbeat_interval,
+        })
+    }
+
     /// What the group is told. `pages` is the arena's size, which `cache` bounds; `fronts` counts NBD and any load.
     pub fn group_config(&self, pages: u32, fronts: usize) -> GroupConfig {
         GroupConfig {
             group: self.group_id(),
             site: self.site.id,
             role: self.site.role,
-            peer: self.replication.as_ref().map(|replication| PeerConfig {
-                site: replication.peer.id,
-                on_peer_loss: self.group.on_peer_loss,
-                latency_budget: self.group.latency_budget,
-                heartbeat_interval: self.group.heartbeat_interval,
-            }),
+            peer: self.peer_config(),
             third: self.third.as_ref().map(|third| ThirdConfig {
                 site: third.id,
                 heartbeat_interval: Nanos(limits::THIRD_HEARTBEAT_NS),

@@ -11,8 +11,9 @@ use crate::node::telemetry::{Report, ReportError};
 /// Longest a request that does not wait may take.
 const REPLY_MAX: Duration = Duration::from_secs(10);
 
-/// Longest a request may take that both sites must agree on: beyond the longest host deadline there can be, an hour.
-const AGREEMENT_MAX: Duration = Duration::from_secs(3_700);
+/// Longest a request may take that both sites must agree on: beyond the longest host deadline there can be, an hour, and the longest promise
+/// that may have to run out before that begins, five minutes.
+const AGREEMENT_MAX: Duration = Duration::from_secs(4_000);
 
 /// Longest a site takes to end: it has ten seconds to drain and checkpoint, and says so if those were not enough.
 const ENDING_MAX: Duration = Duration::from_secs(15);
@@ -24,6 +25,11 @@ const CONNECT_EVERY: Duration = Duration::from_millis(50);
 pub enum ClientError {
     #[error("{path}: no site answers ({source}); is `lockstep run` running with this configuration?")]
     Connect { path: PathBuf, source: std::io::Error },
+    #[error(
+        "{path}: this user may not ask the site, but only the one that it runs as, and root: give the command as that one (`sudo -u USER lockstep \
+         ...`)"
+    )]
+    Forbidden { path: PathBuf },
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
     #[error("{path}: the site ended before it answered; its log says why")]
@@ -63,6 +69,15 @@ impl Client {
         ClientError::Io { path: self.path.clone(), source }
     }
 
+    /// Whoever may not ask now may not later either, so that this is told from a site that is about to answer.
+    fn not_connected(&self, source: std::io::Error) -> ClientError {
+        let path = self.path.clone();
+        match source.kind() {
+            ErrorKind::PermissionDenied => ClientError::Forbidden { path },
+            _ => ClientError::Connect { path, source },
+        }
+    }
+
     fn ended(&self) -> ClientError {
         ClientError::Ended { path: self.path.clone() }
     }
@@ -72,8 +87,7 @@ impl Client {
     }
 
     fn ask(&self, request: &Request, reply_max: Duration) -> Result<BufReader<UnixStream>, ClientError> {
-        let stream = UnixStream::connect(&self.path)
-            .map_err(|source| ClientError::Connect { path: self.path.clone(), source })?;
+        let stream = UnixStream::connect(&self.path).map_err(|source| self.not_connected(source))?;
         stream.set_read_timeout(Some(reply_max)).map_err(|error| self.io(error))?;
         let mut line = serde_json::to_string(request).map_err(|error| self.protocol(error.to_string()))?;
         line.push('\n');
@@ -265,5 +279,23 @@ impl Client {
             None => Ok(()),
             Some(_) => Err(self.unexpected()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_not_ask_is_told_so_and_not_that_nobody_answers() {
+        let client = Client::new(Path::new("control.sock"));
+        let told = |kind: ErrorKind| client.not_connected(kind.into()).to_string();
+        let said = told(ErrorKind::PermissionDenied);
+        assert!(
+            said.starts_with("control.sock: this user may not ask the site") && said.contains("sudo -u"),
+            "{said}"
+        );
+        assert!(told(ErrorKind::NotFound).contains("is `lockstep run` running"));
+        assert!(told(ErrorKind::ConnectionRefused).contains("is `lockstep run` running"));
     }
 }

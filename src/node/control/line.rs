@@ -26,6 +26,11 @@ pub enum LineError {
     Ended,
     #[error("the group's reactor has not answered for {} s", ANSWER_MAX.as_secs())]
     Silent,
+    #[error(
+        "the group has not answered within {:.1} s; what was asked may still be carried out: `lockstep status` and the site's log tell",
+        .0.as_secs_f64()
+    )]
+    Late(Duration),
 }
 
 /// A line to one actor: rings of one place each way.
@@ -243,7 +248,8 @@ impl GroupLine {
         self.admin.begin(&self.port, op)
     }
 
-    /// The outcome, once there is one: the update that did it. The group answers within its host deadline.
+    /// The outcome, once there is one: the update that did it. The group answers within its host deadline, which begins for a promotion when
+    /// nothing that the site promised stands in its way any more.
     pub fn administered(&mut self, id: u64) -> Result<Option<Result<UpdateNumber, AdminError>>, LineError> {
         self.admin.reply(id)
     }

@@ -282,7 +282,11 @@ impl Control {
             }
             let status = match self.group_status() {
                 // A machine that stands still for a while is waited for as well.
-                Err(LineError::Silent) if begun.elapsed() < timeout => continue,
+                Err(LineError::Silent) if begun.elapsed() < timeout => {
+                    // A question that still lies there refuses the next one at once.
+                    std::thread::sleep(WAIT_LOOKS_EVERY);
+                    continue;
+                }
                 status => status?,
             };
             if status.state == GroupState::Failed {

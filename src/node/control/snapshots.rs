@@ -3,11 +3,12 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::{Control, DifferentialShown, LineError, Response, SnapshotList, SnapshotShown};
-use crate::base::{BLOCK_BYTES, NAME_BYTES_MAX, UpdateNumber, VolumeId, VolumeSet};
+use crate::base::{BLOCK_BYTES, NAME_BYTES_MAX, Nanos, UpdateNumber, VolumeId, VolumeSet};
 use crate::core::group::status::DIFFERENTIAL_WARN_PERCENT;
 use crate::core::messages::{AdminError, AdminOp};
 use crate::format::snapshot::SnapshotName;
 use crate::io::metadata::Space;
+use crate::node::config::Config;
 use crate::node::group_actor::SnapshotListed;
 
 /// How often a request looks for its answer.
@@ -124,7 +125,7 @@ impl Control {
     }
 
     pub(super) fn administer(&self, op: AdminOp) -> Result<Response, LineError> {
-        let at_most = Duration::from_nanos(self.config.group.host_deadline.0) + ANSWER_SLACK;
+        let at_most = answered_within(&self.config, &op);
         match self.carried_out(op, at_most)? {
             Ok(_) => {
                 self.line().show_snapshots()?;
@@ -150,8 +151,18 @@ impl Control {
                 None => std::thread::sleep(LOOKS_EVERY),
             }
         }
-        Err(LineError::Silent)
+        Err(LineError::Late(at_most))
     }
+}
+
+/// The longest that the group takes to say what became of it. A secondary that is to be sure by itself waits first until what it promised
+/// its primary has run out.
+fn answered_within(config: &Config, op: &AdminOp) -> Duration {
+    let promised = match (op, config.peer_config()) {
+        (AdminOp::Promote { fenced: false }, Some(peer)) => peer.promise_kept(),
+        _ => Nanos(0),
+    };
+    Duration::from_nanos(promised.0) + Duration::from_nanos(config.group.host_deadline.0) + ANSWER_SLACK
 }
 
 /// A name that fits, and can stand behind a volume's in the name of an export.
@@ -165,5 +176,23 @@ fn valid_name(name: &str) -> Result<SnapshotName, String> {
     match name.chars().find(|c| c.is_control() || "@/".contains(*c)) {
         Some(wrong) => Err(format!("a snapshot's name cannot contain {wrong:?}")),
         None => Ok(SnapshotName::new(name)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::node::config::SAMPLE;
+
+    #[test]
+    fn a_promotion_that_waits_for_a_promise_is_awaited_as_long() {
+        let config = Config::parse(SAMPLE, Path::new("left.toml")).expect("the sample is correct");
+        let within = |op| answered_within(&config, &op).as_millis();
+        assert_eq!(within(AdminOp::Promote { fenced: true }), 31_000);
+        // Four times 100 ms, and a sixteenth.
+        assert_eq!(within(AdminOp::Promote { fenced: false }), 31_425);
+        assert_eq!(within(AdminOp::Demote), 31_000);
     }
 }
