@@ -68,7 +68,7 @@ impl Control {
         match self.try_to_reload_keys(disconnect) {
             Ok(reloaded) => Response::Keys(reloaded),
             Err(why) => {
-                tracing::warn!("the keys are not loaded anew: {why}");
+                tracing::warn!("keys reload: {why}");
                 Response::Failed(why)
             }
         }
@@ -106,25 +106,31 @@ impl Control {
                 && !accepted.contain(&presented)
                 && !disconnect
             {
-                return Err(still_in_use(name, presented));
+                return Err(still_in_use(name, presented, "nothing is changed"));
             }
             before.push(in_use);
         }
-        for Place { name, link, accepted } in &places {
-            let taken = link.take_keys(keys(*accepted)).map_err(|error| error.to_string())?;
-            taken.map_err(|error| match error {
-                KeysError::PeerUses(presented) => still_in_use(name, presented),
-                unusable => unusable.to_string(),
-            })?;
+        let (mut taken, mut problems) = (Vec::new(), Vec::new());
+        for (place, before) in places.iter().zip(before) {
+            match take(place, keys(place.accepted)) {
+                Ok(()) => taken.push((place, before)),
+                Err(why) => problems.push(why),
+            }
+        }
+        if taken.is_empty() {
+            return Err(problems.join("; "));
         }
         *in_force = Some(written.clone());
         tracing::info!("the keys are loaded anew: this site is {fingerprint}");
-        for (Place { name, link, accepted }, before) in places.iter().zip(before) {
+        for (Place { name, link, accepted }, before) in taken {
             tracing::info!("{name} is accepted as {accepted}");
             let was_connected = before.presented.is_some_and(|presented| accepted.contain(&presented));
             if was_connected && before.identity != fingerprint {
-                until_taken(name, link, fingerprint)?;
+                problems.extend(until_taken(name, link, fingerprint).err());
             }
+        }
+        if !problems.is_empty() {
+            return Err(format!("the keys are loaded; {}", problems.join("; ")));
         }
         let mut links = Vec::new();
         for Place { name, link, .. } in &places {
@@ -158,9 +164,20 @@ impl Control {
     }
 }
 
-fn still_in_use(name: &str, presented: Fingerprint) -> String {
+/// One link takes them, whatever becomes of the others.
+fn take(Place { name, link, .. }: &Place<'_>, keys: NewKeys) -> Result<(), String> {
+    let taken = link.take_keys(keys).map_err(|error| format!("the link with {name}: {error}"))?;
+    taken.map_err(|error| match error {
+        KeysError::PeerUses(presented) => {
+            still_in_use(name, presented, "with it the keys stay what they were")
+        }
+        unusable => format!("the link with {name}: {unusable}"),
+    })
+}
+
+fn still_in_use(name: &str, presented: Fingerprint, so: &str) -> String {
     format!(
-        "{name} is connected as {presented}, which is not in its list any more; nothing is changed. Let it take its new key first \
+        "{name} is connected as {presented}, which is not in its list any more; {so}. Let it take its new key first \
          (`lockstep keys reload` there), or cut it off with --disconnect"
     )
 }
