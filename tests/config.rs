@@ -173,6 +173,25 @@ fn what_cannot_work_is_refused() {
     refused(&with("[differential]", "space = \"thin\""), &["differential.space", "written"]);
     refused(&format!("{MINIMAL}[link]\nlisten = \"127.0.0.1:1\""), &["link", "no [peer]"]);
     refused(&pair.replace("id = 2", "id = 1"), &["peer.id", "own id"]);
+    refused(
+        &pair.replace("\"right\"", "\"left\""),
+        &["left.toml:18: peer.name: \"left\" is this site's own name"],
+    );
+    refused(
+        &pair.replace("\"127.0.0.1:7400\"", "\"127.0.0.1:7401\""),
+        &["left.toml:20: peer.address: 127.0.0.1:7401 is this site's own link.listen; write the other"],
+    );
+    let alone = "on_peer_loss = \"solo\"\nhost_deadline = \"1s\"\nlatency_budget = ";
+    refused(
+        &with("[group]", &format!("{alone}\"1s\"")),
+        &["left.toml:9: group.host_deadline: \"1s\" is not more than group.latency_budget, \"1s\""],
+    );
+    refused(
+        &with("[group]", "on_peer_loss = \"solo\"\nlatency_budget = \"30s\""),
+        &["left.toml:9: group.host_deadline"],
+    );
+    parse(&with("[group]", &format!("{alone}\"999ms\""))).expect("correct");
+    parse(&with("[group]", &format!("{alone}\"1s\"").replace("solo", "suspend"))).expect("correct");
     refused(&pair.replace("aabb", "aab"), &["peer.fingerprint", "64 hexadecimal digits", "keygen"]);
     let line = pair.lines().find(|line| line.starts_with("fingerprint = ")).expect("a peer's fingerprint");
     let one = line.trim_start_matches("fingerprint = ");
@@ -257,6 +276,11 @@ address = "127.0.0.1:7402"
 fingerprint = "sha256:00112233445566778899aabbccddeeff00112233445566778899AABBCCDDEEFF"
 "#;
 
+/// What a third's file begins with.
+fn puller() -> String {
+    MINIMAL.replace("role = \"primary\"", "role = \"third\"").replace("name = \"left\"", "name = \"far\"")
+}
+
 #[test]
 fn a_third_reaches_the_group_of_each_of_the_three() {
     let config = parse(&format!("{MINIMAL}{PAIR}{THIRD}")).expect("correct");
@@ -271,7 +295,7 @@ fn a_third_reaches_the_group_of_each_of_the_three() {
     assert_eq!(group.third.as_ref().expect("a third").site.0, 3);
     assert_eq!((group.remotes(), group.sources.len(), group.receivers()), (1, 0, 2));
 
-    let puller = MINIMAL.replace("role = \"primary\"", "role = \"third\"");
+    let puller = puller();
     let second = SOURCE.replace("left", "right").replace("id = 2", "id = 4").replace("7402", "7403");
     let config = parse(&format!("{puller}{SOURCE}{second}")).expect("correct");
     let addresses: Vec<String> =
@@ -284,7 +308,7 @@ fn a_third_reaches_the_group_of_each_of_the_three() {
 
 #[test]
 fn what_a_third_must_not_have_is_named() {
-    let puller = MINIMAL.replace("role = \"primary\"", "role = \"third\"");
+    let puller = puller();
     refused(&puller, &["source: a third has one or two [[source]] sections", "there are 0"]);
     refused(
         &format!("{puller}{SOURCE}{PAIR}"),
@@ -293,9 +317,14 @@ fn what_a_third_must_not_have_is_named() {
     refused(&format!("{puller}{SOURCE}{THIRD}"), &["third: a third has no such section"]);
     refused(&format!("{puller}{SOURCE}{SOURCE}"), &["source.id: is the id of another source"]);
     refused(&format!("{puller}{SOURCE}").replace("id = 2", "id = 1"), &["source.id", "this site's own id"]);
+    refused(
+        &format!("{puller}{SOURCE}").replace("\"far\"", "\"left\""),
+        &["left.toml:18: source.name: \"left\" is this site's own name; write that site's name"],
+    );
     refused(&format!("{MINIMAL}{SOURCE}"), &["source: only a site with the role \"third\""]);
     refused(&format!("{MINIMAL}{THIRD}"), &["third: a third needs a pair"]);
     let pair = format!("{MINIMAL}{PAIR}{THIRD}");
+    refused(&pair.replace("\"far\"", "\"left\""), &["third.name: \"left\" is this site's own name"]);
     refused(&pair.replace("id = 3", "id = 2"), &["third.id: 2 is the peer's id"]);
     refused(&pair.replace("7402", "7401"), &["third.listen: 127.0.0.1:7401 is link.listen"]);
     let limited = |limit: &str| format!("{pair}bandwidth_max = \"{limit}\"\n");

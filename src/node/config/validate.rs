@@ -169,6 +169,8 @@ impl Reader<'_> {
             self.choice("group.differential", &written, &modes)
         });
         let second = 1_000_000_000;
+        let deadline_at = keys.host_deadline.as_ref().map(Spanned::span);
+        let budget_at = keys.latency_budget.as_ref().map(Spanned::span);
         let host_deadline = self.duration(
             "group.host_deadline",
             keys.host_deadline,
@@ -187,6 +189,18 @@ impl Reader<'_> {
             limits::LATENCY_BUDGET_NS,
             limits::LATENCY_BUDGET_MIN_NS..=60 * second,
         );
+        if let (Some(OnPeerLoss::Solo), Some(deadline), Some(budget)) =
+            (on_peer_loss, host_deadline, latency_budget)
+            && deadline <= budget
+        {
+            let message = format!(
+                "\"{}\" is not more than group.latency_budget, \"{}\": hosts would get errors before this site goes on alone; write more, or a \
+                 smaller budget",
+                show_duration(deadline.0),
+                show_duration(budget.0)
+            );
+            self.problems.add("group.host_deadline", deadline_at.or(budget_at), message);
+        }
         let resync_p99_budget = self.duration(
             "group.resync_p99_budget",
             keys.resync_p99_budget,

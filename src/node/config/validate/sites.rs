@@ -52,7 +52,7 @@ impl Reader<'_> {
         pair: Option<&Replication>,
         site: Option<&Site>,
     ) -> Option<Remote> {
-        let name = self.name("third.name", keys.name, &at, "the third site's name");
+        let name = self.other_name("third.name", keys.name, &at, "the third site's name", site);
         let id_at = keys.id.as_ref().map(Spanned::span);
         let id = self.other_id("third.id", keys.id, &at, site);
         let Some(pair) = pair else {
@@ -122,7 +122,7 @@ impl Reader<'_> {
         for entry in written {
             let at = Some(entry.span());
             let keys = entry.into_inner();
-            let name = self.name("source.name", keys.name, &at, "that site's name");
+            let name = self.other_name("source.name", keys.name, &at, "that site's name", site);
             let id_at = keys.id.as_ref().map(Spanned::span);
             let id = self.other_id("source.id", keys.id, &at, site);
             if sources.iter().any(|source| Some(source.id) == id) {
@@ -154,6 +154,24 @@ impl Reader<'_> {
             });
         }
         whole.then_some(sources)
+    }
+
+    /// Commands and messages know a site by its name.
+    fn other_name(
+        &mut self,
+        key: &str,
+        written: raw::Text,
+        at: &Span,
+        remedy: &str,
+        site: Option<&Site>,
+    ) -> Option<String> {
+        let name_at = written.as_ref().map(Spanned::span);
+        let name = self.name(key, written, at, remedy)?;
+        if site.is_some_and(|site| site.name == name) {
+            let message = format!("\"{name}\" is this site's own name; write {remedy}");
+            self.problems.add(key, name_at, message);
+        }
+        Some(name)
     }
 
     fn other_id(
@@ -204,14 +222,11 @@ impl Reader<'_> {
             return Some(None);
         }
         let Section { at, keys } = section(peer);
-        let name = self.name("peer.name", keys.name, &at, "the other site's name");
+        let name = self.other_name("peer.name", keys.name, &at, "the other site's name", site);
         let id = self.other_id("peer.id", keys.id, &at, site);
-        let address = self.address(
-            "peer.address",
-            keys.address,
-            &at,
-            "the other site's link.listen, like \"10.0.0.2:7400\"",
-        );
+        let remedy = "the other site's link.listen, like \"10.0.0.2:7400\"";
+        let address_at = keys.address.as_ref().map(Spanned::span);
+        let address = self.address("peer.address", keys.address, &at, remedy);
         let fingerprints = self.fingerprints("peer.fingerprint", keys.fingerprint, &at);
         let Section { at, keys } = section(link);
         let listen = self.address(
@@ -220,6 +235,10 @@ impl Reader<'_> {
             &at,
             "the UDP address of this end, like \"10.0.0.1:7400\"",
         );
+        if let Some(address) = address.filter(|address| Some(*address) == listen) {
+            let message = format!("{address} is this site's own link.listen; write {remedy}");
+            self.problems.add("peer.address", address_at, message);
+        }
         let identity = self.path("link.identity", keys.identity, directory, "identity.pem");
         let mtu = self.mtu("link.mtu", keys.mtu);
         let congestion = self.congestion("link.congestion", keys.congestion, Congestion::Dedicated);
