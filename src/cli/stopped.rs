@@ -68,11 +68,19 @@ pub struct RemoveVolume {
     names: Vec<String>,
     #[command(flatten)]
     config: ConfigArgument,
+    /// Only look whether they can go, and change nothing; the site must not run for that either
+    #[arg(long)]
+    check: bool,
 }
 
 impl RemoveVolume {
     pub fn run(&self) -> anyhow::Result<()> {
         let config = self.config.load()?;
+        if self.check {
+            stopped::check_removal(&config, &self.names)?;
+            say!("{} can be removed from this site; nothing was changed", self.names.join(", "));
+            return Ok(());
+        }
         stopped::remove(&config, &self.names, &mut |_| Ok(()))?;
         show_volumes(&config);
         say!("files and devices of {} are left as they are", self.names.join(", "));
@@ -113,8 +121,11 @@ fn show_volumes(config: &Config) {
 }
 
 fn show_room(longer: &[Longer]) {
-    for Longer { path, from, to } in longer {
-        say!("{}: {from} bytes now, {to} then", path.display());
+    for Longer { path, from, to, device } in longer {
+        match device {
+            true => say!("{}: a device of {from} bytes, {to} are needed", path.display()),
+            false => say!("{}: {from} bytes now, {to} then", path.display()),
+        }
     }
     say!("there is room");
 }

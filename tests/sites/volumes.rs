@@ -183,6 +183,8 @@ fn set_removed(site: &Site, name: &str) {
 
 fn removes(site: &Site, name: &str) {
     set_removed(site, name);
+    let said = succeeds(command("remove-volume", site, &["--check", name]));
+    assert!(said.contains("can be removed from this site; nothing was changed"), "{said}");
     succeeds(command("remove-volume", site, &[name]));
     assert!(site.directory.join(format!("{name}.volume")).exists(), "its file stays");
 }
@@ -289,8 +291,10 @@ fn a_volume_is_not_removed_while_anybody_may_need_updates_of_it() {
     let left = &mut sites.left;
     let written = fs::read_to_string(&left.config).expect("a configuration");
     let refused = |site: &Site, names: &[&str], what: &str| {
-        let why = fails(command("remove-volume", site, names));
-        assert!(why.contains(what), "{what:?} is not in {why}");
+        for names in [names, &[names, &["--check"]].concat()] {
+            let why = fails(command("remove-volume", site, names));
+            assert!(why.contains(what), "{what:?} is not in {why}");
+        }
     };
     refused(left, &["log"], "locked by another process");
     let mut client = left.connect_when_served("log");

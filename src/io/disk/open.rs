@@ -130,6 +130,15 @@ impl Disk {
         }
     }
 
+    /// How long a device is, without claiming it: whoever has it may go on.
+    pub fn bytes_of_device(path: &Path) -> Result<u64, DiskError> {
+        let error =
+            |action, errno: Errno| DiskError::System { path: path.into(), action, source: errno.into() };
+        let device = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|errno| error("open it", errno))?;
+        rustix::fs::seek(&device, SeekFrom::End(0)).map_err(|errno| error("find its size", errno))
+    }
+
     fn allocate(self, bytes: u64, space: Space) -> Result<Disk, DiskError> {
         match space {
             Space::Sparse => {}

@@ -25,7 +25,7 @@ use crate::io::metadata::{Difference, Metadata, MetadataError, Places, SiteRecor
 
 pub use journal::{Resized, check_resize, resize};
 pub use parts::Longer;
-pub use remove::remove;
+pub use remove::{check_removal, remove};
 pub use volumes::{add, check_addition, check_growth, grow};
 
 #[derive(Debug, thiserror::Error)]

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use super::{ChangeError, Progress, system};
@@ -31,23 +32,31 @@ impl Part<'_> {
     }
 }
 
-/// A file that is to become longer.
+/// A file that is to become longer, or a device that is long enough: its bytes now, and those that are needed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Longer {
     pub path: PathBuf,
     pub from: u64,
     pub to: u64,
+    pub device: bool,
 }
 
-/// Which of these files are to become longer, and whether they could, by their lengths and what is free. It opens nothing, so the site may
-/// run meanwhile.
+/// Which of these files are to become longer, and of which devices so much is to count; and whether they could, by their lengths and what is
+/// free. It claims nothing, so the site may run meanwhile.
 pub(super) fn check<'a>(parts: impl Iterator<Item = Part<'a>>) -> Result<Vec<Longer>, ChangeError> {
     let (mut longer, mut needs) = (Vec::new(), Needs::default());
     for part in parts {
         let length = match std::fs::metadata(part.path) {
             Ok(there) if there.is_file() => there.len(),
-            // A device's size shows when it is opened.
-            Ok(_) => continue,
+            Ok(there) if there.file_type().is_block_device() => {
+                let have = Disk::bytes_of_device(part.path)?;
+                if have < part.to {
+                    return Err(part.too_small(have, part.to));
+                }
+                longer.push(Longer { path: part.path.to_owned(), from: have, to: part.to, device: true });
+                continue;
+            }
+            Ok(_) => return Err(DiskError::NotADisk { path: part.path.to_owned() }.into()),
             Err(error) if error.kind() == io::ErrorKind::NotFound && part.is_new() => 0,
             Err(error) => return Err(system(part.path, "look at it")(error)),
         };
@@ -55,7 +64,7 @@ pub(super) fn check<'a>(parts: impl Iterator<Item = Part<'a>>) -> Result<Vec<Lon
             let used = part.used.start.max(length)..part.used.end;
             let part = Part { from: length, used, ..part };
             needs.note(&part)?;
-            longer.push(Longer { path: part.path.to_owned(), from: part.from, to: part.to });
+            longer.push(Longer { path: part.path.to_owned(), from: part.from, to: part.to, device: false });
         }
     }
     needs.check()?;

@@ -3,14 +3,29 @@
 
 use super::journal::Held;
 use super::{ChangeError, OnReached, Stopped, record};
-use crate::base::VolumeId;
+use crate::base::{VolumeId, VolumeSizes};
 use crate::format::update::{Update, UpdateKind};
 use crate::io::metadata::Places;
 use crate::node::config::Config;
 
+/// Whether the volumes of these names can be removed from this site. That they can from one says nothing of another, and what stands in the
+/// way of that goes away only while all run with the old configuration. The site must not run.
+pub fn check_removal(config: &Config, names: &[String]) -> Result<(), ChangeError> {
+    removing(config, names).map(drop)
+}
+
 /// Removes the volumes of these names, which the configuration has no longer. Their files stay. The site must not run.
 pub fn remove(config: &Config, names: &[String], reached: OnReached<'_>) -> Result<(), ChangeError> {
-    let mut site = Stopped::open(config)?;
+    let (mut site, places, sizes) = removing(config, names)?;
+    site.put_volumes(&places, sizes, reached)
+}
+
+/// The site, if nothing stands in the way, with the places and sizes of those that stay.
+fn removing<'a>(
+    config: &'a Config,
+    names: &[String],
+) -> Result<(Stopped<'a>, Places, VolumeSizes), ChangeError> {
+    let site = Stopped::open(config)?;
     let goes = |name: &String| names.contains(name);
     let there = site.formatted.volumes.iter();
     if let Some(name) = names.iter().find(|name| !there.clone().any(|volume| volume.name == **name)) {
@@ -31,7 +46,7 @@ pub fn remove(config: &Config, names: &[String], reached: OnReached<'_>) -> Resu
     let places = Places::kept_if(site.formatted.volumes.iter().map(|volume| !goes(&volume.name)));
     refuse_updates(&site, names)?;
     let sizes = site.shown(&places)?;
-    site.put_volumes(&places, sizes, reached)
+    Ok((site, places, sizes))
 }
 
 fn refuse_snapshots(site: &Stopped<'_>, names: &[String]) -> Result<(), ChangeError> {
