@@ -5,9 +5,10 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::base::{BLOCK_BYTES, Generation, VolumeSizes, sum_of_block};
+use crate::base::{BLOCK_BYTES, Generation, GroupId, SiteId, VolumeSizes, sum_of_block};
 use crate::core::config::{Role, VolumeSpec};
 use crate::core::sums::SUMS_PER_BLOCK;
+use crate::format::staging::take_empty_mark;
 use crate::format::superblock::{SUPERBLOCK_SLOTS, Superblock};
 use crate::io::disk::{Disk, DiskError, Space};
 use crate::io::metadata::{Metadata, MetadataError, SiteRecord};
@@ -159,6 +160,9 @@ pub fn format(
     if force && config.metadata.exists() {
         std::fs::remove_file(&config.metadata).map_err(system(&config.metadata, "remove it"))?;
     }
+    if force && !config.is_copied_to() {
+        forget_staged(config)?;
+    }
     let mut made = Vec::new();
     for part in &parts {
         let disk = make(part, force)?;
@@ -305,6 +309,30 @@ fn store_checksums(
     Ok(checksums.sync()?)
 }
 
+/// What the site was copied before belongs to what it was. It has no peer any more, or it would be made anew; marked as it is, it would keep
+/// the site from starting for good.
+fn forget_staged(config: &Config) -> Result<(), FormatError> {
+    if !config.staging.exists() {
+        return Ok(());
+    }
+    let disk = Disk::open(&config.staging)?;
+    if whose_staging(&disk)? == Some((config.group_id(), config.site.id)) {
+        disk.write_blocks(0, &[0; BLOCK_BYTES])?;
+        disk.sync()?;
+    }
+    Ok(())
+}
+
+/// The group and site that a staging file's mark names, if there is one.
+pub(super) fn whose_staging(disk: &Disk) -> Result<Option<(GroupId, SiteId)>, DiskError> {
+    if disk.blocks() == 0 {
+        return Ok(None);
+    }
+    let mut mark = [0; BLOCK_BYTES];
+    disk.read_blocks(0, &mut mark)?;
+    Ok(Superblock::decode(&mark).ok().map(|mark| (mark.group, mark.site)).or(take_empty_mark(&mark)))
+}
+
 fn pre_write(
     disk: &Disk,
     part: &Part<'_>,
@@ -339,4 +367,56 @@ fn write_superblocks(config: &Config, journal: &Disk, adopt: bool) -> Result<(),
         journal.write_blocks(superblock.slot(), &block)?;
     }
     Ok(journal.sync()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::node::run::{RunError, open_files};
+
+    const FORCE: Existing = Existing { force: true, adopt: false };
+
+    fn alone(folder: &Path) -> Config {
+        let text = format!(
+            "[site]\nname = \"left\"\nid = 1\nrole = \"primary\"\ndirectory = \"{}\"\n[group]\nname = \"tested\"\n\
+             [[volume]]\nname = \"data\"\nsize = \"1MiB\"\n[journal]\nsize = \"16MiB\"\n[differential]\nsize = \"1MiB\"\n\
+             [cache]\nsize = \"96MiB\"\n",
+            folder.display()
+        );
+        Config::parse(&text, &folder.join("left.toml")).expect("a configuration")
+    }
+
+    /// What a site leaves that was copied something, and has not brought it to its volumes.
+    fn stage(config: &Config, group: GroupId) -> [u8; BLOCK_BYTES] {
+        let (role, journal_blocks) = (config.site.role, config.journal.bytes / BLOCK_BYTES as u64);
+        let mark = Superblock::formatted(group, config.site.id, role, 9, journal_blocks, &[256]);
+        let mut block = [0; BLOCK_BYTES];
+        mark.encode(&mut block);
+        let mut file = block.to_vec();
+        file.resize(16 * BLOCK_BYTES, 7);
+        fs::write(&config.staging, file).expect("staged");
+        block
+    }
+
+    #[test]
+    fn what_was_staged_before_keeps_no_site_out_that_is_formatted_anew() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = alone(folder.path());
+        format(&config, Existing::default(), &mut |_| {}).expect("formatted");
+        stage(&config, config.group_id());
+        let refused = open_files(&config).expect_err("refused");
+        assert!(matches!(refused, RunError::Uninstalled { .. }), "{refused}");
+        assert!(format(&config, Existing::default(), &mut |_| {}).is_err());
+        assert!(open_files(&config).is_err(), "a format that was refused changed something");
+        format(&config, FORCE, &mut |_| {}).expect("formatted");
+        open_files(&config).expect("it starts");
+
+        // Another group's is nothing to this site, and not its to erase.
+        let mark = stage(&config, GroupId(1));
+        open_files(&config).expect("it starts");
+        format(&config, FORCE, &mut |_| {}).expect("formatted");
+        assert_eq!(fs::read(&config.staging).expect("staged")[..BLOCK_BYTES], mark);
+    }
 }

@@ -12,7 +12,7 @@ use crate::io::disk::{Disk, DiskError, Space};
 use crate::io::metadata::{Metadata, MetadataError, TableNames};
 use crate::node::config::quantity::show_size;
 use crate::node::config::{Config, FileSpace, Volume};
-use crate::node::format::{holds_data, record};
+use crate::node::format::{holds_data, record, whose_staging};
 
 /// Everything open, and locked for as long as it is.
 #[derive(Debug)]
@@ -114,13 +114,11 @@ fn may_be_staging(config: &Config, disk: &Disk, bytes: u64) -> Result<bool, Disk
     if disk.blocks() <= RING_FIRST_BLOCK {
         return Ok(disk.bytes() == 0);
     }
-    let mut mark = [0; BLOCK_BYTES];
-    disk.read_blocks(0, &mut mark)?;
-    let marked =
-        Superblock::decode(&mark).ok().map(|mark| (mark.group, mark.site)).or(take_empty_mark(&mark));
-    if let Some(whose) = marked {
+    if let Some(whose) = whose_staging(disk)? {
         return Ok(whose == (config.group_id(), config.site.id));
     }
+    let mut mark = [0; BLOCK_BYTES];
+    disk.read_blocks(0, &mut mark)?;
     // A mark is torn at worst where a log is behind it, and a log's beginning where there is no mark yet.
     let (mut header, mut updates) = ([0; BLOCK_BYTES], [Update::EMPTY; BATCH_DESCRIPTORS_MAX]);
     disk.read_blocks(RING_FIRST_BLOCK, &mut header)?;
@@ -128,7 +126,7 @@ fn may_be_staging(config: &Config, disk: &Disk, bytes: u64) -> Result<bool, Disk
     Ok(decode_batch(&header, &mut updates).is_ok() || begins || holds_data(disk)?.is_none())
 }
 
-/// Whether its mark is newer than the superblock.
+/// Whether its mark is this site's, and newer than the superblock.
 fn is_marked(disk: &Disk, superblock: Option<&Superblock>) -> Result<bool, DiskError> {
     if disk.blocks() == 0 {
         return Ok(false);
@@ -136,7 +134,9 @@ fn is_marked(disk: &Disk, superblock: Option<&Superblock>) -> Result<bool, DiskE
     let mut block = [0; BLOCK_BYTES];
     disk.read_blocks(0, &mut block)?;
     let mark = Superblock::decode(&block).ok();
-    Ok(mark.zip(superblock).is_some_and(|(mark, superblock)| mark.sequence > superblock.sequence))
+    Ok(mark.zip(superblock).is_some_and(|(mark, superblock)| {
+        (mark.group, mark.site) == (superblock.group, superblock.site) && mark.sequence > superblock.sequence
+    }))
 }
 
 /// Whether it holds a log behind no mark, or is to.
