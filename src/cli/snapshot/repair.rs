@@ -23,7 +23,7 @@ pub struct Repair {
     /// Read at most so much a second, so that hosts are not disturbed
     #[arg(long, value_name = "SIZE", value_parser = size, default_value = "256MiB")]
     rate: u64,
-    /// Give up if the other site does not answer for this long
+    /// Without a name: give up if the other site cannot be reached for this long; the comparison may take longer
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "60s")]
     timeout: Duration,
     /// Print one JSON object
