@@ -205,7 +205,7 @@ fn a_third_that_was_forgotten_goes_on_with_the_old_key_until_it_is_told() {
     succeeds(reload(right, &[]));
     replace(left);
     let why = fails(reload(left, &[]));
-    assert!(why.contains("far refuses this site's new identity"), "{why}");
+    assert!(why.contains("the keys are loaded; far refuses this site's new identity"), "{why}");
     let used = |site: &Site, with: &str, what: &str| site.status()[with]["keys"][what].clone();
     assert_eq!(
         (used(left, "peer", "identity"), used(left, "peer", "refused")),

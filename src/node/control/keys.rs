@@ -134,7 +134,9 @@ impl Control {
         }
         let mut links = Vec::new();
         for Place { name, link, .. } in &places {
-            let keys = link.keys().map_err(|error| error.to_string())?;
+            let unknown =
+                |error| format!("the keys are loaded; what is in use with {name} cannot be told: {error}");
+            let keys = link.keys().map_err(unknown)?;
             links.push(((*name).to_owned(), KeysShown::from(keys)));
         }
         Ok(KeysReloaded { links, other_changes: with_keys_of(running, &written) != written })
