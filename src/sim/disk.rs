@@ -434,6 +434,11 @@ impl Media for Disk {
         self.metadata.snapshots.get(&snapshot).map(|record| record.protected)
     }
 
+    fn all_kept(&self) -> Vec<(u16, u64, u64, u32)> {
+        let entries = self.metadata.captured.iter();
+        entries.map(|(&(volume, lba, _), &(slot, sum))| (volume, lba, slot, sum)).collect()
+    }
+
     fn slot_is_named(&self, slot: u64) -> bool {
         self.metadata.captured.values().any(|(named, _)| *named == slot)
     }

@@ -191,6 +191,7 @@ impl World {
         site.out = Outbox::of(&self.plan.configs[index]);
         site.submitted_at = [self.now; 2];
         site.errors = [None; 2];
+        site.reads_failed = false;
         site.batch_at = 0;
         for alarm in std::iter::once(&mut site.alarm)
             .chain(site.legs.iter_mut().map(|leg| &mut leg.alarm))

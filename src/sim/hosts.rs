@@ -28,6 +28,7 @@ struct Flight {
     request: HostOp,
     /// A host's, and no reader's at a secondary.
     host: bool,
+    asked_at: u64,
     /// Pages lent for a read.
     pages: Vec<PageId>,
     answered: bool,
@@ -44,6 +45,15 @@ pub struct Front {
     pub ring: VecDeque<(u64, HostRequest)>,
     /// When the hosts of this front ask next.
     pub next_at: u64,
+}
+
+/// What an error may be an answer to.
+#[derive(Clone, Copy, Debug)]
+pub struct Excuses {
+    /// A host that asked by then has waited for its deadline.
+    pub asked_by: Option<u64>,
+    /// What a disk holds could not be read, or has gone bad.
+    pub unread: bool,
 }
 
 /// What the run counts of the primary's hosts; the reader at the secondary is an extra.
@@ -91,6 +101,7 @@ impl Front {
         &mut self,
         reply: &HostReply,
         heard: bool,
+        excuses: Excuses,
         memory: &SimMemory,
         audit: &mut Auditor,
         counts: &mut HostCounts,
@@ -98,6 +109,16 @@ impl Front {
         let flight = self.flights[reply.ticket.0 as usize].as_mut();
         let flight = flight.filter(|flight| !flight.answered).expect("INV-11: a reply without a request");
         flight.answered = true;
+        let excused = match reply.result {
+            Err(HostError::Deadline) => excuses.asked_by.is_some_and(|by| flight.asked_at <= by),
+            Err(HostError::Io) => excuses.unread,
+            _ => true,
+        };
+        assert!(
+            excused,
+            "site {}: {:?}, asked at {} ns, is answered with {:?} for no reason",
+            self.site, flight.request, flight.asked_at, reply.result
+        );
         if let Some(expected) = flight.wrong {
             let allowed = [expected, HostError::NotServing, HostError::Deadline].map(Err);
             assert!(
@@ -237,7 +258,7 @@ impl Front {
             HostOp::Zero { .. } | HostOp::ZeroPartial { .. } | HostOp::Flush => (),
         }
         self.flights[ticket.0 as usize] =
-            Some(Flight { op, wrong: expected, request, host, pages: lent, answered: false });
+            Some(Flight { op, wrong: expected, request, host, asked_at: now, pages: lent, answered: false });
         let ready = self.ring.back().map_or(now, |(ready, _)| *ready).max(now + rng.below(plan.ring_ns + 1));
         let message = HostRequest {
             ticket,

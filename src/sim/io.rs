@@ -82,7 +82,8 @@ impl World {
         result: Result<(), IoFault>,
     ) {
         let now = self.now;
-        let Site { memory, tables, disk, journal_done, volume_done, .. } = &mut self.sites[index];
+        let Site { memory, tables, disk, journal_done, volume_done, reads_failed, .. } =
+            &mut self.sites[index];
         let (table, ring) = match executor {
             Executor::Journal => (&tables.journal_io, journal_done),
             Executor::Volumes => (&tables.volume_io, volume_done),
@@ -120,6 +121,7 @@ impl World {
             0 => result,
             blocks => Err(IoFault::Unreadable { blocks, errno: EIO }),
         };
+        *reads_failed |= op == IoOp::Read && result.is_err();
         let after = ring.back().map_or(now, |done| done.ready).max(now);
         let ready = after.max(now + self.rng.below(self.plan.ring_ns + 1));
         ring.push_back(Done { ready, done: IoDone { slot, result }, write });

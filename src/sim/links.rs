@@ -108,6 +108,7 @@ impl World {
                         continue;
                     }
                     self.audit.of(index).sends(index, seen, &blocks);
+                    self.audit.of(index).check_claim(index, "settled", settled.0);
                     let row = SlotId((update.number.0 % OLD_BLOCK_SLOTS as u64) as u32);
                     let olds = if with_old { update.count as usize } else { 0 };
                     let mut old = Vec::with_capacity(olds);
@@ -127,6 +128,9 @@ impl World {
                     self.audit.of(index).acknowledges(index, journaled.0, durable.0, applied.0, disk);
                 }
                 ToLink::Control(control) if remote.is_some() => self.audit.says(index, &control),
+                ToLink::Control(Control::Heartbeat { settled, .. } | Control::Install { upto: settled }) => {
+                    self.audit.of(index).check_claim(index, "settled", settled.0);
+                }
                 ToLink::Begin { .. } | ToLink::Control(_) | ToLink::Close => (),
             }
             link.push(after, message, pages);

@@ -4,6 +4,7 @@
 mod adopt;
 mod aimed;
 pub mod audit;
+mod breaches;
 mod compare;
 pub mod content;
 mod coverage;

@@ -179,6 +179,18 @@ impl World {
         self.outcome.rotten_blocks += 1;
     }
 
+    /// Whether anything of a site has gone bad, be it whole again or not.
+    pub(super) fn has_rotten(&self, site: usize) -> bool {
+        self.rotten.iter().any(|rotten| rotten.site == site)
+            || self.rotten_aside.iter().any(|rotten| rotten.site == site)
+    }
+
+    /// Whether a bit of the block beside the volumes has flipped, whatever it holds since.
+    pub(super) fn rots_aside(&self, site: usize, target: IoTarget, block: u64) -> bool {
+        let at = |rotten: &RottenAside| (rotten.site, rotten.target, rotten.block);
+        self.rotten_aside.iter().any(|rotten| at(rotten) == (site, target, block))
+    }
+
     /// Whether something beside the volumes is bad and not whole again, nor unneeded.
     fn is_bad_aside(&self, site: usize) -> bool {
         self.rotten_aside.iter().filter(|rotten| rotten.site == site).any(|rotten| {

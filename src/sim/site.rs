@@ -77,6 +77,8 @@ pub(super) struct Site {
     pub(super) disturbed_io_until: u64,
     /// Errors to inject: journal, volumes.
     pub(super) errors: [Option<i32>; 2],
+    /// A read has failed in this life.
+    pub(super) reads_failed: bool,
 }
 
 impl Site {
@@ -106,6 +108,7 @@ impl Site {
             slow_until: 0,
             disturbed_io_until: 0,
             errors: [None; 2],
+            reads_failed: false,
         }
     }
 

@@ -227,11 +227,14 @@ impl World {
                 self.audit.check_volumes(site, &self.sites[site].disk);
             }
             self.audit.check_snapshots(site, upto, &self.sites[site].disk);
+            self.audit.check_sums(site, &self.sites[site].disk);
             let Site { group, memory, fronts, legs, out, .. } = &self.sites[site];
             let (free, used) = group.as_ref().expect("stopped, not dead").pages();
             let of_links = legs.iter().map(|leg| leg.link.pages_held()).sum::<usize>();
             let held = fronts.iter().map(Front::pages_held).sum::<usize>() + of_links;
             let status = self.status(site).expect("stopped, not dead");
+            let kept = self.sites[site].disk.metadata.captured.len() as u64;
+            assert_eq!(status.differential_used_blocks, kept, "site {site}: slots in use, and entries");
             self.outcome.repaired_blocks += status.counters.repaired_blocks;
             self.outcome.captured_blocks += status.counters.captured_blocks;
             self.outcome.reclaimed_blocks += status.counters.reclaimed_blocks;

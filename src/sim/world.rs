@@ -18,7 +18,7 @@ use crate::sim::extend::Extensions;
 use crate::sim::far::{self, Far};
 use crate::sim::handover::{self, Orders};
 use crate::sim::heir::{self, HeirPlan, Inheriting};
-use crate::sim::hosts::HostCounts;
+use crate::sim::hosts::{Excuses, HostCounts};
 use crate::sim::lease;
 use crate::sim::minimise::{Case, Ingredient};
 use crate::sim::network::{End, Network, PAIR};
@@ -612,6 +612,10 @@ impl World {
         // What a site that was taken over from says does not reach its hosts.
         let parted = self.is_parted();
         let heard = self.plan.takeover.is_none() || index == self.home || parted || self.stays_behind(index);
+        let excuses = Excuses {
+            asked_by: now.checked_sub(self.plan.configs[index].host_deadline.0),
+            unread: self.sites[index].reads_failed || self.has_rotten(index),
+        };
         let Site { out, memory, fronts, .. } = &mut self.sites[index];
         let mut woken = [false; FRONTS_MAX];
         for (number, front) in fronts.iter_mut().enumerate() {
@@ -624,7 +628,7 @@ impl World {
                 let after = front.replies.back().map_or(now, |(ready, _)| *ready).max(now);
                 let ready = after.max(now + self.rng.below(ring_ns + 1));
                 let (op, request) =
-                    front.judge(&reply, heard, memory, self.audit.of(index), &mut self.counts);
+                    front.judge(&reply, heard, excuses, memory, self.audit.of(index), &mut self.counts);
                 if let Some(far) = &mut self.far {
                     far.answered(now, number, &reply);
                 }
@@ -649,6 +653,7 @@ impl World {
             if let Some(far) = &mut self.far {
                 far.hears(index, &event);
             }
+            self.judge_event(index, &event);
             match event {
                 GroupEvent::CopyBegan { .. } | GroupEvent::StagedWhole { .. } if index == THIRD => {
                     third_copied = true;

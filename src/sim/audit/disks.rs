@@ -1,7 +1,7 @@
 //! The auditor and the disks: journals, superblocks, destage, crashes, and what the volumes hold in the end.
 
 use crate::sim::audit::journal::{KIND_CUT, KIND_SOLO_BEGIN, RING_FIRST, Seen, batch, superblock};
-use crate::sim::audit::{Auditor, Lack, Media, PRIMARY, Place, SECONDARY, SITES_MAX, THIRD};
+use crate::sim::audit::{Auditor, Lack, Level, Media, PRIMARY, Place, SECONDARY, SITES_MAX, THIRD};
 use crate::sim::content::{Content, Print};
 use crate::sim::disk::IoId;
 
@@ -226,7 +226,7 @@ impl Auditor {
             *before = if site == self.leader { 0 } else { (*before).max(had) };
         }
         self.installing[site] = if site == THIRD { None } else { self.mark_of(media) };
-        self.applied[site] = self.sites[site].crashed(media);
+        self.journal_crashed(site, media);
         self.lost(site, had[0]);
         for op in self.ops.iter_mut().filter(|op| op.site == site) {
             op.outstanding = false;
@@ -261,8 +261,10 @@ impl Auditor {
         }
         // What was acknowledged alone needs no peer: a primary that lost it goes on without it, whoever else has it.
         let own = self.written(self.leader);
+        let may_lose = self.config.level < Level::Durable;
         for entry in &mut self.stream[own as usize..] {
             if site == self.leader && entry.promised && entry.alone && !entry.excused {
+                assert!(may_lose, "INV-1: {:?} was acknowledged as durable, and a crash took it", entry.seen);
                 entry.excused = true;
                 self.excused_writes += 1;
                 // Nor need its next life read it, before it says by a generation of its own that it goes on without.
@@ -281,6 +283,19 @@ impl Auditor {
         }
     }
 
+    /// What a site had durably it has after any crash, in its journal or in a log that it is about to install.
+    pub(super) fn journal_crashed(&mut self, site: usize, media: &dyn Media) {
+        let had = self.sites[site].durable_log().to_vec();
+        self.applied[site] = self.sites[site].crashed(media);
+        let has = self.sites[site].durable_log();
+        assert!(
+            self.installing[site].is_some() || has.starts_with(&had),
+            "INV-1: site {site} had #{} durable, and has #{} after a crash",
+            had.len(),
+            has.len()
+        );
+    }
+
     /// A primary that has numbered updates since it started has all the stream; before, only what it has read or been sent.
     fn leader_has_all(&self) -> bool {
         self.alive[self.leader] && self.resumed[self.leader]
@@ -292,8 +307,15 @@ impl Auditor {
             Some(_) => self.received(THIRD),
             None => self.received(PRIMARY).max(self.received(SECONDARY)),
         };
+        // What a third has inherited the pair had promised; it may be in its memory alone.
+        let (level, inherited) = (self.config.level, self.inherited.unwrap_or(0));
         for entry in &mut self.stream[held as usize..] {
             if entry.promised && !entry.excused {
+                assert!(
+                    level < Level::Durable || entry.seen.number <= inherited,
+                    "INV-1: {:?} was acknowledged as durable, and nobody has it",
+                    entry.seen
+                );
                 entry.excused = true;
                 self.excused_writes += 1;
             }

@@ -14,6 +14,7 @@ mod site;
 mod snapshots;
 mod split;
 mod stream;
+mod sums;
 mod takeover;
 mod third;
 
@@ -64,6 +65,8 @@ pub trait Media {
     fn kept(&self, volume: u16, lba: u64, snapshot: u64) -> Option<u64>;
     /// Whether the snapshot's durable record says that it is protected; `None` without one.
     fn protected(&self, snapshot: u64) -> Option<bool>;
+    /// Volume, block, slot and sum of each durable entry.
+    fn all_kept(&self) -> Vec<(u16, u64, u64, u32)>;
     /// Whether any durable entry names the slot.
     fn slot_is_named(&self, slot: u64) -> bool;
     /// Up to which update the durable entries go.

@@ -107,6 +107,11 @@ impl Site {
         self.durable.min(self.log.len() as u64)
     }
 
+    /// The generations of what it has durably.
+    pub fn durable_log(&self) -> &[u64] {
+        &self.log[..self.durable() as usize]
+    }
+
     pub fn received(&self) -> (u64, u64) {
         self.received
     }
@@ -164,6 +169,8 @@ impl Site {
                 return Err(format!("a cut keeps {first} of {} updates", self.log.len()));
             }
             self.log.truncate(first as usize);
+            // What comes after it is other updates, wherever the old ones are.
+            (self.written, self.durable) = (self.written.min(first), self.durable.min(first));
         } else {
             for update in &seen.updates {
                 if update.number != self.log.len() as u64 + 1 {
@@ -256,11 +263,52 @@ impl Site {
         self.log = generations;
     }
 
+    /// Whether a start that goes by this superblock finds all that its checkpoint leaves to replay: it names a batch that is there,
+    /// with what the reader expects before it, or the place of the next one.
+    fn check_position(&self, seen: &SuperblockSeen) -> Result<(), String> {
+        let (last, place) = (self.log.len() as u64, (seen.position_block, seen.position_previous));
+        let living = || self.batches.iter().rev().filter(|batch| batch.state != State::Dead);
+        if let Some(batch) = living().find(|batch| batch.sequence == seen.position_sequence) {
+            let Batch { block, previous, first, .. } = *batch;
+            // A reader who finds no batch where the one before it ends looks at the ring's start.
+            let found =
+                [seen.position_block, RING_FIRST].contains(&block) && previous == seen.position_previous;
+            if !found {
+                return Err(format!("its batch is at block {block} and follows {previous:x}"));
+            }
+            // A cut names the last update that it keeps, which has to be there before it.
+            let lacks = if batch.generations.is_empty() { first } else { first - 1 };
+            if lacks > seen.checkpoint {
+                return Err(format!("what follows its checkpoint and is before #{first} is left out"));
+            }
+            return Ok(());
+        }
+        let next = match living().next() {
+            Some(batch) => {
+                let end = batch.block + batch.prints.len() as u64;
+                let end = if end == self.owners.len() as u64 { RING_FIRST } else { end };
+                (end, batch.digest)
+            }
+            // A journal that has just been formatted, or whose site has installed what it was copied.
+            None => (RING_FIRST, 0),
+        };
+        if place != next || living().next().is_some_and(|batch| batch.sequence >= seen.position_sequence) {
+            return Err(format!("the next batch is to be at block {} and to follow {:x}", next.0, next.1));
+        }
+        if last > seen.checkpoint {
+            return Err(format!("the journal has updates up to #{last}"));
+        }
+        Ok(())
+    }
+
     pub fn submits_superblock(&mut self, io: IoId, seen: SuperblockSeen) {
         assert!(
             self.superblocks.last().is_none_or(|(last, _, _)| *last < io),
             "superblocks are kept in order"
         );
+        if let Err(why) = self.check_position(&seen) {
+            panic!("INV-1: {seen:?}, and {why}");
+        }
         self.superblocks.push((io, seen, State::Submitted));
     }
 

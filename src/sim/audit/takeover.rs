@@ -150,18 +150,20 @@ impl Auditor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sim::audit::journal::{BatchSeen, KIND_WRITE};
+    use crate::sim::audit::journal::{BatchSeen, KIND_WRITE, RING_FIRST};
     use crate::sim::audit::{AuditConfig, JournalSeen, OpKind, OpSpec, PRIMARY, Place, SECONDARY};
     use crate::sim::content::Print;
     use crate::sim::disk::{Disk, IoId};
 
     const JOURNAL_BLOCKS: u64 = 64;
 
-    /// Two sites with one volume. What they journal is there, until they die: their disks stay as they were formatted.
+    /// Two sites with one volume, whose journals are on one disk: it stays as it was formatted, and batches are zeros.
     struct Pair {
         audit: Auditor,
         disk: Disk,
         batches: u64,
+        /// Where each site's next batch goes.
+        ends: [u64; 2],
     }
 
     impl Pair {
@@ -175,7 +177,7 @@ mod tests {
                 wait_ns_max: 1,
             });
             let disk = Disk::formatted(JOURNAL_BLOCKS, &[8]);
-            Pair { audit, disk, batches: 0 }
+            Pair { audit, disk, batches: 0, ends: [RING_FIRST; 2] }
         }
 
         fn op(&mut self, site: usize) -> u64 {
@@ -203,7 +205,9 @@ mod tests {
             let prints = vec![Print::ZERO; 1 + updates.iter().map(Seen::payload).sum::<usize>()];
             let (sequence, updates) = (self.batches, updates.to_vec());
             let batch = BatchSeen { sequence, previous: 0, digest: 0, known_durable: 0, settled: 0, updates };
-            self.audit.sites[site].submits_batch(io, 2 + 4 * self.batches, prints, &batch).expect("a batch");
+            let block = self.ends[site];
+            self.ends[site] += prints.len() as u64;
+            self.audit.sites[site].submits_batch(io, block, prints, &batch).expect("a batch");
             self.audit.written_io(site, io, Place::Journal);
         }
 

@@ -155,7 +155,7 @@ impl Auditor {
     pub(super) fn third_crashed(&mut self, media: &dyn Media) {
         self.check_waits(THIRD);
         self.installing[THIRD] = self.mark_of(media);
-        self.applied[THIRD] = self.sites[THIRD].crashed(media);
+        self.journal_crashed(THIRD, media);
         for op in self.ops.iter_mut().filter(|op| op.site == THIRD) {
             op.outstanding = false;
         }
