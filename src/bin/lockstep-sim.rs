@@ -103,6 +103,9 @@ impl Totals {
             (&mut all.unasked, one.unasked),
             (&mut all.stepped_down, one.stepped_down),
             (&mut all.forced, one.forced),
+            (&mut all.stops, one.stops),
+            (&mut all.scrubs, one.scrubs),
+            (&mut all.written_behind, one.written_behind),
             (&mut all.extensions, one.extensions),
             (&mut all.extensions_refused, one.extensions_refused),
             (&mut all.fed, one.fed),
@@ -165,6 +168,10 @@ impl Totals {
             self.outcome.splits,
             self.outcome.solo_ranges,
             self.outcome.excused_writes,
+        );
+        println!(
+            "of upkeep: {} times a site was stopped, {} scrubs while hosts were at work, {} operations of hosts that were to write where another site had taken over",
+            self.outcome.stops, self.outcome.scrubs, self.outcome.written_behind
         );
         println!(
             "of volumes: {} times one was extended, {} times it was refused",

@@ -43,7 +43,8 @@ const BENIGN: [&str; 23] = [
 
 impl World {
     /// A group says something: it is not to be what only a broken protocol, or a disk that lies, lets it say.
-    pub(super) fn judge_event(&self, index: usize, event: &GroupEvent) {
+    pub(super) fn judge_event(&mut self, index: usize, event: &GroupEvent) {
+        self.judge_scrub(index, event);
         let unread = self.sites[index].reads_failed;
         let excused = match *event {
             GroupEvent::PeerLost { reason: LossReason::Protocol(why) }

@@ -10,6 +10,7 @@ use crate::core::group::status::{DestageState, GroupState, GroupStatus, PeerStat
 pub(super) enum Struck {
     Process,
     Power,
+    Stop,
     SlowDisk,
     JournalError,
     VolumeError,
@@ -19,9 +20,10 @@ pub(super) enum Struck {
     Gray,
 }
 
-const FAULTS: [(Struck, &str); 9] = [
+const FAULTS: [(Struck, &str); 10] = [
     (Struck::Process, "process dies"),
     (Struck::Power, "power is lost"),
+    (Struck::Stop, "is stopped"),
     (Struck::SlowDisk, "disks get slow"),
     (Struck::JournalError, "journal fails"),
     (Struck::VolumeError, "volume fails"),

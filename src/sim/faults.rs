@@ -59,6 +59,7 @@ impl World {
     fn strike(&mut self, fault: Fault) {
         match fault {
             Fault::Third(fault) => self.strike_third(fault),
+            Fault::Stop { site } => self.stop(site),
             Fault::Crash { site, crash } => {
                 let other = peer_of(site);
                 if !self.alive(site) && !self.alive(other) && self.outcome.crashes < CRASHES_MIN as u64 {
@@ -133,6 +134,7 @@ impl World {
         let crash = self.crash_that_decides(index, crash);
         let site = &mut self.sites[index];
         site.group = None;
+        site.stops = None;
         site.incarnation += 1;
         self.forget_orders(index);
         let site = &mut self.sites[index];
@@ -206,6 +208,7 @@ impl World {
         self.drain(index);
         self.wake_group(index, self.now);
         self.dial_at_once(index);
+        self.perhaps_stop(index);
         if index == THIRD {
             return self.perhaps_crash_third_again();
         }

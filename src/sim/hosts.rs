@@ -326,10 +326,11 @@ impl World {
             return;
         }
         let before = self.counts.submitted;
-        let plan = &self.plan;
         let lacked = self.slots_lacked();
         let (asked, behind) = (self.is_asked(index), self.stays_behind(index));
         let host = behind || self.is_host(index);
+        let writes = !behind || self.writes_behind();
+        let plan = &self.plan;
         let wanted = match self.stage {
             Stage::Settling { .. } => self.next_rotten(index),
             _ => None,
@@ -387,7 +388,7 @@ impl World {
                     plan,
                     &sizes,
                     host,
-                    !behind,
+                    writes,
                     rng,
                     changes,
                     wanted,
@@ -404,6 +405,7 @@ impl World {
                     format!("site {index} front {number}: op {op:?} {request:?} of volume {}", volume.0)
                 });
                 submitted = true;
+                self.outcome.written_behind += u64::from(behind && !request.reads());
                 if op.is_some() {
                     self.audit.pass_by(index);
                 }
@@ -429,6 +431,7 @@ impl World {
             self.perhaps_extend();
             self.perhaps_rot();
             self.perhaps_compare();
+            self.perhaps_scrub();
         }
     }
 }

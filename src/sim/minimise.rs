@@ -21,10 +21,11 @@ pub enum Ingredient {
     Adopt,
     Unasked,
     Extend,
+    Upkeep,
 }
 
 impl Ingredient {
-    pub const ALL: [Ingredient; 11] = [
+    pub const ALL: [Ingredient; 12] = [
         Ingredient::Third,
         Ingredient::Handover,
         Ingredient::StepDown,
@@ -36,6 +37,7 @@ impl Ingredient {
         Ingredient::Adopt,
         Ingredient::Unasked,
         Ingredient::Extend,
+        Ingredient::Upkeep,
     ];
 
     fn name(self) -> &'static str {
@@ -51,6 +53,7 @@ impl Ingredient {
             Ingredient::Adopt => "adopt",
             Ingredient::Unasked => "unasked",
             Ingredient::Extend => "extend",
+            Ingredient::Upkeep => "upkeep",
         }
     }
 }

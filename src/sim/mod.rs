@@ -39,6 +39,7 @@ mod stock;
 mod takeover;
 mod third;
 mod trace;
+mod upkeep;
 mod world;
 
 pub use coverage::Coverage;

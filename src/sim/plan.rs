@@ -18,6 +18,7 @@ use crate::sim::snapshots::SnapshotPlan;
 use crate::sim::split::SplitPlan;
 use crate::sim::takeover::TakeoverPlan;
 use crate::sim::third::{ThirdFault, ThirdPlan};
+use crate::sim::upkeep::UpkeepPlan;
 
 /// Operations of hosts that every seed submits at least.
 pub const HOST_OPERATIONS_MIN: u64 = 1000;
@@ -76,6 +77,10 @@ pub enum Fault {
         site: usize,
         journal: bool,
         errno: i32,
+    },
+    /// An operator stops a site as it is meant to be stopped.
+    Stop {
+        site: usize,
     },
     Third(ThirdFault),
 }
@@ -149,6 +154,7 @@ pub struct Plan {
     pub adopt: Option<AdoptPlan>,
     pub far: Option<FarPlan>,
     pub extend: Option<ExtendPlan>,
+    pub upkeep: Option<UpkeepPlan>,
 }
 
 impl Plan {
@@ -255,6 +261,7 @@ impl Plan {
             adopt: None,
             far: None,
             extend: None,
+            upkeep: None,
         }
     }
 

@@ -238,7 +238,8 @@ impl World {
     }
 
     fn works(&self, site: usize) -> bool {
-        self.standing(site).is_some_and(|status| status.state != GroupState::Failed)
+        let stops = self.sites[site].stops.is_some();
+        self.standing(site).is_some_and(|status| status.state != GroupState::Failed && !stops)
     }
 
     fn end_disaster(&mut self, Disaster { victim, loss, .. }: Disaster) {

@@ -19,6 +19,7 @@ use crate::sim::metadata::Metadata;
 use crate::sim::network::{self, End};
 use crate::sim::plan::Plan;
 use crate::sim::stock;
+use crate::sim::upkeep::Stops;
 
 /// The next time somebody is to be woken; an event with an older token is void.
 #[derive(Clone, Copy, Debug, Default)]
@@ -77,6 +78,8 @@ pub(super) struct Site {
     pub(super) disturbed_io_until: u64,
     /// Errors to inject: journal, volumes.
     pub(super) errors: [Option<i32>; 2],
+    /// An operator has told it to stop.
+    pub(super) stops: Option<Stops>,
     /// A read has failed in this life.
     pub(super) reads_failed: bool,
 }
@@ -108,6 +111,7 @@ impl Site {
             slow_until: 0,
             disturbed_io_until: 0,
             errors: [None; 2],
+            stops: None,
             reads_failed: false,
         }
     }

@@ -75,8 +75,11 @@ impl World {
     /// Whether the last faults are over in their effects too.
     pub(super) fn undisturbed(&self) -> bool {
         let under_way = self.members().any(|site| {
-            let Site { disturbed_io_until, journal_done, volume_done, .. } = &self.sites[site];
-            self.now <= *disturbed_io_until || !journal_done.is_empty() || !volume_done.is_empty()
+            let Site { disturbed_io_until, stops, journal_done, volume_done, .. } = &self.sites[site];
+            self.now <= *disturbed_io_until
+                || stops.is_some()
+                || !journal_done.is_empty()
+                || !volume_done.is_empty()
         });
         !under_way
             && self.now > self.operator_until

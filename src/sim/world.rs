@@ -35,6 +35,7 @@ use crate::sim::split::{self, Audits, Part, SplitPlan};
 use crate::sim::takeover;
 use crate::sim::third;
 use crate::sim::trace::Trace;
+use crate::sim::upkeep;
 
 const MS: u64 = 1_000_000;
 
@@ -181,6 +182,8 @@ pub struct World {
     /// And that of bits that flip.
     pub(super) rot_rng: Rng,
     pub(super) rot: RotPlan,
+    /// And that of what operators do to sites that are well.
+    pub(super) upkeep_rng: Rng,
     pub(super) rotten: Vec<Rotten>,
     pub(super) rotten_aside: Vec<RottenAside>,
     pub(super) aim: Aim,
@@ -271,6 +274,10 @@ impl World {
             plan.far(&mut far::generator(seed), has(Ingredient::Third));
         }
         let extensions = Extensions::new(seed, &mut plan, has(Ingredient::Extend) && !case.far);
+        let mut upkeep_rng = upkeep::generator(seed);
+        if has(Ingredient::Upkeep) && !case.far {
+            plan.keep_up(&mut upkeep_rng);
+        }
         plan.end_after(case.operations);
         let mut trace = Trace::new(print);
         trace.note(0, || format!("{plan:#?}"));
@@ -323,6 +330,7 @@ impl World {
             compare_rng: compare::generator(seed),
             rot_rng,
             rot,
+            upkeep_rng,
             rotten: Vec::new(),
             rotten_aside: Vec::new(),
             aim: Aim::new(aimed_rng),
@@ -388,6 +396,7 @@ impl World {
             self.draw_in_place(&event);
             self.happen(event);
             self.fire_armed();
+            self.watch_stops();
             self.watch_readiness();
             self.watch_far();
             self.advance_stage();
@@ -737,12 +746,14 @@ impl World {
             }
         }
         if resyncs {
+            self.perhaps_stop(index);
             self.perhaps_crash_at_resync();
         }
         if third_copied {
             self.perhaps_crash_third_again();
         }
         if catches_up {
+            self.perhaps_stop(index);
             self.perhaps_crash_at_catch_up();
             self.perhaps_undo_opening(index);
         }

@@ -211,6 +211,12 @@ impl Auditor {
         }
     }
 
+    /// A site that ran has stopped as it was told to: what it has is on its disks.
+    pub fn has_stopped(&self, site: usize) {
+        let (has, durable) = (self.sites[site].last(), self.sites[site].durable());
+        assert!(has == durable, "INV-1: site {site} stops with #{has}, and has only #{durable} durable");
+    }
+
     /// A site died; `media` is what its disks hold now.
     pub fn crashed(&mut self, site: usize, media: &dyn Media) {
         if self.pulls_only(site) {
