@@ -6,7 +6,7 @@ use crate::core::outbox::{Event as GroupEvent, LossReason};
 use crate::sim::world::World;
 
 /// Why an honest site may give up its connection with another honest one, with what brings it about.
-const BENIGN: [&str; 23] = [
+const BENIGN: [&str; 22] = [
     // A refusal is an event of its own, which is judged by what it says.
     "refused by us",
     "refused by the peer",
@@ -37,8 +37,6 @@ const BENIGN: [&str; 23] = [
     "a block that it lacks cannot be read here",
     "a slot that it lacks cannot be read here",
     "it cannot be sent what this site's disk does not give, and is to be copied that",
-    // A mistake of the cores that this found: a primary asks to compare what its peer has yet to catch up with.
-    "a comparison of what there is not",
 ];
 
 impl World {

@@ -112,6 +112,8 @@ impl Group {
             Role::Secondary | Role::Third => Err(AdminError::ReadOnly),
             Role::Primary if self.config.peer.is_none() => Err(AdminError::NoPeer),
             Role::Primary if !joint || self.peer.talk != Talk::Streaming => Err(AdminError::NotInLockstep),
+            // It can count as in lockstep before it has been sent again what is settled, and cannot look at what it has not.
+            Role::Primary if self.peer.durable < self.settled => Err(AdminError::NotInLockstep),
             Role::Primary if !self.has_extent(extent) => Err(AdminError::NoSuchVolume),
             Role::Primary => Ok(()),
         }
