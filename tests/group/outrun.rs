@@ -68,11 +68,16 @@ fn outrun(turn_of_gone: u64) -> (Split, Flood) {
     let mut split = Split::joined(1);
     split.unlink();
     split.until("the primary is alone", |split| split.status(0).solo);
+    let alone_since = split.pair.now;
     let mut flood = Flood::default();
     let ring = split.status(0).journal_blocks;
     flood.until(&mut split, "the ring has gone round", |split| {
         split.status(0).counters.journal_blocks > 3 * ring
     });
+    // What the peer lacks first left the window long ago.
+    let (lacks, alone) = (split.status(0).remote_pending, split.pair.now.since(alone_since));
+    assert!(lacks.oldest_ns >= alone.0 / 10 * 9, "{lacks:?} after {alone:?}");
+    assert!(lacks.bytes >= VOLUME_BLOCKS * BLOCK_BYTES as u64, "{lacks:?}");
     split.turn_of_gone = turn_of_gone;
     split.link();
     (split, flood)

@@ -76,6 +76,8 @@ pub(super) struct Destage {
     /// When the oldest and the newest of what no sweep has begun with became dirty.
     dirty_since: Option<Nanos>,
     dirtied_at: Nanos,
+    /// When the oldest of what the sweep under way brings to the volumes became dirty.
+    sweeps_from: Option<Nanos>,
     superblock_sequence: u64,
     /// The one found at start.
     found_sequence: u64,
@@ -132,6 +134,7 @@ impl Destage {
             numbers: vec![[UpdateNumber::NONE; VOLUME_IO_BLOCKS_MAX]; VOLUME_IO_SLOTS].into_boxed_slice(),
             dirty_since: None,
             dirtied_at: Nanos(0),
+            sweeps_from: None,
             superblock_sequence: 0,
             found_sequence: 0,
             retention_moved: false,
@@ -154,8 +157,9 @@ impl Destage {
         Some(since.plus(DIRTY_MAX).min(self.dirtied_at.plus(IDLE_SWEEP_AFTER)))
     }
 
+    /// Since when something settled has not been in the volumes.
     pub fn dirty_since(&self) -> Option<Nanos> {
-        self.dirty_since
+        self.sweeps_from.or(self.dirty_since)
     }
 
     pub fn set_step(&mut self, step: Step) {
@@ -355,7 +359,7 @@ impl Group {
             self.destage.began_captures = self.captures_through(self.settled);
             self.destage.began_dirty = self.cache.dirty_blocks();
             self.destage.swept = 0;
-            self.destage.dirty_since = None;
+            self.destage.sweeps_from = self.destage.dirty_since.take();
             self.destage.retention_moved = false;
             self.destage.owed = false;
             self.destage.step = match self.has_changes(self.settled) {
@@ -696,6 +700,7 @@ impl Group {
                 if std::mem::take(&mut self.destage.trims) {
                     return self.journal.release_before(position);
                 }
+                self.destage.sweeps_from = None;
                 self.destage.sweeps += 1;
                 let grew = self.pressure_percent().saturating_sub(self.destage.began_percent);
                 self.destage.begins_percent = SWEEP_ENDS_PERCENT

@@ -559,6 +559,8 @@ impl Group {
         self.stop_begun_at.get_or_insert(turn.now);
         if matches!(self.phase, Phase::Recovering(_)) {
             self.phase = Phase::Stopped;
+            self.answer_all(turn, HostError::NotServing);
+            self.answer_administrators(turn);
             turn.event(Event::Stopped);
         } else if self.role != Role::Primary {
             // A stream that goes on would never be drained.

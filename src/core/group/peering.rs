@@ -3,6 +3,7 @@
 
 use std::fmt::Write;
 
+use super::ages::Ages;
 use super::catch_up::{Found, ReadFor};
 use super::copier::ResyncName;
 use super::inbound::Inbound;
@@ -95,6 +96,8 @@ pub(super) struct Peer {
     pub streams_since: Nanos,
     /// Solo primary: since when the peer has lacked little.
     pub near_since: Option<Nanos>,
+    /// Solo primary: how long ago it numbered what the peer lacks, which has left the window.
+    pub ages: Ages,
     pub last_ack: [UpdateNumber; 4],
     pub ack_owed: bool,
 }
@@ -147,6 +150,7 @@ impl Peer {
             waiting_since: None,
             streams_since: Nanos(0),
             near_since: None,
+            ages: Ages::new(),
             last_ack: [UpdateNumber::NONE; 4],
             ack_owed: false,
         }
@@ -506,6 +510,10 @@ impl Group {
                 self.serve_if_allowed(turn);
                 self.begin_solo_if_allowed(turn);
                 self.end_solo_if_caught_up(turn);
+                if self.alone != Alone::No {
+                    let (newest, had) = (self.window.last(), self.peer_level());
+                    self.peer.ages.note(turn.now, newest, had);
+                }
                 self.forget_changes_if_caught_up();
                 // What it begins goes on in this turn: nothing else may come to call for another one.
                 self.merge_turn(turn);

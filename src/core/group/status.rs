@@ -294,11 +294,13 @@ impl Group {
 
     fn local_pending(&self, now: Nanos) -> PendingWork {
         let count = self.cache.dirty_blocks() + self.window.last().0 - self.settled.0;
+        // What is settled came before what is not.
+        let since = self.destage.dirty_since().or_else(|| self.numbered_at(self.settled.next()));
         PendingWork {
             count,
             bytes: self.cache.dirty_blocks() * BLOCK_BYTES as u64
                 + self.window.payload_blocks() as u64 * BLOCK_BYTES as u64,
-            oldest_ns: self.destage.dirty_since().map_or(0, |since| now.since(since).0),
+            oldest_ns: since.map_or(0, |since| now.since(since).0),
         }
     }
 
@@ -309,19 +311,26 @@ impl Group {
         let level = self.peer_level().min(self.window.last());
         let oldest = level.next();
         let mut bytes = 0;
-        // What left the window is counted but not weighed: the peer may lack millions.
         for number in oldest.max(self.window.retired().next()).0..=self.window.last().0 {
             bytes += (self.window.get(UpdateNumber(number)).update.payload_blocks() * BLOCK_BYTES) as u64;
+        }
+        // What left the window is not weighed, since the peer may lack millions; it may be sent each block once instead.
+        if oldest <= self.window.retired() {
+            bytes = bytes.max(self.changed.count() * BLOCK_BYTES as u64);
         }
         PendingWork {
             count: self.window.last().0 - level.0,
             bytes,
-            oldest_ns: if self.window.contains(oldest) {
-                now.since(self.window.get(oldest).stamps.numbered_at).0
-            } else {
-                0
+            oldest_ns: match self.numbered_at(oldest) {
+                Some(since) => now.since(since).0,
+                None => self.peer.ages.beyond(now, level).0,
             },
         }
+    }
+
+    /// When an update that is in the window was numbered.
+    fn numbered_at(&self, number: UpdateNumber) -> Option<Nanos> {
+        self.window.contains(number).then(|| self.window.get(number).stamps.numbered_at)
     }
 
     /// Free pages, and pages that somebody holds: what an audit adds up.
