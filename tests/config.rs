@@ -181,17 +181,23 @@ fn what_cannot_work_is_refused() {
         &pair.replace("\"127.0.0.1:7400\"", "\"127.0.0.1:7401\""),
         &["left.toml:20: peer.address: 127.0.0.1:7401 is this site's own link.listen; write the other"],
     );
-    let alone = "on_peer_loss = \"solo\"\nhost_deadline = \"1s\"\nlatency_budget = ";
+    let solo = |deadline: &str, budget: &str| {
+        let keys =
+            format!("on_peer_loss = \"solo\"\nhost_deadline = \"{deadline}\"\nlatency_budget = \"{budget}\"");
+        pair.replace("[group]", &format!("[group]\n{keys}"))
+    };
     refused(
-        &with("[group]", &format!("{alone}\"1s\"")),
+        &solo("1s", "1s"),
         &["left.toml:9: group.host_deadline: \"1s\" is not more than group.latency_budget, \"1s\""],
     );
     refused(
-        &with("[group]", "on_peer_loss = \"solo\"\nlatency_budget = \"30s\""),
+        &pair.replace("[group]", "[group]\non_peer_loss = \"solo\"\nlatency_budget = \"30s\""),
         &["left.toml:9: group.host_deadline"],
     );
-    parse(&with("[group]", &format!("{alone}\"999ms\""))).expect("correct");
-    parse(&with("[group]", &format!("{alone}\"1s\"").replace("solo", "suspend"))).expect("correct");
+    parse(&solo("1s", "999ms")).expect("correct");
+    parse(&solo("1s", "1s").replace("solo", "suspend")).expect("correct");
+    // Who has no peer loses none.
+    parse(&with("[group]", "on_peer_loss = \"solo\"\nlatency_budget = \"30s\"")).expect("correct");
     refused(&pair.replace("aabb", "aab"), &["peer.fingerprint", "64 hexadecimal digits", "keygen"]);
     let line = pair.lines().find(|line| line.starts_with("fingerprint = ")).expect("a peer's fingerprint");
     let one = line.trim_start_matches("fingerprint = ");

@@ -79,7 +79,7 @@ fn batch() -> Vec<u8> {
 }
 
 fn heir(stood_down_in: Option<Generation>) -> Option<Heir> {
-    Some(Heir { generation: generation(4), stood_down_in })
+    Some(Heir { generation: generation(4), common: UpdateNumber(0x0102_0300), stood_down_in })
 }
 
 /// `room` is the second volume's.

@@ -35,9 +35,9 @@ pub struct Changed {
     blocks: Vec<Bitmap>,
     /// By volume: pages of the set that have changed since they were saved.
     unsaved: Vec<Bitmap>,
-    base_unsaved: bool,
     /// Of those, the pages that somebody waits for: hosts may be marking others faster than any are saved.
     due: Vec<Bitmap>,
+    base_unsaved: bool,
     saved: Saved,
 }
 

@@ -69,6 +69,8 @@ pub struct Superblock {
 pub struct Heir {
     /// The one that it opened.
     pub generation: Generation,
+    /// The last update that both have; it is settled, so no site of the pair ever drops it.
+    pub common: UpdateNumber,
     /// The site's own, if it was primary and stood down for the third: it serves nobody before it has opened another one.
     pub stood_down_in: Option<Generation>,
 }
@@ -111,8 +113,8 @@ pub enum SlotError {
     Left { found: u8 },
     #[error("superblock says that its site gave way to generation {found}, expected {expected}")]
     GaveWay { expected: &'static str, found: u64 },
-    #[error("superblock says that its site stood down in generation {found}, and for whom it does not say")]
-    NoHeir { found: u64 },
+    #[error("superblock says how its site stands to a third that took over, and not which that is")]
+    NoHeir,
     #[error("superblock lists {found} volumes, expected at most {VOLUMES_MAX}")]
     VolumeCount { found: usize },
     #[error("superblock's volume {index} has 0 blocks, expected 1 or more")]
@@ -163,8 +165,9 @@ const LEFT: usize = 104;
 const RESERVED_A: usize = 105;
 const GAVE_WAY_TO: usize = 112;
 const HEIR: usize = 120;
-const STOOD_DOWN_IN: usize = 128;
-const RESERVED_B: usize = 136;
+const HEIR_COMMON: usize = 128;
+const STOOD_DOWN_IN: usize = 136;
+const RESERVED_B: usize = 144;
 const CRC: usize = 252;
 const VOLUMES: usize = 256;
 const HISTORY: usize = VOLUMES + 8 * VOLUMES_MAX;
@@ -281,8 +284,9 @@ impl Superblock {
         if let Some(Left::GaveWay(generation)) = self.left {
             put(out, GAVE_WAY_TO, &generation.0.to_le_bytes());
         }
-        if let Some(Heir { generation, stood_down_in }) = self.heir {
+        if let Some(Heir { generation, common, stood_down_in }) = self.heir {
             put(out, HEIR, &generation.0.to_le_bytes());
+            put(out, HEIR_COMMON, &common.0.to_le_bytes());
             put(out, STOOD_DOWN_IN, &stood_down_in.unwrap_or(Generation::NONE).0.to_le_bytes());
         }
         put(out, GROUP, &self.group.0.to_le_bytes());
@@ -342,8 +346,10 @@ impl Superblock {
         let named =
             |at: usize| Some(Generation(u64_at(bytes, at))).filter(|named| *named != Generation::NONE);
         let (heir, stood_down_in) = (named(HEIR), named(STOOD_DOWN_IN));
-        if let (None, Some(Generation(found))) = (heir, stood_down_in) {
-            return Err(SlotError::NoHeir { found });
+        let common = UpdateNumber(u64_at(bytes, HEIR_COMMON));
+        let heir = heir.map(|generation| Heir { generation, common, stood_down_in });
+        if heir.is_none() && (common > UpdateNumber::NONE || stood_down_in.is_some()) {
+            return Err(SlotError::NoHeir);
         }
         let volume_count = usize::from(bytes[VOLUME_COUNT]);
         if volume_count > VOLUMES_MAX {
@@ -394,7 +400,7 @@ impl Superblock {
             solo,
             role,
             left,
-            heir: heir.map(|generation| Heir { generation, stood_down_in }),
+            heir,
             history,
         };
         if version == SUPERBLOCK_VERSION_WITH_ROOM && superblock.room().all(|blocks| blocks == 0) {
@@ -498,6 +504,7 @@ mod tests {
                         }),
                         heir: (position[1] % 2 > 0).then_some(Heir {
                             generation: Generation(position[1]),
+                            common: UpdateNumber(numbers[1]),
                             stood_down_in: Some(Generation(position[2])).filter(|it| it.0 % 2 > 0),
                         }),
                         history,

@@ -161,9 +161,22 @@ fn sites_that_promised_more_are_shown_both_histories_and_nobody_takes_anything()
     for (lba, fill) in expected {
         assert_eq!(trio.read(THIRD, lba), fill, "block {lba} of the third");
     }
-    for (lba, fill) in old {
+    for (&lba, &fill) in &old {
         assert_eq!(trio.read(FIRST, lba), fill, "block {lba} of the first");
     }
+    // The pair serves, so its roles may change; and nobody takes over unasked beside the third.
+    trio.ask(FIRST, AdminOp::Switchover);
+    trio.until("it waits for its hosts", |trio| trio.status(FIRST).state == GroupState::Leaving);
+    trio.ask(FIRST, AdminOp::HostsGone);
+    trio.until("the second serves", |trio| {
+        let second = trio.status(SECOND);
+        (second.role, second.state) == (Role::Primary, GroupState::Serving)
+    });
+    trio.until("it is told", |trio| trio.sites[FIRST].out.to_admin.front().is_some());
+    while trio.sites[FIRST].out.to_admin.pop().is_some() {}
+    trio.exercise(SECOND, &mut old, 2, 200);
+    trio.kill(SECOND);
+    assert_eq!(trio.answer(FIRST, AdminOp::Promote { fenced: false }), Err(AdminError::ThirdTookOver));
 }
 
 #[test]

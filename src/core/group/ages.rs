@@ -1,4 +1,4 @@
-//! How long ago a stream had got how far: a third's lag, in time.
+//! How long ago a stream had got how far: how far behind another site is, in time.
 
 use crate::base::{FixedQueue, Nanos, UpdateNumber};
 
@@ -19,6 +19,12 @@ pub(super) struct Ages {
 impl Ages {
     pub fn new() -> Ages {
         Ages { points: FixedQueue::new(POINTS_MAX), newest: UpdateNumber::NONE }
+    }
+
+    /// It is another stream from here on.
+    pub fn forget(&mut self) {
+        while self.points.pop().is_some() {}
+        self.newest = UpdateNumber::NONE;
     }
 
     /// The stream is at `newest`, and nobody asks any more for what is up to `had`.

@@ -604,6 +604,7 @@ impl Group {
         self.destage.superblock_sequence += 1;
         let sizes = self.extending.write();
         let superblock = Superblock { sizes, ..self.superblock(position) };
+        self.heir = superblock.heir;
         superblock.encode(turn.memory.bytes_mut(page));
         turn.memory.seal(page);
         turn.tables.journal_io.set(slot, 0, page, BlockSum::ZEROS);

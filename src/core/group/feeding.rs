@@ -382,11 +382,10 @@ impl Group {
         if hello.last > common && common < self.settled {
             return self.refuse_parted(turn, hello.last, hello.last_generation);
         }
+        self.forget_heir(hello.site);
         let feed = self.feed_mut();
         feed.talk = Talk::Standing;
         feed.promoted = None;
-        self.heir = None;
-        let feed = self.feed_mut();
         // It is told at once what is settled here, and answers with its position.
         feed.said_at = Nanos(0);
     }

@@ -420,7 +420,7 @@ impl Group {
         let of_peer = self.generation.opener() != self.config.site && self.is_up_to_date();
         let may =
             !self.stopping && self.peer.inbound.is_empty() && self.applied <= last && self.window.room() > 0;
-        if self.peer.talk != Talk::Following || !handed_over || !of_peer || !may || self.has_heir() {
+        if self.peer.talk != Talk::Following || !handed_over || !of_peer || !may || self.is_inherited(last) {
             return;
         }
         if self.peer.connection.is_none() {

@@ -87,7 +87,7 @@ impl Group {
         Destaging::Marks
     }
 
-    /// Whether all that was marked when that was wanted last is marked durably.
+    /// Saves what is due of the set; whether all of that is durable.
     pub(super) fn save_changes(&mut self, turn: &mut Turn<impl Memory>) -> bool {
         if self.committing {
             return false;

@@ -137,14 +137,30 @@ impl Group {
 
     // ------------------------------------------------------------------------------------------ the sites that it pulled from
 
-    /// Whether the third took over from both, on the word that neither serves any more: each does again on an operator's only.
+    /// Whether the third took over from both, as far as this site knows: no site of the pair becomes primary unless an operator says that the
+    /// third serves nobody.
     pub(super) fn has_heir(&self) -> bool {
         self.feed.is_some() && self.heir_of(&self.history).is_some()
+    }
+
+    /// Whether the third took over with this update: what it hands on, the third has.
+    pub(super) fn is_inherited(&self, number: UpdateNumber) -> bool {
+        self.has_heir() && self.heir.is_some_and(|heir| number <= heir.common)
     }
 
     /// The heir, unless this history is its.
     pub(super) fn heir_of(&self, history: &History) -> Option<Heir> {
         self.heir.filter(|heir| history.iter().all(|(generation, _)| generation != heir.generation))
+    }
+
+    /// The third follows again, formatted anew: it has nothing any more that the pair has not. A primary that stood down for it still awaits
+    /// an operator's word.
+    pub(super) fn forget_heir(&mut self, third: SiteId) {
+        let its = self.heir.is_some_and(|heir| heir.generation.opener() == third);
+        if its && !self.is_superseded() {
+            self.heir = None;
+            self.destage.owe_checkpoint();
+        }
     }
 
     /// A primary that had nothing which its third lacked when it learned that this had taken over: it serves nobody without an operator's
@@ -175,7 +191,7 @@ impl Group {
             true => Some(self.generation),
             false => self.heir.and_then(|heir| heir.stood_down_in),
         };
-        let heir = Heir { generation: theirs.generation, stood_down_in };
+        let heir = Heir { generation: theirs.generation, common, stood_down_in };
         if self.heir.replace(heir) != Some(heir) {
             // It is to be on the disk soon.
             self.destage.owe_checkpoint();

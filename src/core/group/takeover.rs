@@ -70,8 +70,8 @@ impl Group {
         let binds = self.promised_until(now).is_some();
         match fenced {
             true => Ok(()),
-            false if self.is_being_handed_over() => Err(AdminError::LeavesAlready),
             false if self.has_heir() => Err(AdminError::ThirdTookOver),
+            false if self.is_being_handed_over() => Err(AdminError::LeavesAlready),
             false if self.is_released() => Ok(()),
             false if self.engaged() && (binds || self.judge_unfenced().is_err()) => {
                 Err(AdminError::PrimaryAlive)
@@ -236,6 +236,7 @@ impl Group {
     pub(super) fn become_secondary(&mut self, turn: &mut Turn<impl Memory>) {
         self.role = Role::Secondary;
         self.lease.forget_terms();
+        self.peer.ages.forget();
         self.role_at = UpdateNumber::NONE;
         self.opened = false;
         self.serving = false;

@@ -22,7 +22,8 @@ impl Group {
             Room::Enough => Ok(self.room_to_take(turn, update)),
             Room::Later => {
                 // The primary has given slots again that this site still copies to a third, for which nobody waits.
-                if self.reclaiming() {
+                let lacks = update.captures() && !self.slots.are_free(update.slot, update.count as usize);
+                if lacks && self.reclaiming() {
                     self.let_reclaim_pass(turn);
                 }
                 Ok(false)

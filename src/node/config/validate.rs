@@ -56,7 +56,7 @@ impl Reader<'_> {
     fn config(&mut self, raw: raw::File, file: &Path) -> Option<Config> {
         let home = file.parent().unwrap_or(Path::new(""));
         let (site, directory) = self.site(section(raw.site), home);
-        let group = self.group(section(raw.group));
+        let group = self.group(section(raw.group), raw.peer.is_some());
         let volumes = self.volumes(raw.volume, &directory);
         let journal = self.journal(section(raw.journal), &directory);
         let differential = self.differential(section(raw.differential), &directory);
@@ -144,7 +144,7 @@ impl Reader<'_> {
         (site, directory)
     }
 
-    fn group(&mut self, Section { at, keys }: Section<raw::Group>) -> Option<Group> {
+    fn group(&mut self, Section { at, keys }: Section<raw::Group>, has_peer: bool) -> Option<Group> {
         let name = self.name("group.name", keys.name, &at, "the group's name, the same on both sites");
         let levels = [
             ("received", AckLevel::Received),
@@ -191,6 +191,7 @@ impl Reader<'_> {
         );
         if let (Some(OnPeerLoss::Solo), Some(deadline), Some(budget)) =
             (on_peer_loss, host_deadline, latency_budget)
+            && has_peer
             && deadline <= budget
         {
             let message = format!(

@@ -345,6 +345,9 @@ fn in_sync(status: &GroupStatus) -> Option<String> {
                 * BLOCK_BYTES as u64)
                 >> 20
         )),
+        PeerState::CatchingUp if status.role != Role::Primary => {
+            Some("this site is catching up, or the primary is alone still".to_owned())
+        }
         PeerState::CatchingUp => Some(format!(
             "the peer is catching up: it holds {}, the last update is {}",
             status.peer_journaled, status.last

@@ -95,10 +95,7 @@ struct PeerTables {
 /// Looks at the tables and brings them back if they are damaged; `None` if they are sound. The site must not run.
 pub fn repair(config: &Config, patience: Duration) -> Result<Option<Repaired>, Wrong> {
     let journal_disk = Disk::open(&config.journal.path).map_err(|error| match error {
-        // Of a device the claim comes before the lock.
-        DiskError::Locked { .. } | DiskError::DeviceBusy { .. } => {
-            Wrong::Runs { site: config.site.name.clone(), file: config.file.clone() }
-        }
+        DiskError::Locked { .. } => Wrong::Runs { site: config.site.name.clone(), file: config.file.clone() },
         error => error.into(),
     })?;
     let damage = match Metadata::open_sound(&config.metadata, &names(config)) {

@@ -38,6 +38,8 @@ struct Suspect {
     entry: Captured,
     doubt: Doubt,
     since: Nanos,
+    /// Slots that had been reclaimed when its entry was last seen: it may be one of those that came free since.
+    reclaimed: u64,
 }
 
 #[derive(Debug)]
@@ -222,7 +224,7 @@ impl Group {
                         self.scrub.slots.at += 1;
                     }
                     (false, None) => {
-                        let suspect = Suspect { entry, doubt: Doubt::Entry, since: turn.now };
+                        let suspect = Suspect { entry, doubt: Doubt::Entry, since: turn.now, reclaimed: 0 };
                         self.scrub.slots.suspect = Some(suspect);
                     }
                     (false, Some(suspect)) => {
@@ -254,8 +256,9 @@ impl Group {
                 let damaged = Damaged { snapshot: self.kept_for(&entry), volume, lba, slot, sum };
                 // Whatever was said before, to whomever, is not the answer to this.
                 self.repair.forget_lacked();
-                // Another one is being repaired, or a reclaim may set this one free.
-                if self.begin_repair(turn, damaged) {
+                // Another one is being repaired, or a reclaim may set this one free, or has.
+                let there = suspect.reclaimed == self.counters.reclaimed_blocks;
+                if there && self.begin_repair(turn, damaged) {
                     self.scrub.slots.suspect = Some(Suspect { doubt: Doubt::Asked, ..suspect });
                 } else {
                     // The entry may be gone by then.
@@ -270,7 +273,8 @@ impl Group {
 
     /// The tables were asked whether its entry is still there.
     fn judge_suspect(&mut self, turn: &mut Turn<impl Memory>, suspect: Suspect, there: bool) {
-        let Suspect { entry, doubt, since } = suspect;
+        let suspect = Suspect { reclaimed: self.counters.reclaimed_blocks, ..suspect };
+        let Suspect { entry, doubt, since, .. } = suspect;
         let lacked = self.repair.lacked(entry.slot);
         match doubt {
             Doubt::Entry if !there => self.end_suspect(suspect, None),
