@@ -42,12 +42,12 @@ pub struct Outcome {
     pub unasked: u64,
     /// Times that the primary was to step down, and that one was told to go on whose successor had died.
     pub stepped_down: u64,
+    pub forced: u64,
     /// Sites that an operator stopped, and scrubs that ended, while hosts were at work.
     pub stops: u64,
     pub scrubs: u64,
     /// Operations of hosts that would write where another site had taken over.
     pub written_behind: u64,
-    pub forced: u64,
     /// Updates that went to a third site, its deaths, and how often it was told that it has lapsed.
     pub fed: u64,
     pub third_crashes: u64,

@@ -93,10 +93,9 @@ impl World {
     }
 
     /// Whether an operation that its deadline ends now may have waited for slots, which reclaiming frees at its own pace on
-    /// each site, or for a secondary that was lost because it had to (seed 722558).
+    /// each site.
     pub(super) fn slots_lacked(&self) -> bool {
-        let deadline = self.plan.configs[0].host_deadline.0;
-        self.slots_lacked_at.is_some_and(|at| self.now <= at + deadline.max(self.audit.wait_ns_max()))
+        self.slots_lacked_at.is_some_and(|at| self.now <= at + self.audit.wait_ns_max())
     }
 
     /// Whether an error is what snapshots may bring, though nothing fails: no space for what a write overwrites, or so little

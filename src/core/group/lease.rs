@@ -155,7 +155,6 @@ impl Group {
     /// Whether this site has all that the primary it cannot ask may have acknowledged, and that one cannot go on.
     pub(super) fn judge_unfenced(&self) -> Result<(), AdminError> {
         match self.lease.terms {
-            _ if self.has_heir() => Err(AdminError::ThirdTookOver),
             Some(terms)
                 if self.role == Role::Secondary && terms.suspends && self.settled >= terms.alone_until =>
             {

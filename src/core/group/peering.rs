@@ -215,6 +215,7 @@ impl Group {
         }
     }
 
+    /// Whether the sites of the pair are finding out who they are to each other.
     pub(super) fn greets(&self) -> bool {
         self.peer.connection.is_some() && matches!(self.peer.talk, Talk::Greeting { .. })
     }
